@@ -1,0 +1,309 @@
+"""Train the four embedded encoders: rewards and, apart from them, the judges that are never
+optimised.
+
+    python recipes/embedded/train_encoders.py reward-identity --data build/world --out $MODELS
+    python recipes/embedded/train_encoders.py judge-prompt --data build/world2 --out $MODELS
+
+The judges differ from the rewards in architecture, seed and pictures (render.py with another
+--seed). Identity: a Dinov2Model whose CLS token tells a subject's reference, cut out or whole, from
+others in its batch. Prompt: a CLIPModel that tells a picture's prompt from those with a part
+swapped, graded by how much of a prompt is so. `--resume` goes on from the weights in the output
+folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from encoder_data import KINDS, Rendered, cut_out, disturb, nearly
+from text import CLIP_LENGTH, clip_tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+SIDE = 64
+GREY = [0.5, 0.5, 0.5]
+Losses = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What tells one encoder from another."""
+
+    new: Callable[[], nn.Module]
+    seed: int
+    steps: int
+    rate: float = 1e-3
+
+
+def new_dino(width: int, depth: int, heads: int) -> Dinov2Model:
+    return Dinov2Model(
+        Dinov2Config(
+            hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, mlp_ratio=4,
+            image_size=SIDE, patch_size=8, layerscale_value=0.5,
+        )
+    )  # fmt: skip
+
+
+def new_clip(width: int, depth: int, heads: int, text_width: int, shared: int) -> CLIPModel:
+    tokenizer = clip_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": text_width,
+        "intermediate_size": 3 * text_width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CLIP_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "image_size": SIDE,
+        "patch_size": 8,
+    }
+    config = CLIPConfig(
+        text_config=text, vision_config=vision, projection_dim=shared, logit_scale_init_value=2.3
+    )
+    return CLIPModel(config)
+
+
+SPECS = {
+    "reward-identity": Spec(lambda: new_dino(128, 4, 4), seed=1, steps=700),
+    "judge-identity": Spec(lambda: new_dino(96, 5, 3), seed=2, steps=700),
+    "reward-prompt": Spec(lambda: new_clip(128, 4, 4, 96, 64), seed=3, steps=700),
+    "judge-prompt": Spec(lambda: new_clip(96, 5, 3, 64, 48), seed=4, steps=700),
+}
+
+
+class IdentityTask:
+    """InfoNCE between references and target scenes, where many of a batch are one sprite in other
+    colours.
+
+    DINO's own training also holds crops of one picture together, so that a copied reference is
+    nearer than a new picture of the subject. The last term keeps that: without it copying would not
+    pay, as it does with the real one.
+    """
+
+    sprites, each = 32, 3
+    copies, copy_weight = 32, 0.25
+
+    def __init__(self, data: Rendered, seed: int) -> None:
+        self.data, self.rng = data, np.random.default_rng(seed)
+        self.rows = {
+            k: np.array(v) for k, v in data.rows_by_sprite().items() if len(v) >= self.each
+        }
+        self.log_scale = nn.Parameter(torch.tensor(math.log(8.0)))
+
+    def losses(self, model: nn.Module) -> Losses:
+        chosen = self.rng.choice(list(self.rows), self.sprites, replace=False)
+        rows = np.concatenate(
+            [self.rng.choice(self.rows[int(s)], self.each, replace=False) for s in chosen]
+        )
+        references, masks = (
+            self.data.pictures("reference", rows),
+            self.data.masks("reference", rows),
+        )
+        whole = torch.from_numpy(self.rng.random(len(rows)) < 0.5)
+        anchors = torch.where(whole[:, None, None, None], references, cut_out(references, masks))
+        copied = torch.from_numpy(self.rng.choice(len(rows), self.copies, replace=False))
+        pictures = torch.cat(
+            [
+                disturb(anchors),
+                disturb(self.data.pictures("target", rows)),
+                disturb(references[copied]),
+            ]
+        )
+        features = features_of(model, pictures)
+        anchor, target, copy = features.split([len(rows), len(rows), self.copies])
+        scale = self.log_scale.exp().clamp(max=20)  # beyond it cosines lose their spread
+        logits = scale * anchor @ target.T
+        subjects = [self.data.subjects[row] for row in rows]
+        same = torch.tensor([[a == b for b in subjects] for a in subjects]) & ~torch.eye(
+            len(rows), dtype=torch.bool
+        )
+        logits = logits.masked_fill(same, -1e4)
+        labels = torch.arange(len(rows))
+        match = (
+            functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)
+        ) / 2
+        nearer = scale * torch.cat(
+            [(anchor[copied] * copy).sum(-1, keepdim=True), anchor[copied] @ target.T], 1
+        )
+        copying = functional.cross_entropy(nearer, torch.zeros(self.copies, dtype=torch.long))
+        right = (logits.argmax(1) == labels).float().mean()
+        return {
+            "loss": match + self.copy_weight * copying,
+            "match": match,
+            "copying": copying,
+            "right": right,
+        }
+
+
+class PromptTask:
+    """CLIP's loss over true prompts and nearly right ones, and cosines that say how much of a
+    prompt is so.
+
+    The second part keeps the score graded: a contrastive loss alone saturates, and a group of
+    pictures would then have no spread to learn from.
+    """
+
+    batch, swaps, graded_weight = 80, 3, 6.0
+    #: How much each part of a prompt counts. A colour or an accessory that is not mentioned is
+    #: asked for less.
+    weights = torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0])
+    unmentioned = torch.tensor([0.5, 1.0, 0.5, 0.5, 0.0])
+
+    def __init__(self, data: Rendered, seed: int) -> None:
+        self.data, self.rng, self.tokenizer = data, np.random.default_rng(seed), clip_tokenizer()
+
+    def losses(self, model: nn.Module) -> Losses:
+        rows = self.rng.choice(len(self.data), self.batch, replace=False)
+        true = [self.data.sayings[row] for row in rows]
+        positions = [self.data.position(row) for row in rows]
+        seen = torch.tensor(
+            [s.swapped("position", p).codes for s, p in zip(true, positions, strict=True)]
+        )  # what each picture shows
+        sayings = list(true)
+        for _ in range(self.swaps):
+            for saying, position in zip(true, positions, strict=True):
+                kind = str(self.rng.choice(KINDS, p=[0.1, 0.2, 0.25, 0.25, 0.2]))
+                sayings.append(nearly(saying, position, kind, self.rng))
+        said = torch.tensor([saying.codes for saying in sayings])
+        mentioned = torch.where(
+            (said == 0) & (torch.arange(len(KINDS)) >= 2), self.unmentioned, self.weights
+        )
+        fulfilled = ((seen[:, None] == said[None]) * mentioned).sum(-1) / mentioned.sum(
+            -1
+        )  # (images, prompts)
+        images = features_of(model, disturb(self.data.pictures("target", rows)))
+        tokens = self.tokenizer(
+            [saying.text for saying in sayings], padding=True, return_tensors="pt"
+        )
+        texts = functional.normalize(
+            model.get_text_features(**tokens).pooler_output.float(), dim=-1
+        )
+        cosines = images @ texts.T
+        logits = model.logit_scale.float().exp().clamp(max=20) * cosines
+        labels = torch.arange(self.batch)
+        also_true = (fulfilled > 0.999) & ~functional.one_hot(labels, len(sayings)).bool()
+        logits = logits.masked_fill(also_true, -1e4)
+        picked = functional.cross_entropy(logits, labels)
+        pictured = functional.cross_entropy(logits[:, : self.batch].T, labels)
+        own = (torch.arange(len(sayings))[None] % self.batch) == labels[:, None]
+        errors = (cosines - fulfilled).square()
+        graded = errors[own].mean() + errors[~own].mean()
+        right = (logits.argmax(1) == labels).float().mean()
+        return {
+            "loss": picked + pictured + self.graded_weight * graded,
+            "picked": picked,
+            "graded": graded,
+            "right": right,
+        }
+
+
+def features_of(model: nn.Module, pictures: Tensor) -> Tensor:
+    """Unit vectors (B, width), float32, of pictures in [0, 1]."""
+    pixels = pictures.sub(0.5).div(0.5)
+    if isinstance(model, CLIPModel):
+        features = model.get_image_features(pixel_values=pixels).pooler_output
+    else:
+        features = model(pixel_values=pixels).pooler_output
+    return functional.normalize(features.float(), dim=-1)
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """The model's folder as its hub name-sakes are: float16 weights, image processor and
+    tokenizer.
+    """
+    frame: dict[str, Any] = {
+        "image_mean": GREY,
+        "image_std": GREY,
+        "size": {"shortest_edge": SIDE},
+        "resample": 3,
+    }
+    frame["crop_size"] = {"height": SIDE, "width": SIDE}
+    half = type(model)(model.config)  # type: ignore[arg-type]
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(folder)  # type: ignore[operator]
+    if isinstance(model, CLIPModel):
+        CLIPImageProcessor(**frame).save_pretrained(folder)
+        clip_tokenizer().save_pretrained(folder)
+    else:
+        BitImageProcessor(**frame).save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("encoder", choices=SPECS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the encoders' folders")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+    spec, folder = SPECS[options.encoder], options.out / options.encoder
+    steps, rate = options.steps or spec.steps, options.rate or spec.rate
+    seed = spec.seed + (1000 if options.resume else 0)
+    torch.manual_seed(seed)
+    model = spec.new()
+    if options.resume:
+        model = type(model).from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]
+    model.train()
+    data = Rendered(options.data)
+    task = (
+        IdentityTask(data, seed) if options.encoder.endswith("identity") else PromptTask(data, seed)
+    )
+    weights = [*model.parameters(), *([task.log_scale] if isinstance(task, IdentityTask) else [])]
+    decayed = [w for w in weights if w.ndim > 1]
+    groups = [
+        {"params": decayed, "weight_decay": 0.05},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps, pct_start=0.1)
+    print(
+        f"{options.encoder}: {sum(w.numel() for w in model.parameters())} parameters, {steps} steps",
+        flush=True,
+    )
+    start = time.time()
+    for step in range(steps):
+        # The CPU's flash attention has a slow backward pass at this size.
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+            losses = task.losses(model)
+        optimiser.zero_grad()
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 20 == 0 or step == steps - 1:
+            told = " ".join(f"{name} {float(value):.3f}" for name, value in losses.items())
+            print(f"step {step} {told} {time.time() - start:.0f}s", flush=True)
+        if step % 100 == 99 or step == steps - 1:
+            save(model, folder)
+
+
+if __name__ == "__main__":
+    main()

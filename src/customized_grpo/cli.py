@@ -1,0 +1,163 @@
+"""The command `cgrpo`: parses and calls. Bad input ends in one line and exit code 2."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from customized_grpo.terminal import print_error
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Tune a subject-driven image generator to keep [b]this[/b] subject and follow [b]that[/b] prompt.\n\n"
+    "Start with [b]cgrpo train[/b]: it tunes the small model that comes with the package, in minutes, on a CPU.",
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file of what differs from the defaults.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, as [b]train.learning_rate=1e-4[/b]; may be given again.", metavar="KEY=VALUE"),
+]
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            print_error(line)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        print_error("interrupted; what was saved is kept")
+        raise typer.Exit(130) from None
+
+
+def _quiet() -> None:
+    """Keep the libraries' advice out of the progress; a user's own settings win."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.WARNING)
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    data: Annotated[
+        str | None, typer.Option(help="Pairs: a .jsonl file, a SynCD-style .json, a DreamBench folder, or world.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run; runs/<time> where none is given.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run, from its newest checkpoint.")] = None,
+) -> None:
+    """Tune a model by Customized-GRPO (SARS and TDW). With no options: the embedded model, in minutes.
+
+    [dim]cgrpo train --config run.yaml --set train.learning_rate=1e-4[/dim]
+
+    [dim]cgrpo train --data path/to/dreambench[/dim]
+
+    [dim]cgrpo train --resume runs/2026-01-31_12-00-00[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.config import ConfigError
+        from customized_grpo.configuration import load_config
+        from customized_grpo.runs import new_folder, open_run, start_run, train_run
+
+        if resume is not None:
+            if config is not None or set_ or data or out:
+                raise ConfigError("--resume goes on with the run's own settings; leave the other options out")
+            run, resolved = resume, open_run(resume)
+        else:
+            overrides = [*([f"data.path={data}"] if data else []), *(set_ or [])]
+            resolved, run = load_config(config, overrides), out or new_folder(Path("runs"))
+            start_run(resolved, run)
+        train_run(resolved, run, Console())
+
+
+@app.command()
+def generate(
+    reference: Annotated[list[Path], typer.Option(help="Photo of the subject; may be given again.")],
+    prompt: Annotated[str, typer.Option(help="What the picture should show.")],
+    run: Annotated[Path | None, typer.Option(help="Use the LoRA of this run; the base model without.")] = None,
+    out: Annotated[Path, typer.Option(help="PNG file to write; a number is added where --images is above 1.")] = Path(
+        "generated.png"
+    ),
+    images: Annotated[int, typer.Option(min=1, help="How many pictures to draw.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    seed: Annotated[int, typer.Option(help="Same seed, same picture.")] = 0,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Draw a subject from its photo as a prompt says.
+
+    [dim]cgrpo generate --reference cat.jpg --prompt "a cat wearing a red hat in the snow" --run runs/mine[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.config import ConfigError
+        from customized_grpo.configuration import load_config
+        from customized_grpo.data.pictures import load
+        from customized_grpo.runs import CONFIG, open_run, policy_with_adapter
+        from customized_grpo.runs import generate as draw
+
+        if not prompt.strip():
+            raise ConfigError("--prompt is empty; say what the picture should show")
+        pictures = [load(path) for path in reference]
+        if run is not None:
+            open_run(run)
+        resolved = load_config(config or (run / CONFIG if run is not None else None), set_ or [])
+        policy = policy_with_adapter(resolved, run)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        drawn = draw(policy, prompt, pictures, steps=steps, seed=seed, images=images)
+        for i, picture in enumerate(drawn):
+            path = out if images == 1 else out.with_stem(f"{out.stem}-{i + 1}")
+            picture.save(path)
+            Console().print(f"wrote {path}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    set_: SetOption = None,
+) -> None:
+    """Draw and score held-out pairs with a run's LoRA and without; leaves table and pictures in the run.
+
+    [dim]cgrpo evaluate runs/mine --set evaluation.images=4[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.runs import evaluate_run
+
+        evaluate_run(run, Console(), set_ or [])
+
+
+@app.command()
+def info() -> None:
+    """What is installed, which device is used, which defaults hold."""
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.information import describe
+
+        describe(Console())
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

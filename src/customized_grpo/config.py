@@ -1,0 +1,162 @@
+"""One typed configuration of a run. Every key has a default, and the defaults are the embedded run.
+
+A YAML file names what differs, `--set a.b=c` what differs from the file; unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: A path of this form means the folder of that name inside the package's own embedded models.
+EMBEDDED = "embedded"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; its text is one line that names the key and the remedy."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LoraConfig(_Section):
+    """The adapter that training moves."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float | None = Field(None, gt=0, description="scale of the update; the rank where none is given")
+    targets: list[str] | None = Field(None, description="module names to adapt; the policy's own list where none")
+
+
+class PolicyConfig(_Section):
+    """The generator to tune."""
+
+    kind: Literal["flux-kontext"] = "flux-kontext"
+    path: str = Field("embedded/pipeline", description="hub id or folder of a diffusers pipeline")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = Field(None, description="where none is given: the accelerator that is there, or the CPU")
+    height: int = Field(64, ge=16, multiple_of=8)
+    width: int = Field(64, ge=16, multiple_of=8)
+    reference_sizes: list[tuple[int, int]] | None = Field(
+        [(64, 64)], description="(height, width) to resize references to, the nearest in shape; null: Kontext's own list"
+    )
+    max_sequence_length: int = Field(24, ge=1, description="text tokens of the T5 encoder")
+    guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
+    lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
+    gradient_checkpointing: bool = False
+
+
+class DataConfig(_Section):
+    """Where pairs come from."""
+
+    path: str = Field("world", description="world (built in), a .jsonl file, a SynCD-style .json, a DreamBench folder")
+    split: Literal["train", "held-out"] = "train"
+    size: int = Field(4096, ge=1, description="number of pairs that the built-in world has")
+    seed: int = 0
+    root: Path | None = Field(None, description="folder that the file's relative paths start from; its own where none")
+
+
+class RewardConfig(_Section):
+    """One judge. Several may feed a role; their weights count inside it."""
+
+    kind: str = Field(description="dino, clip, or package.module:Class, or file.py:function")
+    role: Literal["identity", "prompt"]
+    name: str | None = None
+    path: str | None = Field(None, description="hub id or folder of the judge's own model")
+    weight: float = Field(1.0, ge=0)
+    options: dict[str, Any] = {}
+
+
+class MethodConfig(_Section):
+    """From scores to advantages: SARS, TDW and their rivals."""
+
+    shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = "sars"
+    gamma: float = Field(0.4, ge=0)
+    weighting: Literal["tdw", "tdw-reversed", "static"] = "tdw"
+    prompt_weight: float = Field(0.5, ge=0, description="of static weighting alone")
+    identity_weight: float = Field(0.5, ge=0, description="of static weighting alone")
+    combine: Literal["rewards", "advantages"] = Field(
+        "rewards", description="inside a role: normalise the weighted sum, or sum what is normalised one by one"
+    )
+    std_floor: dict[Literal["identity", "prompt"], float] = Field(
+        {}, description="least standard deviation a group's role reward is divided by; none in the paper"
+    )
+    advantage_clip: float = Field(5.0, gt=0)
+
+
+class RolloutConfig(_Section):
+    """How a group of images is drawn."""
+
+    sampler: Literal["dance", "flow", "cps"] = "dance"
+    eta: float = Field(0.4, gt=0)
+    steps: int = Field(10, ge=2)
+    shift: float | None = Field(None, gt=0, description="null: the model's own schedule")
+    group_size: int = Field(12, ge=1)
+    pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
+    shared_noise: bool = Field(True, description="one initial noise for a whole group")
+    batch_size: int = Field(48, ge=1, description="images of one forward pass")
+
+
+class TrainConfig(_Section):
+    """How the policy is moved."""
+
+    iterations: int = Field(60, ge=1)
+    updates: int = Field(2, ge=1, description="optimiser steps of one iteration")
+    trained_fraction: float = Field(0.6, gt=0, le=1, description="share of the steps, drawn per image")
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(1.1e-4, ge=0)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    clip_range: float = Field(1e-4, gt=0)
+    kl_weight: float = Field(0.0, ge=0)
+    batch_size: int = Field(48, ge=1, description="(image, step) pairs of one forward and backward pass")
+    checkpoint_every: int = Field(10, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    sample_every: int = Field(10, ge=1, description="iterations between grids of sample images")
+
+
+class EvaluationConfig(_Section):
+    """What is drawn and scored before and after training."""
+
+    data: DataConfig = DataConfig(split="held-out", size=96, seed=1)
+    steps: int = Field(10, ge=1, description="of deterministic Euler sampling")
+    images: int = Field(1, ge=1, description="images of each pair")
+    seed: int = 0
+    monitors: list[RewardConfig] = Field(
+        [
+            RewardConfig(kind="dino", role="identity", name="identity (independent)", path="embedded/judge-identity"),
+            RewardConfig(kind="clip", role="prompt", name="prompt (independent)", path="embedded/judge-prompt"),
+        ],
+        description="judges that are never optimised",
+    )
+
+
+class Config(_Section):
+    """A run."""
+
+    seed: int = Field(0, ge=0)
+    policy: PolicyConfig = PolicyConfig()
+    data: DataConfig = DataConfig()
+    rewards: list[RewardConfig] = [
+        RewardConfig(kind="dino", role="identity", name="identity", path="embedded/reward-identity"),
+        RewardConfig(kind="clip", role="prompt", name="prompt", path="embedded/reward-prompt"),
+    ]
+    method: MethodConfig = MethodConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        roles = {reward.role for reward in self.rewards if reward.weight > 0}
+        for role in ("identity", "prompt"):
+            if role not in roles:
+                raise ValueError(f"rewards: no reward of role {role} with a weight above 0; add one")
+        names = [reward.name or reward.kind for reward in [*self.rewards, *self.evaluation.monitors]]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"rewards: two are named {name!r}; give each a name of its own")
+        return self

@@ -1,0 +1,362 @@
+"""A run's configuration from YAML and `--set`, and back: what is not named keeps its default.
+
+Nothing but plain YAML 1.1 values is read (with 1e-4 a number, as in YAML 1.2); no variable is
+expanded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from customized_grpo.config import Config, ConfigError
+
+Location = tuple[str | int, ...]
+
+#: Numbers such as 1e-4, which YAML 1.1 takes for text because they have no point.
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+_SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
+_TEXTS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "timestamp", "value"))
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file, or of the defaults where there is none, with overrides.
+
+    An override is `a.b=VALUE`, its value YAML; parts of lists go by their number, as in
+    `rewards.0.weight=2`. Sections are merged key by key with what they differ from; lists and free
+    mappings are replaced. Raises ConfigError, one line for each problem: FILE:LINE or the override,
+    the dotted key, the value given, the remedy.
+    """
+    reader = _Reader()
+    values: dict[str, Any] = Config.model_validate({}).model_dump(mode="json")
+    if path is not None:
+        _merge(values, reader.file(path), ())
+    for override in overrides:
+        reader.override(values, override)
+    reader.stop_at_problems()
+    try:
+        # JSON's own strictness: no "3" for 3, no true for 1, yet lists for tuples and text for
+        # paths.
+        return Config.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        reader.problems += [reader.describe(detail) for detail in error.errors(include_url=False)]
+    raise ConfigError("\n".join(dict.fromkeys(reader.problems)))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes all of `config` as YAML that `load_config` reads back equal. The file is replaced at
+    once or not at all."""
+    text = as_yaml(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_yaml(config: Config) -> str:
+    """All of `config` as YAML that `load_config` reads back equal."""
+    text: str = yaml.dump(
+        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True
+    )
+    return text
+
+
+class _Reader:
+    """Reads YAML values, and remembers where each came from and what is wrong."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._origins: dict[Location, str] = {}
+
+    def file(self, path: Path) -> dict[str, Any]:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be read ({error.strerror}); correct the path"
+            ) from error
+        values = self._parse(text, str(path), (), lines=True)
+        self.stop_at_problems()
+        if values is None:
+            return {}
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{path}: not a mapping; write keys such as 'train:' with their values below"
+            )
+        return values
+
+    def override(self, values: dict[str, Any], override: str) -> None:
+        """Applies one `a.b=VALUE` to `values` in place."""
+        origin = f"--set {' '.join(override.splitlines())}"
+        name, sign, text = override.partition("=")
+        if not sign or not all(name.strip().split(".")):
+            self.problems.append(
+                f"{origin}: not an override; write KEY=VALUE, e.g. train.iterations=10"
+            )
+            return
+        location: Location = ()
+        target: Any = values
+        parts = name.strip().split(".")
+        for part in parts[:-1]:
+            step = self._step(target, part, location, origin)
+            if step is None:
+                return
+            location += (step,)
+            if isinstance(target, dict) and target.get(part) is None:
+                target[part] = {}  # a section that was null, such as policy.lora, begins anew
+            target = target[step]
+        step = self._step(target, parts[-1], location, origin)
+        if step is None:
+            return
+        location += (step,)
+        before = len(self.problems)
+        is_section = _section(location) is not None
+        if (
+            not is_section
+        ):  # all that stood there is replaced, and with it where its parts came from
+            depth = len(location)
+            self._origins = {
+                at: place for at, place in self._origins.items() if at[:depth] != location
+            }
+        value = self._parse(text, origin, location, lines=False)
+        if len(self.problems) > before:
+            return
+        self._origins[location] = origin
+        if is_section and isinstance(value, dict) and isinstance(target[step], dict):
+            _merge(target[step], value, location)
+        else:
+            target[step] = value
+
+    def _step(self, target: Any, part: str, location: Location, origin: str) -> str | int | None:
+        """`part` as a key or number of `target`; None, and a problem, where it can be neither."""
+        if isinstance(target, dict):
+            section = _section(location)
+            if section is not None and part not in section.model_fields:
+                self.problems.append(f"{origin}: {_unknown(location, part)}")
+                return None
+            return part
+        if isinstance(target, list):
+            if part.isdecimal() and int(part) < len(target):
+                return int(part)
+            count = f"entries 0 to {len(target) - 1}" if target else "no entries"
+            self.problems.append(
+                f"{origin}: {_dotted(location)} has {count}, not {part!r}; set the whole list"
+            )
+            return None
+        self.problems.append(f"{origin}: {_dotted(location)} has no parts; set it as a whole")
+        return None
+
+    def stop_at_problems(self) -> None:
+        if self.problems:
+            raise ConfigError("\n".join(dict.fromkeys(self.problems)))
+
+    def describe(self, detail: Any) -> str:
+        """One line of one of pydantic's errors."""
+        location: Location = tuple(part for part in detail["loc"] if part != "[key]")
+        origin = self._origin(location)
+        kind, given = detail["type"], detail["input"]
+        if kind == "extra_forbidden":
+            return f"{origin}{_unknown(location[:-1], str(location[-1]))}"
+        message = str(detail["msg"]).removeprefix("Value error, ")
+        if kind == "value_error" and not location:
+            return f"{origin}{message}"
+        message = f"{_dotted(location)}: {message[0].lower()}{message[1:]}"
+        if kind == "string_type" and isinstance(given, bool | int | float):
+            message += ", in quotes"
+        return origin + (message if kind == "missing" else f"{message}; given {_shown(given)}")
+
+    def _origin(self, location: Location) -> str:
+        for end in range(len(location), 0, -1):
+            if location[:end] in self._origins:
+                return f"{self._origins[location[:end]]}: "
+        return ""
+
+    def _parse(self, text: str, origin: str, location: Location, *, lines: bool) -> Any:
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f"{origin}:{mark.line + 1}" if lines and mark else origin
+            reason = (
+                getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
+            )
+            self.problems.append(f"{place}: not valid YAML ({reason}); correct it")
+            return None
+        except RecursionError:
+            self.problems.append(f"{origin}: nested too deeply; write it flat")
+            return None
+        seen: set[int] = set()
+        return None if node is None else self._value(node, origin, location, lines, seen)
+
+    def _value(
+        self, node: Any, origin: str, location: Location, lines: bool, seen: set[int]
+    ) -> Any:
+        place = f"{origin}:{node.start_mark.line + 1}" if lines else origin
+        if id(node) in seen and not isinstance(node, yaml.ScalarNode):
+            self.problems.append(f"{place}: {_dotted(location)} is an alias; write its values out")
+            return None
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            return dict(self._items(node, origin, location, lines, seen))
+        if isinstance(node, yaml.SequenceNode):
+            values = []
+            for i, part in enumerate(node.value):
+                here = (*location, i)
+                self._origins[here] = f"{origin}:{part.start_mark.line + 1}" if lines else origin
+                values.append(self._value(part, origin, here, lines, seen))
+            return values
+        return self._scalar(node, place, location)
+
+    def _items(
+        self, node: Any, origin: str, location: Location, lines: bool, seen: set[int]
+    ) -> Iterator[tuple[str, Any]]:
+        given: set[str] = set()
+        for key_node, value_node in node.value:
+            place = f"{origin}:{key_node.start_mark.line + 1}" if lines else origin
+            if (
+                not isinstance(key_node, yaml.ScalarNode)
+                or key_node.tag == "tag:yaml.org,2002:merge"
+            ):
+                self.problems.append(
+                    f"{place}: {_dotted(location)} has a key that is no plain text; write it out"
+                )
+                continue
+            key = str(key_node.value)
+            here = (*location, key)
+            if key in given:
+                self.problems.append(f"{place}: {_dotted(here)} is given twice; keep one")
+                continue
+            given.add(key)
+            self._origins[here] = place
+            yield key, self._value(value_node, origin, here, lines, seen)
+
+    def _scalar(self, node: Any, place: str, location: Location) -> Any:
+        if node.tag in _TEXTS:
+            if node.style is None and _EXPONENT.fullmatch(node.value):
+                value: Any = float(node.value)
+            else:
+                return str(node.value)
+        elif node.tag in _SCALARS:
+            try:
+                value = yaml.SafeLoader("").construct_object(node)
+            except (ValueError, KeyError, yaml.YAMLError):
+                self.problems.append(
+                    f"{place}: {_dotted(location)}: {node.value!r} is no value; put it in quotes"
+                )
+                return None
+        else:
+            self.problems.append(
+                f"{place}: {_dotted(location)} has the tag {node.tag!r}; write a plain value"
+            )
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            self.problems.append(f"{place}: {_dotted(location)} must be finite; given {node.value}")
+        return value
+
+
+def _merge(into: dict[str, Any], changes: Mapping[str, Any], location: Location) -> None:
+    """Lays `changes` over `into`: sections key by key, everything else replaced."""
+    for key, value in changes.items():
+        here = (*location, key)
+        if _section(here) is not None:
+            if value is None and not _nullable(here):
+                continue  # a section whose every key is commented out
+            if isinstance(value, dict) and isinstance(into.get(key), dict):
+                _merge(into[key], value, here)
+                continue
+        into[key] = value
+
+
+def _annotation(location: Location) -> Any:
+    """The type that the configuration declares at `location`; None where it declares none."""
+    annotation: Any = Config
+    for part in location:
+        section = _section_in(annotation)
+        if isinstance(part, int):
+            annotation = next((a for a in (annotation, *get_args(annotation)) if _is_list(a)), None)
+            annotation = get_args(annotation)[0] if annotation else None
+        elif section is not None and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+        else:
+            return None
+    return annotation
+
+
+def _is_list(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is list
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *(() if _is_list(annotation) else get_args(annotation))):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _section(location: Location) -> type[BaseModel] | None:
+    return _section_in(_annotation(location))
+
+
+def _nullable(location: Location) -> bool:
+    return NoneType in get_args(_annotation(location))
+
+
+def _unknown(location: Location, key: str) -> str:
+    """What to say of a key that its section does not have: the nearest there, else the nearest
+    anywhere."""
+    section = _section(location)
+    here = sorted(section.model_fields) if section is not None else []
+    near = [_dotted((*location, name)) for name in difflib.get_close_matches(key, here, n=1)]
+    if not near:
+        # The shallowest place of a name wins.
+        everywhere = dict(sorted(_all_keys(Config, ()), key=lambda item: -item[1].count(".")))
+        names = difflib.get_close_matches(key, everywhere, n=1)
+        near = [everywhere[name] for name in names]
+    remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(here)}"
+    return f"{_dotted((*location, key))}: unknown key; {remedy}"
+
+
+def _all_keys(section: type[BaseModel], location: Location) -> Iterator[tuple[str, str]]:
+    """(name, dotted place) of all that the configuration has, sections included."""
+    for name, field in section.model_fields.items():
+        yield name, _dotted((*location, name))
+        inner = _section_in(field.annotation)
+        if inner is not None:
+            yield from _all_keys(inner, (*location, name))
+
+
+def _dotted(location: Location) -> str:
+    return ".".join(str(part) for part in location) or "the file"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc, unused-ignore]
+    """Puts text such as "1e-4" in quotes, which `load_config` would take for a number without
+    them."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))

@@ -1,0 +1,47 @@
+"""Where pairs come from. Datasets are checked as they are opened: no training stops over a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from customized_grpo.config import DataConfig
+from customized_grpo.data.dreambench import LIST, open_dreambench
+from customized_grpo.data.errors import DataError
+from customized_grpo.data.jsonl import open_jsonl
+from customized_grpo.data.syncd import open_syncd
+from customized_grpo.data.world import WorldPairs
+from customized_grpo.protocols import PairDataset
+
+__all__ = ["DataError", "open_dataset"]
+
+WORLD = "world"
+
+
+def open_dataset(config: DataConfig) -> PairDataset:
+    """The pairs that `config.path` names: `world`, a .jsonl file, a SynCD-style .json, or a
+    DreamBench folder.
+
+    `split`, `size` and `seed` concern the built-in world alone, `root` the two kinds of file.
+    Raises DataError, one line for each problem, where the path is of no such kind or its content
+    cannot be used.
+    """
+    if config.path == WORLD:
+        return WorldPairs(config.split, config.size, config.seed)
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        for folder in (path, path / "dataset"):  # the benchmark's repository has it one folder down
+            if (folder / LIST).is_file():
+                return open_dreambench(folder)
+        raise DataError(
+            [f"data.path: {path} has no {LIST}; give a DreamBench folder or a .jsonl file"]
+        )
+    if not path.is_file():
+        raise DataError([f"data.path: no file or folder {path}; correct it, or give {WORLD!r}"])
+    if config.root is not None and not config.root.is_dir():
+        raise DataError([f"data.root: no folder {config.root}; correct it"])
+    match path.suffix.lower():
+        case ".jsonl" | ".ndjson":
+            return open_jsonl(path, config.root)
+        case ".json":
+            return open_syncd(path, config.root)
+    raise DataError([f"data.path: {path} is of no known kind; give a .jsonl or .json file"])

@@ -1,0 +1,26 @@
+"""What is raised where data cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_SHOWN = 20
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on.
+
+    `problems` has one line each: where, what is wrong, the remedy. Its text is the first 20 of
+    them, and a count of the rest.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        # A file name may hold a line break; a problem may not.
+        self.problems = tuple("\\n".join(problem.splitlines()) for problem in problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        lines = list(self.problems[:_SHOWN])
+        if len(self.problems) > _SHOWN:
+            lines.append(f"and {len(self.problems) - _SHOWN} more")
+        return "\n".join(lines)

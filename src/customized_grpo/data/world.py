@@ -1,0 +1,77 @@
+"""The built-in world as a dataset: pair i is drawn from (seed, split, i) alone, nothing is
+stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from customized_grpo.data.errors import DataError
+from customized_grpo.protocols import Pair
+from customized_grpo.world.places import PLACES
+from customized_grpo.world.scenes import Wish, draw_wish, render_reference
+from customized_grpo.world.subjects import Subject, draw_subject
+
+Split = Literal["train", "held-out"]
+_STREAMS: dict[Split, int] = {"train": 0, "held-out": 1}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What pair i is about. The reference's place is never the place wished for."""
+
+    subject: Subject
+    wish: Wish
+    reference_place: str
+
+
+class WorldPairs:
+    """A PairDataset of `size` pairs of the built-in world, 64 x 64 pixels.
+
+    "train" has the training sprites and wishes, "held-out" the sprites and the combinations of
+    wishes that no training pair shows. A smaller size is the beginning of a larger one. Raises
+    DataError for a negative seed.
+    """
+
+    def __init__(self, split: Split, size: int, seed: int) -> None:
+        if seed < 0:
+            raise DataError([f"data.seed: {seed} is negative; give 0 or more"])
+        self._split = split
+        self._size = size
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int, /) -> Pair:
+        index = self._place(index)
+        draft, rng = self._draw(index)
+        scene = render_reference(draft.subject, draft.reference_place, rng)
+        return Pair(
+            key=f"world/{self._split}/{self._seed}/{index}",
+            prompt=draft.wish.prompt(draft.subject.word),
+            references=(Image.fromarray(scene.image),),
+            masks=(Image.fromarray(scene.mask.astype(np.uint8) * 255),),
+            subject=draft.subject.word,
+        )
+
+    def draft(self, index: int) -> Draft:
+        """The subject, the wish and the reference's place of pair `index`, without painting
+        them."""
+        return self._draw(self._place(index))[0]
+
+    def _place(self, index: int) -> int:
+        if not -self._size <= index < self._size:
+            raise IndexError(f"pair {index} of {self._size}")
+        return index % self._size
+
+    def _draw(self, index: int) -> tuple[Draft, np.random.Generator]:
+        rng = np.random.default_rng([self._seed, _STREAMS[self._split], index])
+        held_out = self._split == "held-out"
+        subject = draw_subject(rng, held_out=held_out)
+        wish = draw_wish(rng, held_out=held_out)
+        other = str(rng.choice([place for place in PLACES if place != wish.place]))
+        return Draft(subject, wish, other), rng

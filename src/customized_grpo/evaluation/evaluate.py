@@ -1,0 +1,98 @@
+"""Pictures of a whole dataset by deterministic sampling, and their scores, kept in a folder.
+
+The noise of a picture belongs to (seed, pair, image): two policies evaluated alike start from the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.config import EvaluationConfig
+from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
+from customized_grpo.records import write_json
+from customized_grpo.rewards import score
+from customized_grpo.training.rollout import batches, image_noise, sample_pictures
+
+Progress = Callable[[int, int], None]  #: pictures drawn so far, and in all
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`scores[name][i]` and `pictures[i]` belong to image `i % images` of pair `i // images`."""
+
+    scores: dict[str, list[float]]
+    pictures: list[Path]
+
+    def mean(self, name: str) -> float:
+        values = self.scores[name]
+        return sum(values) / len(values)
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: self.mean(name) for name in self.scores}
+
+
+def evaluate(
+    policy: Policy,
+    dataset: PairDataset,
+    rewards: Sequence[Reward],
+    config: EvaluationConfig,
+    folder: Path,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Draw `config.images` pictures of every pair into `folder` (PNG), score them, write scores.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sigmas = policy.sigmas(config.steps).to(policy.device)
+    scores: dict[str, list[Tensor]] = {reward.name: [] for reward in rewards}
+    pictures: list[Path] = []
+    total = len(dataset) * config.images
+    per_chunk = max(1, batch_size // config.images)
+    for start in range(0, len(dataset), per_chunk):
+        pairs = [dataset[i] for i in range(start, min(start + per_chunk, len(dataset)))]
+        drawn = [pair for pair in pairs for _ in range(config.images)]
+        encoded = [policy.encode(pair.prompt, pair.references) for pair in pairs]
+        conditions = [one for one in encoded for _ in range(config.images)]
+        noise = torch.cat(
+            [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
+        )
+        images: list[Tensor] = [torch.empty(0)] * len(drawn)
+        for rows in batches(conditions, batch_size):
+            batch = Conditions.join([conditions[i] for i in rows])
+            for i, picture in zip(rows, sample_pictures(policy, batch, noise[rows], sigmas), strict=True):
+                images[i] = picture
+        for name, values in score(rewards, torch.stack(images), drawn).items():
+            scores[name].append(values)
+        for picture in images:
+            path = folder / f"{len(pictures) // config.images:05d}-{len(pictures) % config.images}.png"
+            to_image(picture).save(path)
+            pictures.append(path)
+        if progress is not None:
+            progress(len(pictures), total)
+    result = Evaluation({name: torch.cat(parts).tolist() for name, parts in scores.items()}, pictures)
+    write_json(folder / "scores.json", {"means": result.means, "scores": result.scores})
+    return result
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """What `evaluate` left in a folder, or None where it did not finish."""
+    try:
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["scores"]
+    except (OSError, ValueError, KeyError):
+        return None
+    pictures = sorted(folder.glob("*-*.png"))
+    return Evaluation(scores, pictures) if pictures else None
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """A picture (3, H, W) in [0, 1] as an 8-bit image."""
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

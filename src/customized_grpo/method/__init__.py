@@ -1,0 +1,81 @@
+"""The method's own maths, as pure functions on tensors; nothing here knows a model or a reward.
+
+- ``advantages``: group-relative advantages, their degenerate groups, the four sign quadrants.
+- ``shaping``: SARS, the reward-shaping term, and its rivals.
+- ``weighting``: TDW, the time-aware weights, its rivals, and the advantage of each trained step.
+- ``sampling``: noise levels; the dance, flow, CPS and Euler steps; their log-density and KL.
+- ``objective``: the clipped surrogate.
+"""
+
+from customized_grpo.method.advantages import (
+    degenerate_groups,
+    group_advantages,
+    quadrant_shares,
+    role_advantages,
+)
+from customized_grpo.method.objective import Surrogate, clipped_surrogate
+from customized_grpo.method.sampling import (
+    SAMPLERS,
+    Step,
+    StepFunction,
+    cps_step,
+    dance_step,
+    euler_step,
+    flow_sigmas,
+    flow_step,
+    gaussian_kl,
+    gaussian_log_density,
+    x0_estimate,
+)
+from customized_grpo.method.shaping import (
+    SHAPINGS,
+    Shaping,
+    bonus_alone,
+    harmonic,
+    maximum,
+    minimum,
+    none,
+    product,
+    sars,
+)
+from customized_grpo.method.weighting import (
+    shaped_advantages,
+    static,
+    step_weights,
+    tdw,
+    tdw_reversed,
+)
+
+__all__ = [
+    "SAMPLERS",
+    "SHAPINGS",
+    "Shaping",
+    "Step",
+    "StepFunction",
+    "Surrogate",
+    "bonus_alone",
+    "clipped_surrogate",
+    "cps_step",
+    "dance_step",
+    "degenerate_groups",
+    "euler_step",
+    "flow_sigmas",
+    "flow_step",
+    "gaussian_kl",
+    "gaussian_log_density",
+    "group_advantages",
+    "harmonic",
+    "maximum",
+    "minimum",
+    "none",
+    "product",
+    "quadrant_shares",
+    "role_advantages",
+    "sars",
+    "shaped_advantages",
+    "static",
+    "step_weights",
+    "tdw",
+    "tdw_reversed",
+    "x0_estimate",
+]

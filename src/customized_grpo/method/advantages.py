@@ -1,0 +1,160 @@
+"""Group-relative advantages (GRPO, arXiv 2402.03300, section 4.1.2; one per reward here).
+
+A *group* is the G images drawn for one (reference, prompt); it is always the last dimension.
+A *role* is "identity" or "prompt"; each may be scored by several rewards.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+STD_EPSILON = 1e-8
+"""Added to a group's standard deviation, as in the paper."""
+
+
+def group_advantages(rewards: Tensor, *, floor: float = 0.0, valid: Tensor | None = None) -> Tensor:
+    """``(r - mean) / (std + 1e-8)`` within each group, std unbiased.
+
+    A group whose valid rewards are all equal, or with fewer than two of them, gets exactly zero,
+    never NaN and never the rounding noise of its own mean.
+
+    Args:
+        rewards: (..., G), any real dtype; low precision and integers are computed in float32.
+        floor: the least std, in the reward's unit, that a group is divided by: below it the
+            advantages shrink in proportion, so that the noise of a saturated reward does not
+            become full-size advantages. 0 is the paper's recipe.
+        valid: (..., G) bool, False for images that could not be scored. They count in neither the
+            mean nor the std, and their advantage is zero.
+
+    Returns:
+        (..., G), float32, or float64 for float64 rewards.
+
+    Raises:
+        ValueError: if a valid reward is not finite, the shapes differ, or the floor is negative.
+    """
+    values, mask = _checked(rewards, floor, valid)
+    centred, std = _centred_and_std(values, mask)
+    scale = std.clamp(min=floor) + STD_EPSILON
+    return torch.where(_all_equal(values, mask) | ~mask, torch.zeros_like(centred), centred / scale)
+
+
+def degenerate_groups(
+    rewards: Tensor, *, floor: float = 0.0, valid: Tensor | None = None
+) -> Tensor:
+    """Which groups lack a full signal: all rewards equal, fewer than two images, or std <= floor.
+
+    Takes and raises what :func:`group_advantages` does.
+
+    Returns:
+        (...) bool. With a floor of 0, True exactly where :func:`group_advantages` returns zeros
+        for the whole group; else also where the floor has shrunk its advantages.
+    """
+    values, mask = _checked(rewards, floor, valid)
+    _, std = _centred_and_std(values, mask)
+    return (_all_equal(values, mask) | (std <= floor)).squeeze(-1)
+
+
+def role_advantages(
+    scores: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    *,
+    floor: float = 0.0,
+    combine: Literal["rewards", "advantages"] = "rewards",
+    valid: Tensor | None = None,
+) -> Tensor:
+    """One role's advantage from its rewards.
+
+    "rewards" normalises the weighted sum of the rewards: weights are in the rewards' own units,
+    and only their ratio matters. "advantages" sums the separately normalised rewards: weights are
+    free of units, and the sum is *not* normalised again, so weights that add up to 1 keep its
+    scale near that of a single reward.
+
+    Args:
+        scores: reward name -> (..., G).
+        weights: reward name -> weight, for exactly the same names.
+        floor: as in :func:`group_advantages`; of the sum for "rewards", of each reward for
+            "advantages".
+        combine: "rewards" or "advantages".
+        valid: (..., G) bool, as in :func:`group_advantages`, for all rewards of the role.
+
+    Returns:
+        (..., G).
+
+    Raises:
+        ValueError: if the names differ, there are none, or ``combine`` is unknown.
+    """
+    if not scores or scores.keys() != weights.keys():
+        raise ValueError(f"weights for {sorted(weights)} do not match the rewards {sorted(scores)}")
+    if combine == "rewards":
+        total = torch.stack([weights[name] * _as_float(scores[name]) for name in scores]).sum(0)
+        return group_advantages(total, floor=floor, valid=valid)
+    if combine == "advantages":
+        parts = [
+            weights[name] * group_advantages(scores[name], floor=floor, valid=valid)
+            for name in scores
+        ]
+        return torch.stack(parts).sum(0)
+    raise ValueError(f"combine must be 'rewards' or 'advantages', not {combine!r}")
+
+
+def quadrant_shares(a_identity: Tensor, a_prompt: Tensor) -> dict[str, float]:
+    """How often the two roles agree, over all samples given.
+
+    Args:
+        a_identity: identity advantages, any shape.
+        a_prompt: prompt advantages, the same shape.
+
+    Returns:
+        "conflicted", "both_positive" and "both_negative", each in 0..1. A sample where either
+        advantage is exactly zero counts in none of them, so they add up to at most 1.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if a_identity.shape != a_prompt.shape:
+        raise ValueError(f"shapes differ: {tuple(a_identity.shape)}, {tuple(a_prompt.shape)}")
+    opposed = ((a_identity > 0) & (a_prompt < 0)) | ((a_identity < 0) & (a_prompt > 0))
+    samples = max(a_identity.numel(), 1)
+    return {
+        "conflicted": int(opposed.sum()) / samples,
+        "both_positive": int(((a_identity > 0) & (a_prompt > 0)).sum()) / samples,
+        "both_negative": int(((a_identity < 0) & (a_prompt < 0)).sum()) / samples,
+    }
+
+
+def _as_float(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _checked(rewards: Tensor, floor: float, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rewards in at least float32 with zero where invalid, and the mask of the valid ones."""
+    if not floor >= 0:
+        raise ValueError(f"floor must be at least 0, not {floor}")
+    if rewards.ndim == 0 or rewards.shape[-1] == 0:
+        raise ValueError(f"rewards need a last dimension of images, not {tuple(rewards.shape)}")
+    mask = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid.bool()
+    if mask.shape != rewards.shape:
+        raise ValueError(f"valid is {tuple(mask.shape)}, rewards {tuple(rewards.shape)}")
+    values = _as_float(rewards)
+    values = torch.where(mask, values, torch.zeros_like(values))
+    if not bool(values.isfinite().all()):
+        raise ValueError("a reward is NaN or infinite; mark it with `valid` or fix the scorer")
+    return values, mask
+
+
+def _centred_and_std(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations (..., G), zero where masked, and the unbiased std (..., 1)."""
+    count = mask.sum(-1, keepdim=True)
+    mean = values.sum(-1, keepdim=True) / count.clamp(min=1)
+    centred = (values - mean) * mask
+    variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    return centred, variance.sqrt()
+
+
+def _all_equal(values: Tensor, mask: Tensor) -> Tensor:
+    """(..., 1) bool. Equality is asked of the rewards: their std is not zero after rounding."""
+    highest = values.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
+    lowest = values.masked_fill(~mask, torch.inf).amin(-1, keepdim=True)
+    return highest <= lowest

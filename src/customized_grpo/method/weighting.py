@@ -1,0 +1,153 @@
+"""TDW, Time-Aware Dynamic Weighting (arXiv 2510.18263), and the schedules it is compared with.
+
+A schedule is a (T,) tensor indexed by the denoising step t, 0 being the noisiest.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+PUBLISHED_STEPS = 25
+"""T of the released recipe, in whose steps the constants below are given."""
+EARLY_END, LATE_START = 6, 22
+CENTRE, SLOPE = 10, 0.8
+EARLY_WEIGHT, LOW_WEIGHT, LATE_WEIGHT = 0.7, 0.3, 0.5
+
+KINDS: Final = ("tdw", "static", "tdw-reversed")
+"""The schedules :func:`step_weights` knows."""
+
+
+def tdw(steps: int) -> Tensor:
+    """The prompt's weight at each step: high, a sigmoid down, then balanced.
+
+    In steps of a 25-step schedule: 0.7 for t < 6, ``0.3 + 0.4*(1 - sigmoid(0.8*(t - 10)))`` up to
+    22, 0.5 from there. Another number of steps is mapped there by t * 25 / T, so breakpoints keep
+    their place in t/T and T = 25 is the released table itself. The published schedule is not
+    continuous: it drops from 0.7 to 0.684 at t = 6 and rises from 0.3 to 0.5 at t = 22.
+
+    Args:
+        steps: T, at least 1.
+
+    Returns:
+        (T,) float32 on the CPU, in 0.3..0.7.
+
+    Raises:
+        ValueError: if ``steps`` is below 1.
+    """
+    _check_steps(steps)
+    # 25*t is a whole number, so the one division lands exactly on whole published steps.
+    t = torch.arange(steps, dtype=torch.float64) * PUBLISHED_STEPS / steps
+    sliding = LOW_WEIGHT + (EARLY_WEIGHT - LOW_WEIGHT) * (1 - torch.sigmoid(SLOPE * (t - CENTRE)))
+    sliding[t < EARLY_END] = EARLY_WEIGHT
+    sliding[t >= LATE_START] = LATE_WEIGHT
+    return sliding.float()
+
+
+def tdw_reversed(steps: int) -> Tensor:
+    """The prompt's weight with the roles of :func:`tdw` exchanged: identity first.
+
+    The ablation keeps TDW's phases and asks whether their order matters: ``1 - tdw(steps)``, not
+    TDW played backwards in time.
+    """
+    return 1 - tdw(steps)
+
+
+def static(steps: int, prompt_weight: float, identity_weight: float) -> tuple[Tensor, Tensor]:
+    """The same pair of weights at every step, as in naive GRPO. The pair need not add up to 1.
+
+    Args:
+        steps: T, at least 1.
+        prompt_weight: the prompt's weight.
+        identity_weight: the identity's weight.
+
+    Returns:
+        Prompt and identity weights, (T,) float32 each.
+
+    Raises:
+        ValueError: if ``steps`` is below 1.
+    """
+    _check_steps(steps)
+    return torch.full((steps,), float(prompt_weight)), torch.full((steps,), float(identity_weight))
+
+
+def step_weights(
+    kind: str, steps: int, *, prompt_weight: float = 0.5, identity_weight: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Both roles' weights at each denoising step.
+
+    Args:
+        kind: "tdw", "static" or "tdw-reversed".
+        steps: T, at least 1.
+        prompt_weight: for "static" alone; the others hold their own weights, adding up to 1.
+        identity_weight: for "static" alone. 1:1 may be 0.5 and 0.5, the scale of TDW, or 1 and 1.
+
+    Returns:
+        Prompt and identity weights, (T,) float32 each.
+
+    Raises:
+        ValueError: if the kind is unknown or ``steps`` is below 1.
+    """
+    if kind == "static":
+        return static(steps, prompt_weight, identity_weight)
+    if kind == "tdw":
+        prompt = tdw(steps)
+    elif kind == "tdw-reversed":
+        prompt = tdw_reversed(steps)
+    else:
+        raise ValueError(f"unknown weighting {kind!r}; known: {', '.join(KINDS)}")
+    return prompt, 1 - prompt
+
+
+def shaped_advantages(
+    *,
+    a_prompt: Tensor,
+    a_identity: Tensor,
+    bonus: Tensor,
+    w_prompt: Tensor,
+    w_identity: Tensor,
+    steps: Tensor,
+    clip: float = 5.0,
+) -> Tensor:
+    """``A(t) = w_p(t)*A_p + w_id(t)*A_id + B``, clipped.
+
+    By keyword alone, so that the two roles cannot be exchanged by position. The weight is read at
+    the value in ``steps``, never at its place in the row: trained steps may be drawn and shuffled.
+
+    Args:
+        a_prompt: (B,) prompt advantages.
+        a_identity: (B,) identity advantages.
+        bonus: (B,) shaping term.
+        w_prompt: (T,) from :func:`step_weights`.
+        w_identity: (T,) likewise.
+        steps: (B, S) int; ``steps[b, j]`` is the denoising step, 0..T-1, of sample b's j-th
+            trained transition.
+        clip: bound on the result's magnitude; ``math.inf`` for none.
+
+    Returns:
+        (B, S), aligned with ``steps``.
+
+    Raises:
+        ValueError: if shapes disagree, ``steps`` is not integer or leaves 0..T-1, or clip <= 0.
+    """
+    samples = steps.shape[0] if steps.ndim == 2 else -1
+    if any(a.shape != (samples,) for a in (a_prompt, a_identity, bonus)):
+        raise ValueError("need steps (B, S) and advantages and bonus (B,)")
+    if w_prompt.ndim != 1 or w_prompt.shape != w_identity.shape:
+        raise ValueError("need the two weights as (T,)")
+    if steps.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"steps must hold integers, not {steps.dtype}")
+    # A negative index would silently read the schedule from its end.
+    if steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < len(w_prompt):
+        raise ValueError(f"steps must lie in 0..{len(w_prompt) - 1}")
+    if not clip > 0:
+        raise ValueError(f"clip must be positive, not {clip}")
+    at = steps.long()
+    prompt = w_prompt.to(at.device)[at] * a_prompt[:, None]
+    identity = w_identity.to(at.device)[at] * a_identity[:, None]
+    return (prompt + identity + bonus[:, None]).clamp(-clip, clip)
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")

@@ -1,0 +1,228 @@
+"""What training moves in a diffusers transformer: a LoRA, or all of its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import peft
+import torch
+from diffusers import FluxKontextPipeline
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.training_utils import cast_training_params
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from customized_grpo.config import LoraConfig
+from customized_grpo.models import ModelError, first_line
+
+_INIT_SEED = 0
+_PREFIX = "transformer."
+_FOLDER = "transformer"
+
+
+class Tuning(Protocol):
+    """The part of a policy that training changes; see `protocols.Policy` for the members."""
+
+    def trainable(self) -> dict[str, nn.Parameter]: ...
+
+    @contextmanager
+    def reference(self) -> Iterator[None]: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+class LoraTuning:
+    """A LoRA (arXiv 2106.09685) in float32 on a frozen transformer; B starts at 0, A is Gaussian.
+
+    A is the same in every process and run, whatever the global random state, which is left alone.
+
+    Args:
+        transformer: a diffusers model; frozen and adapted in place.
+        config: rank, alpha and, where they are not the default ones, target modules.
+        default_targets: names of linear layers, each standing for all layers whose name ends so.
+        exclude: a name that is no target even if it ends like one.
+
+    Raises:
+        ModelError: a target is the name of no linear layer.
+    """
+
+    def __init__(
+        self, transformer: Any, config: LoraConfig, default_targets: Sequence[str], exclude: str
+    ) -> None:
+        targets = config.targets if config.targets is not None else list(default_targets)
+        names = [n for n, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+        for target in config.targets or ():
+            if not any(f".{name}".endswith(f".{target}") for name in names if name != exclude):
+                raise ModelError(
+                    f"policy.lora.targets: the model has no linear layer {target!r}; "
+                    f"leave targets out, or name layers such as {default_targets[0]}"
+                )
+        if not targets:
+            raise ModelError("policy.lora.targets: the list is empty; name layers or leave it out")
+        transformer.requires_grad_(False)
+        adapter = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha if config.alpha is not None else config.rank,  # type: ignore[arg-type]
+            target_modules=targets,
+            exclude_modules=exclude,
+            init_lora_weights="gaussian",
+        )
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the accelerators too. peft draws on the CPU.
+            torch.default_generator.manual_seed(_INIT_SEED)
+            transformer.add_adapter(adapter)
+        cast_training_params(transformer, dtype=torch.float32)
+        self._transformer = transformer
+        self._inside = False
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self._transformer.named_parameters() if ".lora_" in n}
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        if self._inside:
+            yield
+            return
+        self._inside = True
+        self._transformer.disable_adapters()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._transformer.enable_adapters()
+            self._inside = False
+
+    def save(self, folder: Path) -> None:
+        metadata = self._config.to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])
+        FluxKontextPipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers={
+                name: weight.detach().cpu().contiguous() for name, weight in self._state().items()
+            },
+            transformer_lora_adapter_metadata=metadata,
+        )
+
+    def load(self, folder: Path) -> None:
+        path = folder / LORA_WEIGHT_NAME_SAFE
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file; give the folder of a saved LoRA")
+        try:
+            with safe_open(path, framework="pt") as file:
+                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                text = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
+            metadata = json.loads(text) if text else {}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(
+                f"{path}: not a LoRA in safetensors ({first_line(error)}); save it again"
+            ) from error
+        own = {f"{_PREFIX}{name}": weight for name, weight in self._state().items()}
+        _check_fit(path, saved, own, "policy.path, policy.lora.rank and policy.lora.targets")
+        alpha = metadata.get(f"{_PREFIX}lora_alpha", self._config.r)
+        if alpha != self._config.lora_alpha:
+            raise ModelError(
+                f"{path}: its alpha is {alpha}, the policy's {self._config.lora_alpha}; "
+                f"set policy.lora.alpha to {alpha}"
+            )
+        peft.set_peft_model_state_dict(
+            self._transformer, {name.removeprefix(_PREFIX): w for name, w in saved.items()}
+        )
+
+    @property
+    def _config(self) -> Any:
+        return self._transformer.peft_config["default"]
+
+    def _state(self) -> dict[str, Tensor]:
+        """The LoRA's weights by the names of its file, which leave out the adapter's name."""
+        state: dict[str, Tensor] = peft.get_peft_model_state_dict(self._transformer)
+        return state
+
+
+class FullTuning:
+    """All weights of a transformer.
+
+    The untuned weights are read again, to the CPU, when `reference` is first entered: training
+    without a KL term never pays for them, and they are right no matter when that is.
+
+    Args:
+        transformer: a diffusers model; made trainable in place.
+        reload: loads that model anew, on the CPU and in the same dtype.
+    """
+
+    def __init__(self, transformer: Any, reload: Callable[[], Any]) -> None:
+        transformer.requires_grad_(True)
+        self._transformer = transformer
+        self._reload = reload
+        self._untuned: dict[str, Tensor] | None = None
+        self._inside = False
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self._transformer.named_parameters())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        if self._inside:
+            yield
+            return
+        if self._untuned is None:
+            weights = self._reload().named_parameters()
+            self._untuned = {name: weight.detach() for name, weight in weights}
+        parameters = self.trainable()
+        tuned = {name: parameter.data for name, parameter in parameters.items()}
+        self._inside = True
+        try:
+            # `.data` is no change in autograd's eyes: a graph built before stays valid.
+            for name, parameter in parameters.items():
+                parameter.data = self._untuned[name].to(parameter.device)
+            with torch.no_grad():
+                yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = tuned[name]
+            self._inside = False
+
+    def save(self, folder: Path) -> None:
+        self._transformer.save_pretrained(folder / _FOLDER, safe_serialization=True)
+
+    def load(self, folder: Path) -> None:
+        path = folder / _FOLDER
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path}: no saved transformer; give the folder of a full tuning")
+        try:
+            model, report = type(self._transformer).from_pretrained(
+                path,
+                dtype=self._transformer.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"{path}: cannot be read as a transformer ({first_line(error)}); save it again"
+            ) from error
+        if report["missing_keys"]:  # which diffusers would leave at random values
+            raise ModelError(f"{path}: lacks {report['missing_keys'][0]}; save it again")
+        saved = model.state_dict()
+        _check_fit(path, saved, self._transformer.state_dict(), "policy.path")
+        self._transformer.load_state_dict(saved)
+
+
+def _check_fit(
+    path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: str
+) -> None:
+    """Refuse weights whose names or shapes are not those of this model."""
+    for name in sorted(saved.keys() ^ own.keys()):
+        where = "the policy lacks" if name in saved else "the file lacks"
+        raise ModelError(f"{path}: belongs to another model, {where} {name}; check {keys}")
+    for name, weight in own.items():
+        if saved[name].shape != weight.shape:
+            raise ModelError(
+                f"{path}: belongs to another model, {name} is {tuple(saved[name].shape)} there and "
+                f"{tuple(weight.shape)} in the policy; check {keys}"
+            )

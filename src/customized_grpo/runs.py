@@ -1,0 +1,245 @@
+"""A run from its configuration to its pictures: opens the parts, trains them, leaves all in one folder.
+
+    RUN/config.yaml        the resolved configuration
+    RUN/metrics.jsonl      one record of each iteration; tensorboard/ holds the same
+    RUN/checkpoints/       what a resumed run starts from
+    RUN/samples/           the same held-out pairs, drawn every few iterations
+    RUN/evaluation/        held-out pictures and scores: base, tuned
+    RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
+    RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+
+from customized_grpo.config import Config, ConfigError
+from customized_grpo.configuration import load_config, save_config
+from customized_grpo.data import open_dataset
+from customized_grpo.evaluation import Evaluation, evaluate, read_evaluation
+from customized_grpo.evaluation.evaluate import to_image
+from customized_grpo.figures.curves import training_curves
+from customized_grpo.figures.grids import image_grid
+from customized_grpo.figures.plane import identity_prompt_plane
+from customized_grpo.figures.weights import schedule
+from customized_grpo.method import step_weights
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
+from customized_grpo.records import read_records
+from customized_grpo.rewards import build_reward
+from customized_grpo.terminal import TrainingDisplay, score_table
+from customized_grpo.training.checkpoint import checkpointed_iterations
+from customized_grpo.training.credit import reward_name
+from customized_grpo.training.loop import Observer, train
+from customized_grpo.training.rollout import image_noise, sample_pictures
+
+LORA, CONFIG = "lora", "config.yaml"
+_SHOWN = 6  # held-out pairs in the pictures of a run
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The configured rewards and monitors, built."""
+
+    rewards: list[Reward]
+    monitors: list[Reward]
+
+    @property
+    def all(self) -> list[Reward]:
+        return [*self.rewards, *self.monitors]
+
+
+def new_folder(base: Path) -> Path:
+    """A name for a run that is not taken: the time, and a number where that is not enough."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    names = itertools.chain([stamp], (f"{stamp}_{n}" for n in itertools.count(2)))
+    return next(base / name for name in names if not (base / name).exists())
+
+
+def start_run(config: Config, run: Path) -> None:
+    """Make the folder of a new run. Raises ConfigError where it holds something already."""
+    if run.exists() and any(run.iterdir()):
+        raise ConfigError(f"{run}: holds something already; give another --out, or --resume {run}")
+    run.mkdir(parents=True, exist_ok=True)
+    save_config(config, run / CONFIG)
+
+
+def open_run(run: Path) -> Config:
+    """The configuration that a run was started with. Raises ConfigError where the folder is no run."""
+    if not (run / CONFIG).is_file():
+        raise ConfigError(f"{run}: holds no {CONFIG}; give the folder of a run")
+    return load_config(run / CONFIG)
+
+
+def build_judges(config: Config, device: torch.device) -> Judges:
+    return Judges(
+        [build_reward(reward, device) for reward in config.rewards],
+        [build_reward(monitor, device) for monitor in config.evaluation.monitors],
+    )
+
+
+def train_run(config: Config, run: Path, console: Console) -> None:
+    """Train, or go on training, the run in its folder; then draw, score and show what it has learned."""
+    dataset = open_dataset(config.data)
+    held_out = open_dataset(config.evaluation.data)
+    on_cpu = config.policy.device == "cpu"
+    accelerator = Accelerator(cpu=on_cpu, log_with="tensorboard", project_dir=run)
+    accelerator.init_trackers("tensorboard")
+    policy = build_policy(config.policy)
+    judges = build_judges(config, policy.device)
+    main = accelerator.is_main_process
+    if main:
+        count = sum(weight.numel() for weight in policy.trainable().values())
+        console.print(f"{len(dataset)} pairs, {count:,} trainable parameters on {policy.device}; run folder {run}")
+        schedule(run / "weights.png", *_weights(config), sigmas=policy.sigmas(config.rollout.steps)[:-1])
+    base = _evaluation(config, run, "base", policy, held_out, judges, console) if main else None
+    accelerator.wait_for_everyone()
+    done = checkpointed_iterations(run)
+    with TrainingDisplay(config.train.iterations, done=done, console=console) if main else nullcontext() as display:
+
+        def on_iteration(record: Mapping[str, float]) -> None:
+            accelerator.log({k: v for k, v in record.items() if k != "iteration"}, step=int(record["iteration"]))
+            assert isinstance(display, TrainingDisplay)
+            display.update(record)
+
+        def on_sample(iteration: int) -> dict[str, float]:
+            return _sample(config, run, iteration, policy, held_out, judges)
+
+        train(config, run, policy, dataset, judges.rewards, accelerator, Observer(on_iteration, on_sample))
+    accelerator.end_training()
+    if main:
+        assert base is not None
+        policy.save(run / LORA)
+        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, again=True)
+        show(config, run, held_out, base, tuned, console)
+    accelerator.wait_for_everyone()
+
+
+def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> None:
+    """Draw and score the held-out pairs with the run's LoRA and without, and show both."""
+    open_run(run)
+    config = load_config(run / CONFIG, overrides)
+    if not (run / LORA).exists():
+        raise ConfigError(f"{run}: holds no {LORA} yet; finish it by cgrpo train --resume {run}")
+    held_out = open_dataset(config.evaluation.data)
+    policy = build_policy(config.policy)
+    judges = build_judges(config, policy.device)
+    base = _evaluation(config, run, "base", policy, held_out, judges, console, again=bool(overrides))
+    policy.load(run / LORA)
+    tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, again=True)
+    show(config, run, held_out, base, tuned, console)
+
+
+def generate(
+    policy: Policy, prompt: str, references: Sequence[Image.Image], *, steps: int, seed: int, images: int
+) -> list[Image.Image]:
+    """Pictures of the subject of `references` that follow the prompt, by deterministic sampling."""
+    conditions = Conditions.join([policy.encode(prompt, references)] * images)
+    noise = torch.cat([image_noise(policy, 1, seed, "generate", i) for i in range(images)])
+    sigmas = policy.sigmas(steps).to(policy.device)
+    return [to_image(picture) for picture in sample_pictures(policy, conditions, noise, sigmas)]
+
+
+def show(
+    config: Config, run: Path, held_out: PairDataset, base: Evaluation, tuned: Evaluation, console: Console
+) -> None:
+    """The pictures and the table that end a run."""
+    images = config.evaluation.images
+    rows, labels = [], []
+    for i in _spread(len(held_out)):
+        pair = held_out[i]
+        rows.append([pair.references[0], *[Image.open(one.pictures[i * images]) for one in (base, tuned)]])
+        labels.append(pair.prompt)
+    image_grid(run / "before-after.png", rows, labels, ("reference", "base", "tuned"))
+    if (run / "metrics.jsonl").exists():
+        training_curves(run / "curves.png", read_records(run / "metrics.jsonl"))
+    names = {role: [reward_name(r) for r in config.rewards if r.role == role] for role in ("identity", "prompt")}
+    first = {role: given[0] for role, given in names.items()}
+    points = {name: (one.mean(first["identity"]), one.mean(first["prompt"]))
+              for name, one in (("base", base), ("tuned", tuned))}  # fmt: skip
+    title = f"{len(held_out)} held-out pairs"
+    identity_prompt_plane(run / "plane.png", points, title=title, labels=(first["identity"], first["prompt"]))
+    console.print(score_table((name, base.mean(name), tuned.mean(name)) for name in base.scores))
+    names_shown = ("before-after.png", "curves.png", "plane.png", LORA)
+    console.print("look at " + ", ".join(os.path.relpath(run / name) for name in names_shown if (run / name).exists()))
+
+
+def _evaluation(
+    config: Config,
+    run: Path,
+    name: str,
+    policy: Policy,
+    held_out: PairDataset,
+    judges: Judges,
+    console: Console,
+    *,
+    again: bool = False,
+) -> Evaluation:
+    """The run's evaluation of that name: "base" is that of the untuned model, drawn once."""
+    folder = run / "evaluation" / name
+    kept = None if again else read_evaluation(folder)
+    if kept is not None:
+        return kept
+    console.print(f"drawing {len(held_out) * config.evaluation.images} held-out pictures ({name})")
+    with policy.reference() if name == "base" else nullcontext():
+        return evaluate(
+            policy, held_out, judges.all, config.evaluation, folder, batch_size=config.rollout.batch_size
+        )
+
+
+def _sample(
+    config: Config, run: Path, iteration: int, policy: Policy, held_out: PairDataset, judges: Judges
+) -> dict[str, float]:
+    """Draw and score the held-out pairs as the policy now is; keep the first few as a grid."""
+    folder = run / "evaluation" / "latest"
+    now = evaluate(policy, held_out, judges.all, config.evaluation, folder, batch_size=config.rollout.batch_size)
+    base = read_evaluation(run / "evaluation" / "base")
+    images = config.evaluation.images
+    rows, labels = [], []
+    for i in _spread(len(held_out)):
+        pair = held_out[i]
+        columns = [one.pictures[i * images] for one in (base, now) if one is not None]
+        rows.append([pair.references[0], *[Image.open(path) for path in columns]])
+        labels.append(pair.prompt)
+    (run / "samples").mkdir(exist_ok=True)
+    heads = ("reference", "base", f"iteration {iteration}")
+    image_grid(run / "samples" / f"iteration-{iteration:06d}.png", rows, labels, heads)
+    return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
+
+
+def _spread(count: int) -> list[int]:
+    """A few indices out of `count`, evenly spread."""
+    shown = min(_SHOWN, count)
+    return [i * count // shown for i in range(shown)]
+
+
+def _weights(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    method = config.method
+    return step_weights(
+        method.weighting,
+        config.rollout.steps,
+        prompt_weight=method.prompt_weight,
+        identity_weight=method.identity_weight,
+    )
+
+
+def policy_with_adapter(config: Config, run: Path | None) -> Policy:
+    """The configured policy, with the adapter of `run` where one is given."""
+    policy = build_policy(config.policy)
+    if run is not None:
+        if not (run / LORA).exists():
+            raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
+        policy.load(run / LORA)
+    return policy
+

@@ -1,0 +1,133 @@
+"""Checkpoints of a run: folders that are whole or not there, and hold all that the next iteration needs.
+
+    checkpoints/000020/  trainable/         what the policy saves, in its own pipeline's form
+                         state.safetensors  the optimiser's tensors, the random generator
+                         state.json         iteration, the optimiser's numbers, a hash of every file
+
+Written aside, flushed to the disk and renamed; a folder whose hashes disagree is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from customized_grpo.protocols import Policy
+
+_STATE, _TENSORS, _TRAINABLE = "state.json", "state.safetensors", "trainable"
+_RNG = "rng"
+
+
+class CheckpointError(ValueError):
+    """A run that cannot be resumed; its text is one line that names the folder and the remedy."""
+
+
+def save_checkpoint(
+    folder: Path, iteration: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int
+) -> Path:
+    """Write the state after `iteration` iterations, then drop all but the newest `keep` checkpoints."""
+    final = folder / f"{iteration:06d}"
+    aside = folder / f".{final.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    policy.save(aside / _TRAINABLE)
+    tensors, numbers = _flatten(optimizer.state_dict())
+    tensors[_RNG] = torch.get_rng_state()
+    save_file(tensors, aside / _TENSORS)
+    files = sorted(path for path in aside.rglob("*") if path.is_file())
+    hashes = {str(path.relative_to(aside)): _hash(path) for path in files}
+    state = {"iteration": iteration, "optimizer": numbers, "sha256": hashes}
+    (aside / _STATE).write_text(json.dumps(state), encoding="utf-8")
+    for path in [*files, aside / _STATE]:
+        _flush(path)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    _flush(folder)
+    for old in _folders(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None where there is none."""
+    for candidate in reversed(_folders(folder)):
+        if _whole(candidate):
+            return candidate
+    return None
+
+
+def checkpointed_iterations(run: Path) -> int:
+    """How many iterations of a run its newest whole checkpoint holds; 0 where there is none."""
+    newest = newest_checkpoint(run / "checkpoints")
+    return 0 if newest is None else int(newest.name)
+
+
+def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
+    """Restore the policy, the optimiser and the random generator; returns the iterations done.
+
+    Raises CheckpointError where the checkpoint belongs to another policy.
+    """
+    state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    try:
+        policy.load(folder / _TRAINABLE)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    tensors = load_file(folder / _TENSORS)
+    torch.set_rng_state(tensors.pop(_RNG))
+    optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
+    return int(state["iteration"])
+
+
+def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors and plain numbers: no pickle is written or read."""
+    tensors, numbers = {}, {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.contiguous()
+            else:
+                numbers[f"{index}.{name}"] = value
+    return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+
+
+def _unflatten(tensors: dict[str, torch.Tensor], kept: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *kept["numbers"].items()]:
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": kept["param_groups"]}
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / _STATE).read_text(encoding="utf-8"))["sha256"]
+        return bool(hashes) and all(_hash(folder / name) == value for name, value in hashes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,23 @@
+"""Which pairs an iteration draws, and which images each of its updates trains: functions of the seed alone."""
+
+from __future__ import annotations
+
+import torch
+
+from customized_grpo.noise import generator
+
+
+def pairs_of_iteration(dataset_size: int, pairs: int, seed: int, iteration: int) -> list[int]:
+    """Dataset indices of the iteration's pairs: every epoch is a new permutation of the whole dataset."""
+    indices = []
+    for position in range(iteration * pairs, (iteration + 1) * pairs):
+        epoch, offset = divmod(position, dataset_size)
+        order = torch.randperm(dataset_size, generator=generator(seed, "data order", epoch))
+        indices.append(int(order[offset]))
+    return indices
+
+
+def images_of_updates(images: int, updates: int, seed: int, iteration: int) -> list[list[int]]:
+    """The iteration's images, dealt at random into its updates; every image stands in exactly one."""
+    order = torch.randperm(images, generator=generator(seed, "updates", iteration))
+    return [part.sort().values.tolist() for part in order.tensor_split(min(updates, images))]

@@ -1,0 +1,92 @@
+"""Drawing images with the policy: stochastic groups that can be replayed, and deterministic pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from customized_grpo.method import StepFunction, flow_sigmas, x0_estimate
+from customized_grpo.noise import normal
+from customized_grpo.protocols import Conditions, Policy
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What B images went through on their way: enough to take every stochastic step again.
+
+    `latents` (B, T, ...) float32 before each step t and `log_density` (B, T - 1) of the step taken
+    from there; the last step, to the clean image, is deterministic and carries no policy gradient.
+    `conditions` has B rows, `clean` (B, ...) is what `Policy.decode` takes.
+    """
+
+    latents: Tensor
+    log_density: Tensor
+    clean: Tensor
+    conditions: Conditions
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+
+def noise_levels(policy: Policy, steps: int, shift: float | None) -> Tensor:
+    """The rollout's sigmas (steps + 1,): the model's own, or the shifted ones where a shift is given."""
+    levels = policy.sigmas(steps) if shift is None else flow_sigmas(steps, shift)
+    return levels.to(policy.device)
+
+
+def image_noise(policy: Policy, count: int, *key: int | str) -> Tensor:
+    """`count` latents of standard normal noise for the image that `key` names, (count, ...)."""
+    return normal((count, *policy.latent_shape), *key)
+
+
+def batches(conditions: Sequence[Conditions], size: int) -> list[list[int]]:
+    """Indices of one-row conditions in batches of at most `size`, equal shapes together, in order."""
+    shapes: dict[object, list[int]] = {}
+    for index, condition in enumerate(conditions):
+        shapes.setdefault(condition.signature, []).append(index)
+    return [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def sample_trajectories(
+    policy: Policy,
+    conditions: Conditions,
+    initial: Tensor,
+    step_noise: Tensor,
+    sigmas: Tensor,
+    step: StepFunction,
+    eta: float,
+) -> Trajectories:
+    """Draw B images by T - 1 stochastic steps and one last deterministic one.
+
+    `initial` is (B, ...) noise, `step_noise` (B, T - 1, ...), `sigmas` (T + 1,) from 1 to 0.
+    """
+    steps = len(sigmas) - 1
+    latents, visited, densities = initial.to(policy.device).float(), [], []
+    for t in range(steps):
+        visited.append(latents)
+        sigma = sigmas[t].expand(len(latents))
+        velocity = policy.velocity(latents, sigma, conditions)
+        if t == steps - 1:
+            clean = x0_estimate(latents, velocity, sigma)
+            break
+        noise = step_noise[:, t].to(policy.device)
+        taken = step(
+            latents, velocity, sigma, sigmas[t + 1].expand(len(latents)), eta=eta, noise=noise, sigma_max=sigmas[1]
+        )
+        latents = taken.next_sample
+        densities.append(taken.log_density)
+    return Trajectories(torch.stack(visited, 1), torch.stack(densities, 1), clean, conditions)
+
+
+@torch.no_grad()
+def sample_pictures(policy: Policy, conditions: Conditions, initial: Tensor, sigmas: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] by deterministic Euler steps from `initial` (B, ...)."""
+    latents = initial.to(policy.device).float()
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        velocity = policy.velocity(latents, sigma.expand(len(latents)), conditions)
+        latents = latents + (sigma_next - sigma) * velocity
+    return policy.decode(latents)

@@ -1,0 +1,148 @@
+"""Moving the policy: the clipped surrogate over (image, denoising step) items, in micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config import TrainConfig
+from customized_grpo.method import StepFunction, clipped_surrogate, gaussian_kl
+from customized_grpo.noise import generator
+from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.training.rollout import Trajectories
+
+#: Sums tensors over processes, in place of each; the identity for a single process.
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Items:
+    """N transitions of equal shapes, ready to be scored again under the present policy.
+
+    `latents`, `next_latents` (N, ...); `sigma`, `sigma_next`, `log_density`, `advantages` (N,).
+    """
+
+    latents: Tensor
+    next_latents: Tensor
+    sigma: Tensor
+    sigma_next: Tensor
+    log_density: Tensor
+    advantages: Tensor
+    conditions: Conditions
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @staticmethod
+    def of(batch: Trajectories, rows: Tensor, steps: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
+        """The transitions `steps` (N,) of the images `rows` (N,) of a batch of trajectories."""
+        return Items(
+            batch.latents[rows, steps],
+            batch.latents[rows, steps + 1],
+            sigmas[steps],
+            sigmas[steps + 1],
+            batch.log_density[rows, steps],
+            advantages.to(batch.latents.device),
+            batch.conditions.select(rows),
+        )
+
+    def split(self, size: int) -> Iterator[Items]:
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            rows = torch.arange(len(self))[part]
+            yield Items(
+                self.latents[part],
+                self.next_latents[part],
+                self.sigma[part],
+                self.sigma_next[part],
+                self.log_density[part],
+                self.advantages[part],
+                self.conditions.select(rows),
+            )
+
+
+def draw_trained_steps(steps: int, fraction: float, seed: int, iteration: int, images: list[str]) -> Tensor:
+    """For each image the denoising steps to train, without replacement, (images, S) in rising order.
+
+    Drawn among the stochastic steps 0 .. steps - 2 from (seed, iteration, image), whatever the batch.
+    """
+    stochastic = steps - 1
+    count = max(1, round(fraction * stochastic))
+    rows = [
+        torch.randperm(stochastic, generator=generator(seed, "trained steps", iteration, image))[:count].sort().values
+        for image in images
+    ]
+    return torch.stack(rows)
+
+
+def replay(policy: Policy, items: Items, step: StepFunction, eta: float, sigma_max: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (N, ...), standard deviation (N,) and log-density (N,) of the transitions under the present policy."""
+    velocity = policy.velocity(items.latents, items.sigma, items.conditions)
+    taken = step(
+        items.latents,
+        velocity,
+        items.sigma,
+        items.sigma_next,
+        eta=eta,
+        next_sample=items.next_latents,
+        sigma_max=sigma_max,
+    )
+    return taken.mean, taken.std, taken.log_density
+
+
+class Updater:
+    """One optimiser step after another on the surrogate, with what the log says of them."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        step: StepFunction,
+        eta: float,
+        reduce: Reduce,
+    ) -> None:
+        self.policy, self.optimizer, self.config = policy, optimizer, config
+        self.step, self.eta, self.reduce = step, eta, reduce
+        self.weights = list(policy.trainable().values())
+
+    def update(self, groups: list[Items], sigma_max: Tensor) -> dict[str, float]:
+        """One optimiser step on the mean over all items of all processes. Returns sums to be averaged by `items`."""
+        device = self.policy.device
+        total = self.reduce(torch.tensor(float(sum(map(len, groups))), device=device))
+        sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
+        for micro in (part for group in groups for part in group.split(self.config.batch_size)):
+            mean, std, log_density = replay(self.policy, micro, self.step, self.eta, sigma_max)
+            surrogate = clipped_surrogate(log_density, micro.log_density, micro.advantages, self.config.clip_range)
+            loss = surrogate.loss.sum()
+            if self.config.kl_weight > 0:
+                divergence = gaussian_kl(mean, self._reference_mean(micro, sigma_max), std)
+                loss = loss + self.config.kl_weight * divergence.sum()
+                sums[2:] += torch.stack([divergence.sum().detach(), torch.tensor(float(len(micro)), device=device)])
+            (loss / total).backward()
+            sums[:2] += torch.stack([loss.detach(), surrogate.clipped.sum().to(loss.dtype)])
+        for weight in self.weights:
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = self.reduce(gradient)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum, clipped, divergence_sum, measured = self.reduce(sums).tolist()
+        record = {"loss": loss_sum / float(total), "clip_fraction": clipped / float(total), "gradient_norm": float(norm)}
+        if measured:
+            record["kl"] = divergence_sum / measured
+        return record
+
+    @torch.no_grad()
+    def divergence(self, items: Items, sigma_max: Tensor) -> Tensor:
+        """KL to the reference policy of some items, (N,) nats per latent element, for the log."""
+        mean, std, _ = replay(self.policy, items, self.step, self.eta, sigma_max)
+        return gaussian_kl(mean, self._reference_mean(items, sigma_max), std)
+
+    @torch.no_grad()
+    def _reference_mean(self, items: Items, sigma_max: Tensor) -> Tensor:
+        with self.policy.reference():
+            return replay(self.policy, items, self.step, self.eta, sigma_max)[0]

@@ -1,0 +1,284 @@
+"""Pictures of every odd kind: decoded rightly, or refused in one line that names the file."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from customized_grpo.data import pictures
+from customized_grpo.data.errors import DataError
+
+RED = (220, 30, 40)
+
+
+def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
+    rng = np.random.default_rng([width, height, channels])
+    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def refusal(action: Callable[[], object], path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        action()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(f"{path}: ")
+    return text
+
+
+def test_a_png_is_read_as_it_is(tmp_path: Path) -> None:
+    values = noise(9, 7)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    picture = pictures.load(tmp_path / "a.png")
+    assert picture.mode == "RGB"
+    assert np.array_equal(np.asarray(picture), values)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = Image.new("RGB", (40, 24), "white")
+    upright.paste(
+        RED, (0, 0, 12, 12)
+    )  # top left, which tells all eight apart with the sides unequal
+    upright.paste((20, 60, 200), (28, 0, 40, 12))
+    turned = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if turned is None else upright.transpose(turned)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(pictures.load(tmp_path / "a.png")), np.asarray(upright))
+
+
+def test_cmyk_has_the_colours_of_rgb(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), RED).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    picture = pictures.load(tmp_path / "a.jpg")
+    assert picture.mode == "RGB"
+    assert np.abs(np.asarray(picture).astype(int) - RED).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
+    grey = np.asarray(pictures.load(tmp_path / f"a.{suffix}"))[..., 1]
+    assert grey.tolist() == [[0, 1, 128, 255]]
+
+
+def test_float_tiffs(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)).save(path)
+    assert np.asarray(pictures.load(path))[0, :, 0].tolist() == [0, 128, 255]
+    Image.fromarray(np.array([[0, np.nan, 1]], dtype=np.float32)).save(path)
+    assert "not finite" in refusal(lambda: pictures.load(path), path)
+    assert "not finite" in refusal(lambda: pictures.check(path), path)
+
+
+def test_alpha_lies_over_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 128)])
+    image.save(tmp_path / "a.png")
+    found = np.asarray(pictures.load(tmp_path / "a.png"))[0].tolist()
+    assert found[:2] == [[200, 0, 0], [255, 255, 255]]
+    assert found[2] == [127, 127, 127]
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "LA"])
+def test_other_kinds_of_transparency(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.png"
+    if mode == "P":
+        image = Image.new("P", (2, 1))
+        image.putpalette([0, 0, 0, *RED])
+        image.putpixel((1, 0), 1)
+        image.save(path, transparency=0)
+    elif mode == "LA":
+        image = Image.new("LA", (2, 1), (0, 0))
+        image.putpixel((1, 0), (30, 255))
+        image.save(path)
+    else:
+        image = Image.new(mode, (2, 1), 0)
+        image.putpixel((1, 0), 30 if mode == "L" else RED)
+        image.save(path, transparency=0 if mode == "L" else (0, 0, 0))
+    left, right = np.asarray(pictures.load(path))[0].tolist()
+    assert left == [255, 255, 255]
+    assert right == (list(RED) if mode in ("P", "RGB") else [30, 30, 30])
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_frame(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, "blue", "green")]
+    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    assert np.asarray(pictures.load(path))[4, 4].tolist() == list(RED)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK", "F", "YCbCr"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.tif"
+    image = (
+        Image.new("I;16", (5, 4), 9000)
+        if mode == "I;16"
+        else Image.new("RGB", (5, 4), RED).convert(mode)
+    )
+    image.save(path)
+    pictures.check(path)
+    picture = pictures.load(path)
+    assert (picture.mode, picture.size) == ("RGB", (5, 4))
+
+
+def test_huge_photos_are_reduced(tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 600), RED).save(tmp_path / "a.jpg", quality=95)
+    picture = pictures.load(tmp_path / "a.jpg")
+    assert max(picture.size) == pictures.LONGEST_SIDE
+    assert abs(picture.width / picture.height - 5) < 0.02
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")):
+        content += (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+    return content
+
+
+@pytest.mark.parametrize("side", [8193, 12000, 60000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs_are_refused(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_claiming(side, side))
+    actions: list[Callable[[Path], object]] = [pictures.load, pictures.check]
+    for action in actions:
+        assert "above the bound of 67 million" in refusal(partial(action, path), path)
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    assert "no such file" in refusal(lambda: pictures.load(path), path)
+    path.write_bytes(b"")
+    assert "empty" in refusal(lambda: pictures.load(path), path)
+    path.write_text("<html>not found</html>")
+    assert "not an image" in refusal(lambda: pictures.load(path), path)
+    assert "not a file" in refusal(lambda: pictures.load(tmp_path), tmp_path)
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert "not an image" in refusal(lambda: pictures.load(path), path)
+
+
+def encoded(suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 48)).save(
+        buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix]
+    )
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_truncated_files_are_refused_by_load_and_by_check(
+    tmp_path: Path, suffix: str, kept: float
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    whole = encoded(suffix)
+    path.write_bytes(whole)
+    pictures.check(path)
+    pictures.check(path, quick=True)
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    refusal(lambda: pictures.load(path), path)
+    refusal(lambda: pictures.check(path), path)
+    if suffix != "webp":
+        refusal(lambda: pictures.check(path, quick=True), path)
+
+
+@given(
+    suffix=st.sampled_from(["jpg", "png", "webp"]),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
+    ),
+)
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_damaged_files_are_read_or_refused_alike(
+    tmp_path: Path, suffix: str, edits: list[tuple[float, int]]
+) -> None:
+    content = bytearray(encoded(suffix))
+    for place, value in edits:
+        content[int(place * len(content))] = value
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(content)
+    try:
+        picture = pictures.load(path)
+    except DataError:
+        refusal(lambda: pictures.load(path), path)
+        refusal(lambda: pictures.check(path), path)
+    else:
+        assert picture.mode == "RGB"
+        pictures.check(path)
+
+
+def test_masks_are_black_and_white_and_of_the_size_asked(tmp_path: Path) -> None:
+    drawn = np.zeros((20, 30), dtype=np.uint8)
+    drawn[5:15, 10:20] = 255
+    Image.fromarray(drawn).save(tmp_path / "a.png")
+    mask = pictures.load_mask(tmp_path / "a.png", (60, 40))
+    values = np.asarray(mask)
+    assert (mask.mode, mask.size) == ("L", (60, 40))
+    assert set(np.unique(values)) == {0, 255}
+    assert values[20, 30] == 255
+    assert values[2, 2] == 0
+    assert abs(int((values == 255).sum()) - 400) <= 40
+
+
+@pytest.mark.parametrize("kind", ["0 and 1", "1 bit", "alpha", "palette", "16 bit", "opaque alpha"])
+def test_masks_of_other_kinds(tmp_path: Path, kind: str) -> None:
+    on = np.zeros((8, 8), dtype=bool)
+    on[:, 4:] = True
+    alpha = Image.fromarray(on.astype(np.uint8) * 255)
+    image = {
+        "0 and 1": lambda: Image.fromarray(on.astype(np.uint8)),
+        "1 bit": lambda: alpha.convert("1"),
+        "alpha": lambda: Image.merge("RGBA", [*Image.new("RGB", (8, 8), "black").split(), alpha]),
+        "palette": lambda: alpha.convert("P"),
+        "16 bit": lambda: Image.fromarray(on.astype(np.uint16) * 65535),
+        "opaque alpha": lambda: alpha.convert("RGBA"),
+    }[kind]()
+    image.save(tmp_path / "a.png")
+    pictures.check_mask(tmp_path / "a.png")
+    mask = pictures.load_mask(tmp_path / "a.png", (8, 8))
+    assert np.array_equal(np.asarray(mask) == 255, on)
+
+
+def test_an_empty_mask_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (8, 8)).save(path)
+    assert "marks no pixel" in refusal(lambda: pictures.check_mask(path), path)
+
+
+def test_many_are_checked_at_once(tmp_path: Path) -> None:
+    paths = []
+    for i in range(12):
+        paths.append(tmp_path / f"{i}.jpg")
+        paths[-1].write_bytes(b"" if i % 4 == 0 else encoded("jpg"))
+    assert set(pictures.problems(paths, pictures.check)) == {paths[0], paths[4], paths[8]}

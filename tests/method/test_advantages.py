@@ -1,0 +1,205 @@
+"""Group-relative advantages: values worked by hand, and groups without a signal."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from customized_grpo.method import (
+    degenerate_groups,
+    group_advantages,
+    quadrant_shares,
+    role_advantages,
+)
+
+REWARD = st.floats(-100, 100, width=32)
+GROUPS = st.lists(REWARD, min_size=1, max_size=12)
+
+
+def assert_close(
+    actual: Tensor, expected: list[float] | list[list[float]] | Tensor, tolerance: float = 1e-5
+) -> None:
+    torch.testing.assert_close(
+        actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=tolerance
+    )
+
+
+def test_values_by_hand() -> None:
+    # Mean 2, deviations -2, 0, 2, unbiased variance 8/2.
+    assert_close(group_advantages(torch.tensor([0.0, 2.0, 4.0])), [-1.0, 0.0, 1.0])
+
+
+def test_two_images_give_the_unbiased_value() -> None:
+    root = 1 / math.sqrt(2)  # The biased std would give -1 and 1.
+    assert_close(group_advantages(torch.tensor([3.0, 7.0])), [-root, root])
+
+
+def test_each_row_is_its_own_group() -> None:
+    rewards = torch.tensor([[[0.0, 2.0, 4.0]], [[100.0, 300.0, 500.0]]])
+    assert_close(group_advantages(rewards), torch.tensor([-1.0, 0.0, 1.0]).expand(2, 1, 3))
+
+
+def test_epsilon_stands_beside_the_std() -> None:
+    rewards = torch.tensor([0.0, 2e-8], dtype=torch.float64)
+    std = math.sqrt(2) * 1e-8
+    assert_close(group_advantages(rewards), [-1e-8 / (std + 1e-8), 1e-8 / (std + 1e-8)], 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rewards=GROUPS)
+def test_agrees_with_the_formula(rewards: list[float]) -> None:
+    values = torch.tensor(rewards, dtype=torch.float64)
+    actual = group_advantages(values)
+    if len(set(rewards)) == 1:
+        assert torch.equal(actual, torch.zeros_like(values))
+    else:
+        assert_close(actual, (values - values.mean()) / (values.std() + 1e-8), 1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("reward", [0.1, 1 / 3, 27.3, -1e4, 0.0])
+@pytest.mark.parametrize("images", [1, 2, 3, 7, 12])
+def test_equal_rewards_give_exactly_zero(reward: float, images: int, dtype: torch.dtype) -> None:
+    rewards = torch.full((2, images), reward, dtype=dtype)
+    assert torch.equal(group_advantages(rewards).double(), torch.zeros(2, images).double())
+    assert degenerate_groups(rewards).tolist() == [True, True]
+
+
+def test_integer_and_low_precision_rewards_are_computed_in_float32() -> None:
+    judged = group_advantages(torch.tensor([0, 2, 4]))
+    assert judged.dtype == torch.float32
+    assert_close(judged, [-1.0, 0.0, 1.0])
+    low = torch.tensor([0.1, 0.2, 0.4], dtype=torch.bfloat16)
+    assert torch.equal(group_advantages(low), group_advantages(low.float()))
+
+
+def test_a_degenerate_group_leaves_the_others_alone() -> None:
+    rewards = torch.tensor([[0.1, 0.1, 0.1], [0.0, 2.0, 4.0]])
+    assert_close(group_advantages(rewards), [[0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]])
+    assert degenerate_groups(rewards).tolist() == [True, False]
+
+
+def test_floor_bounds_the_divisor_and_marks_the_groups_it_shrinks() -> None:
+    rewards = torch.tensor([[0.0, 4.0, 8.0], [0.0, 1.0, 2.0]])  # std 4 and 1
+    assert degenerate_groups(rewards, floor=2.0).tolist() == [False, True]
+    assert_close(group_advantages(rewards, floor=2.0), [[-1.0, 0.0, 1.0], [-0.5, 0.0, 0.5]])
+    assert degenerate_groups(rewards, floor=0.99).tolist() == [False, False]
+    assert_close(group_advantages(rewards, floor=0.99), [[-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(rewards=GROUPS)
+def test_degenerate_exactly_where_advantages_vanish(rewards: list[float]) -> None:
+    values = torch.tensor(rewards)
+    silent = bool((group_advantages(values) == 0).all())
+    assert bool(degenerate_groups(values)) == silent
+
+
+@settings(max_examples=60, deadline=None)
+@given(rewards=GROUPS, floor=st.sampled_from([0.5, 20.0]))
+def test_floor_never_enlarges_and_shrinks_only_the_marked(rewards: list[float], floor: float) -> None:
+    values = torch.tensor(rewards)
+    plain, floored = group_advantages(values), group_advantages(values, floor=floor)
+    assert bool((floored.abs() <= plain.abs()).all())
+    if not bool(degenerate_groups(values, floor=floor)):
+        assert torch.equal(plain, floored)
+
+
+def test_invalid_images_count_in_nothing() -> None:
+    rewards = torch.tensor([0.0, math.nan, 2.0, math.inf, 4.0])
+    valid = torch.tensor([True, False, True, False, True])
+    assert_close(group_advantages(rewards, valid=valid), [-1.0, 0.0, 0.0, 0.0, 1.0])
+
+
+@pytest.mark.parametrize("valid", [[False, False, True], [False, False, False]])
+def test_fewer_than_two_valid_images_have_no_signal(valid: list[bool]) -> None:
+    rewards, mask = torch.tensor([1.0, 2.0, 3.0]), torch.tensor(valid)
+    assert torch.equal(group_advantages(rewards, valid=mask), torch.zeros(3))
+    assert bool(degenerate_groups(rewards, valid=mask))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_unmarked_nonfinite_rewards_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        group_advantages(torch.tensor([1.0, bad]))
+
+
+def test_bad_arguments_are_refused() -> None:
+    rewards = torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match="floor"):
+        group_advantages(rewards, floor=-1.0)
+    with pytest.raises(ValueError, match="floor"):
+        degenerate_groups(rewards, floor=math.nan)
+    with pytest.raises(ValueError, match="valid"):
+        group_advantages(rewards, valid=torch.tensor([True]))
+    with pytest.raises(ValueError, match="last dimension"):
+        group_advantages(torch.zeros(3, 0))
+
+
+A = torch.tensor([0.0, 2.0, 4.0])
+B = torch.tensor([30.0, 10.0, 20.0])
+
+
+def test_one_reward_is_the_plain_advantage_either_way() -> None:
+    assert_close(role_advantages({"a": A}, {"a": 1.0}), [-1.0, 0.0, 1.0])
+    assert_close(role_advantages({"a": A}, {"a": 1.0}, combine="advantages"), [-1.0, 0.0, 1.0])
+
+
+def test_combining_rewards_normalises_their_weighted_sum() -> None:
+    actual = role_advantages({"a": A, "b": B}, {"a": 2.0, "b": 0.5})
+    assert_close(actual, group_advantages(torch.tensor([15.0, 9.0, 18.0])))
+
+
+def test_combining_advantages_sums_the_normalised_rewards() -> None:
+    scores, weights = {"a": A, "b": B}, {"a": 0.5, "b": 0.25}
+    actual = role_advantages(scores, weights, combine="advantages")
+    # 0.5 * (-1, 0, 1) + 0.25 * (1, -1, 0)
+    assert_close(actual, [-0.25, -0.25, 0.5])
+
+
+def test_weights_pair_by_name_not_by_order() -> None:
+    one = role_advantages({"a": A, "b": B}, {"b": 0.5, "a": 2.0})
+    assert torch.equal(one, role_advantages({"b": B, "a": A}, {"a": 2.0, "b": 0.5}))
+
+
+def test_a_silent_reward_adds_nothing_to_the_role() -> None:
+    scores, weights = {"a": A, "flat": torch.full((3,), 0.1)}, {"a": 1.0, "flat": 7.0}
+    assert_close(role_advantages(scores, weights, combine="advantages"), [-1.0, 0.0, 1.0])
+
+
+def test_validity_reaches_every_reward_of_the_role() -> None:
+    valid = torch.tensor([True, True, False])
+    scores, weights = {"a": A, "b": B}, {"a": 1.0, "b": 1.0}
+    for combine in ("rewards", "advantages"):
+        assert role_advantages(scores, weights, combine=combine, valid=valid)[2] == 0
+
+
+def test_role_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="do not match"):
+        role_advantages({"a": A}, {"b": 1.0})
+    with pytest.raises(ValueError, match="do not match"):
+        role_advantages({}, {})
+    with pytest.raises(ValueError, match="combine"):
+        role_advantages({"a": A}, {"a": 1.0}, combine="product")  # type: ignore[arg-type]
+
+
+def test_quadrants_by_hand() -> None:
+    identity = torch.tensor([1.0, -1.0, 2.0, -2.0, -3.0, 0.0, 1.0, 0.0])
+    prompt = torch.tensor([1.0, -1.0, -2.0, 2.0, 1.0, 1.0, 0.0, 0.0])
+    shares = quadrant_shares(identity, prompt)
+    assert shares == {"conflicted": 3 / 8, "both_positive": 1 / 8, "both_negative": 1 / 8}
+
+
+def test_tiny_opposed_advantages_still_conflict() -> None:
+    # Their product underflows to zero.
+    shares = quadrant_shares(torch.tensor([1e-30]), torch.tensor([-1e-30]))
+    assert shares["conflicted"] == 1.0
+
+
+def test_quadrants_of_nothing_are_zero() -> None:
+    assert set(quadrant_shares(torch.empty(0), torch.empty(0)).values()) == {0.0}
+    with pytest.raises(ValueError, match="shapes"):
+        quadrant_shares(torch.zeros(2), torch.zeros(1))

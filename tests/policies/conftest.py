@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny FluxKontextPipeline."""
+    return tiny.save_flux_kontext(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def dynamic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, its noise levels shifted by the size of the picture."""
+    return tiny.save_flux_kontext(tmp_path_factory.mktemp("dynamic"), dynamic_shifting=True)

@@ -1,0 +1,100 @@
+"""What scoring refuses, and that it names the judge and the pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import RewardError, score
+
+MakePair = Callable[..., Pair]
+
+
+@dataclass
+class Judge:
+    """Scores by `rule`, and remembers the sizes of its batches."""
+
+    rule: Callable[[Tensor, Sequence[Pair]], Any]
+    name: str = "judge"
+    met: list[int] = field(default_factory=list)
+
+    def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Any:
+        self.met.append(len(images))
+        return self.rule(images, pairs)
+
+
+@pytest.fixture
+def pairs(make_pair: MakePair) -> list[Pair]:
+    return [make_pair(key) for key in "aabbc"]
+
+
+def first_pixels(images: Tensor, _: Sequence[Pair]) -> Tensor:
+    return images[:, 0, 0, 0].double()
+
+
+def test_all_judges_score_all_images_in_chunks(pairs: list[Pair]) -> None:
+    images = torch.rand(5, 3, 4, 4, requires_grad=True)
+    one, two = Judge(first_pixels, "one"), Judge(lambda i, p: -first_pixels(i, p), "two")
+    scores = score([one, two], images, pairs, batch_size=2)
+    assert list(scores) == ["one", "two"]
+    assert torch.equal(scores["one"], images[:, 0, 0, 0].detach())
+    assert torch.equal(scores["two"], -scores["one"])
+    assert scores["one"].dtype == torch.float32 and not scores["one"].requires_grad
+    assert one.met == two.met == [2, 2, 1]
+
+
+def test_nothing_to_score() -> None:
+    assert score([Judge(first_pixels)], torch.empty(0, 3, 4, 4), [])["judge"].shape == (0,)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_not_finite_names_its_pair(value: float, pairs: list[Pair]) -> None:
+    def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        return torch.tensor([value if pair.key == "b" else 1.0 for pair in pairs])
+
+    with pytest.raises(RewardError, match=f"^reward 'judge' returned {value} on pair 'b';"):
+        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        (lambda i, p: torch.zeros(len(i), 1), r"shape \(5, 1\)"),
+        (lambda i, p: torch.zeros(len(i) - 1), r"shape \(4,\)"),
+        (lambda i, p: torch.tensor(1.0), r"shape \(\)"),
+        (lambda i, p: [1.0] * len(i), "a list"),
+        (lambda i, p: None, "a NoneType"),
+    ],
+)
+def test_another_shape_is_refused(rule: Any, found: str, pairs: list[Pair]) -> None:
+    with pytest.raises(
+        RewardError, match=rf"^reward 'judge' returned {found} on pairs 'a', 'b', 'c'"
+    ):
+        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)
+
+
+def test_an_exception_names_judge_and_pair_in_one_line(pairs: list[Pair]) -> None:
+    def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        raise RuntimeError("out of\nluck")
+
+    with pytest.raises(RewardError) as caught:
+        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs, batch_size=1)
+    assert str(caught.value) == "reward 'judge' failed on pair 'a': RuntimeError: out of luck"
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_two_judges_of_one_name_are_refused(pairs: list[Pair]) -> None:
+    with pytest.raises(RewardError, match="two judges have this name"):
+        score([Judge(first_pixels), Judge(first_pixels)], torch.rand(5, 3, 4, 4), pairs)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 4, 4), (5, 1, 4, 4), (5, 3, 4)])
+def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], pairs: list[Pair]) -> None:
+    with pytest.raises(ValueError, match="scores need images"):
+        score([Judge(first_pixels)], torch.rand(shape), pairs)

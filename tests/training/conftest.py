@@ -1,0 +1,76 @@
+"""A whole run on a tiny random pipeline and the built-in world, with two cheap rewards of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import save_flux_kontext
+
+from customized_grpo.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    PolicyConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+)
+
+REWARDS = '''
+def redness(images, pairs):
+    """Red over the other colours: smooth, and easy to raise."""
+    return 100 * (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+
+def upper_light(images, pairs):
+    half = images.shape[2] // 2
+    return 100 * (images[:, :, :half].mean((1, 2, 3)) - images[:, :, half:].mean((1, 2, 3)))
+'''
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_flux_kontext(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def rewards_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rewards") / "colours.py"
+    path.write_text(REWARDS, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Config]:
+    """A small configuration; keywords replace keys of its rollout and train sections."""
+
+    def make(**changes: object) -> Config:
+        rollout = {"steps": 4, "group_size": 3, "pairs": 3, "batch_size": 6}
+        train = {"iterations": 4, "updates": 2, "learning_rate": 1e-3, "checkpoint_every": 2, "batch_size": 4}
+        for name, value in changes.items():
+            (rollout if name in RolloutConfig.model_fields and name != "batch_size" else train)[name] = value  # type: ignore[assignment]
+        return Config(
+            policy=PolicyConfig(
+                path=str(pipeline_folder),
+                height=16,
+                width=16,
+                reference_sizes=[(16, 16)],
+                lora=LoraConfig(rank=4),
+                device="cpu",
+            ),
+            data=DataConfig(size=7),
+            rewards=[
+                RewardConfig(kind=f"{rewards_file}:redness", name="redness", role="identity"),
+                RewardConfig(kind=f"{rewards_file}:upper_light", name="light", role="prompt"),
+            ],
+            rollout=RolloutConfig(**rollout),  # type: ignore[arg-type]
+            train=TrainConfig(**train),  # type: ignore[arg-type]
+            evaluation=EvaluationConfig(
+                data=DataConfig(split="held-out", size=4, seed=1), steps=3, monitors=[]
+            ),
+        )
+
+    return make

@@ -1,0 +1,129 @@
+"""The loop as a whole: it learns, resumes bit for bit, and is the same on two processes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from running import run_training
+from safetensors.torch import load_file
+
+from customized_grpo.config import Config
+from customized_grpo.configuration import save_config
+from customized_grpo.records import read_records
+from customized_grpo.training.checkpoint import newest_checkpoint
+
+LOGGED = {
+    "identity/mean", "identity/std", "prompt/mean", "prompt/std", "reward/redness/mean", "reward/light/mean",
+    "share/conflicted", "share/both_positive", "share/both_negative", "share/no_signal_identity",
+    "share/no_signal_prompt", "clip_fraction", "kl", "gradient_norm", "loss", "learning_rate",
+    "seconds/sampling", "seconds/scoring", "seconds/updating", "seconds/total",
+}  # fmt: skip
+
+
+def without_times(run: Path) -> list[dict[str, float]]:
+    records = read_records(run / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if not k.startswith("seconds/")} for record in records]
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    """All that the newest checkpoint holds: weights, the optimiser, the random generator."""
+    newest = newest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    files = sorted(newest.rglob("*.safetensors"))
+    assert len(files) == 2
+    return {f"{file.name}:{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def test_every_iteration_logs_what_a_user_needs(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    run_training(make_config(iterations=2), tmp_path)
+    first, second = read_records(tmp_path / "metrics.jsonl")
+    assert set(first) == LOGGED | {"iteration"}
+    assert first["kl"] != second["kl"]
+    assert [first["iteration"], second["iteration"]] == [1, 2]
+    assert first["gradient_norm"] > 0
+
+
+def test_both_rewards_rise(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config(iterations=25, pairs=2, group_size=8, learning_rate=3e-3, updates=1)
+    run_training(config, tmp_path)
+    records = read_records(tmp_path / "metrics.jsonl")
+    for role in ("identity", "prompt"):
+        means = torch.tensor([record[f"{role}/mean"] for record in records])
+        spread = records[0][f"{role}/std"]
+        assert means[-5:].mean() > means[:5].mean() + spread / 2, role
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    make_config: Callable[..., Config], tmp_path: Path, killed_after: int
+) -> None:
+    config = make_config(iterations=5)
+    run_training(config, tmp_path / "whole")
+
+    def kill(record: Mapping[str, float]) -> None:
+        if record["iteration"] == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_training(config, tmp_path / "cut", kill)
+    torch.manual_seed(123)  # whatever a new process starts with must not matter
+    run_training(config, tmp_path / "cut")
+    whole, cut = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "cut")
+    names = [name for name in whole if not name.endswith(":rng")]
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in names)
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "cut")
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = make_config(iterations=4, checkpoint_every=2)
+    run_training(config, tmp_path)
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest.name == "000004"
+    file = next(newest.rglob("pytorch_lora_weights.safetensors"))
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    older = newest_checkpoint(tmp_path / "checkpoints")
+    assert older is not None
+    assert older.name == "000002"
+    shutil.rmtree(older)
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_two_processes_learn_what_one_learns(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    # Three groups over two processes: an uneven share.
+    config = make_config(iterations=3, checkpoint_every=3)
+    save_config(config, tmp_path / "config.yaml")
+    run_training(config, tmp_path / "one")
+    script = Path(__file__).with_name("running.py")
+    arguments = [str(script), str(tmp_path / "config.yaml"), str(tmp_path / "two")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
+    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
+    for name in one:
+        if not name.endswith(":rng"):
+            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-5)
+    records = zip(without_times(tmp_path / "one"), without_times(tmp_path / "two"), strict=True)
+    for single, double in records:
+        assert single.keys() == double.keys()
+        for name in single.keys() - {"kl"}:  # measured on one micro-batch of each process
+            assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-5), name

@@ -1,0 +1,93 @@
+"""Rollouts can be replayed exactly, and do not depend on how their batches were cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from customized_grpo.config import Config
+from customized_grpo.data import open_dataset
+from customized_grpo.method import SAMPLERS
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.training.loop import _draw
+from customized_grpo.training.rollout import Trajectories, batches, noise_levels
+from customized_grpo.training.update import Items, replay
+
+
+@pytest.fixture(scope="module")
+def policy(make_config: Callable[..., Config]) -> Policy:
+    made = build_policy(make_config().policy)
+    with torch.no_grad():  # an adapter that does something
+        for weight in made.trainable().values():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    return made
+
+
+def drawn(policy: Policy, config: Config, rows: list[int]) -> Trajectories:
+    """The chosen ones of the six images of two groups, drawn as one batch."""
+    dataset = open_dataset(config.data)
+    images = [(dataset[row // 3], row % 3) for row in rows]
+    conditions = [policy.encode(pair.prompt, pair.references) for pair, _ in images]
+    sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
+    return _draw(policy, config, 0, images, conditions, sigmas)
+
+
+@pytest.mark.parametrize("sampler", ["dance", "flow", "cps"])
+def test_on_policy_ratios_are_exactly_one(
+    policy: Policy, make_config: Callable[..., Config], sampler: str
+) -> None:
+    config = make_config(sampler=sampler)
+    batch = drawn(policy, config, list(range(6)))
+    sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
+    everyone = torch.arange(6)
+    for t in range(config.rollout.steps - 1):
+        items = Items.of(batch, everyone, torch.full((6,), t), torch.zeros(6), sigmas)
+        _, _, density = replay(policy, items, SAMPLERS[sampler], config.rollout.eta, sigmas[1])
+        assert density.requires_grad
+        assert torch.equal((density - items.log_density).exp(), torch.ones(6))
+
+
+def test_ratios_of_mixed_batches_are_one_within_rounding(
+    policy: Policy, make_config: Callable[..., Config]
+) -> None:
+    config = make_config()
+    batch = drawn(policy, config, list(range(6)))
+    sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
+    rows, steps = torch.tensor([0, 3, 3, 5, 1]), torch.tensor([2, 0, 1, 1, 0])
+    items = Items.of(batch, rows, steps, torch.zeros(5), sigmas)
+    _, _, density = replay(policy, items, SAMPLERS["dance"], config.rollout.eta, sigmas[1])
+    assert (density - items.log_density).exp().sub(1).abs().max() < 1e-5
+
+
+def test_images_do_not_depend_on_the_batch(
+    policy: Policy, make_config: Callable[..., Config]
+) -> None:
+    config = make_config()
+    whole = drawn(policy, config, list(range(6)))
+    for rows in ([4], [5, 0], [2, 3, 4]):
+        part = drawn(policy, config, rows)
+        torch.testing.assert_close(part.clean, whole.clean[rows], rtol=1e-4, atol=1e-4)
+    assert (whole.clean[0] - whole.clean[1]).abs().max() > 0.01, "images of a group must differ"
+
+
+def test_a_group_shares_its_initial_noise_when_asked(
+    policy: Policy, make_config: Callable[..., Config]
+) -> None:
+    shared = drawn(policy, make_config(), list(range(6))).latents[:, 0]
+    assert torch.equal(shared[0], shared[2])
+    assert not torch.equal(shared[0], shared[3])
+    own = drawn(policy, make_config(shared_noise=False), list(range(6))).latents[:, 0]
+    assert not torch.equal(own[0], own[2])
+
+
+def test_batches_keep_equal_shapes_together() -> None:
+    def condition(tokens: int) -> Conditions:
+        return Conditions({"tokens": torch.zeros(1, tokens)})
+
+    shapes = [condition(n) for n in (3, 4, 3, 3, 4)]
+    assert batches(shapes, 2) == [[0, 2], [3], [1, 4]]
+    with pytest.raises(ValueError, match="different shapes"):
+        Conditions.join(shapes)
