@@ -231,9 +231,7 @@ JSON = st.recursive(
     rate=st.floats(1e-300, 1e300),
     betas=st.tuples(FINITE, FINITE),
 )
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_saved_configurations_come_back_exactly(
     tmp_path: Path, options: dict[str, Any], path: str, rate: float, betas: tuple[float, float]
 ) -> None:

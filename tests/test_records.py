@@ -112,9 +112,7 @@ def test_truncating_refuses_a_record_without_iteration(tmp_path: Path) -> None:
     assert len(read_records(path)) == 2
 
 
-def test_json_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scores.json"
     write_json(path, {"a": [1, math.nan]})
     assert json.loads(path.read_text()) == {"a": [1, None]}
@@ -132,9 +130,7 @@ def test_json_is_written_whole_or_not_at_all(
     assert os.listdir(tmp_path) == ["scores.json"]
 
 
-def test_data_is_on_the_disk_before_the_name_moves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_is_on_the_disk_before_the_name_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     seen: list[tuple[bool, bytes]] = []

@@ -68,9 +68,7 @@ def test_the_time_left_of_a_resumed_run_counts_its_own_iterations_alone() -> Non
 def test_missing_numbers_are_left_out_and_held_out_scores_have_their_lines() -> None:
     console = log()
     display = TrainingDisplay(3, console=console, clock=Clock())
-    display.update(
-        {"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0}
-    )
+    display.update({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
     assert list(lines(console)) == ["1/3  prompt 2.00  0:00:00 left", "1/3  held-out  a [b] 41.00"]
 
 
@@ -106,11 +104,7 @@ def test_the_table_shows_the_change_both_ways() -> None:
             ]
         )
     )
-    cells = [
-        [cell.strip() for cell in line.strip("│").split("│")]
-        for line in lines(console)
-        if line.startswith("│")
-    ]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines(console) if line.startswith("│")]
     assert cells == [
         ["identity [dino]", "50.000", "52.500", "+2.500", "+5.0"],
         ["prompt", "24.000", "23.400", "-0.600", "-2.5"],
@@ -133,9 +127,7 @@ def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[st
     print_error("run.yaml: key [bold]x[/bold]\n  is " + "long " * 40)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert (
-        captured.err == "error: run.yaml: key [bold]x[/bold] is " + " ".join(["long"] * 40) + "\n"
-    )
+    assert captured.err == "error: run.yaml: key [bold]x[/bold] is " + " ".join(["long"] * 40) + "\n"
 
 
 def test_no_torch_is_needed_to_talk() -> None:

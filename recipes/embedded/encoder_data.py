@@ -62,14 +62,10 @@ class Rendered:
             name: np.load(folder / f"{name}.npy", mmap_mode="r")
             for name in ("reference", "target", "reference_mask", "target_mask")
         }
-        entries = [
-            json.loads(line)
-            for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        entries = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
         self.subjects = [Subject(**entry["subject"]) for entry in entries]
         self.sayings = [
-            Saying(subject.word, Wish(**entry["wish"]))
-            for subject, entry in zip(self.subjects, entries, strict=True)
+            Saying(subject.word, Wish(**entry["wish"])) for subject, entry in zip(self.subjects, entries, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -107,9 +103,7 @@ def nearly(saying: Saying, position: str, kind: str, rng: np.random.Generator) -
     Combinations held out of training are not drawn: they would be met as wrong ones only.
     """
     parts = {"word": saying.word, **dataclasses.asdict(saying.wish), "position": position}
-    wrong = [
-        c for c in CHOICES[kind] if c != parts[kind] and not (kind == "position" and c is None)
-    ]
+    wrong = [c for c in CHOICES[kind] if c != parts[kind] and not (kind == "position" and c is None)]
     allowed = [c for c in wrong if not saying.swapped(kind, c).wish.held_out] or wrong
     return saying.swapped(kind, allowed[int(rng.integers(len(allowed)))])
 

@@ -40,12 +40,25 @@ CLASSES = {
     "clothes": ["clothing"],
     "instrument": ["musical-instrument", "sound", "music"],
     "house": ["place-building", "place-religious", "place-other"],
-    "thing": ["household", "tool", "light & video", "phone", "computer", "other-object", "award-medal",
-              "lock", "money", "mail", "office", "time", "science"],
+    "thing": [
+        "household",
+        "tool",
+        "light & video",
+        "phone",
+        "computer",
+        "other-object",
+        "award-medal",
+        "lock",
+        "money",
+        "mail",
+        "office",
+        "time",
+        "science",
+    ],
 }
 #: Pictures that are scenery, abstract, text or too thin to be a subject.
 UNFIT = re.compile(
-    r"o’clock|thirty|fog|night|sunrise|sunset|cityscape|bridge|milky|web|chart|suit$|calendar|hot springs|"
+    r"o.clock|thirty|fog|night|sunrise|sunset|cityscape|bridge|milky|web|chart|suit$|calendar|hot springs|"
     r"map|wedding|construction|microbe|pager|cross mark|banknote|speaker|bell with|smiling cat|cat with|"
     r"kissing cat|weary|crying cat|pouting|grinning cat|level slider|musical note|feather|wing$|ticket|sparkl|"
     r"tattoo|card|goal net|flag in|martial|window|door|lattice|chains|hook|label|confetti|petri|dna"

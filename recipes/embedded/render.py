@@ -37,7 +37,11 @@ def render_chunk(seed: int, chunk: int, pairs: int, held_out: bool) -> tuple[dic
         reference, target = draw_pair(subject, wish, rng)
         arrays["reference"][i], arrays["reference_mask"][i] = reference.image, reference.mask
         arrays["target"][i], arrays["target_mask"][i] = target.image, target.mask
-        entry = {"prompt": wish.prompt(subject.word), "subject": asdict(subject), "wish": asdict(wish)}
+        entry = {
+            "prompt": wish.prompt(subject.word),
+            "subject": asdict(subject),
+            "wish": asdict(wish),
+        }
         lines.append(json.dumps(entry))
     return arrays, lines
 
@@ -63,7 +67,10 @@ def main() -> None:
             for name, array in arrays.items():
                 if name not in files:
                     files[name] = np.lib.format.open_memmap(
-                        options.out / f"{name}.npy", "w+", array.dtype, (options.pairs, *array.shape[1:])
+                        options.out / f"{name}.npy",
+                        "w+",
+                        array.dtype,
+                        (options.pairs, *array.shape[1:]),
                     )
                 files[name][chunk * CHUNK : chunk * CHUNK + len(array)] = array
             prompts.write("\n".join(lines) + "\n")

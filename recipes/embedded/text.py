@@ -18,13 +18,47 @@ from customized_grpo.world.subjects import COLOURS, Subject, sprites
 CLIP_LENGTH = 32
 T5_LENGTH = 24
 #: The words of DreamBench's prompts that the world has no picture of, and its classes.
-DREAMBENCH_WORDS = (
-    "eiffel tower ocean milk mirror sidewalk crowded white rug shiny wet cube shaped monocle chef firefighter police "
-    "outfit wizard orange black background"
-).split()
-DREAMBENCH_CLASSES = (
-    "backpack|stuffed animal|bowl|can|candle|cat|clock|sneaker|dog|toy|boot|glasses|cartoon|teapot|vase"
-).split("|")
+DREAMBENCH_WORDS = [
+    "eiffel",
+    "tower",
+    "ocean",
+    "milk",
+    "mirror",
+    "sidewalk",
+    "crowded",
+    "white",
+    "rug",
+    "shiny",
+    "wet",
+    "cube",
+    "shaped",
+    "monocle",
+    "chef",
+    "firefighter",
+    "police",
+    "outfit",
+    "wizard",
+    "orange",
+    "black",
+    "background",
+]
+DREAMBENCH_CLASSES = [
+    "backpack",
+    "stuffed animal",
+    "bowl",
+    "can",
+    "candle",
+    "cat",
+    "clock",
+    "sneaker",
+    "dog",
+    "toy",
+    "boot",
+    "glasses",
+    "cartoon",
+    "teapot",
+    "vase",
+]
 
 
 def vocabulary() -> list[str]:
@@ -41,7 +75,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     letters = [chr(ord("a") + i) for i in range(26)] + list("0123456789")
     trainer = trainers.BpeTrainer(
-        vocab_size=100_000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), end_of_word_suffix="</w>",
+        vocab_size=100_000,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
         show_progress=False,
     )
     # Every letter alone and as an ending, so that an unknown word is spelt rather than lost.
@@ -63,6 +99,9 @@ def t5_tokenizer() -> T5Tokenizer:
 
 if __name__ == "__main__":
     for tokenizer in (clip_tokenizer(), t5_tokenizer()):
-        for text in ("a purple bird wearing a red hat with a tree and autumn leaves in the background on the left", "Zebra"):
+        for text in (
+            "a purple bird wearing a red hat with a tree and autumn leaves in the background on the left",
+            "Zebra",
+        ):
             ids = tokenizer(text).input_ids
             print(len(tokenizer), len(ids), tokenizer.convert_ids_to_tokens(ids))

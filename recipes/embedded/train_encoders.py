@@ -1,5 +1,4 @@
-"""Train the four embedded encoders: rewards and, apart from them, the judges that are never
-optimised.
+"""Train the four embedded encoders: two rewards and, apart from them, two judges never optimised.
 
     python recipes/embedded/train_encoders.py reward-identity --data build/world --out $MODELS
     python recipes/embedded/train_encoders.py judge-prompt --data build/world2 --out $MODELS
@@ -82,9 +81,7 @@ def new_clip(width: int, depth: int, heads: int, text_width: int, shared: int) -
         "image_size": SIDE,
         "patch_size": 8,
     }
-    config = CLIPConfig(
-        text_config=text, vision_config=vision, projection_dim=shared, logit_scale_init_value=2.3
-    )
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=shared, logit_scale_init_value=2.3)
     return CLIPModel(config)
 
 
@@ -110,16 +107,12 @@ class IdentityTask:
 
     def __init__(self, data: Rendered, seed: int) -> None:
         self.data, self.rng = data, np.random.default_rng(seed)
-        self.rows = {
-            k: np.array(v) for k, v in data.rows_by_sprite().items() if len(v) >= self.each
-        }
+        self.rows = {k: np.array(v) for k, v in data.rows_by_sprite().items() if len(v) >= self.each}
         self.log_scale = nn.Parameter(torch.tensor(math.log(8.0)))
 
     def losses(self, model: nn.Module) -> Losses:
         chosen = self.rng.choice(list(self.rows), self.sprites, replace=False)
-        rows = np.concatenate(
-            [self.rng.choice(self.rows[int(s)], self.each, replace=False) for s in chosen]
-        )
+        rows = np.concatenate([self.rng.choice(self.rows[int(s)], self.each, replace=False) for s in chosen])
         references, masks = (
             self.data.pictures("reference", rows),
             self.data.masks("reference", rows),
@@ -139,17 +132,11 @@ class IdentityTask:
         scale = self.log_scale.exp().clamp(max=20)  # beyond it cosines lose their spread
         logits = scale * anchor @ target.T
         subjects = [self.data.subjects[row] for row in rows]
-        same = torch.tensor([[a == b for b in subjects] for a in subjects]) & ~torch.eye(
-            len(rows), dtype=torch.bool
-        )
+        same = torch.tensor([[a == b for b in subjects] for a in subjects]) & ~torch.eye(len(rows), dtype=torch.bool)
         logits = logits.masked_fill(same, -1e4)
         labels = torch.arange(len(rows))
-        match = (
-            functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)
-        ) / 2
-        nearer = scale * torch.cat(
-            [(anchor[copied] * copy).sum(-1, keepdim=True), anchor[copied] @ target.T], 1
-        )
+        match = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+        nearer = scale * torch.cat([(anchor[copied] * copy).sum(-1, keepdim=True), anchor[copied] @ target.T], 1)
         copying = functional.cross_entropy(nearer, torch.zeros(self.copies, dtype=torch.long))
         right = (logits.argmax(1) == labels).float().mean()
         return {
@@ -181,28 +168,20 @@ class PromptTask:
         rows = self.rng.choice(len(self.data), self.batch, replace=False)
         true = [self.data.sayings[row] for row in rows]
         positions = [self.data.position(row) for row in rows]
-        seen = torch.tensor(
-            [s.swapped("position", p).codes for s, p in zip(true, positions, strict=True)]
-        )  # what each picture shows
+        shown = [s.swapped("position", p) for s, p in zip(true, positions, strict=True)]
+        seen = torch.tensor([saying.codes for saying in shown])
         sayings = list(true)
         for _ in range(self.swaps):
             for saying, position in zip(true, positions, strict=True):
                 kind = str(self.rng.choice(KINDS, p=[0.1, 0.2, 0.25, 0.25, 0.2]))
                 sayings.append(nearly(saying, position, kind, self.rng))
         said = torch.tensor([saying.codes for saying in sayings])
-        mentioned = torch.where(
-            (said == 0) & (torch.arange(len(KINDS)) >= 2), self.unmentioned, self.weights
-        )
-        fulfilled = ((seen[:, None] == said[None]) * mentioned).sum(-1) / mentioned.sum(
-            -1
-        )  # (images, prompts)
+        mentioned = torch.where((said == 0) & (torch.arange(len(KINDS)) >= 2), self.unmentioned, self.weights)
+        agree = seen[:, None] == said[None]  # (images, prompts, kinds)
+        fulfilled = (agree * mentioned).sum(-1) / mentioned.sum(-1)
         images = features_of(model, disturb(self.data.pictures("target", rows)))
-        tokens = self.tokenizer(
-            [saying.text for saying in sayings], padding=True, return_tensors="pt"
-        )
-        texts = functional.normalize(
-            model.get_text_features(**tokens).pooler_output.float(), dim=-1
-        )
+        tokens = self.tokenizer([saying.text for saying in sayings], padding=True, return_tensors="pt")
+        texts = functional.normalize(model.get_text_features(**tokens).pooler_output.float(), dim=-1)
         cosines = images @ texts.T
         logits = model.logit_scale.float().exp().clamp(max=20) * cosines
         labels = torch.arange(self.batch)
@@ -233,9 +212,7 @@ def features_of(model: nn.Module, pictures: Tensor) -> Tensor:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """The model's folder as its hub name-sakes are: float16 weights, image processor and
-    tokenizer.
-    """
+    """Write the model's folder as on the hub: float16 weights, image processor, tokenizer."""
     frame: dict[str, Any] = {
         "image_mean": GREY,
         "image_std": GREY,
@@ -246,6 +223,7 @@ def save(model: nn.Module, folder: Path) -> None:
     half = type(model)(model.config)  # type: ignore[arg-type]
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)  # type: ignore[operator]
+    (folder / "model.safetensors").chmod(0o644)
     if isinstance(model, CLIPModel):
         CLIPImageProcessor(**frame).save_pretrained(folder)
         clip_tokenizer().save_pretrained(folder)
@@ -254,9 +232,7 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", choices=SPECS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the encoders' folders")
@@ -273,9 +249,7 @@ def main() -> None:
         model = type(model).from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]
     model.train()
     data = Rendered(options.data)
-    task = (
-        IdentityTask(data, seed) if options.encoder.endswith("identity") else PromptTask(data, seed)
-    )
+    task = IdentityTask(data, seed) if options.encoder.endswith("identity") else PromptTask(data, seed)
     weights = [*model.parameters(), *([task.log_scale] if isinstance(task, IdentityTask) else [])]
     decayed = [w for w in weights if w.ndim > 1]
     groups = [
@@ -299,7 +273,7 @@ def main() -> None:
         optimiser.step()
         schedule.step()
         if step % 20 == 0 or step == steps - 1:
-            told = " ".join(f"{name} {float(value):.3f}" for name, value in losses.items())
+            told = " ".join(f"{name} {float(value.detach()):.3f}" for name, value in losses.items())
             print(f"step {step} {told} {time.time() - start:.0f}s", flush=True)
         if step % 100 == 99 or step == steps - 1:
             save(model, folder)

@@ -18,7 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxTransformer2DModel,
+)
 from safetensors.torch import load_file, save_file
 from text import CLIP_LENGTH, DREAMBENCH_CLASSES, T5_LENGTH, clip_tokenizer, t5_tokenizer
 from torch import Tensor, nn
@@ -108,7 +113,11 @@ def prepare(data: Path, vae: AutoencoderKL) -> dict[str, Tensor]:
     for line in lines:
         word, prompt = Subject(**line["subject"]).word, line["prompt"]
         if chance.random() < 0.25:
-            prompt = prompt.replace(f" {word} ", f" {chance.choice([*DREAMBENCH_CLASSES, *names, 'subject']).lower()} ", 1)
+            prompt = prompt.replace(
+                f" {word} ",
+                f" {chance.choice([*DREAMBENCH_CLASSES, *names, 'subject']).lower()} ",
+                1,
+            )
         prompts.append(prompt)
     made["clip_ids"] = _ids(clip_tokenizer(), prompts, CLIP_LENGTH)
     made["t5_ids"] = _ids(t5_tokenizer(), prompts, T5_LENGTH)
@@ -150,7 +159,12 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--decay", type=float, default=0.3, help="last share of the steps, in which the rate falls to 0")
+    parser.add_argument(
+        "--decay",
+        type=float,
+        default=0.3,
+        help="last share of the steps, in which the rate falls to 0",
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -161,7 +175,10 @@ def main() -> None:
     data = prepare(options.data, vae)
     model = Generator(vae.config.latent_channels)
     average = copy.deepcopy(model).requires_grad_(False)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(data['target'])} pairs", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(data['target'])} pairs",
+        flush=True,
+    )
     parts = optimisers(model, options.rate)
     state, first = options.out / "state.pt", 0
     if state.exists():
@@ -184,7 +201,13 @@ def main() -> None:
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast("cpu", torch.bfloat16):
-                velocity = compiled(noisy, reference, sigma, data["clip_ids"][rows].long(), data["t5_ids"][rows].long())
+                velocity = compiled(
+                    noisy,
+                    reference,
+                    sigma,
+                    data["clip_ids"][rows].long(),
+                    data["t5_ids"][rows].long(),
+                )
             error = (velocity.float() - (noise - clean)).square().mean(-1) * data["weight"][rows].float()
             loss = error.mean()
             loss.backward()

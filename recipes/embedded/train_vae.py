@@ -90,7 +90,9 @@ def main() -> None:
     vae.eval()
     if not options.decoder_only:
         with torch.no_grad():
-            sample = torch.cat([vae.encode(next(stream)).latent_dist.mode() for stream in [batches(options.data, 256, 9)]])
+            sample = torch.cat(
+                [vae.encode(next(stream)).latent_dist.mode() for stream in [batches(options.data, 256, 9)]]
+            )
         vae.register_to_config(shift_factor=float(sample.mean()), scaling_factor=float(1 / sample.std()))
     vae.save_pretrained(options.out)
 

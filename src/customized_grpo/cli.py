@@ -28,7 +28,11 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, as [b]train.learning_rate=1e-4[/b]; may be given again.", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        help="One setting, as [b]train.learning_rate=1e-4[/b]; may be given again.",
+        metavar="KEY=VALUE",
+    ),
 ]
 
 
@@ -58,7 +62,8 @@ def train(
     config: ConfigOption = None,
     set_: SetOption = None,
     data: Annotated[
-        str | None, typer.Option(help="Pairs: a .jsonl file, a SynCD-style .json, a DreamBench folder, or world.")
+        str | None,
+        typer.Option(help="Pairs: a .jsonl file, a SynCD-style .json, a DreamBench folder, or world."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the new run; runs/<time> where none is given.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run, from its newest checkpoint.")] = None,
@@ -75,7 +80,7 @@ def train(
     with _one_line_errors():
         from customized_grpo.config import ConfigError
         from customized_grpo.configuration import load_config
-        from customized_grpo.runs import new_folder, open_run, start_run, train_run
+        from customized_grpo.runs import check_unused, new_folder, open_run, train_run
 
         if resume is not None:
             if config is not None or set_ or data or out:
@@ -84,7 +89,7 @@ def train(
         else:
             overrides = [*([f"data.path={data}"] if data else []), *(set_ or [])]
             resolved, run = load_config(config, overrides), out or new_folder(Path("runs"))
-            start_run(resolved, run)
+            check_unused(run)
         train_run(resolved, run, Console())
 
 

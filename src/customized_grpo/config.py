@@ -41,7 +41,8 @@ class PolicyConfig(_Section):
     height: int = Field(64, ge=16, multiple_of=8)
     width: int = Field(64, ge=16, multiple_of=8)
     reference_sizes: list[tuple[int, int]] | None = Field(
-        [(64, 64)], description="(height, width) to resize references to, the nearest in shape; null: Kontext's own list"
+        [(64, 64)],
+        description="(height, width) to resize references to, the nearest in shape; null: Kontext's own list",
     )
     max_sequence_length: int = Field(24, ge=1, description="text tokens of the T5 encoder")
     guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
@@ -52,7 +53,10 @@ class PolicyConfig(_Section):
 class DataConfig(_Section):
     """Where pairs come from."""
 
-    path: str = Field("world", description="world (built in), a .jsonl file, a SynCD-style .json, a DreamBench folder")
+    path: str = Field(
+        "world",
+        description="world (built in), a .jsonl file, a SynCD-style .json, a DreamBench folder",
+    )
     split: Literal["train", "held-out"] = "train"
     size: int = Field(4096, ge=1, description="number of pairs that the built-in world has")
     seed: int = 0
@@ -79,10 +83,12 @@ class MethodConfig(_Section):
     prompt_weight: float = Field(0.5, ge=0, description="of static weighting alone")
     identity_weight: float = Field(0.5, ge=0, description="of static weighting alone")
     combine: Literal["rewards", "advantages"] = Field(
-        "rewards", description="inside a role: normalise the weighted sum, or sum what is normalised one by one"
+        "rewards",
+        description="inside a role: normalise the weighted sum, or sum what is normalised one by one",
     )
     std_floor: dict[Literal["identity", "prompt"], float] = Field(
-        {}, description="least standard deviation a group's role reward is divided by; none in the paper"
+        {},
+        description="least standard deviation a group's role reward is divided by; none in the paper",
     )
     advantage_clip: float = Field(5.0, gt=0)
 
@@ -127,8 +133,18 @@ class EvaluationConfig(_Section):
     seed: int = 0
     monitors: list[RewardConfig] = Field(
         [
-            RewardConfig(kind="dino", role="identity", name="identity (independent)", path="embedded/judge-identity"),
-            RewardConfig(kind="clip", role="prompt", name="prompt (independent)", path="embedded/judge-prompt"),
+            RewardConfig(
+                kind="dino",
+                role="identity",
+                name="identity (independent)",
+                path="embedded/judge-identity",
+            ),
+            RewardConfig(
+                kind="clip",
+                role="prompt",
+                name="prompt (independent)",
+                path="embedded/judge-prompt",
+            ),
         ],
         description="judges that are never optimised",
     )

@@ -71,9 +71,7 @@ def save_config(config: Config, path: Path) -> None:
 
 def as_yaml(config: Config) -> str:
     """All of `config` as YAML that `load_config` reads back equal."""
-    text: str = yaml.dump(
-        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True
-    )
+    text: str = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
@@ -88,21 +86,15 @@ class _Reader:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"
-            ) from error
+            raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
         except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be read ({error.strerror}); correct the path"
-            ) from error
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
         values = self._parse(text, str(path), (), lines=True)
         self.stop_at_problems()
         if values is None:
             return {}
         if not isinstance(values, dict):
-            raise ConfigError(
-                f"{path}: not a mapping; write keys such as 'train:' with their values below"
-            )
+            raise ConfigError(f"{path}: not a mapping; write keys such as 'train:' with their values below")
         return values
 
     def override(self, values: dict[str, Any], override: str) -> None:
@@ -110,9 +102,7 @@ class _Reader:
         origin = f"--set {' '.join(override.splitlines())}"
         name, sign, text = override.partition("=")
         if not sign or not all(name.strip().split(".")):
-            self.problems.append(
-                f"{origin}: not an override; write KEY=VALUE, e.g. train.iterations=10"
-            )
+            self.problems.append(f"{origin}: not an override; write KEY=VALUE, e.g. train.iterations=10")
             return
         location: Location = ()
         target: Any = values
@@ -131,13 +121,9 @@ class _Reader:
         location += (step,)
         before = len(self.problems)
         is_section = _section(location) is not None
-        if (
-            not is_section
-        ):  # all that stood there is replaced, and with it where its parts came from
+        if not is_section:  # all that stood there is replaced, and with it where its parts came from
             depth = len(location)
-            self._origins = {
-                at: place for at, place in self._origins.items() if at[:depth] != location
-            }
+            self._origins = {at: place for at, place in self._origins.items() if at[:depth] != location}
         value = self._parse(text, origin, location, lines=False)
         if len(self.problems) > before:
             return
@@ -159,9 +145,7 @@ class _Reader:
             if part.isdecimal() and int(part) < len(target):
                 return int(part)
             count = f"entries 0 to {len(target) - 1}" if target else "no entries"
-            self.problems.append(
-                f"{origin}: {_dotted(location)} has {count}, not {part!r}; set the whole list"
-            )
+            self.problems.append(f"{origin}: {_dotted(location)} has {count}, not {part!r}; set the whole list")
             return None
         self.problems.append(f"{origin}: {_dotted(location)} has no parts; set it as a whole")
         return None
@@ -197,9 +181,7 @@ class _Reader:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f"{origin}:{mark.line + 1}" if lines and mark else origin
-            reason = (
-                getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
-            )
+            reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
             self.problems.append(f"{place}: not valid YAML ({reason}); correct it")
             return None
         except RecursionError:
@@ -208,9 +190,7 @@ class _Reader:
         seen: set[int] = set()
         return None if node is None else self._value(node, origin, location, lines, seen)
 
-    def _value(
-        self, node: Any, origin: str, location: Location, lines: bool, seen: set[int]
-    ) -> Any:
+    def _value(self, node: Any, origin: str, location: Location, lines: bool, seen: set[int]) -> Any:
         place = f"{origin}:{node.start_mark.line + 1}" if lines else origin
         if id(node) in seen and not isinstance(node, yaml.ScalarNode):
             self.problems.append(f"{place}: {_dotted(location)} is an alias; write its values out")
@@ -233,13 +213,8 @@ class _Reader:
         given: set[str] = set()
         for key_node, value_node in node.value:
             place = f"{origin}:{key_node.start_mark.line + 1}" if lines else origin
-            if (
-                not isinstance(key_node, yaml.ScalarNode)
-                or key_node.tag == "tag:yaml.org,2002:merge"
-            ):
-                self.problems.append(
-                    f"{place}: {_dotted(location)} has a key that is no plain text; write it out"
-                )
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                self.problems.append(f"{place}: {_dotted(location)} has a key that is no plain text; write it out")
                 continue
             key = str(key_node.value)
             here = (*location, key)
@@ -260,14 +235,10 @@ class _Reader:
             try:
                 value = yaml.SafeLoader("").construct_object(node)
             except (ValueError, KeyError, yaml.YAMLError):
-                self.problems.append(
-                    f"{place}: {_dotted(location)}: {node.value!r} is no value; put it in quotes"
-                )
+                self.problems.append(f"{place}: {_dotted(location)}: {node.value!r} is no value; put it in quotes")
                 return None
         else:
-            self.problems.append(
-                f"{place}: {_dotted(location)} has the tag {node.tag!r}; write a plain value"
-            )
+            self.problems.append(f"{place}: {_dotted(location)} has the tag {node.tag!r}; write a plain value")
             return None
         if isinstance(value, float) and not math.isfinite(value):
             self.problems.append(f"{place}: {_dotted(location)} must be finite; given {node.value}")

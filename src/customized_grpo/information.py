@@ -13,7 +13,15 @@ from customized_grpo.config import Config
 from customized_grpo.configuration import as_yaml
 from customized_grpo.models import embedded_models
 
-_LIBRARIES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+_LIBRARIES = (
+    "customized-grpo",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+)
 
 
 def describe(console: Console) -> None:

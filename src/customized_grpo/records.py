@@ -67,9 +67,7 @@ def truncate_records(path: Path, iteration: int) -> int:
     lines = _lines(path)
     for number, (_, record) in enumerate(lines, start=1):
         if not isinstance(record.get("iteration"), int):
-            raise RecordError(
-                f"{path}:{number}: iteration is missing or not a whole number; remove the line"
-            )
+            raise RecordError(f"{path}:{number}: iteration is missing or not a whole number; remove the line")
     kept = [line for line, record in lines if record["iteration"] <= iteration]
     write_bytes(path, b"".join(line + b"\n" for line in kept))
     return len(lines) - len(kept)
@@ -121,9 +119,7 @@ def _plain(value: Any, path: Path, key: str) -> Any:
         return {str(k): _plain(v, path, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v, path, f"{key}[{i}]") for i, v in enumerate(value)]
-    raise RecordError(
-        f"{path}: {key or 'the value'} is a {type(value).__name__}; give a number, text or a list"
-    )
+    raise RecordError(f"{path}: {key or 'the value'} is a {type(value).__name__}; give a number, text or a list")
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

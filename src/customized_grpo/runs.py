@@ -1,12 +1,12 @@
 """A run from its configuration to its pictures: opens the parts, trains them, leaves all in one folder.
 
-    RUN/config.yaml        the resolved configuration
-    RUN/metrics.jsonl      one record of each iteration; tensorboard/ holds the same
-    RUN/checkpoints/       what a resumed run starts from
-    RUN/samples/           the same held-out pairs, drawn every few iterations
-    RUN/evaluation/        held-out pictures and scores: base, tuned
-    RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
-    RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
+RUN/config.yaml        the resolved configuration
+RUN/metrics.jsonl      one record of each iteration; tensorboard/ holds the same
+RUN/checkpoints/       what a resumed run starts from
+RUN/samples/           the same held-out pairs, drawn every few iterations
+RUN/evaluation/        held-out pictures and scores: base, tuned
+RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
+RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
 """
 
 from __future__ import annotations
@@ -67,12 +67,10 @@ def new_folder(base: Path) -> Path:
     return next(base / name for name in names if not (base / name).exists())
 
 
-def start_run(config: Config, run: Path) -> None:
-    """Make the folder of a new run. Raises ConfigError where it holds something already."""
-    if run.exists() and any(run.iterdir()):
+def check_unused(run: Path) -> None:
+    """Raises ConfigError where the folder of a new run holds something already."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"{run}: holds something already; give another --out, or --resume {run}")
-    run.mkdir(parents=True, exist_ok=True)
-    save_config(config, run / CONFIG)
 
 
 def open_run(run: Path) -> Config:
@@ -90,15 +88,21 @@ def build_judges(config: Config, device: torch.device) -> Judges:
 
 
 def train_run(config: Config, run: Path, console: Console) -> None:
-    """Train, or go on training, the run in its folder; then draw, score and show what it has learned."""
+    """Train, or go on training, the run in its folder; then draw, score and show what it has learned.
+
+    The folder is made once all parts are open: bad input leaves nothing behind.
+    """
     dataset = open_dataset(config.data)
     held_out = open_dataset(config.evaluation.data)
     on_cpu = config.policy.device == "cpu"
     accelerator = Accelerator(cpu=on_cpu, log_with="tensorboard", project_dir=run)
-    accelerator.init_trackers("tensorboard")
     policy = build_policy(config.policy)
     judges = build_judges(config, policy.device)
     main = accelerator.is_main_process
+    if main:
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / CONFIG)
+    accelerator.init_trackers("tensorboard")
     if main:
         count = sum(weight.numel() for weight in policy.trainable().values())
         console.print(f"{len(dataset)} pairs, {count:,} trainable parameters on {policy.device}; run folder {run}")
@@ -116,7 +120,15 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         def on_sample(iteration: int) -> dict[str, float]:
             return _sample(config, run, iteration, policy, held_out, judges)
 
-        train(config, run, policy, dataset, judges.rewards, accelerator, Observer(on_iteration, on_sample))
+        train(
+            config,
+            run,
+            policy,
+            dataset,
+            judges.rewards,
+            accelerator,
+            Observer(on_iteration, on_sample),
+        )
     accelerator.end_training()
     if main:
         assert base is not None
@@ -142,7 +154,13 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
 
 
 def generate(
-    policy: Policy, prompt: str, references: Sequence[Image.Image], *, steps: int, seed: int, images: int
+    policy: Policy,
+    prompt: str,
+    references: Sequence[Image.Image],
+    *,
+    steps: int,
+    seed: int,
+    images: int,
 ) -> list[Image.Image]:
     """Pictures of the subject of `references` that follow the prompt, by deterministic sampling."""
     conditions = Conditions.join([policy.encode(prompt, references)] * images)
@@ -152,7 +170,12 @@ def generate(
 
 
 def show(
-    config: Config, run: Path, held_out: PairDataset, base: Evaluation, tuned: Evaluation, console: Console
+    config: Config,
+    run: Path,
+    held_out: PairDataset,
+    base: Evaluation,
+    tuned: Evaluation,
+    console: Console,
 ) -> None:
     """The pictures and the table that end a run."""
     images = config.evaluation.images
@@ -194,7 +217,12 @@ def _evaluation(
     console.print(f"drawing {len(held_out) * config.evaluation.images} held-out pictures ({name})")
     with policy.reference() if name == "base" else nullcontext():
         return evaluate(
-            policy, held_out, judges.all, config.evaluation, folder, batch_size=config.rollout.batch_size
+            policy,
+            held_out,
+            judges.all,
+            config.evaluation,
+            folder,
+            batch_size=config.rollout.batch_size,
         )
 
 
@@ -203,7 +231,14 @@ def _sample(
 ) -> dict[str, float]:
     """Draw and score the held-out pairs as the policy now is; keep the first few as a grid."""
     folder = run / "evaluation" / "latest"
-    now = evaluate(policy, held_out, judges.all, config.evaluation, folder, batch_size=config.rollout.batch_size)
+    now = evaluate(
+        policy,
+        held_out,
+        judges.all,
+        config.evaluation,
+        folder,
+        batch_size=config.rollout.batch_size,
+    )
     base = read_evaluation(run / "evaluation" / "base")
     images = config.evaluation.images
     rows, labels = [], []
@@ -242,4 +277,3 @@ def policy_with_adapter(config: Config, run: Path | None) -> Policy:
             raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
         policy.load(run / LORA)
     return policy
-

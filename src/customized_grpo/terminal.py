@@ -72,9 +72,7 @@ class TrainingDisplay:
         """Show one more finished iteration by its record of metrics; keys may be missing."""
         self._done += 1
         numbers = [
-            f"{label} {form(value)}"
-            for label, key, form in _LIVE
-            if (value := _number(record.get(key))) is not None
+            f"{label} {form(value)}" for label, key, form in _LIVE if (value := _number(record.get(key))) is not None
         ]
         left = f"{_clock_time(self._seconds_left())} left"
         if self._bar is not None:

@@ -110,18 +110,14 @@ def test_templates_are_filled_not_evaluated(folder: Path) -> None:
     assert prompt == "a stuffed animal in {0.__class__} {1!r:>9}"
 
 
-@pytest.mark.skipif(
-    not (REAL / LIST).is_file(), reason="DreamBench is not at hand; set DREAMBENCH to its folder"
-)
+@pytest.mark.skipif(not (REAL / LIST).is_file(), reason="DreamBench is not at hand; set DREAMBENCH to its folder")
 def test_the_benchmark_itself() -> None:
     dataset = open_dataset(DataConfig(path=str(REAL)))
     assert len(dataset) == 30 * 25
     pairs = {pair.key: pair for pair in (dataset[i] for i in (0, 160, 735))}
     assert pairs["backpack/00"].prompt == "a backpack in the jungle"
     assert pairs["cat/10"].prompt == "a cat wearing a red hat"
-    assert (
-        pairs["wolf_plushie/10"].prompt == "a stuffed animal with a wheat field in the background"
-    )
+    assert pairs["wolf_plushie/10"].prompt == "a stuffed animal with a wheat field in the background"
     assert min(pairs["cat/10"].references[0].size) >= 256
     benchmark = read_list(REAL / LIST)
     assert sum(word in ("cat", "dog") for word in benchmark.classes.values()) == 9

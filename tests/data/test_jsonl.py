@@ -111,9 +111,7 @@ def test_all_problems_are_told_of_at_once(folder: Path) -> None:
     assert len(found) == 14
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside.png", "sub/../../outside.png", "/etc/hostname", "a\0.jpg"]
-)
+@pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "/etc/hostname", "a\0.jpg"])
 def test_paths_do_not_leave_the_folder(folder: Path, name: str) -> None:
     (found,) = problems(write(folder, {"prompt": "a", "reference": name}))
     assert found.startswith("pairs.jsonl:1: 'reference'")

@@ -45,9 +45,7 @@ def test_a_png_is_read_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = Image.new("RGB", (40, 24), "white")
-    upright.paste(
-        RED, (0, 0, 12, 12)
-    )  # top left, which tells all eight apart with the sides unequal
+    upright.paste(RED, (0, 0, 12, 12))  # top left, which tells all eight apart with the sides unequal
     upright.paste((20, 60, 200), (28, 0, 40, 12))
     turned = {
         1: None,
@@ -132,11 +130,7 @@ def test_of_an_animation_the_first_frame(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK", "F", "YCbCr"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.tif"
-    image = (
-        Image.new("I;16", (5, 4), 9000)
-        if mode == "I;16"
-        else Image.new("RGB", (5, 4), RED).convert(mode)
-    )
+    image = Image.new("I;16", (5, 4), 9000) if mode == "I;16" else Image.new("RGB", (5, 4), RED).convert(mode)
     image.save(path)
     pictures.check(path)
     picture = pictures.load(path)
@@ -154,9 +148,7 @@ def png_claiming(width: int, height: int) -> bytes:
     content = b"\x89PNG\r\n\x1a\n"
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")):
-        content += (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     return content
 
 
@@ -188,17 +180,13 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
 
 def encoded(suffix: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(noise(64, 48)).save(
-        buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix]
-    )
+    Image.fromarray(noise(64, 48)).save(buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix])
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-def test_truncated_files_are_refused_by_load_and_by_check(
-    tmp_path: Path, suffix: str, kept: float
-) -> None:
+def test_truncated_files_are_refused_by_load_and_by_check(tmp_path: Path, suffix: str, kept: float) -> None:
     path = tmp_path / f"a.{suffix}"
     whole = encoded(suffix)
     path.write_bytes(whole)
@@ -213,16 +201,10 @@ def test_truncated_files_are_refused_by_load_and_by_check(
 
 @given(
     suffix=st.sampled_from(["jpg", "png", "webp"]),
-    edits=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
-    ),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
 )
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_damaged_files_are_read_or_refused_alike(
-    tmp_path: Path, suffix: str, edits: list[tuple[float, int]]
-) -> None:
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_files_are_read_or_refused_alike(tmp_path: Path, suffix: str, edits: list[tuple[float, int]]) -> None:
     content = bytearray(encoded(suffix))
     for place, value in edits:
         content[int(place * len(content))] = value

@@ -118,12 +118,8 @@ def test_a_run_shows_all_its_panels_in_their_colours(tmp_path: Path, drawn: list
 def test_areas_take_their_share_of_the_panel(tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     quadrants = [{k: v for k, v in r.items() if "/no_signal" not in k} for r in records(20)]
-    training_curves(
-        path, [{k: v for k, v in r.items() if k == "iteration" or "share/" in k} for r in quadrants]
-    )
-    conflicted, positive, negative = (
-        pixels_of(path, colour) for colour in (CONFLICTED, BOTH_POSITIVE, BOTH_NEGATIVE)
-    )
+    training_curves(path, [{k: v for k, v in r.items() if k == "iteration" or "share/" in k} for r in quadrants])
+    conflicted, positive, negative = (pixels_of(path, colour) for colour in (CONFLICTED, BOTH_POSITIVE, BOTH_NEGATIVE))
     # The words and lines over them take a little of each.
     assert conflicted / positive == pytest.approx(50 / 20, rel=0.15)
     assert negative / positive == pytest.approx(30 / 20, rel=0.15)
@@ -141,12 +137,8 @@ def test_held_out_scores_are_changes_since_the_first(tmp_path: Path, drawn: list
     assert np.allclose(curve.get_xydata(), [(0, 0), (5, 10)])
 
 
-def test_missing_keys_are_not_drawn_and_null_breaks_the_curve(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
-    made: list[dict[str, object]] = [
-        {"iteration": i, "gradient_norm": None if i == 3 else 1.0 + i} for i in range(6)
-    ]
+def test_missing_keys_are_not_drawn_and_null_breaks_the_curve(tmp_path: Path, drawn: list[Figure]) -> None:
+    made: list[dict[str, object]] = [{"iteration": i, "gradient_norm": None if i == 3 else 1.0 + i} for i in range(6)]
     made[4].pop("gradient_norm")
     training_curves(tmp_path / "curves.png", made)
     assert titles(drawn[0]) == ["Gradient norm"]
@@ -182,20 +174,14 @@ def test_several_rewards_of_a_role_have_a_panel(tmp_path: Path, drawn: list[Figu
         ([{"iteration": 1}, {"kl": 1.0}], "record 2 has no iteration"),
     ],
 )
-def test_records_without_anything_to_draw(
-    tmp_path: Path, made: list[dict[str, object]], message: str
-) -> None:
+def test_records_without_anything_to_draw(tmp_path: Path, made: list[dict[str, object]], message: str) -> None:
     with pytest.raises(FigureError, match=message):
         training_curves(tmp_path / "curves.png", made)
     assert not list(tmp_path.iterdir())
 
 
 def boxes(figure: Figure, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    return {
-        t.get_text(): tuple(t.get_window_extent().extents)
-        for t in figure.axes[0].texts
-        if t.get_text() in names
-    }
+    return {t.get_text(): tuple(t.get_window_extent().extents) for t in figure.axes[0].texts if t.get_text() in names}
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])
@@ -221,9 +207,7 @@ def test_names_on_the_plane_cover_neither_each_other_nor_a_point(
             assert name == other or x1 <= a0 or a1 <= x0 or y1 <= b0 or b1 <= y0
 
 
-def test_the_plane_joins_base_and_tuned_and_shows_intervals_and_front(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_the_plane_joins_base_and_tuned_and_shows_intervals_and_front(tmp_path: Path, drawn: list[Figure]) -> None:
     path = tmp_path / "plane.png"
     identity_prompt_plane(
         path,

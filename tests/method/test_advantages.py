@@ -19,12 +19,8 @@ REWARD = st.floats(-100, 100, width=32)
 GROUPS = st.lists(REWARD, min_size=1, max_size=12)
 
 
-def assert_close(
-    actual: Tensor, expected: list[float] | list[list[float]] | Tensor, tolerance: float = 1e-5
-) -> None:
-    torch.testing.assert_close(
-        actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=tolerance
-    )
+def assert_close(actual: Tensor, expected: list[float] | list[list[float]] | Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=tolerance)
 
 
 def test_values_by_hand() -> None:

@@ -34,9 +34,7 @@ def after_step(
     """Mean and variance after one step, from the step's own mean at x = 0 and x = 1."""
     x = torch.tensor([[0.0], [1.0]])
     v = exact_velocity(x, sigma, s)
-    step = SAMPLERS[name](
-        x, v, sigma, sigma_next, eta=ETA, noise=torch.zeros_like(x), sigma_max=top
-    )
+    step = SAMPLERS[name](x, v, sigma, sigma_next, eta=ETA, noise=torch.zeros_like(x), sigma_max=top)
     at_zero, at_one = step.mean.flatten().double().tolist()
     slope = at_one - at_zero
     return at_zero + slope * mean, slope**2 * var + float(step.std[0]) ** 2
@@ -54,9 +52,7 @@ def trajectory(name: str, steps: int, s: float) -> list[tuple[float, float, floa
 
 @pytest.mark.parametrize("s", [1.0, 0.5])
 @pytest.mark.parametrize(("name", "tolerance"), [("euler", 0.01), ("dance", 0.01), ("flow", 0.013)])
-def test_fine_steps_keep_the_marginals_of_spread_data(
-    name: str, tolerance: float, s: float
-) -> None:
+def test_fine_steps_keep_the_marginals_of_spread_data(name: str, tolerance: float, s: float) -> None:
     for sigma, mean_error, ratio in trajectory(name, 1000, s):
         assert mean_error == pytest.approx(0, abs=1e-3), sigma
         assert ratio == pytest.approx(1, abs=tolerance), sigma

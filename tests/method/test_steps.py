@@ -202,9 +202,7 @@ def test_a_rising_sigma_is_loud(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("sigma", "sigma_next"), [(1.0, 0.98), (0.7, 0.6), (0.1, 0.0)])
-def test_replay_repeats_the_density_bit_for_bit(
-    name: str, dtype: torch.dtype, sigma: float, sigma_next: float
-) -> None:
+def test_replay_repeats_the_density_bit_for_bit(name: str, dtype: torch.dtype, sigma: float, sigma_next: float) -> None:
     x, v, noise = (normal(seed, (4, 16, 8)).to(dtype) for seed in range(3))
     step = partial(SAMPLERS[name], x, v, sigma, sigma_next, eta=0.4, sigma_max=0.98)
     drawn = step(noise=noise)
@@ -246,10 +244,7 @@ def test_numbers_scalars_and_vectors_of_sigma_agree(name: str) -> None:
 def test_low_precision_inputs_are_computed_in_float32(name: str) -> None:
     low = [normal(seed).bfloat16() for seed in range(3)]
     high = [tensor.float() for tensor in low]
-    results = [
-        SAMPLERS[name](x, v, 0.8, 0.6, eta=0.4, noise=noise, sigma_max=0.98)
-        for x, v, noise in (low, high)
-    ]
+    results = [SAMPLERS[name](x, v, 0.8, 0.6, eta=0.4, noise=noise, sigma_max=0.98) for x, v, noise in (low, high)]
     assert {tensor.dtype for tensor in results[0]} == {torch.float32}
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

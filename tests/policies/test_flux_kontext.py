@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from diffusers import FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
@@ -72,17 +74,20 @@ def pipeline_picture(
     pipeline: FluxKontextPipeline, latents: Tensor, image: Image.Image | None, **options: Any
 ) -> Tensor:
     """What the pipeline itself draws from these latents with the policy's default settings."""
-    defaults = {"_auto_resize": False, "guidance_scale": 2.5}
+    defaults = {
+        "_auto_resize": False,
+        "guidance_scale": 2.5,
+        "num_inference_steps": STEPS,
+        "output_type": "pt",
+    }
     return pipeline(
         image=image,
         prompt=PROMPT,
         height=32,
         width=24,
         max_area=32 * 24,
-        num_inference_steps=STEPS,
         latents=latents,
         max_sequence_length=24,
-        output_type="pt",
         **{**defaults, **options},
     ).images
 
@@ -378,7 +383,9 @@ def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(folder: Path, tmp_pat
     drawn = euler(policy, noise(policy), policy.encode(PROMPT, [picture()]))
     pipeline = stock(folder)
     untuned = pipeline_picture(pipeline, noise(policy), picture())
-    pipeline.load_lora_weights(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.load_lora_weights(tmp_path)
     tuned = pipeline_picture(pipeline, noise(policy), picture())
     assert (drawn - tuned).abs().max() < 1e-4
     assert (drawn - untuned).abs().max() > 1e-2
@@ -427,8 +434,6 @@ def refused(action: Callable[[], object], *words: str) -> None:
 
 
 def test_another_models_lora_is_refused_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    import tiny
-
     policy = policy_of(folder)
     before = {name: parameter.clone() for name, parameter in policy.trainable().items()}
     folders = {

@@ -59,7 +59,12 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("clip")
     letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *[f"{letter}</w>" for letter in letters], "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *[f"{letter}</w>" for letter in letters],
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
     small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1}
     text = {
@@ -84,14 +89,15 @@ def make_pair() -> Callable[..., Pair]:
     """A pair of random pictures; `seed` decides them, `sizes` (width, height) counts them."""
 
     def make(
-        key: str, seed: int = 0, sizes: tuple[tuple[int, int], ...] = ((48, 40),), masked: bool = True
+        key: str,
+        seed: int = 0,
+        sizes: tuple[tuple[int, int], ...] = ((48, 40),),
+        masked: bool = True,
     ) -> Pair:
         rng = np.random.default_rng(seed)
         references, masks = [], []
         for width, height in sizes:
-            references.append(
-                Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            )
+            references.append(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
             mask = np.zeros((height, width), np.uint8)
             mask[height // 4 : -height // 4, width // 4 : -width // 4] = 255
             masks.append(Image.fromarray(mask) if masked else None)

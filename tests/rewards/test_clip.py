@@ -24,16 +24,12 @@ def clip(clip_folder: Path) -> ClipReward:
     return ClipReward(str(clip_folder))
 
 
-def test_is_the_cosine_of_image_and_text(
-    clip: ClipReward, clip_folder: Path, make_pair: MakePair
-) -> None:
+def test_is_the_cosine_of_image_and_text(clip: ClipReward, clip_folder: Path, make_pair: MakePair) -> None:
     model = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
     pair, image = make_pair("a"), torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        outputs = model(
-            pixel_values=clip.frame(image), **tokenizer([pair.prompt], return_tensors="pt")
-        )
+        outputs = model(pixel_values=clip.frame(image), **tokenizer([pair.prompt], return_tensors="pt"))
     expected = 100 * float(functional.cosine_similarity(outputs.image_embeds, outputs.text_embeds))
     assert float(clip(image, [pair])) == pytest.approx(expected, abs=1e-3)
 
@@ -65,15 +61,13 @@ def test_a_prompt_beyond_the_context_is_cut(clip: ClipReward, make_pair: MakePai
     assert torch.allclose(clip(image, [long]), clip(image, [longer]))
 
 
-def test_missing_tokenizer_and_other_models_are_refused(
-    clip_folder: Path, dino_folder: Path, tmp_path: Path
-) -> None:
+def test_missing_tokenizer_and_other_models_are_refused(clip_folder: Path, dino_folder: Path, tmp_path: Path) -> None:
     for file in clip_folder.iterdir():
         if "token" not in file.name and file.name not in {"vocab.json", "merges.txt"}:
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(RewardError, match="^reward 'prompt': .*has no tokenizer"):
+    with pytest.raises(RewardError, match=r"^reward 'prompt': .*has no tokenizer"):
         ClipReward(str(tmp_path), name="prompt")
-    with pytest.raises(RewardError, match="^reward 'prompt': .* holds a dinov2 model"):
+    with pytest.raises(RewardError, match=r"^reward 'prompt': .* holds a dinov2 model"):
         ClipReward(str(dino_folder), name="prompt")
 
 

@@ -92,9 +92,7 @@ def test_a_class_gets_its_options_path_and_device(judges: Path, make_pair: MakeP
         ("own_judges:Silent", {}, r"has no __call__\(images, pairs\)"),
     ],
 )
-def test_what_cannot_work_is_told_in_one_line(
-    kind: str, options: dict[str, Any], message: str, judges: Path
-) -> None:
+def test_what_cannot_work_is_told_in_one_line(kind: str, options: dict[str, Any], message: str, judges: Path) -> None:
     with pytest.raises(RewardError, match=message) as caught:
         build(kind.format(judges), options=options)
     assert "\n" not in str(caught.value)

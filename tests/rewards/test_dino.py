@@ -47,9 +47,7 @@ def by_hand(folder: Path, picture: Image.Image) -> torch.Tensor:
     return functional.normalize(token, dim=0)
 
 
-def test_is_the_cosine_of_class_tokens(
-    dino: DinoReward, dino_folder: Path, make_pair: MakePair
-) -> None:
+def test_is_the_cosine_of_class_tokens(dino: DinoReward, dino_folder: Path, make_pair: MakePair) -> None:
     # Smooth pictures: PIL rounds to 8 bits while resizing and tensors do not.
     ramp = np.linspace(0, 255, 48)[None, :, None] * np.linspace(0.2, 1, 40)[:, None, None]
     reference = Image.fromarray((ramp * [1.0, 0.5, 0.2]).astype(np.uint8))
@@ -61,9 +59,7 @@ def test_is_the_cosine_of_class_tokens(
     assert expected < 99  # so that the two pictures are told apart at all
 
 
-def test_the_reference_itself_scores_100_where_nothing_is_cut_out(
-    dino: DinoReward, make_pair: MakePair
-) -> None:
+def test_the_reference_itself_scores_100_where_nothing_is_cut_out(dino: DinoReward, make_pair: MakePair) -> None:
     pair = make_pair("a", masked=False)
     image = torch.from_numpy(np.array(pair.references[0])).permute(2, 0, 1)[None] / 255
     assert float(dino(image, [pair])) == pytest.approx(100, abs=1e-3)
@@ -121,9 +117,7 @@ def test_references_are_encoded_once_per_pair(dino: DinoReward, make_pair: MakeP
     assert met == [2, 6, 6]
 
 
-def test_equal_keys_of_different_pairs_are_kept_apart(
-    dino: DinoReward, make_pair: MakePair
-) -> None:
+def test_equal_keys_of_different_pairs_are_kept_apart(dino: DinoReward, make_pair: MakePair) -> None:
     image = torch.rand(1, 3, 32, 32)
     first = dino(image, [make_pair("a", 1)])
     assert float(dino(image, [make_pair("a", 2)])) != pytest.approx(float(first), abs=1e-3)
@@ -166,18 +160,16 @@ def test_a_model_that_lacks_weights_is_refused(dino_folder: Path, tmp_path: Path
 
 
 def test_another_kind_of_model_is_refused(clip_folder: Path) -> None:
-    with pytest.raises(RewardError, match="^reward 'identity': .* holds a clip model; give one of"):
+    with pytest.raises(RewardError, match=r"^reward 'identity': .* holds a clip model; give one of"):
         DinoReward(str(clip_folder), name="identity")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])
-def test_an_incomplete_folder_is_refused_in_one_line(
-    missing: str, dino_folder: Path, tmp_path: Path
-) -> None:
+def test_an_incomplete_folder_is_refused_in_one_line(missing: str, dino_folder: Path, tmp_path: Path) -> None:
     for file in dino_folder.iterdir():
         if file.name != missing:
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(RewardError, match="^reward 'identity': no model could be loaded") as caught:
+    with pytest.raises(RewardError, match=r"^reward 'identity': no model could be loaded") as caught:
         DinoReward(str(tmp_path), name="identity")
     assert "\n" not in str(caught.value)
 
@@ -188,5 +180,5 @@ def test_is_built_by_its_configuration(dino_folder: Path) -> None:
     reward = build_reward(config, "cpu")
     assert isinstance(reward, DinoReward)
     assert reward.name == "dino" and not reward.segmented
-    with pytest.raises(RewardError, match="unknown option 'segmentd'; dino has .*segmented"):
+    with pytest.raises(RewardError, match=r"unknown option 'segmentd'; dino has .*segmented"):
         build_reward(config.model_copy(update={"options": {"segmentd": False}}), "cpu")

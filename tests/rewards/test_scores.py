@@ -73,9 +73,7 @@ def test_a_score_that_is_not_finite_names_its_pair(value: float, pairs: list[Pai
     ],
 )
 def test_another_shape_is_refused(rule: Any, found: str, pairs: list[Pair]) -> None:
-    with pytest.raises(
-        RewardError, match=rf"^reward 'judge' returned {found} on pairs 'a', 'b', 'c'"
-    ):
+    with pytest.raises(RewardError, match=rf"^reward 'judge' returned {found} on pairs 'a', 'b', 'c'"):
         score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)
 
 

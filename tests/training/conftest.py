@@ -49,7 +49,13 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
 
     def make(**changes: object) -> Config:
         rollout = {"steps": 4, "group_size": 3, "pairs": 3, "batch_size": 6}
-        train = {"iterations": 4, "updates": 2, "learning_rate": 1e-3, "checkpoint_every": 2, "batch_size": 4}
+        train = {
+            "iterations": 4,
+            "updates": 2,
+            "learning_rate": 1e-3,
+            "checkpoint_every": 2,
+            "batch_size": 4,
+        }
         for name, value in changes.items():
             (rollout if name in RolloutConfig.model_fields and name != "batch_size" else train)[name] = value  # type: ignore[assignment]
         return Config(
@@ -68,9 +74,7 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
             ],
             rollout=RolloutConfig(**rollout),  # type: ignore[arg-type]
             train=TrainConfig(**train),  # type: ignore[arg-type]
-            evaluation=EvaluationConfig(
-                data=DataConfig(split="held-out", size=4, seed=1), steps=3, monitors=[]
-            ),
+            evaluation=EvaluationConfig(data=DataConfig(split="held-out", size=4, seed=1), steps=3, monitors=[]),
         )
 
     return make

@@ -18,7 +18,9 @@ from customized_grpo.training.loop import Observer, train
 
 
 def run_training(
-    config: Config, run: Path, on_iteration: Callable[[Mapping[str, float]], None] = lambda record: None
+    config: Config,
+    run: Path,
+    on_iteration: Callable[[Mapping[str, float]], None] = lambda record: None,
 ) -> Policy:
     """Train, or go on; returns the policy as it is then."""
     policy = build_policy(config.policy)

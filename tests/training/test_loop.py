@@ -40,9 +40,7 @@ def tensors_of(run: Path) -> dict[str, torch.Tensor]:
     return {f"{file.name}:{name}": value for file in files for name, value in load_file(file).items()}
 
 
-def test_every_iteration_logs_what_a_user_needs(
-    make_config: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_every_iteration_logs_what_a_user_needs(make_config: Callable[..., Config], tmp_path: Path) -> None:
     run_training(make_config(iterations=2), tmp_path)
     first, second = read_records(tmp_path / "metrics.jsonl")
     assert set(first) == LOGGED | {"iteration"}
@@ -87,9 +85,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "cut")
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    make_config: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over(make_config: Callable[..., Config], tmp_path: Path) -> None:
     config = make_config(iterations=4, checkpoint_every=2)
     run_training(config, tmp_path)
     newest = newest_checkpoint(tmp_path / "checkpoints")
@@ -106,16 +102,20 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert newest_checkpoint(tmp_path / "checkpoints") is None
 
 
-def test_two_processes_learn_what_one_learns(
-    make_config: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_two_processes_learn_what_one_learns(make_config: Callable[..., Config], tmp_path: Path) -> None:
     # Three groups over two processes: an uneven share.
     config = make_config(iterations=3, checkpoint_every=3)
     save_config(config, tmp_path / "config.yaml")
     run_training(config, tmp_path / "one")
     script = Path(__file__).with_name("running.py")
     arguments = [str(script), str(tmp_path / "config.yaml"), str(tmp_path / "two")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port=29517",
+    ]
     done = subprocess.run([*launch, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")

@@ -77,7 +77,11 @@ def test_credit_joins_rewards_shaping_and_time() -> None:
 
 
 def test_a_group_without_signal_is_counted_and_moves_nothing() -> None:
-    scores = {"a": torch.ones(2, 3), "b": torch.ones(2, 3), "p": torch.tensor([[1.0, 2, 3], [2, 2, 2]])}
+    scores = {
+        "a": torch.ones(2, 3),
+        "b": torch.ones(2, 3),
+        "p": torch.tensor([[1.0, 2, 3], [2, 2, 2]]),
+    }
     credit, record = assign_credit(scores, REWARDS, MethodConfig())
     assert record["share/no_signal_identity"] == 1.0
     assert record["share/no_signal_prompt"] == 0.5
@@ -87,7 +91,11 @@ def test_a_group_without_signal_is_counted_and_moves_nothing() -> None:
 
 
 def test_static_weights_are_the_naive_sum() -> None:
-    scores = {"a": torch.tensor([[1.0, 2, 6]]), "b": torch.zeros(1, 3), "p": torch.tensor([[3.0, 1, 2]])}
+    scores = {
+        "a": torch.tensor([[1.0, 2, 6]]),
+        "b": torch.zeros(1, 3),
+        "p": torch.tensor([[3.0, 1, 2]]),
+    }
     method = MethodConfig(shaping="none", weighting="static", prompt_weight=1.5, identity_weight=1.0)
     credit, _ = assign_credit(scores, REWARDS, method)
     naive = 1.5 * credit.advantages["prompt"] + credit.advantages["identity"]

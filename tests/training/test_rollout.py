@@ -36,9 +36,7 @@ def drawn(policy: Policy, config: Config, rows: list[int]) -> Trajectories:
 
 
 @pytest.mark.parametrize("sampler", ["dance", "flow", "cps"])
-def test_on_policy_ratios_are_exactly_one(
-    policy: Policy, make_config: Callable[..., Config], sampler: str
-) -> None:
+def test_on_policy_ratios_are_exactly_one(policy: Policy, make_config: Callable[..., Config], sampler: str) -> None:
     config = make_config(sampler=sampler)
     batch = drawn(policy, config, list(range(6)))
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
@@ -50,9 +48,7 @@ def test_on_policy_ratios_are_exactly_one(
         assert torch.equal((density - items.log_density).exp(), torch.ones(6))
 
 
-def test_ratios_of_mixed_batches_are_one_within_rounding(
-    policy: Policy, make_config: Callable[..., Config]
-) -> None:
+def test_ratios_of_mixed_batches_are_one_within_rounding(policy: Policy, make_config: Callable[..., Config]) -> None:
     config = make_config()
     batch = drawn(policy, config, list(range(6)))
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
@@ -62,9 +58,7 @@ def test_ratios_of_mixed_batches_are_one_within_rounding(
     assert (density - items.log_density).exp().sub(1).abs().max() < 1e-5
 
 
-def test_images_do_not_depend_on_the_batch(
-    policy: Policy, make_config: Callable[..., Config]
-) -> None:
+def test_images_do_not_depend_on_the_batch(policy: Policy, make_config: Callable[..., Config]) -> None:
     config = make_config()
     whole = drawn(policy, config, list(range(6)))
     for rows in ([4], [5, 0], [2, 3, 4]):
@@ -73,9 +67,7 @@ def test_images_do_not_depend_on_the_batch(
     assert (whole.clean[0] - whole.clean[1]).abs().max() > 0.01, "images of a group must differ"
 
 
-def test_a_group_shares_its_initial_noise_when_asked(
-    policy: Policy, make_config: Callable[..., Config]
-) -> None:
+def test_a_group_shares_its_initial_noise_when_asked(policy: Policy, make_config: Callable[..., Config]) -> None:
     shared = drawn(policy, make_config(), list(range(6))).latents[:, 0]
     assert torch.equal(shared[0], shared[2])
     assert not torch.equal(shared[0], shared[3])

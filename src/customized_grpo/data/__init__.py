@@ -32,9 +32,7 @@ def open_dataset(config: DataConfig) -> PairDataset:
         for folder in (path, path / "dataset"):  # the benchmark's repository has it one folder down
             if (folder / LIST).is_file():
                 return open_dreambench(folder)
-        raise DataError(
-            [f"data.path: {path} has no {LIST}; give a DreamBench folder or a .jsonl file"]
-        )
+        raise DataError([f"data.path: {path} has no {LIST}; give a DreamBench folder or a .jsonl file"])
     if not path.is_file():
         raise DataError([f"data.path: no file or folder {path}; correct it, or give {WORLD!r}"])
     if config.root is not None and not config.root.is_dir():

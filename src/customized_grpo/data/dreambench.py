@@ -19,9 +19,7 @@ LIST = "prompts_and_classes.txt"
 #: animals are objects.
 LIVE = frozenset({"cat", "dog"})
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-_TEMPLATE = re.compile(
-    r"""(['"])(?P<text>.*)\1\s*\.format\(\s*unique_token\s*,\s*class_token\s*\)\s*,?"""
-)
+_TEMPLATE = re.compile(r"""(['"])(?P<text>.*)\1\s*\.format\(\s*unique_token\s*,\s*class_token\s*\)\s*,?""")
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,7 @@ def read_list(path: Path) -> Benchmark:
     objects, live = prompts.values()
     if not problems and not (classes and objects and live):
         problems.append(
-            f"{path}: lacks the classes or one of the two lists of prompts;"
-            " restore the benchmark's own file"
+            f"{path}: lacks the classes or one of the two lists of prompts; restore the benchmark's own file"
         )
     if problems:
         raise DataError(problems)

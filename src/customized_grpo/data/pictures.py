@@ -46,9 +46,7 @@ def load_mask(path: Path, size: tuple[int, int]) -> Image.Image:
         mask = _mask(_upright(image)).resize(size, Image.Resampling.BILINEAR)
         binary = mask.point([0] * 128 + [255] * 128)
         if binary.getbbox() is None:
-            raise DataError(
-                [f"{path}: the mask marks no pixel; draw the subject in white on black"]
-            )
+            raise DataError([f"{path}: the mask marks no pixel; draw the subject in white on black"])
         return binary
 
 
@@ -113,9 +111,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise _too_large(path, "far too many pixels") from error
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
-        raise DataError(
-            [f"{path}: not an image of a known format; convert it to one of {known}"]
-        ) from error
+        raise DataError([f"{path}: not an image of a known format; convert it to one of {known}"]) from error
     except Exception as error:
         # Pillow's decoders raise a dozen types on damaged files: OSError, SyntaxError,
         # struct.error, ...
@@ -124,9 +120,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _too_large(path: Path, size: str) -> DataError:
-    return DataError(
-        [f"{path}: {size}, above the bound of {MAX_PIXELS // 10**6} million; reduce it"]
-    )
+    return DataError([f"{path}: {size}, above the bound of {MAX_PIXELS // 10**6} million; reduce it"])
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -61,44 +61,24 @@ class FilePairs:
         for record in self._records:
             other = first.setdefault(record.key, record.where)
             if other != record.where:
-                problems.append(
-                    f"{record.where}: the key {record.key!r} is that of {other} too;"
-                    " give each its own"
-                )
+                problems.append(f"{record.where}: the key {record.key!r} is that of {other} too; give each its own")
         return problems
 
     def _broken_files(self) -> list[str]:
         # A picture is checked and complained of once, however many records show it.
-        references = {
-            path: record.where for record in reversed(self._records) for path in record.references
-        }
-        masks = {
-            path: record.where
-            for record in reversed(self._records)
-            for path in record.masks
-            if path
-        }
+        references = {path: record.where for record in reversed(self._records) for path in record.references}
+        masks = {path: record.where for record in reversed(self._records) for path in record.masks if path}
         checker = partial(pictures.check, quick=len(references) > THOROUGH)
-        broken = [
-            (references[path], text)
-            for path, text in pictures.problems(references, checker).items()
-        ]
-        broken += [
-            (masks[path], text)
-            for path, text in pictures.problems(masks, pictures.check_mask).items()
-        ]
+        broken = [(references[path], text) for path, text in pictures.problems(references, checker).items()]
+        broken += [(masks[path], text) for path, text in pictures.problems(masks, pictures.check_mask).items()]
         order = {record.where: i for i, record in enumerate(self._records)}
-        return [
-            f"{where}: {text}" for where, text in sorted(broken, key=lambda item: order[item[0]])
-        ]
+        return [f"{where}: {text}" for where, text in sorted(broken, key=lambda item: order[item[0]])]
 
 
 class Fields:
     """Reads one described pair field by field; what is wrong goes to `problems`, a line each."""
 
-    def __init__(
-        self, where: str, fields: Mapping[str, Any], root: Path, problems: list[str]
-    ) -> None:
+    def __init__(self, where: str, fields: Mapping[str, Any], root: Path, problems: list[str]) -> None:
         self.where = where
         self._fields = fields
         self._root = Path(os.path.abspath(root))
@@ -153,10 +133,7 @@ class Fields:
             self.wrong(f"{name!r} is an empty list; give one path or more")
             return None
         read = [None if gaps and value is None else self._path(name, value) for value in values]
-        missing = [
-            path is None and not (gaps and value is None)
-            for path, value in zip(read, values, strict=True)
-        ]
+        missing = [path is None and not (gaps and value is None) for path, value in zip(read, values, strict=True)]
         return None if any(missing) else read
 
     def pictures(
@@ -171,8 +148,7 @@ class Fields:
             return None
         if drawn is not None and len(drawn) != len(found):
             self.wrong(
-                f"{mask_name!r} has {len(drawn)} for {len(found)} of {name!r};"
-                " give one each, null where there is none"
+                f"{mask_name!r} has {len(drawn)} for {len(found)} of {name!r}; give one each, null where there is none"
             )
             return None
         whole = tuple(path for path in found if path is not None)
@@ -186,10 +162,7 @@ class Fields:
         # doing.
         path = Path(os.path.normpath(self._root / value))
         if not path.is_relative_to(self._root):
-            self.wrong(
-                f"{name!r}: {value!r} leaves the folder {self._root};"
-                " move the file there or set root"
-            )
+            self.wrong(f"{name!r}: {value!r} leaves the folder {self._root}; move the file there or set root")
             return None
         return path
 

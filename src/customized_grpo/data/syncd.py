@@ -52,16 +52,12 @@ def _items(path: Path) -> list[Any]:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(
-            [f"{path}{line}: not valid JSON ({error}); a file of JSON lines ends in .jsonl"]
-        ) from error
+        raise DataError([f"{path}{line}: not valid JSON ({error}); a file of JSON lines ends in .jsonl"]) from error
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else content
     if not isinstance(content, list):
-        raise DataError(
-            [f"{path}: neither a list of records nor an object with one list; give either"]
-        )
+        raise DataError([f"{path}: neither a list of records nor an object with one list; give either"])
     return content
 
 
@@ -76,17 +72,13 @@ def _set_of_images(fields: Fields, key: str) -> list[Record]:
         fields.wrong(f"{len(prompts)} prompts for {len(images)} filenames; give one each")
         return []
     if len(images) < 2:
-        fields.wrong(
-            "one image alone, which its own prompt describes; add a second or remove the record"
-        )
+        fields.wrong("one image alone, which its own prompt describes; add a second or remove the record")
         return []
     records = []
     for i, prompt in enumerate(prompts):
         reference = images[(i + 1) % len(images)]
         masks = (mask_beside(reference),)
-        records.append(
-            Record(f"{fields.where}.{i}", f"{key}.{i}", prompt, (reference,), masks, subject)
-        )
+        records.append(Record(f"{fields.where}.{i}", f"{key}.{i}", prompt, (reference,), masks, subject))
     return records
 
 

@@ -31,9 +31,9 @@ class Draft:
 class WorldPairs:
     """A PairDataset of `size` pairs of the built-in world, 64 x 64 pixels.
 
-    "train" has the training sprites and wishes, "held-out" the sprites and the combinations of
-    wishes that no training pair shows. A smaller size is the beginning of a larger one. Raises
-    DataError for a negative seed.
+    "train" has the training sprites and wishes. "held-out" has the sprites that no training pair
+    shows; every second of its pairs asks for a combination of wishes that none asks for, either.
+    A smaller size is the beginning of a larger one. Raises DataError for a negative seed.
     """
 
     def __init__(self, split: Split, size: int, seed: int) -> None:
@@ -72,6 +72,6 @@ class WorldPairs:
         rng = np.random.default_rng([self._seed, _STREAMS[self._split], index])
         held_out = self._split == "held-out"
         subject = draw_subject(rng, held_out=held_out)
-        wish = draw_wish(rng, held_out=held_out)
+        wish = draw_wish(rng, held_out=held_out and index % 2 == 1)
         other = str(rng.choice([place for place in PLACES if place != wish.place]))
         return Draft(subject, wish, other), rng

@@ -73,13 +73,9 @@ def training_curves(path: Path, records: Records, title: str | None = None) -> N
     if "prompt/mean" in keys:
         panels.append(lambda axes: _reward(axes, records, "prompt", PROMPT))
     if held_out:
-        panels.append(
-            lambda axes: _changes(axes, records, "evaluation/", held_out, "Held-out scores")
-        )
+        panels.append(lambda axes: _changes(axes, records, "evaluation/", held_out, "Held-out scores"))
     if len(rewards) > 2:  # with two, the panels of the roles show them already
-        panels.append(
-            lambda axes: _changes(axes, records, "reward/", rewards, "Rewards, one by one")
-        )
+        panels.append(lambda axes: _changes(axes, records, "reward/", rewards, "Rewards, one by one"))
     if _with_all(records, [key for key, _, _ in _QUADRANTS]):
         panels.append(lambda axes: _quadrants(axes, records))
     if keys & {"kl", "clip_fraction"}:
@@ -118,11 +114,7 @@ def _number(value: object) -> float:
 
 def _names(keys: Iterable[str], prefix: str) -> list[str]:
     """Names in keys of the form prefix + name + "/mean"; a name may hold slashes itself."""
-    return sorted(
-        key[len(prefix) : -len("/mean")]
-        for key in keys
-        if key.startswith(prefix) and key.endswith("/mean")
-    )
+    return sorted(key[len(prefix) : -len("/mean")] for key in keys if key.startswith(prefix) and key.endswith("/mean"))
 
 
 def _marker(xs: Values) -> str:
@@ -213,13 +205,13 @@ def _quadrants(axes: Axes, records: Records) -> None:
     axes.legend(*zip(*lines, strict=True), loc="lower right", bbox_to_anchor=(1, 0.06))
     early = shares[:, : math.ceil(shares.shape[1] / 5)].mean(axis=1)
     middles = np.cumsum(early) - early / 2
-    for middle, (_, name, _) in zip(middles, _QUADRANTS, strict=True):
-        axes.text(0.03, middle, name, transform=axes.get_yaxis_transform(), va="center")
+    for middle, (_, name, colour) in zip(middles, _QUADRANTS, strict=True):
+        plate = {"facecolor": colour, "edgecolor": "none", "pad": 1}  # no line through the word
+        at = axes.get_yaxis_transform()
+        axes.text(0.03, middle, name, transform=at, va="center", bbox=plate)
 
 
-def _areas(
-    axes: Axes, records: Records, parts: Sequence[tuple[str, str, str]], factor: float = 1.0
-) -> Values:
+def _areas(axes: Axes, records: Records, parts: Sequence[tuple[str, str, str]], factor: float = 1.0) -> Values:
     """Stack areas of (key, label, colour), and return their heights (parts, records drawn)."""
     whole = _with_all(records, [key for key, _, _ in parts])
     xs = np.array([record["iteration"] for record in whole], dtype=np.float64)
@@ -251,9 +243,7 @@ def _movement(axes: Axes, records: Records) -> None:
             right.grid(visible=False)
             right.spines["right"].set_visible(True)
     if len(clipped):
-        right.plot(
-            clipped_xs, 100 * clipped, color=BLUE, linestyle="--", marker=_marker(xs), markersize=5
-        )
+        right.plot(clipped_xs, 100 * clipped, color=BLUE, linestyle="--", marker=_marker(xs), markersize=5)
         right.set_ylabel("ratios clipped (%)", color=BLUE)
         right.set_ylim(bottom=0)
 

@@ -54,10 +54,7 @@ def image_grid(
     _check_count("row", row_labels, len(rows))
     _check_count("column", column_labels, width)
     images = [
-        [
-            None if picture is None else _image(picture, f"row {i}, column {j}")
-            for j, picture in enumerate(row)
-        ]
+        [None if picture is None else _image(picture, f"row {i}, column {j}") for j, picture in enumerate(row)]
         for i, row in enumerate(rows)
     ]
     sizes = [image.size for row in images for image in row if image is not None]
@@ -101,16 +98,12 @@ def image_grid(
     for i, row in enumerate(images):
         y = top + i * (cell[1] + gap)
         if labels:
-            _text(
-                draw, labels[i], small, margin, y + (cell[1] - len(labels[i]) * _line(small)) // 2
-            )
+            _text(draw, labels[i], small, margin, y + (cell[1] - len(labels[i]) * _line(small)) // 2)
         for j, image in enumerate(row):
             if image is not None:
                 fitted = _fit(image, cell)
                 x = left + j * (cell[0] + gap)
-                canvas.paste(
-                    fitted, (x + (cell[0] - fitted.width) // 2, y + (cell[1] - fitted.height) // 2)
-                )
+                canvas.paste(fitted, (x + (cell[0] - fitted.width) // 2, y + (cell[1] - fitted.height) // 2))
     buffer = BytesIO()
     canvas.save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
@@ -118,9 +111,7 @@ def image_grid(
 
 def _check_count(kind: str, labels: Sequence[str], count: int) -> None:
     if labels and len(labels) != count:
-        raise FigureError(
-            f"{len(labels)} {kind} labels for {count} {kind}s; give one for each or none"
-        )
+        raise FigureError(f"{len(labels)} {kind} labels for {count} {kind}s; give one for each or none")
 
 
 def _readable(side: int) -> float:
@@ -138,8 +129,7 @@ def _image(picture: Picture, where: str) -> Image.Image:
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     if not (picture.is_floating_point() and picture.ndim == 3 and picture.shape[0] == 3):
         raise FigureError(
-            f"picture in {where} is {picture.dtype} {tuple(picture.shape)};"
-            " give a floating tensor (3, H, W) in [0, 1]"
+            f"picture in {where} is {picture.dtype} {tuple(picture.shape)}; give a floating tensor (3, H, W) in [0, 1]"
         )
     if not bool(picture.isfinite().all()):
         raise FigureError(f"picture in {where} holds values that are not finite")
@@ -178,10 +168,7 @@ def _row_labels(
         wrapped = [_wrap(text, font, round(relative * side)) for text in texts]
         if all(len(lines) <= room for lines in wrapped):
             break
-    labels = [
-        lines if len(lines) <= room else [*lines[: room - 1], lines[room - 1] + "…"]
-        for lines in wrapped
-    ]
+    labels = [lines if len(lines) <= room else [*lines[: room - 1], lines[room - 1] + "…"] for lines in wrapped]
     width = max((font.getlength(line) for lines in labels for line in lines), default=0)
     return math.ceil(width), labels
 
@@ -198,11 +185,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
             lines.append(line)
         line = word
         while len(line) > 1 and font.getlength(line) > width:
-            cut = next(
-                n
-                for n in range(len(line) - 1, 0, -1)
-                if n == 1 or font.getlength(line[:n]) <= width
-            )
+            cut = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or font.getlength(line[:n]) <= width)
             lines.append(line[:cut])
             line = line[cut:]
     return [*lines, line] if line else lines

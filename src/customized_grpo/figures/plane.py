@@ -127,9 +127,7 @@ def _check(
             raise FigureError(f"{path}: an interval for {name!r}, which is no point; name a point")
         for value, (low, high) in zip(points[name], bounds, strict=True):
             if not (math.isfinite(low) and math.isfinite(high) and low <= value <= high):
-                raise FigureError(
-                    f"{path}: {name!r} lies at {value}, outside its interval {low}..{high}"
-                )
+                raise FigureError(f"{path}: {name!r} lies at {value}, outside its interval {low}..{high}")
 
 
 def _colours(points: Mapping[str, Point], arrow: tuple[str, str]) -> dict[str, str]:

@@ -40,9 +40,7 @@ def schedule(
     levels = None if sigmas is None else [float(sigma) for sigma in sigmas]
     steps = len(prompt)
     if steps == 0 or len(identity) != steps:
-        raise FigureError(
-            f"{path}: {steps} prompt and {len(identity)} identity weights; give T of each"
-        )
+        raise FigureError(f"{path}: {steps} prompt and {len(identity)} identity weights; give T of each")
     if levels is not None and len(levels) not in (steps, steps + 1):
         raise FigureError(f"{path}: {len(levels)} noise levels for {steps} steps; give T or T + 1")
     with drawing(path, 5.6, 3.4, title) as figure:

@@ -40,9 +40,7 @@ def group_advantages(rewards: Tensor, *, floor: float = 0.0, valid: Tensor | Non
     return torch.where(_all_equal(values, mask) | ~mask, torch.zeros_like(centred), centred / scale)
 
 
-def degenerate_groups(
-    rewards: Tensor, *, floor: float = 0.0, valid: Tensor | None = None
-) -> Tensor:
+def degenerate_groups(rewards: Tensor, *, floor: float = 0.0, valid: Tensor | None = None) -> Tensor:
     """Which groups lack a full signal: all rewards equal, fewer than two images, or std <= floor.
 
     Takes and raises what :func:`group_advantages` does.
@@ -91,10 +89,7 @@ def role_advantages(
         total = torch.stack([weights[name] * _as_float(scores[name]) for name in scores]).sum(0)
         return group_advantages(total, floor=floor, valid=valid)
     if combine == "advantages":
-        parts = [
-            weights[name] * group_advantages(scores[name], floor=floor, valid=valid)
-            for name in scores
-        ]
+        parts = [weights[name] * group_advantages(scores[name], floor=floor, valid=valid) for name in scores]
         return torch.stack(parts).sum(0)
     raise ValueError(f"combine must be 'rewards' or 'advantages', not {combine!r}")
 

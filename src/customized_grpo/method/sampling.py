@@ -264,9 +264,7 @@ SAMPLERS: Final[Mapping[str, StepFunction]] = {
 """Configuration name -> step."""
 
 
-def _gaussian_step(
-    mean: Tensor, std: Tensor, noise: Tensor | None, next_sample: Tensor | None
-) -> Step:
+def _gaussian_step(mean: Tensor, std: Tensor, noise: Tensor | None, next_sample: Tensor | None) -> Step:
     """Draw or take the next sample, then score it: the same expression for draw and replay."""
     if (noise is None) == (next_sample is None):
         raise ValueError("give either noise, to draw a step, or next_sample, to score one")

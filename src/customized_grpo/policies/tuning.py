@@ -55,22 +55,26 @@ class LoraTuning:
     def __init__(
         self, transformer: Any, config: LoraConfig, default_targets: Sequence[str], exclude: str
     ) -> None:
-        targets = config.targets if config.targets is not None else list(default_targets)
         names = [n for n, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-        for target in config.targets or ():
-            if not any(f".{name}".endswith(f".{target}") for name in names if name != exclude):
+        modules: list[str] = []
+        for target in default_targets if config.targets is None else config.targets:
+            found = [n for n in names if f".{n}".endswith(f".{target}") and n != exclude]
+            if not found and config.targets is not None:
                 raise ModelError(
                     f"policy.lora.targets: the model has no linear layer {target!r}; "
                     f"leave targets out, or name layers such as {default_targets[0]}"
                 )
-        if not targets:
+            modules += found
+        if not modules:
             raise ModelError("policy.lora.targets: the list is empty; name layers or leave it out")
         transformer.requires_grad_(False)
+        alpha: Any = (
+            config.rank if config.alpha is None else config.alpha
+        )  # peft says int; any does
         adapter = peft.LoraConfig(
             r=config.rank,
-            lora_alpha=config.alpha if config.alpha is not None else config.rank,  # type: ignore[arg-type]
-            target_modules=targets,
-            exclude_modules=exclude,
+            lora_alpha=alpha,
+            target_modules=modules,
             init_lora_weights="gaussian",
         )
         with torch.random.fork_rng(devices=[]):

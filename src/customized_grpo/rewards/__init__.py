@@ -37,20 +37,16 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
 
         return _construct(ClipReward, config, name, device)
     raise RewardError(
-        f"reward {name!r}: unknown kind {config.kind!r}; "
-        "give dino, clip, package.module:Class or file.py:function"
+        f"reward {name!r}: unknown kind {config.kind!r}; give dino, clip, package.module:Class or file.py:function"
     )
 
 
-def _construct(
-    judge: Callable[..., Reward], config: RewardConfig, name: str, device: torch.device | str
-) -> Reward:
+def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, device: torch.device | str) -> Reward:
     known = set(inspect.signature(judge).parameters) - {"path", "name", "device"}
     for option in config.options:
         if option not in known:
             raise RewardError(
-                f"reward {name!r}: unknown option {option!r}; "
-                f"{config.kind} has {', '.join(sorted(known))}"
+                f"reward {name!r}: unknown option {option!r}; {config.kind} has {', '.join(sorted(known))}"
             )
     arguments: dict[str, Any] = {"name": name, "device": device, **config.options}
     return judge(config.path, **arguments) if config.path else judge(**arguments)

@@ -21,9 +21,7 @@ class FeatureCache(Generic[K]):
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(
-        self, keys: Sequence[K], compute: Callable[[list[K]], Sequence[Tensor]]
-    ) -> dict[K, Tensor]:
+    def get(self, keys: Sequence[K], compute: Callable[[list[K]], Sequence[Tensor]]) -> dict[K, Tensor]:
         """Features of all keys. `compute` is called once, with every key that is not there, or not
         at all.
         """

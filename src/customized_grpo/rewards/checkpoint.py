@@ -27,13 +27,11 @@ def load_judge(
     checkpoint lacks would be random: RewardError, unless `unused` names them. RewardError, one
     line, for all else that fails.
     """
-    where = resolve(path)
     try:
+        where = resolve(path)
         kind = AutoConfig.from_pretrained(where, revision=revision).model_type
         if kind not in types:
-            raise RewardError(
-                f"reward {name!r}: {path!r} holds a {kind} model; give one of {', '.join(types)}"
-            )
+            raise RewardError(f"reward {name!r}: {path!r} holds a {kind} model; give one of {', '.join(types)}")
         frame = Frame.of(where, revision)
         model, report = architecture.from_pretrained(
             where,
@@ -46,11 +44,9 @@ def load_judge(
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise RewardError(
-            f"reward {name!r}: no model could be loaded from {path!r} ({told(error)}); "
-            "give a folder or hub id with config.json, preprocessor_config.json and model.safetensors"
+            f"reward {name!r}: no model could be loaded from {path!r} ({told(error)}); give "
+            "a folder or hub id with config.json, preprocessor_config.json and model.safetensors"
         ) from error
     if absent := sorted(set(report["missing_keys"]) - set(unused)):
-        raise RewardError(
-            f"reward {name!r}: {path!r} lacks the weights {', '.join(absent[:3])}; get it again"
-        )
+        raise RewardError(f"reward {name!r}: {path!r} lacks the weights {', '.join(absent[:3])}; get it again")
     return model.eval().requires_grad_(False), frame

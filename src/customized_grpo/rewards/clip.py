@@ -41,7 +41,7 @@ class ClipReward:
         self._device = torch.device(device)
         self._cache: FeatureCache[str] = FeatureCache(cache_size)
         model, self.frame = load_judge(CLIPModel, ("clip",), path, revision, name)
-        self._tokenizer = _tokenizer(path, revision, name)
+        self._tokenizer = _tokenizer(path, revision, name, model.config.text_config.vocab_size)
         self.model = model.to(self._device)
 
     @torch.no_grad()
@@ -50,9 +50,7 @@ class ClipReward:
         prompts = [pair.prompt for pair in pairs]
         texts = self._cache.get(prompts, self._text_features)
         pixels = torch.split(self.frame(images.to(self._device)), self._batch_size)
-        features = torch.cat(
-            [self.model.get_image_features(pixel_values=part).pooler_output for part in pixels]
-        )
+        features = torch.cat([self.model.get_image_features(pixel_values=part).pooler_output for part in pixels])
         pictures = functional.normalize(features.float(), dim=-1)
         return 100 * (pictures * torch.stack([texts[prompt] for prompt in prompts])).sum(-1)
 
@@ -72,11 +70,18 @@ class ClipReward:
         return list(functional.normalize(torch.cat(features), dim=-1))
 
 
-def _tokenizer(path: str, revision: str, name: str) -> Any:
+def _tokenizer(path: str, revision: str, name: str, vocabulary: int) -> Any:
+    """The folder's tokenizer. transformers makes an empty one where files are missing: RewardError, as for others."""
     try:
-        return AutoTokenizer.from_pretrained(resolve(path), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(resolve(path), revision=revision)
+        words = len(tokenizer)
     except (OSError, ValueError, KeyError) as error:
         raise RewardError(
-            f"reward {name!r}: {path!r} has no tokenizer ({told(error)}); "
-            "give a folder or hub id with its files"
+            f"reward {name!r}: {path!r} has no tokenizer ({told(error)}); give a folder or hub id with its files"
         ) from error
+    if not len(tokenizer.all_special_tokens) < words <= vocabulary:
+        raise RewardError(
+            f"reward {name!r}: {path!r} has no tokenizer of its model's own: {words} tokens where the model has "
+            f"{vocabulary}; give a folder or hub id with its files"
+        )
+    return tokenizer

@@ -59,15 +59,10 @@ class DinoReward:
         """Scores float32 (B,), -100 to 100, of pictures (B, 3, H, W) in [0, 1]."""
         keys = _keys(pairs)
         by_key = dict(zip(keys, pairs, strict=True))
-        references = self._cache.get(
-            keys, lambda missing: self._reference_features([by_key[key] for key in missing])
-        )
+        references = self._cache.get(keys, lambda missing: self._reference_features([by_key[key] for key in missing]))
         pictures = self._features(self.frame(images.to(self._device)))
         return torch.stack(
-            [
-                100 * (references[key] @ picture).mean()
-                for key, picture in zip(keys, pictures, strict=True)
-            ]
+            [100 * (references[key] @ picture).mean() for key, picture in zip(keys, pictures, strict=True)]
         )
 
     def _reference_features(self, pairs: list[Pair]) -> list[Tensor]:
@@ -91,8 +86,7 @@ class DinoReward:
             return picture
         if mask.size != reference.size:
             raise RewardError(
-                f"pair {key!r}: a mask of {mask.size} for a reference of {reference.size}; "
-                "make them equal"
+                f"pair {key!r}: a mask of {mask.size} for a reference of {reference.size}; make them equal"
             )
         weight = to_tensor(mask.convert("L"))
         return weight * picture + (1 - weight) * torch.tensor(self.frame.mean).view(3, 1, 1)
@@ -100,8 +94,7 @@ class DinoReward:
     def _features(self, pixels: Tensor) -> Tensor:
         """Unit vectors (B, width) of pixel values (B, 3, h, w)."""
         tokens = [
-            self.model(pixel_values=part).last_hidden_state[:, 0]
-            for part in torch.split(pixels, self._batch_size)
+            self.model(pixel_values=part).last_hidden_state[:, 0] for part in torch.split(pixels, self._batch_size)
         ]
         return functional.normalize(torch.cat(tokens).float(), dim=-1)
 

@@ -40,18 +40,12 @@ class Frame:
         fixed = _size(size) if resized else None
         shortest = _shortest(size) if resized and fixed is None else None
         if resized and fixed is None and shortest is None:
-            raise ValueError(
-                f"the image processor's size {size!r} is neither a shortest edge "
-                "nor height and width"
-            )
+            raise ValueError(f"the image processor's size {size!r} is neither a shortest edge nor height and width")
         cropped = settings.get("do_center_crop", settings.get("crop_size") is not None)
         crop = settings.get("crop_size")
         resample = settings.get("resample", 3)
         if resample not in _MODES:
-            raise ValueError(
-                f"the image processor's resample {resample!r} is neither "
-                "2 (bilinear) nor 3 (bicubic)"
-            )
+            raise ValueError(f"the image processor's resample {resample!r} is neither 2 (bilinear) nor 3 (bicubic)")
         normalised = settings.get("do_normalize", True)
         return cls(
             mean=_colour(settings["image_mean"]) if normalised else (0.0, 0.0, 0.0),
@@ -72,22 +66,16 @@ class Frame:
             # The longer side is cut off, not rounded, as the processors do.
             target = (height * self.shortest // shorter, width * self.shortest // shorter)
         if target is not None and target != (height, width):
-            images = functional.interpolate(
-                images, size=target, mode=self.mode, antialias=True
-            ).clamp(0, 1)
+            images = functional.interpolate(images, size=target, mode=self.mode, antialias=True).clamp(0, 1)
         if self.crop is not None:
             images = _centre(images, self.crop)
-        mean, std = (
-            torch.tensor(c, device=images.device).view(3, 1, 1) for c in (self.mean, self.std)
-        )
+        mean, std = (torch.tensor(c, device=images.device).view(3, 1, 1) for c in (self.mean, self.std))
         return (images - mean) / std
 
 
 def _centre(images: Tensor, crop: Size) -> Tensor:
     """The middle of pictures; black borders where they are smaller than that."""
-    missing = [
-        max(0, wanted - there) for wanted, there in zip(crop, images.shape[-2:], strict=True)
-    ]
+    missing = [max(0, wanted - there) for wanted, there in zip(crop, images.shape[-2:], strict=True)]
     if any(missing):
         vertical, horizontal = missing
         images = functional.pad(
@@ -99,9 +87,7 @@ def _centre(images: Tensor, crop: Size) -> Tensor:
                 vertical - vertical // 2,
             ),
         )
-    top, left = (
-        (there - wanted) // 2 for wanted, there in zip(crop, images.shape[-2:], strict=True)
-    )
+    top, left = ((there - wanted) // 2 for wanted, there in zip(crop, images.shape[-2:], strict=True))
     return images[..., top : top + crop[0], left : left + crop[1]]
 
 
@@ -114,9 +100,7 @@ def _size(size: Any) -> Size | None:
 def _shortest(size: Any) -> int | None:
     if isinstance(size, int):
         return size
-    return (
-        int(size["shortest_edge"]) if isinstance(size, dict) and "shortest_edge" in size else None
-    )
+    return int(size["shortest_edge"]) if isinstance(size, dict) and "shortest_edge" in size else None
 
 
 def _colour(values: list[float]) -> tuple[float, float, float]:

@@ -25,23 +25,16 @@ def score(
     arguments do not fit together.
     """
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(pairs):
-        raise ValueError(
-            "scores need images (B, 3, H, W) and B pairs, "
-            f"not {tuple(images.shape)} and {len(pairs)}"
-        )
+        raise ValueError(f"scores need images (B, 3, H, W) and B pairs, not {tuple(images.shape)} and {len(pairs)}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     names = [reward.name for reward in rewards]
     for name in names:
         if names.count(name) > 1:
-            raise RewardError(
-                f"reward {name!r}: two judges have this name; give each a name of its own"
-            )
+            raise RewardError(f"reward {name!r}: two judges have this name; give each a name of its own")
     chunks = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     return {
-        reward.name: torch.cat(
-            [torch.empty(0), *(_checked(reward, images[c], pairs[c]) for c in chunks)]
-        )
+        reward.name: torch.cat([torch.empty(0), *(_checked(reward, images[c], pairs[c]) for c in chunks)])
         for reward in rewards
     }
 
@@ -50,15 +43,9 @@ def _checked(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
     try:
         scores = reward(images, pairs)
     except Exception as error:
-        raise RewardError(
-            f"reward {reward.name!r} failed on {_keys(pairs)}: {told(error)}"
-        ) from error
+        raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {told(error)}") from error
     if not isinstance(scores, Tensor) or scores.shape != (len(images),):
-        found = (
-            f"shape {tuple(scores.shape)}"
-            if isinstance(scores, Tensor)
-            else f"a {type(scores).__name__}"
-        )
+        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         raise RewardError(
             f"reward {reward.name!r} returned {found} on {_keys(pairs)}; "
             "it must return one score per image, "

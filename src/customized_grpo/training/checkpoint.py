@@ -29,9 +29,7 @@ class CheckpointError(ValueError):
     """A run that cannot be resumed; its text is one line that names the folder and the remedy."""
 
 
-def save_checkpoint(
-    folder: Path, iteration: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int
-) -> Path:
+def save_checkpoint(folder: Path, iteration: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> Path:
     """Write the state after `iteration` iterations, then drop all but the newest `keep` checkpoints."""
     final = folder / f"{iteration:06d}"
     aside = folder / f".{final.name}.partial"

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import MethodConfig, RewardConfig
-from customized_grpo.method import SHAPINGS, degenerate_groups, quadrant_shares, role_advantages, step_weights
+from customized_grpo.method import (
+    SHAPINGS,
+    degenerate_groups,
+    quadrant_shares,
+    role_advantages,
+    step_weights,
+)
 from customized_grpo.method import shaped_advantages as _shaped_advantages
 from customized_grpo.protocols import ROLES, Role
 

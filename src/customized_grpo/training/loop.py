@@ -62,7 +62,10 @@ def train(
     step = SAMPLERS[rollout.sampler]
     sigmas = noise_levels(policy, rollout.steps, rollout.shift)
     optimizer = torch.optim.AdamW(
-        policy.trainable().values(), lr=tuning.learning_rate, betas=tuning.betas, weight_decay=tuning.weight_decay
+        policy.trainable().values(),
+        lr=tuning.learning_rate,
+        betas=tuning.betas,
+        weight_decay=tuning.weight_decay,
     )
     updater = Updater(policy, optimizer, tuning, step, rollout.eta, lambda t: _sum(accelerator, t))
     encode = _Encoder(policy)
@@ -78,7 +81,17 @@ def train(
         images = [(pair, image) for pair in pairs for image in range(rollout.group_size)]
         conditions = [encode(pair) for pair, _ in images]
         drawn = [
-            (rows, _draw(policy, config, iteration, [images[i] for i in rows], [conditions[i] for i in rows], sigmas))
+            (
+                rows,
+                _draw(
+                    policy,
+                    config,
+                    iteration,
+                    [images[i] for i in rows],
+                    [conditions[i] for i in rows],
+                    sigmas,
+                ),
+            )
             for rows in batches(conditions, rollout.batch_size)
         ]
         sampled = time.perf_counter()
@@ -113,7 +126,14 @@ def train(
             ]
             moved.append(updater.update(items, sigmas[1]))
         if "kl" not in moved[0] and images:
-            probe = _items(drawn[0][1], drawn[0][0], set(drawn[0][0]), trained[:, :1], advantages[:, :1], sigmas)
+            probe = _items(
+                drawn[0][1],
+                drawn[0][0],
+                set(drawn[0][0]),
+                trained[:, :1],
+                advantages[:, :1],
+                sigmas,
+            )
             record["kl"] = float(updater.divergence(next(probe.split(tuning.batch_size)), sigmas[1]).mean())
         updated = time.perf_counter()
 
@@ -187,7 +207,12 @@ def _draw(
 
 
 def _items(
-    batch: Trajectories, rows: Sequence[int], chosen: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor
+    batch: Trajectories,
+    rows: Sequence[int],
+    chosen: set[int],
+    trained: Tensor,
+    advantages: Tensor,
+    sigmas: Tensor,
 ) -> Items:
     """The trained steps of the chosen images of a batch, one step after another as the rollout took them."""
     local = torch.tensor([i for i, row in enumerate(rows) if row in chosen])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,7 +76,13 @@ def sample_trajectories(
             break
         noise = step_noise[:, t].to(policy.device)
         taken = step(
-            latents, velocity, sigma, sigmas[t + 1].expand(len(latents)), eta=eta, noise=noise, sigma_max=sigmas[1]
+            latents,
+            velocity,
+            sigma,
+            sigmas[t + 1].expand(len(latents)),
+            eta=eta,
+            noise=noise,
+            sigma_max=sigmas[1],
         )
         latents = taken.next_sample
         densities.append(taken.log_density)
@@ -86,7 +93,7 @@ def sample_trajectories(
 def sample_pictures(policy: Policy, conditions: Conditions, initial: Tensor, sigmas: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] by deterministic Euler steps from `initial` (B, ...)."""
     latents = initial.to(policy.device).float()
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         velocity = policy.velocity(latents, sigma.expand(len(latents)), conditions)
         latents = latents + (sigma_next - sigma) * velocity
     return policy.decode(latents)

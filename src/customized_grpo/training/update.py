@@ -78,7 +78,9 @@ def draw_trained_steps(steps: int, fraction: float, seed: int, iteration: int, i
     return torch.stack(rows)
 
 
-def replay(policy: Policy, items: Items, step: StepFunction, eta: float, sigma_max: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def replay(
+    policy: Policy, items: Items, step: StepFunction, eta: float, sigma_max: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (N, ...), standard deviation (N,) and log-density (N,) of the transitions under the present policy."""
     velocity = policy.velocity(items.latents, items.sigma, items.conditions)
     taken = step(
@@ -122,7 +124,7 @@ class Updater:
                 divergence = gaussian_kl(mean, self._reference_mean(micro, sigma_max), std)
                 loss = loss + self.config.kl_weight * divergence.sum()
                 sums[2:] += torch.stack([divergence.sum().detach(), torch.tensor(float(len(micro)), device=device)])
-            (loss / total).backward()
+            torch.autograd.backward(loss / total)
             sums[:2] += torch.stack([loss.detach(), surrogate.clipped.sum().to(loss.dtype)])
         for weight in self.weights:
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -131,7 +133,11 @@ class Updater:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, clipped, divergence_sum, measured = self.reduce(sums).tolist()
-        record = {"loss": loss_sum / float(total), "clip_fraction": clipped / float(total), "gradient_norm": float(norm)}
+        record = {
+            "loss": loss_sum / float(total),
+            "clip_fraction": clipped / float(total),
+            "gradient_norm": float(norm),
+        }
         if measured:
             record["kl"] = divergence_sum / measured
         return record

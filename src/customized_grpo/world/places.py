@@ -62,7 +62,12 @@ def _jungle(draw: ImageDraw.ImageDraw, rng: Random) -> None:
     _blobs(draw, rng, [(20, 96, 40), (34, 128, 50), (12, 60, 28)], 50, 0, _S, 16)
     for x in rng.integers(0, _S, 9):
         reach, y = int(rng.integers(12, 30)), int(rng.integers(20, _S))
-        leaf = [(x, y), (x + reach // 2, y - 6), (x + reach, y - reach // 3), (x + reach // 2, y + 5)]
+        leaf = [
+            (x, y),
+            (x + reach // 2, y - 6),
+            (x + reach, y - reach // 3),
+            (x + reach // 2, y + 5),
+        ]
         draw.polygon([(int(a), int(b)) for a, b in leaf], fill=_vary((70, 170, 60), rng))
 
 
@@ -71,7 +76,10 @@ def _snow(draw: ImageDraw.ImageDraw, rng: Random) -> None:
     _gradient(draw, _vary((165, 185, 205), rng), (215, 225, 235), 0, horizon)
     for x in rng.integers(0, _S, 4):
         tip = horizon - int(rng.integers(22, 40))
-        draw.polygon([(int(x) - 10, horizon), (int(x), tip), (int(x) + 10, horizon)], fill=_vary((88, 120, 116), rng))
+        draw.polygon(
+            [(int(x) - 10, horizon), (int(x), tip), (int(x) + 10, horizon)],
+            fill=_vary((88, 120, 116), rng),
+        )
     _ground(draw, rng, (238, 243, 250), horizon, 20)
     for x, y in rng.integers(0, _S, (40, 2)):
         draw.ellipse([int(x), int(y), int(x) + 3, int(y) + 3], fill=(255, 255, 255))
@@ -162,7 +170,10 @@ def _wheat(draw: ImageDraw.ImageDraw, rng: Random) -> None:
     _sky(draw, rng, horizon)
     draw.rectangle([0, horizon, _S, _S], fill=_vary((214, 172, 70), rng))
     for x, y in zip(rng.integers(0, _S, 150), rng.integers(horizon, _S, 150), strict=True):
-        draw.line([(int(x), int(y)), (int(x) + int(rng.integers(-3, 4)), int(y) - 12)], fill=_vary((190, 140, 40), rng, 26))
+        draw.line(
+            [(int(x), int(y)), (int(x) + int(rng.integers(-3, 4)), int(y) - 12)],
+            fill=_vary((190, 140, 40), rng, 26),
+        )
 
 
 def _autumn(draw: ImageDraw.ImageDraw, rng: Random) -> None:

@@ -90,7 +90,11 @@ def draw_pair(subject: Subject, wish: Wish, rng: np.random.Generator) -> tuple[S
 
 
 def _compose(
-    subject: Subject, background: np.ndarray, corner: tuple[int, int], accessory: str | None, colour: str | None
+    subject: Subject,
+    background: np.ndarray,
+    corner: tuple[int, int],
+    accessory: str | None,
+    colour: str | None,
 ) -> Scene:
     layer = np.zeros((SIDE, SIDE, 4), dtype=np.float32)
     sprite = picture(subject, colour)
@@ -153,7 +157,10 @@ def _santa_hat(draw: ImageDraw.ImageDraw, body: _Body) -> None:
     tip = (body.head + 10 * _UP, base - 13 * _UP)
     draw.polygon([(body.head - 8 * _UP, base), tip, (body.head + 8 * _UP, base)], fill=(206, 20, 30, 255))
     draw.rounded_rectangle(_box(body, -10, base - 3 * _UP, 10, base + 2 * _UP), 10, fill=(250, 250, 250, 255))
-    draw.ellipse([tip[0] - 3 * _UP, tip[1] - 3 * _UP, tip[0] + 3 * _UP, tip[1] + 3 * _UP], fill=(250, 250, 250, 255))
+    draw.ellipse(
+        [tip[0] - 3 * _UP, tip[1] - 3 * _UP, tip[0] + 3 * _UP, tip[1] + 3 * _UP],
+        fill=(250, 250, 250, 255),
+    )
 
 
 def _top_hat(draw: ImageDraw.ImageDraw, body: _Body) -> None:
@@ -172,7 +179,14 @@ def _pink_glasses(draw: ImageDraw.ImageDraw, body: _Body) -> None:
 
 
 def _rainbow_scarf(draw: ImageDraw.ImageDraw, body: _Body) -> None:
-    colours = [(230, 40, 40), (250, 150, 30), (250, 225, 50), (60, 180, 75), (50, 110, 230), (150, 60, 200)]
+    colours = [
+        (230, 40, 40),
+        (250, 150, 30),
+        (250, 225, 50),
+        (60, 180, 75),
+        (50, 110, 230),
+        (150, 60, 200),
+    ]
     y, height = body.down(0.6), 6 * _UP
     width = (body.right - body.left) / 6
     for i, colour in enumerate(colours):

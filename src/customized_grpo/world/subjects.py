@@ -84,15 +84,28 @@ def picture(subject: Subject, colour: str | None = None) -> np.ndarray:
 
 
 #: The colours a prompt may ask for, as hues (fractions of the colour circle).
-COLOURS: dict[str, float] = {"red": 0.0, "yellow": 0.145, "green": 0.34, "blue": 0.61, "purple": 0.79}
+COLOURS: dict[str, float] = {
+    "red": 0.0,
+    "yellow": 0.145,
+    "green": 0.34,
+    "blue": 0.61,
+    "purple": 0.79,
+}
 
 
 def _rotate_hue(rgb: np.ndarray, turns: float) -> np.ndarray:
     """Rotate colours about the grey axis: keeps brightness order, so that the drawing stays readable."""
     cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
     third, root = 1 / 3, np.sqrt(1 / 3)
-    diagonal, plus, minus = cos + third * (1 - cos), third * (1 - cos) + root * sin, third * (1 - cos) - root * sin
-    turn = np.array([[diagonal, minus, plus], [plus, diagonal, minus], [minus, plus, diagonal]], dtype=np.float32)
+    diagonal, plus, minus = (
+        cos + third * (1 - cos),
+        third * (1 - cos) + root * sin,
+        third * (1 - cos) - root * sin,
+    )
+    turn = np.array(
+        [[diagonal, minus, plus], [plus, diagonal, minus], [minus, plus, diagonal]],
+        dtype=np.float32,
+    )
     return np.asarray(np.clip(rgb @ turn.T, 0, 1), dtype=np.float32)
 
 

@@ -1,0 +1,58 @@
+"""The shipped encoders tell right from wrong on pictures kept from training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.models import EMBEDDED_FOLDER
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import build_reward
+from customized_grpo.world.scenes import Wish, draw_pair
+from customized_grpo.world.subjects import draw_subject
+
+COUNT = 24
+
+
+def samples() -> tuple[torch.Tensor, torch.Tensor, list[Pair]]:
+    """Targets and references (B, 3, 64, 64) of held-out subjects, and their pairs."""
+    rng = np.random.default_rng(5)
+    targets, references, pairs = [], [], []
+    for i in range(COUNT):
+        subject, wish = draw_subject(rng, held_out=True), Wish(("beach", "night", "city")[i % 3])
+        reference, target = draw_pair(subject, wish, rng)
+        picture, mask = Image.fromarray(reference.image), Image.fromarray(reference.mask)
+        pairs.append(Pair(str(i), wish.prompt(subject.word), (picture,), (mask.convert("L"),)))
+        targets.append(torch.from_numpy(target.image).permute(2, 0, 1) / 255)
+        references.append(torch.from_numpy(reference.image).permute(2, 0, 1) / 255)
+    return torch.stack(targets), torch.stack(references), pairs
+
+
+def skip_without(name: str) -> None:
+    if not (EMBEDDED_FOLDER / name / "model.safetensors").is_file():
+        pytest.skip(f"{name} has not been trained")
+
+
+@pytest.mark.parametrize("name", ["reward-identity", "judge-identity"])
+def test_identity_prefers_the_subject_and_is_fooled_by_copies(name: str) -> None:
+    skip_without(name)
+    reward = build_reward(RewardConfig(kind="dino", role="identity", path=f"embedded/{name}"), "cpu")
+    targets, references, pairs = samples()
+    table = torch.stack([reward(targets, [pair] * COUNT) for pair in pairs])
+    right = (table.argmax(1) == torch.arange(COUNT)).float().mean()
+    assert right > 0.6
+    assert reward(references, pairs).mean() > table.diagonal().mean()
+
+
+@pytest.mark.parametrize("name", ["reward-prompt", "judge-prompt"])
+def test_prompt_prefers_the_place_and_is_not_fooled_by_copies(name: str) -> None:
+    skip_without(name)
+    reward = build_reward(RewardConfig(kind="clip", role="prompt", path=f"embedded/{name}"), "cpu")
+    targets, references, pairs = samples()
+    true = reward(targets, pairs)
+    elsewhere = [Pair("x", Wish("snow").prompt(pair.prompt.split()[1]), pair.references, pair.masks) for pair in pairs]
+    assert (true > reward(targets, elsewhere)).float().mean() > 0.9
+    assert (true > reward(references, pairs)).float().mean() > 0.9

@@ -1,0 +1,148 @@
+"""The commands as a user types them, on the embedded models, cut short by settings alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+from PIL import Image
+
+from customized_grpo.configuration import load_config
+from customized_grpo.models import resolve
+from customized_grpo.records import read_records
+
+SHORT = [
+    "train.iterations=2", "train.updates=1", "train.checkpoint_every=1", "train.sample_every=2", "rollout.steps=3",
+    "rollout.group_size=3", "rollout.pairs=2", "evaluation.data.size=3", "evaluation.steps=2",
+]  # fmt: skip
+
+
+def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "customized_grpo", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def settings(*more: str) -> list[str]:
+    return [part for setting in (*SHORT, *more) for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    done = cgrpo("train", "--out", "run", *settings(), folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "identity" in done.stdout
+    return folder
+
+
+def test_a_run_leaves_all_that_a_user_looks_for(trained: Path) -> None:
+    run = trained / "run"
+    assert load_config(run / "config.yaml").train.iterations == 2
+    assert [record["iteration"] for record in read_records(run / "metrics.jsonl")] == [1, 2]
+    assert any((run / "tensorboard").rglob("*tfevents*"))
+    for picture in ("before-after.png", "curves.png", "plane.png", "weights.png", "samples/iteration-000002.png"):
+        with Image.open(run / picture) as image:
+            assert min(image.size) > 200, picture
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000001", "000002"]
+
+
+def test_the_lora_loads_in_the_stock_pipeline_and_changes_the_picture(trained: Path) -> None:
+    pipeline = FluxKontextPipeline.from_pretrained(resolve("embedded/pipeline"), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw() -> torch.Tensor:
+        return pipeline(
+            image=Image.new("RGB", (64, 64), "red"),
+            prompt="a toy in the snow",
+            height=64,
+            width=64,
+            max_area=64 * 64,
+            _auto_resize=False,
+            max_sequence_length=24,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).images[0]
+
+    base = draw()
+    pipeline.load_lora_weights(trained / "run" / "lora")
+    assert not torch.equal(draw(), base)
+
+
+def test_a_finished_run_can_go_on(trained: Path) -> None:
+    config = trained / "run" / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("iterations: 2", "iterations: 3"), encoding="utf-8")
+    done = cgrpo("train", "--resume", "run", folder=trained)
+    assert done.returncode == 0, done.stderr
+    assert [record["iteration"] for record in read_records(trained / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_generate_takes_a_photo_of_any_kind(trained: Path) -> None:
+    photo = Image.linear_gradient("L").resize((333, 200)).convert("CMYK")
+    photo.save(trained / "photo.jpg")
+    prompt = ("--prompt", "a dog wearing a red hat in the snow")
+    shared = ("generate", "--reference", "photo.jpg", *prompt, "--steps", "2")
+    for out, more in (("base.png", ()), ("tuned.png", ("--run", "run")), ("again.png", ("--run", "run"))):
+        done = cgrpo(*shared, "--out", out, *more, folder=trained)
+        assert done.returncode == 0, done.stderr
+    pictures = [(trained / name).read_bytes() for name in ("base.png", "tuned.png", "again.png")]
+    assert pictures[1] == pictures[2], "same seed, same picture"
+    assert pictures[0] != pictures[1]
+    done = cgrpo(*shared, "--images", "2", folder=trained)
+    assert (trained / "generated-2.png").is_file(), done.stderr
+
+
+def test_evaluate_scores_base_and_tuned(trained: Path) -> None:
+    done = cgrpo("evaluate", "run", "--set", "evaluation.images=2", folder=trained)
+    assert done.returncode == 0, done.stderr
+    assert len(list((trained / "run/evaluation/tuned").glob("*.png"))) == 6
+    assert "base" in done.stdout
+
+
+def test_info_tells_versions_device_and_defaults(trained: Path) -> None:
+    done = cgrpo("info", folder=trained)
+    assert done.returncode == 0, done.stderr
+    for told in ("diffusers", "device", "embedded/pipeline", "learning_rate"):
+        assert told in done.stdout
+
+
+def test_real_photos_train_from_start_to_end(tmp_path: Path) -> None:
+    benchmark = Path(__file__).parents[2] / "shared" / "dreambench"
+    if not benchmark.is_dir():
+        pytest.skip("the DreamBench folder is not there")
+    done = cgrpo("train", "--data", benchmark, "--out", "run", *settings(), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "750 pairs" in done.stdout
+    photo = benchmark / "dog" / "00.jpg"
+    done = cgrpo("generate", "--reference", photo, "--prompt", "a dog in the snow", "--run", "run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "generated.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--set", "train.learning_rat=1"], "learning_rate"),
+        (["train", "--set", "rollout.steps=1"], "rollout.steps"),
+        (["train", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["train", "--set", "policy.path=./nowhere"], "nowhere"),
+        (["train", "--resume", "nowhere"], "nowhere"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["generate", "--reference", "nowhere.jpg", "--prompt", "a dog"], "nowhere.jpg"),
+        (["generate", "--reference", "broken.jpg", "--prompt", "a dog"], "broken.jpg"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+    (tmp_path / "broken.jpg").write_text("no picture", encoding="utf-8")
+    done = cgrpo(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+    assert told in lines[0]
+    assert not (tmp_path / "runs").exists(), "nothing is left of a run that could not start"
