@@ -69,7 +69,7 @@ def test_missing_numbers_are_left_out_and_held_out_scores_have_their_lines() -> 
     console = log()
     display = TrainingDisplay(3, console=console, clock=Clock())
     display.update({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
-    assert list(lines(console)) == ["1/3  prompt 2.00  0:00:00 left", "1/3  held-out  a [b] 41.00"]
+    assert list(lines(console)) == ["1/3  prompt 2.00  0:00:00 left", "1/3  evaluation  a [b] 41.00"]
 
 
 def test_a_terminal_gets_a_bar_with_the_live_numbers_under_it() -> None:

@@ -74,26 +74,24 @@ def identity(path: str, samples: list[Sample], coloured: list[Sample]) -> dict[s
         pairs = [sample.pair(str(i)) for i, sample in enumerate(samples)]
         targets = tensors([sample.target for sample in samples])
         references = tensors([sample.reference for sample in samples])
-        # Row i: the scores of all pictures against reference i.
-        table = torch.stack([reward(targets, [pair] * len(targets)) for pair in pairs])
-        true = table.diagonal()
-        first = torch.cat(
-            [
-                table[s : s + CANDIDATES, s : s + CANDIDATES].argmax(1) == torch.arange(CANDIDATES)
-                for s in range(0, len(samples), CANDIDATES)
-            ]
-        )
-        other = table[~torch.eye(len(samples), dtype=torch.bool)]
+        true, other, first = [], [], []
+        for start in range(0, len(samples), CANDIDATES):
+            among = slice(start, start + CANDIDATES)
+            # Row i: the scores of all these pictures against reference i.
+            table = torch.stack([reward(targets[among], [pair] * CANDIDATES) for pair in pairs[among]])
+            true.append(table.diagonal())
+            other.append(table[~torch.eye(CANDIDATES, dtype=torch.bool)])
+            first.append(table.argmax(1) == torch.arange(CANDIDATES))
         recoloured = reward(
             tensors([sample.target for sample in coloured]),
             [sample.pair(f"coloured {i}") for i, sample in enumerate(coloured)],
         )
         results[way] = {
-            f"top-1 of {CANDIDATES}": float(first.float().mean()),
-            **told("true picture", true),
+            f"top-1 of {CANDIDATES}": float(torch.cat(first).float().mean()),
+            **told("true picture", torch.cat(true)),
             **told("copied reference", reward(references, pairs)),
             **told("in another colour", recoloured),
-            **told("wrong subject", other),
+            **told("wrong subject", torch.cat(other)),
         }
     return results
 
@@ -139,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; kept where --only")
     parser.add_argument("--only", nargs="*", choices=ENCODERS, default=ENCODERS)
-    parser.add_argument("--samples", type=int, default=3 * CANDIDATES)
+    parser.add_argument("--samples", type=int, default=2 * CANDIDATES)
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
     if options.samples % CANDIDATES:

@@ -7,7 +7,7 @@ The judges differ from the rewards in architecture, seed and pictures (render.py
 --seed). Identity: a Dinov2Model whose CLS token tells a subject's reference, cut out or whole, from
 others in its batch. Prompt: a CLIPModel that tells a picture's prompt from those with a part
 swapped, graded by how much of a prompt is so. `--resume` goes on from the weights in the output
-folder.
+folder; all but the judge of prompts had a second run with `--resume --steps 900 --rate 7e-4`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoder_data import KINDS, Rendered, cut_out, disturb, nearly
+from encoder_data import CHOICES, KINDS, Rendered, cut_out, disturb, nearly
 from text import CLIP_LENGTH, clip_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -89,7 +89,7 @@ SPECS = {
     "reward-identity": Spec(lambda: new_dino(128, 4, 4), seed=1, steps=700),
     "judge-identity": Spec(lambda: new_dino(96, 5, 3), seed=2, steps=700),
     "reward-prompt": Spec(lambda: new_clip(128, 4, 4, 96, 64), seed=3, steps=700),
-    "judge-prompt": Spec(lambda: new_clip(96, 5, 3, 64, 48), seed=4, steps=700),
+    "judge-prompt": Spec(lambda: new_clip(96, 5, 3, 64, 48), seed=4, steps=1200),
 }
 
 
@@ -109,6 +109,7 @@ class IdentityTask:
         self.data, self.rng = data, np.random.default_rng(seed)
         self.rows = {k: np.array(v) for k, v in data.rows_by_sprite().items() if len(v) >= self.each}
         self.log_scale = nn.Parameter(torch.tensor(math.log(8.0)))
+        self.parameters = [self.log_scale]
 
     def losses(self, model: nn.Module) -> Losses:
         chosen = self.rng.choice(list(self.rows), self.sprites, replace=False)
@@ -152,17 +153,29 @@ class PromptTask:
     prompt is so.
 
     The second part keeps the score graded: a contrastive loss alone saturates, and a group of
-    pictures would then have no spread to learn from.
+    pictures would then have no spread to learn from. Linear heads, the same for pictures and texts and
+    thrown away afterwards, name each part: neither side begins to learn a part that the other does not
+    show yet, and without them positions stay unseen for long.
     """
 
-    batch, swaps, graded_weight = 80, 3, 6.0
+    batch, swaps, graded_weight, named_weight = 80, 3, 6.0, 0.3
     #: How much each part of a prompt counts. A colour or an accessory that is not mentioned is
     #: asked for less.
     weights = torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0])
     unmentioned = torch.tensor([0.5, 1.0, 0.5, 0.5, 0.0])
 
-    def __init__(self, data: Rendered, seed: int) -> None:
+    def __init__(self, data: Rendered, seed: int, width: int) -> None:
         self.data, self.rng, self.tokenizer = data, np.random.default_rng(seed), clip_tokenizer()
+        self.heads = [nn.Linear(width, len(choices)) for choices in CHOICES.values()]
+        self.parameters = [weight for head in self.heads for weight in head.parameters()]
+
+    def naming(self, features: Tensor, codes: Tensor) -> Tensor:
+        """How badly the heads name the parts of pictures or texts; a position left open is not asked for."""
+        total = torch.zeros(())
+        for kind, head, truth in zip(KINDS, self.heads, codes.T, strict=True):
+            asked = truth > 0 if kind == "position" else torch.ones_like(truth, dtype=torch.bool)
+            total = total + functional.cross_entropy(head(10 * features[asked]).float(), truth[asked])
+        return total
 
     def losses(self, model: nn.Module) -> Losses:
         rows = self.rng.choice(len(self.data), self.batch, replace=False)
@@ -173,7 +186,7 @@ class PromptTask:
         sayings = list(true)
         for _ in range(self.swaps):
             for saying, position in zip(true, positions, strict=True):
-                kind = str(self.rng.choice(KINDS, p=[0.1, 0.2, 0.25, 0.25, 0.2]))
+                kind = str(self.rng.choice(KINDS, p=[0.1, 0.15, 0.2, 0.25, 0.3]))
                 sayings.append(nearly(saying, position, kind, self.rng))
         said = torch.tensor([saying.codes for saying in sayings])
         mentioned = torch.where((said == 0) & (torch.arange(len(KINDS)) >= 2), self.unmentioned, self.weights)
@@ -193,10 +206,13 @@ class PromptTask:
         errors = (cosines - fulfilled).square()
         graded = errors[own].mean() + errors[~own].mean()
         right = (logits.argmax(1) == labels).float().mean()
+        named_images, named_texts = self.naming(images, seen), self.naming(texts, said)
         return {
-            "loss": picked + pictured + self.graded_weight * graded,
+            "loss": picked + pictured + self.graded_weight * graded + self.named_weight * (named_images + named_texts),
             "picked": picked,
             "graded": graded,
+            "named (images)": named_images,
+            "named (texts)": named_texts,
             "right": right,
         }
 
@@ -249,8 +265,12 @@ def main() -> None:
         model = type(model).from_pretrained(folder, dtype=torch.float32)  # type: ignore[attr-defined]
     model.train()
     data = Rendered(options.data)
-    task = IdentityTask(data, seed) if options.encoder.endswith("identity") else PromptTask(data, seed)
-    weights = [*model.parameters(), *([task.log_scale] if isinstance(task, IdentityTask) else [])]
+    task: IdentityTask | PromptTask
+    if isinstance(model, CLIPModel):
+        task = PromptTask(data, seed, model.config.projection_dim)
+    else:
+        task = IdentityTask(data, seed)
+    weights = [*model.parameters(), *task.parameters]
     decayed = [w for w in weights if w.ndim > 1]
     groups = [
         {"params": decayed, "weight_decay": 0.05},

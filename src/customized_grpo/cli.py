@@ -87,7 +87,8 @@ def train(
                 raise ConfigError("--resume goes on with the run's own settings; leave the other options out")
             run, resolved = resume, open_run(resume)
         else:
-            overrides = [*([f"data.path={data}"] if data else []), *(set_ or [])]
+            given = [f"data.path={data}", f"evaluation.data.path={data}"] if data else []
+            overrides = [*given, *(set_ or [])]
             resolved, run = load_config(config, overrides), out or new_folder(Path("runs"))
             check_unused(run)
         train_run(resolved, run, Console())

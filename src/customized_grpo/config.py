@@ -58,8 +58,10 @@ class DataConfig(_Section):
         description="world (built in), a .jsonl file, a SynCD-style .json, a DreamBench folder",
     )
     split: Literal["train", "held-out"] = "train"
-    size: int = Field(4096, ge=1, description="number of pairs that the built-in world has")
-    seed: int = 0
+    size: int | None = Field(
+        None, ge=1, description="pairs of the built-in world (null: 4096), or to take of a file (null: all)"
+    )
+    seed: int = Field(0, ge=0)
     root: Path | None = Field(None, description="folder that the file's relative paths start from; its own where none")
 
 
@@ -127,7 +129,9 @@ class TrainConfig(_Section):
 class EvaluationConfig(_Section):
     """What is drawn and scored before and after training."""
 
-    data: DataConfig = DataConfig(split="held-out", size=96, seed=1)
+    data: DataConfig = Field(
+        DataConfig(split="held-out", size=96, seed=1), description="by --data, pairs of the given data instead"
+    )
     steps: int = Field(10, ge=1, description="of deterministic Euler sampling")
     images: int = Field(1, ge=1, description="images of each pair")
     seed: int = 0

@@ -191,7 +191,7 @@ def show(
     first = {role: given[0] for role, given in names.items()}
     points = {name: (one.mean(first["identity"]), one.mean(first["prompt"]))
               for name, one in (("base", base), ("tuned", tuned))}  # fmt: skip
-    title = f"{len(held_out)} held-out pairs"
+    title = f"{len(held_out)} pairs of the evaluation"
     identity_prompt_plane(run / "plane.png", points, title=title, labels=(first["identity"], first["prompt"]))
     console.print(score_table((name, base.mean(name), tuned.mean(name)) for name in base.scores))
     names_shown = ("before-after.png", "curves.png", "plane.png", LORA)
@@ -214,7 +214,7 @@ def _evaluation(
     kept = None if again else read_evaluation(folder)
     if kept is not None:
         return kept
-    console.print(f"drawing {len(held_out) * config.evaluation.images} held-out pictures ({name})")
+    console.print(f"drawing {len(held_out) * config.evaluation.images} pictures of the evaluation ({name})")
     with policy.reference() if name == "base" else nullcontext():
         return evaluate(
             policy,

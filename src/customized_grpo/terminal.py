@@ -86,7 +86,7 @@ class TrainingDisplay:
             if (value := _number(record[key])) is not None
         ]
         for score in scores:
-            self.message(f"{self._done}/{self._iterations}  held-out  {score}")
+            self.message(f"{self._done}/{self._iterations}  evaluation  {score}")
 
     def message(self, text: str) -> None:
         """Say one line, above the bar where there is one."""

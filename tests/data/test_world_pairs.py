@@ -1,7 +1,10 @@
 """The built-in world as a dataset: the same pair every time, and no split in the other."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from customized_grpo.config import DataConfig
 from customized_grpo.data import DataError, open_dataset
@@ -83,4 +86,15 @@ def test_numbers_beyond_the_end() -> None:
 
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(DataError, match=r"data\.seed"):
-        open_dataset(DataConfig(seed=-1))
+        WorldPairs("train", 5, -1)
+
+
+def test_a_size_takes_pairs_of_a_file_evenly_spread(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    lines = "".join(f'{{"prompt": "{i}", "references": ["a.png"]}}\n' for i in range(10))
+    (tmp_path / "pairs.jsonl").write_text(lines, encoding="utf-8")
+    config = DataConfig(path=str(tmp_path / "pairs.jsonl"))
+    assert len(open_dataset(config)) == 10
+    few = open_dataset(config.model_copy(update={"size": 4}))
+    assert [few[i].prompt for i in range(len(few))] == ["0", "2", "5", "7"]
+    assert len(open_dataset(config.model_copy(update={"size": 40}))) == 10

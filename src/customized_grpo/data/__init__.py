@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo.config import DataConfig
@@ -10,23 +11,45 @@ from customized_grpo.data.errors import DataError
 from customized_grpo.data.jsonl import open_jsonl
 from customized_grpo.data.syncd import open_syncd
 from customized_grpo.data.world import WorldPairs
-from customized_grpo.protocols import PairDataset
+from customized_grpo.protocols import Pair, PairDataset
 
 __all__ = ["DataError", "open_dataset"]
 
 WORLD = "world"
+WORLD_SIZE = 4096  #: pairs of the built-in world where no size is given
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some pairs of another dataset."""
+
+    pairs: PairDataset
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> Pair:
+        return self.pairs[self.indices[index]]
 
 
 def open_dataset(config: DataConfig) -> PairDataset:
     """The pairs that `config.path` names: `world`, a .jsonl file, a SynCD-style .json, or a
     DreamBench folder.
 
-    `split`, `size` and `seed` concern the built-in world alone, `root` the two kinds of file.
-    Raises DataError, one line for each problem, where the path is of no such kind or its content
-    cannot be used.
+    `split` and `seed` concern the built-in world alone, `root` the two kinds of file. Of files, `size`
+    takes that many pairs, evenly spread. Raises DataError, one line for each problem, where the path
+    is of no such kind or its content cannot be used.
     """
     if config.path == WORLD:
-        return WorldPairs(config.split, config.size, config.seed)
+        return WorldPairs(config.split, config.size or WORLD_SIZE, config.seed)
+    pairs = _open_files(config)
+    if config.size is None or config.size >= len(pairs):
+        return pairs
+    return Subset(pairs, [i * len(pairs) // config.size for i in range(config.size)])
+
+
+def _open_files(config: DataConfig) -> PairDataset:
     path = Path(config.path).expanduser()
     if path.is_dir():
         for folder in (path, path / "dataset"):  # the benchmark's repository has it one folder down

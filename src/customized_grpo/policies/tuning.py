@@ -68,9 +68,8 @@ class LoraTuning:
         if not modules:
             raise ModelError("policy.lora.targets: the list is empty; name layers or leave it out")
         transformer.requires_grad_(False)
-        alpha: Any = (
-            config.rank if config.alpha is None else config.alpha
-        )  # peft says int; any does
+        # peft's annotation says int, its arithmetic takes any number.
+        alpha: Any = config.rank if config.alpha is None else config.alpha
         adapter = peft.LoraConfig(
             r=config.rank,
             lora_alpha=alpha,

@@ -1,0 +1,74 @@
+"""What the documents tell a user to type works, cut short by settings alone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import cgrpo, settings
+
+from customized_grpo.configuration import load_config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The `cgrpo` lines of the blocks that are marked bash and nothing more."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("cgrpo ")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with the files that the documents speak of."""
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    line = '{"prompt": "a dog in the snow", "references": ["photo.jpg"]}\n'
+    (tmp_path / "pairs.jsonl").write_text(line * 1 + line.replace("snow", "jungle"), encoding="utf-8")
+    subject = tmp_path / "dreambench" / "dog"
+    subject.mkdir(parents=True)
+    Image.radial_gradient("L").convert("RGB").save(subject / "00.jpg")
+    prompts = "'a {0} {1} in the jungle'.format(unique_token, class_token)"
+    listed = f"Classes\n\nsubject_name,class\ndog,dog\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
+    listed += f"\nLive Subject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
+    (tmp_path / "dreambench" / "prompts_and_classes.txt").write_text(listed, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_run(document: Path, folder: Path) -> None:
+    for command in commands(document.read_text(encoding="utf-8")):
+        short = settings() if command[0] == "train" and "--resume" not in command else []
+        done = cgrpo(*command, *short, folder=folder)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+
+
+def test_the_readme_has_commands_and_its_two_first_lines() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {command[0] for command in commands(text)} == {"train", "generate", "evaluate", "info"}
+    assert re.findall(r"^```bash fresh-clone\n(.*)\n```", text, re.MULTILINE) == ["make train", "make test"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_local_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_are_valid(recipe: Path) -> None:
+    load_config(recipe)
+
+
+def test_the_papers_recipe_holds_its_published_constants() -> None:
+    config = load_config(ROOT / "recipes" / "kontext-dev.yaml")
+    rollout, train, method = config.rollout, config.train, config.method
+    assert (rollout.steps, rollout.shift, rollout.eta, rollout.group_size) == (25, 3.0, 0.4, 12)
+    assert (train.learning_rate, train.betas, train.weight_decay) == (2e-5, (0.9, 0.999), 1.1e-4)
+    assert (train.clip_range, train.max_gradient_norm, train.trained_fraction) == (1e-4, 1.0, 0.6)
+    assert (method.shaping, method.gamma, method.weighting, method.advantage_clip) == ("sars", 0.4, "tdw", 5.0)
+    assert config.policy.lora is not None
+    assert (config.policy.lora.rank, config.policy.guidance) == (512, 3.5)
