@@ -35,9 +35,7 @@ def clip_tokenizer() -> CLIPTokenizer:
         "<|startoftext|>",
         "<|endoftext|>",
     ]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=CLIP_TOKENS
-    )
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=CLIP_TOKENS)
 
 
 def t5_tokenizer() -> T5TokenizerFast:

@@ -1,6 +1,6 @@
 """Put a trained generator into the package: its weights in half precision, with the VAE given.
 
-    python recipes/embedded/assemble.py --policy build/policy/pipeline --vae build/vae
+python recipes/embedded/assemble.py --policy build/policy/pipeline --vae build/vae
 """
 
 from __future__ import annotations

@@ -42,10 +42,7 @@ def resolve(path: str) -> str | Path:
 def embedded_models() -> dict[str, int]:
     """The embedded models by name, and the bytes that each one takes."""
     folders = sorted(path for path in EMBEDDED_FOLDER.glob("*") if path.is_dir())
-    return {
-        folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        for folder in folders
-    }
+    return {folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders}
 
 
 def first_line(error: BaseException) -> str:

@@ -133,9 +133,7 @@ def test_every_input_reaches_the_velocity(folder: Path) -> None:
         "sigma": policy.velocity(x, torch.tensor([0.5004]), policy.encode(PROMPT, [picture()])),
         "prompt": policy.velocity(x, half, policy.encode("a blue cat", [picture()])),
         "reference": policy.velocity(x, half, policy.encode(PROMPT, [picture(seed=1)])),
-        "guidance": policy_of(folder, guidance=4.0).velocity(
-            x, half, policy.encode(PROMPT, [picture()])
-        ),
+        "guidance": policy_of(folder, guidance=4.0).velocity(x, half, policy.encode(PROMPT, [picture()])),
     }
     for name, other in others.items():
         assert (other - base).abs().max() > 1e-4, name
@@ -148,9 +146,7 @@ def test_without_references_it_is_the_pipeline_without_image(folder: Path) -> No
     assert (drawn - expected).abs().max() < 1e-4
 
 
-def test_references_are_resized_as_the_pipeline_does(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_references_are_resized_as_the_pipeline_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(24, 16), (16, 16), (20, 36)]  # (width, height), and no multiples of a token
     monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)
     policy = policy_of(folder, reference_sizes=None)
@@ -181,9 +177,7 @@ def test_several_references_have_ids_and_tokens_of_their_own(folder: Path) -> No
     tokens, ids = [x], [pipeline._prepare_latent_image_ids(1, 4, 3, "cpu", torch.float32)]
     for k, image in enumerate(pictures, 1):
         pixels = pipeline.image_processor.preprocess(image)
-        _, packed, _, image_ids = pipeline.prepare_latents(
-            pixels, 1, 4, 32, 24, torch.float32, "cpu", None, x
-        )
+        _, packed, _, image_ids = pipeline.prepare_latents(pixels, 1, 4, 32, 24, torch.float32, "cpu", None, x)
         image_ids[:, 0] = k
         tokens.append(packed)
         ids.append(image_ids)
@@ -269,9 +263,7 @@ def test_only_the_lora_is_trainable_and_gets_gradients(folder: Path) -> None:
     assert any(name.startswith("single_transformer_blocks.0.proj_out") for name in named)
     assert not any(name.startswith("proj_out") for name in named)
     tune(policy)
-    velocity = policy.velocity(
-        noise(policy), torch.tensor([0.5]), policy.encode(PROMPT, [picture()])
-    )
+    velocity = policy.velocity(noise(policy), torch.tensor([0.5]), policy.encode(PROMPT, [picture()]))
     velocity.square().mean().backward()
     reached = [n for n, p in named.items() if p.grad is not None and p.grad.abs().sum() > 0]
     assert len(reached) == len(named)
@@ -350,9 +342,7 @@ def test_lora_stays_float32_on_a_bfloat16_model(folder: Path) -> None:
     assert {row.dtype for row in conditions.rows.values()} == {torch.bfloat16}
     # One step, from the pipeline's own parts: the model must meet the same bits.
     pipeline = stock(folder, dtype=torch.bfloat16)
-    expected = pipeline_picture(
-        pipeline, noise(policy), picture(), num_inference_steps=1, output_type="latent"
-    )
+    expected = pipeline_picture(pipeline, noise(policy), picture(), num_inference_steps=1, output_type="latent")
     velocity = policy.velocity(noise(policy), torch.ones(1), conditions)
     assert velocity.dtype == torch.float32
     start = noise(policy).to(torch.bfloat16).float()
@@ -391,9 +381,7 @@ def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(folder: Path, tmp_pat
     assert (drawn - untuned).abs().max() > 1e-2
 
 
-def test_saved_full_weights_draw_the_same_in_the_stock_pipeline(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_saved_full_weights_draw_the_same_in_the_stock_pipeline(folder: Path, tmp_path: Path) -> None:
     policy = policy_of(folder, lora=None)
     tune(policy, 0.02)
     policy.save(tmp_path)
@@ -407,9 +395,7 @@ def test_saved_full_weights_draw_the_same_in_the_stock_pipeline(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
-def test_loading_gives_back_every_bit(
-    folder: Path, tmp_path: Path, lora: LoraConfig | None, dtype: str
-) -> None:
+def test_loading_gives_back_every_bit(folder: Path, tmp_path: Path, lora: LoraConfig | None, dtype: str) -> None:
     policy = policy_of(folder, lora=lora, dtype=dtype)
     tune(policy)
     policy.save(tmp_path)
@@ -436,9 +422,7 @@ def refused(action: Callable[[], object], *words: str) -> None:
 def test_another_models_lora_is_refused_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
     policy = policy_of(folder)
     before = {name: parameter.clone() for name, parameter in policy.trainable().items()}
-    folders = {
-        name: tmp_path / name for name in ("wider", "deeper", "rank", "alpha", "targets", "full")
-    }
+    folders = {name: tmp_path / name for name in ("wider", "deeper", "rank", "alpha", "targets", "full")}
     wider = tiny.save_flux_kontext(tmp_path / "wide", width=48)
     policy_of(wider).save(folders["wider"])
     deeper = tiny.save_flux_kontext(tmp_path / "deep", layers=2)

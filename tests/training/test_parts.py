@@ -36,12 +36,12 @@ def test_updates_share_out_every_image_once() -> None:
 
 
 def test_trained_steps_leave_the_last_one_out_and_belong_to_their_image() -> None:
-    steps = draw_trained_steps(10, 0.6, 0, 3, ["x/0", "x/1", "y/0"])
+    steps = draw_trained_steps(10, 0.6, 0, 3, [("x", 0), ("x", 1), ("y", 0)])
     assert steps.shape == (3, 5)
     assert bool((steps < 9).all())
     assert bool((steps.diff(dim=1) > 0).all()), "without replacement, in rising order"
-    assert torch.equal(draw_trained_steps(10, 0.6, 0, 3, ["y/0"])[0], steps[2])
-    counts = draw_trained_steps(10, 0.6, 0, 3, [f"z/{i}" for i in range(900)]).flatten().bincount()
+    assert torch.equal(draw_trained_steps(10, 0.6, 0, 3, [("y", 0)])[0], steps[2])
+    counts = draw_trained_steps(10, 0.6, 0, 3, [("z", i) for i in range(900)]).flatten().bincount()
     assert counts.min() > 400, "every stochastic step is trained as often as any other"
     assert len(counts) == 9
 

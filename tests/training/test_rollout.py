@@ -12,8 +12,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.training.loop import _draw
-from customized_grpo.training.rollout import Trajectories, batches, noise_levels
+from customized_grpo.training.rollout import Trajectories, batches, draw_images, noise_levels
 from customized_grpo.training.update import Items, replay
 
 
@@ -31,8 +30,10 @@ def drawn(policy: Policy, config: Config, rows: list[int]) -> Trajectories:
     dataset = open_dataset(config.data)
     images = [(dataset[row // 3], row % 3) for row in rows]
     conditions = [policy.encode(pair.prompt, pair.references) for pair, _ in images]
+    keys = [(pair.key, number) for pair, number in images]
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
-    return _draw(policy, config, 0, images, conditions, sigmas)
+    (batch,) = draw_images(policy, conditions, keys, config.rollout, sigmas, seed=0, iteration=0)
+    return batch
 
 
 @pytest.mark.parametrize("sampler", ["dance", "flow", "cps"])

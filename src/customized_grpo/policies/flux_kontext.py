@@ -86,9 +86,7 @@ class FluxKontextPolicy:
         self._transformer = self._pipeline.transformer
         self._tuning: Tuning
         if config.lora is not None:
-            self._tuning = LoraTuning(
-                self._transformer, config.lora, LORA_TARGETS, exclude=_LAST_PROJECTION
-            )
+            self._tuning = LoraTuning(self._transformer, config.lora, LORA_TARGETS, exclude=_LAST_PROJECTION)
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
         if config.gradient_checkpointing:
@@ -192,9 +190,7 @@ class FluxKontextPolicy:
         factor = self._pipeline.vae_scale_factor
         height, width = (side * factor * _PATCH for side in self._grid)
         vae = self._pipeline.vae
-        unpacked = self._pipeline._unpack_latents(
-            latents.to(self._device, self._dtype), height, width, factor
-        )
+        unpacked = self._pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
         unpacked = unpacked / vae.config.scaling_factor + vae.config.shift_factor
         output = vae.decode(unpacked, return_dict=False)[0]
         pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
@@ -244,9 +240,7 @@ class FluxKontextPolicy:
                 f"give at least {multiple}x{multiple}"
             )
         pixels = processor.preprocess(processor.resize(picture, height, width), height, width)
-        latents = self._pipeline._encode_vae_image(
-            pixels.to(self._device, self._pipeline.vae.dtype), generator=None
-        )
+        latents = self._pipeline._encode_vae_image(pixels.to(self._device, self._pipeline.vae.dtype), generator=None)
         rows, columns = latents.shape[2] // _PATCH, latents.shape[3] // _PATCH
         packed: Tensor = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
@@ -256,11 +250,7 @@ class FluxKontextPolicy:
         if grids not in self._ids:
             ids = []
             for k, (rows, columns) in enumerate(grids):
-                ids.append(
-                    self._pipeline._prepare_latent_image_ids(
-                        1, rows, columns, self._device, self._dtype
-                    )
-                )
+                ids.append(self._pipeline._prepare_latent_image_ids(1, rows, columns, self._device, self._dtype))
                 ids[-1][:, 0] = k
             self._ids[grids] = torch.cat(ids)
         return self._ids[grids]
@@ -303,9 +293,7 @@ def _load_pipeline(config: PolicyConfig, dtype: torch.dtype) -> Any:
         kind = loader.load_config(source, revision=config.revision)["_class_name"]
         if kind != FluxKontextPipeline.__name__:
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
-        return loader.from_pretrained(
-            source, revision=config.revision, dtype=dtype, use_safetensors=True
-        )
+        return loader.from_pretrained(source, revision=config.revision, dtype=dtype, use_safetensors=True)
     except ModelError:
         raise
     except Exception as error:  # Three libraries raise here, from many classes.

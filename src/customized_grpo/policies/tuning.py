@@ -52,9 +52,7 @@ class LoraTuning:
         ModelError: a target is the name of no linear layer.
     """
 
-    def __init__(
-        self, transformer: Any, config: LoraConfig, default_targets: Sequence[str], exclude: str
-    ) -> None:
+    def __init__(self, transformer: Any, config: LoraConfig, default_targets: Sequence[str], exclude: str) -> None:
         names = [n for n, module in transformer.named_modules() if isinstance(module, nn.Linear)]
         modules: list[str] = []
         for target in default_targets if config.targets is None else config.targets:
@@ -122,9 +120,7 @@ class LoraTuning:
                 text = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
             metadata = json.loads(text) if text else {}
         except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(
-                f"{path}: not a LoRA in safetensors ({first_line(error)}); save it again"
-            ) from error
+            raise ModelError(f"{path}: not a LoRA in safetensors ({first_line(error)}); save it again") from error
         own = {f"{_PREFIX}{name}": weight for name, weight in self._state().items()}
         _check_fit(path, saved, own, "policy.path, policy.lora.rank and policy.lora.targets")
         alpha = metadata.get(f"{_PREFIX}lora_alpha", self._config.r)
@@ -133,9 +129,7 @@ class LoraTuning:
                 f"{path}: its alpha is {alpha}, the policy's {self._config.lora_alpha}; "
                 f"set policy.lora.alpha to {alpha}"
             )
-        peft.set_peft_model_state_dict(
-            self._transformer, {name.removeprefix(_PREFIX): w for name, w in saved.items()}
-        )
+        peft.set_peft_model_state_dict(self._transformer, {name.removeprefix(_PREFIX): w for name, w in saved.items()})
 
     @property
     def _config(self) -> Any:
@@ -206,9 +200,7 @@ class FullTuning:
                 output_loading_info=True,
             )
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise ModelError(
-                f"{path}: cannot be read as a transformer ({first_line(error)}); save it again"
-            ) from error
+            raise ModelError(f"{path}: cannot be read as a transformer ({first_line(error)}); save it again") from error
         if report["missing_keys"]:  # which diffusers would leave at random values
             raise ModelError(f"{path}: lacks {report['missing_keys'][0]}; save it again")
         saved = model.state_dict()
@@ -216,9 +208,7 @@ class FullTuning:
         self._transformer.load_state_dict(saved)
 
 
-def _check_fit(
-    path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: str
-) -> None:
+def _check_fit(path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: str) -> None:
     """Refuse weights whose names or shapes are not those of this model."""
     for name in sorted(saved.keys() ^ own.keys()):
         where = "the policy lacks" if name in saved else "the file lacks"

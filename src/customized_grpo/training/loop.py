@@ -6,13 +6,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.config import Config
+from customized_grpo.config import Config, ConfigError
 from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, truncate_records
@@ -20,13 +21,7 @@ from customized_grpo.rewards import score
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.training.credit import assign_credit
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
-from customized_grpo.training.rollout import (
-    Trajectories,
-    batches,
-    image_noise,
-    noise_levels,
-    sample_trajectories,
-)
+from customized_grpo.training.rollout import draw_images, noise_levels
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 
 _CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory
@@ -56,8 +51,14 @@ def train(
     """Train `policy` for the configured iterations, from the run's newest checkpoint where it has one.
 
     Leaves metrics.jsonl and checkpoints in the folder `run`. Groups are dealt to the processes in turn;
-    gradients are summed over all of them, so that their number does not change what is learned.
+    gradients are summed over all of them, so that their number does not change what is learned. Raises
+    ConfigError where there are more processes than groups.
     """
+    if config.rollout.pairs < accelerator.num_processes:
+        raise ConfigError(
+            f"rollout.pairs: {config.rollout.pairs} groups for {accelerator.num_processes} processes; "
+            "give each at least one"
+        )
     rollout, tuning = config.rollout, config.train
     step = SAMPLERS[rollout.sampler]
     sigmas = noise_levels(policy, rollout.steps, rollout.shift)
@@ -72,85 +73,55 @@ def train(
     first = resume(run, policy, optimizer)
 
     for iteration in range(first, tuning.iterations):
-        began = time.perf_counter()
+        clock = [time.perf_counter()]
         indices = pairs_of_iteration(len(dataset), rollout.pairs, config.seed, iteration)
         mine = range(accelerator.process_index, rollout.pairs, accelerator.num_processes)
         pairs = [dataset[indices[group]] for group in mine]
 
         # 1. Every pair's group of images, by stochastic steps.
-        images = [(pair, image) for pair in pairs for image in range(rollout.group_size)]
+        images = [(pair, number) for pair in pairs for number in range(rollout.group_size)]
+        keys = [(pair.key, number) for pair, number in images]
         conditions = [encode(pair) for pair, _ in images]
-        drawn = [
-            (
-                rows,
-                _draw(
-                    policy,
-                    config,
-                    iteration,
-                    [images[i] for i in rows],
-                    [conditions[i] for i in rows],
-                    sigmas,
-                ),
-            )
-            for rows in batches(conditions, rollout.batch_size)
-        ]
-        sampled = time.perf_counter()
+        drawn = draw_images(policy, conditions, keys, rollout, sigmas, seed=config.seed, iteration=iteration)
+        clock.append(time.perf_counter())
 
         # 2. Their scores, (groups, G) of each reward.
-        pictures: list[Tensor] = [torch.empty(0)] * len(images)
-        for rows, batch in drawn:
-            for row, picture in zip(rows, policy.decode(batch.clean), strict=True):
-                pictures[row] = picture
-        scores = score(rewards, torch.stack(pictures), [pair for pair, _ in images]) if images else {}
+        pictures = torch.cat([policy.decode(batch.clean) for batch in drawn])
+        order = torch.cat([batch.images for batch in drawn]).argsort().to(pictures.device)
+        scores = score(rewards, pictures[order], [pair for pair, _ in images])
         grouped = {name: values.view(len(pairs), rollout.group_size) for name, values in scores.items()}
-        scored = time.perf_counter()
+        clock.append(time.perf_counter())
 
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
-        record: dict[str, float] = {}
-        if images:
-            credit, record = assign_credit(grouped, config.rewards, config.method)
-            names = [f"{pair.key}/{image}" for pair, image in images]
-            trained = draw_trained_steps(rollout.steps, tuning.trained_fraction, config.seed, iteration, names)
-            advantages = credit.at(config.method, rollout.steps, trained)
+        credit, record = assign_credit(grouped, config.rewards, config.method)
+        trained = draw_trained_steps(rollout.steps, tuning.trained_fraction, config.seed, iteration, keys)
+        advantages = credit.at(config.method, rollout.steps, trained)
 
-        # 4. The clipped surrogate, over this process's share of each update's images.
-        position = {group * rollout.group_size + i: n * rollout.group_size + i
-                    for n, group in enumerate(mine) for i in range(rollout.group_size)}  # fmt: skip
-        moved: list[dict[str, float]] = []
-        for chosen in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
-            local = {position[i] for i in chosen if i in position}
-            items = [
-                _items(batch, rows, local, trained, advantages, sigmas)
-                for rows, batch in drawn
-                if local.intersection(rows)
-            ]
+        # 4. The clipped surrogate, over this process's part of each update's images.
+        moved = []
+        for update in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
+            local = _local(update, mine, rollout.group_size)
+            items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in drawn]
             moved.append(updater.update(items, sigmas[1]))
-        if "kl" not in moved[0] and images:
-            probe = _items(
-                drawn[0][1],
-                drawn[0][0],
-                set(drawn[0][0]),
-                trained[:, :1],
-                advantages[:, :1],
-                sigmas,
-            )
-            record["kl"] = float(updater.divergence(next(probe.split(tuning.batch_size)), sigmas[1]).mean())
-        updated = time.perf_counter()
+        if "kl" not in moved[0]:
+            record["kl"] = updater.probe(drawn[0], trained, sigmas)
+        clock.append(time.perf_counter())
 
         # 5. The log, the pictures, the checkpoint.
-        record |= {"seconds/sampling": sampled - began, "seconds/scoring": scored - sampled}
-        record |= {"seconds/updating": updated - scored, "seconds/total": updated - began}
+        stages = ("sampling", "scoring", "updating")
+        record |= {f"seconds/{stage}": end - start for stage, (start, end) in zip(stages, pairwise(clock), strict=True)}
+        record["seconds/total"] = clock[-1] - clock[0]
         record = _mean_over_processes(accelerator, record, len(pairs))
-        for name in moved[0]:
-            record[name] = sum(part[name] for part in moved) / len(moved)
-        record = {"iteration": iteration + 1, **record, "learning_rate": tuning.learning_rate}
+        record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
+        record = {"iteration": done, **record, "learning_rate": tuning.learning_rate}
+        last = done == tuning.iterations
         if accelerator.is_main_process:
-            if done % tuning.sample_every == 0 or done == tuning.iterations:
+            if done % tuning.sample_every == 0 or last:
                 record |= observer.on_sample(done)
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)
-            if done % tuning.checkpoint_every == 0 or done == tuning.iterations:
+            if done % tuning.checkpoint_every == 0 or last:
                 save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints)
         accelerator.wait_for_everyone()
 
@@ -180,51 +151,14 @@ class _Encoder:
         return self._kept[pair.key]
 
 
-def _draw(
-    policy: Policy,
-    config: Config,
-    iteration: int,
-    images: Sequence[tuple[Pair, int]],
-    conditions: Sequence[Conditions],
-    sigmas: Tensor,
-) -> Trajectories:
-    """One batch of images, each from its own noise; a group may share the noise that it starts from."""
-    rollout = config.rollout
-    initial, steps = [], []
-    for pair, image in images:
-        start: int | str = "group" if rollout.shared_noise else image
-        initial.append(image_noise(policy, 1, config.seed, "initial", iteration, pair.key, start))
-        steps.append(image_noise(policy, rollout.steps - 1, config.seed, "steps", iteration, pair.key, image))
-    return sample_trajectories(
-        policy,
-        Conditions.join(conditions),
-        torch.cat(initial),
-        torch.stack(steps),
-        sigmas,
-        SAMPLERS[rollout.sampler],
-        rollout.eta,
-    )
-
-
-def _items(
-    batch: Trajectories,
-    rows: Sequence[int],
-    chosen: set[int],
-    trained: Tensor,
-    advantages: Tensor,
-    sigmas: Tensor,
-) -> Items:
-    """The trained steps of the chosen images of a batch, one step after another as the rollout took them."""
-    local = torch.tensor([i for i, row in enumerate(rows) if row in chosen])
-    images = torch.tensor([row for row in rows if row in chosen])
-    steps, order = trained[images].flatten().sort(stable=True)
-    return Items.of(
-        batch,
-        local.repeat_interleave(trained.shape[1])[order],
-        steps,
-        advantages[images].flatten()[order],
-        sigmas,
-    )
+def _local(images: Sequence[int], groups: range, group_size: int) -> set[int]:
+    """Those of the iteration's images that are in this process's groups, by their number in this process."""
+    places = {group: place for place, group in enumerate(groups)}
+    return {
+        places[image // group_size] * group_size + image % group_size
+        for image in images
+        if image // group_size in places
+    }
 
 
 def _sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
@@ -238,7 +172,6 @@ def _mean_over_processes(accelerator: Accelerator, record: dict[str, float], gro
     """Means of the processes' own means, weighted by their groups."""
     if accelerator.num_processes == 1:
         return record
-    names = sorted(set().union(*accelerator.gather_for_metrics([set(record)], use_gather_object=True)))
-    values = torch.tensor([[record.get(name, 0.0) * groups, float(groups)] for name in names])
-    summed = _sum(accelerator, values.to(accelerator.device))
-    return {name: float(total / count) for name, (total, count) in zip(names, summed, strict=True)}
+    values = torch.tensor([*record.values(), 1.0], device=accelerator.device) * groups
+    *totals, count = _sum(accelerator, values).tolist()
+    return {name: total / count for name, total in zip(record, totals, strict=True)}

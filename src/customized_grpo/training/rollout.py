@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from customized_grpo.method import StepFunction, flow_sigmas, x0_estimate
+from customized_grpo.config import RolloutConfig
+from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas, x0_estimate
 from customized_grpo.noise import normal
 from customized_grpo.protocols import Conditions, Policy
 
@@ -20,9 +21,11 @@ class Trajectories:
 
     `latents` (B, T, ...) float32 before each step t and `log_density` (B, T - 1) of the step taken
     from there; the last step, to the clean image, is deterministic and carries no policy gradient.
-    `conditions` has B rows, `clean` (B, ...) is what `Policy.decode` takes.
+    `conditions` has B rows, `clean` (B, ...) is what `Policy.decode` takes, and `images` (B,) says which
+    images of the iteration these are.
     """
 
+    images: Tensor
     latents: Tensor
     log_density: Tensor
     clean: Tensor
@@ -51,9 +54,39 @@ def batches(conditions: Sequence[Conditions], size: int) -> list[list[int]]:
     return [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
 
 
+def draw_images(
+    policy: Policy,
+    conditions: Sequence[Conditions],
+    keys: Sequence[tuple[str, int]],
+    config: RolloutConfig,
+    sigmas: Tensor,
+    *,
+    seed: int,
+    iteration: int,
+) -> list[Trajectories]:
+    """Draw an iteration's images in batches of at most `config.batch_size`.
+
+    `conditions[i]` (one row) and `keys[i]` (its pair's key, its number in the group) belong to image i.
+    Each image has its own noise of every step; a group may share the noise that it starts from.
+    """
+    drawn = []
+    for images in batches(conditions, config.batch_size):
+        initial, steps = [], []
+        for pair, number in (keys[i] for i in images):
+            start: int | str = "group" if config.shared_noise else number
+            initial.append(image_noise(policy, 1, seed, "initial", iteration, pair, start))
+            steps.append(image_noise(policy, config.steps - 1, seed, "steps", iteration, pair, number))
+        joined = Conditions.join([conditions[i] for i in images])
+        noise = torch.cat(initial), torch.stack(steps)
+        step = SAMPLERS[config.sampler]
+        drawn.append(sample_trajectories(policy, torch.tensor(images), joined, *noise, sigmas, step, config.eta))
+    return drawn
+
+
 @torch.no_grad()
 def sample_trajectories(
     policy: Policy,
+    images: Tensor,
     conditions: Conditions,
     initial: Tensor,
     step_noise: Tensor,
@@ -63,7 +96,8 @@ def sample_trajectories(
 ) -> Trajectories:
     """Draw B images by T - 1 stochastic steps and one last deterministic one.
 
-    `initial` is (B, ...) noise, `step_noise` (B, T - 1, ...), `sigmas` (T + 1,) from 1 to 0.
+    `initial` is (B, ...) noise, `step_noise` (B, T - 1, ...), `sigmas` (T + 1,) from 1 to 0; `images` (B,)
+    is passed on.
     """
     steps = len(sigmas) - 1
     latents, visited, densities = initial.to(policy.device).float(), [], []
@@ -86,7 +120,7 @@ def sample_trajectories(
         )
         latents = taken.next_sample
         densities.append(taken.log_density)
-    return Trajectories(torch.stack(visited, 1), torch.stack(densities, 1), clean, conditions)
+    return Trajectories(images, torch.stack(visited, 1), torch.stack(densities, 1), clean, conditions)
 
 
 @torch.no_grad()

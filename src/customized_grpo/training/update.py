@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,18 @@ class Items:
             batch.conditions.select(rows),
         )
 
+    @staticmethod
+    def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
+        """The trained steps of the batch's images among `images`, step after step as the rollout took them.
+
+        `trained` and `advantages` (images, S) are those of all images of the iteration.
+        """
+        rows = torch.tensor([i for i, image in enumerate(batch.images.tolist()) if image in images], dtype=torch.long)
+        which = batch.images[rows]
+        steps, order = trained[which].flatten().sort(stable=True)
+        rows = rows.repeat_interleave(trained.shape[1])[order]
+        return Items.of(batch, rows, steps, advantages[which].flatten()[order], sigmas)
+
     def split(self, size: int) -> Iterator[Items]:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
@@ -64,7 +76,9 @@ class Items:
             )
 
 
-def draw_trained_steps(steps: int, fraction: float, seed: int, iteration: int, images: list[str]) -> Tensor:
+def draw_trained_steps(
+    steps: int, fraction: float, seed: int, iteration: int, images: Sequence[tuple[str, int]]
+) -> Tensor:
     """For each image the denoising steps to train, without replacement, (images, S) in rising order.
 
     Drawn among the stochastic steps 0 .. steps - 2 from (seed, iteration, image), whatever the batch.
@@ -72,7 +86,7 @@ def draw_trained_steps(steps: int, fraction: float, seed: int, iteration: int, i
     stochastic = steps - 1
     count = max(1, round(fraction * stochastic))
     rows = [
-        torch.randperm(stochastic, generator=generator(seed, "trained steps", iteration, image))[:count].sort().values
+        torch.randperm(stochastic, generator=generator(seed, "trained steps", iteration, *image))[:count].sort().values
         for image in images
     ]
     return torch.stack(rows)
@@ -143,10 +157,13 @@ class Updater:
         return record
 
     @torch.no_grad()
-    def divergence(self, items: Items, sigma_max: Tensor) -> Tensor:
-        """KL to the reference policy of some items, (N,) nats per latent element, for the log."""
-        mean, std, _ = replay(self.policy, items, self.step, self.eta, sigma_max)
-        return gaussian_kl(mean, self._reference_mean(items, sigma_max), std)
+    def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> float:
+        """KL to the reference policy for the log, in nats per latent element: one step each of some images."""
+        rows = torch.arange(min(len(batch), self.config.batch_size))
+        steps = trained[batch.images[rows], 0]
+        items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
+        mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])
+        return float(gaussian_kl(mean, self._reference_mean(items, sigmas[1]), std).mean())
 
     @torch.no_grad()
     def _reference_mean(self, items: Items, sigma_max: Tensor) -> Tensor:
