@@ -178,13 +178,7 @@ def show(
     console: Console,
 ) -> None:
     """The pictures and the table that end a run."""
-    images = config.evaluation.images
-    rows, labels = [], []
-    for i in _spread(len(held_out)):
-        pair = held_out[i]
-        rows.append([pair.references[0], *[Image.open(one.pictures[i * images]) for one in (base, tuned)]])
-        labels.append(pair.prompt)
-    image_grid(run / "before-after.png", rows, labels, ("reference", "base", "tuned"))
+    _grid(run / "before-after.png", config, held_out, {"base": base, "tuned": tuned})
     if (run / "metrics.jsonl").exists():
         training_curves(run / "curves.png", read_records(run / "metrics.jsonl"))
     names = {role: [reward_name(r) for r in config.rewards if r.role == role] for role in ("identity", "prompt")}
@@ -240,23 +234,23 @@ def _sample(
         batch_size=config.rollout.batch_size,
     )
     base = read_evaluation(run / "evaluation" / "base")
-    images = config.evaluation.images
-    rows, labels = [], []
-    for i in _spread(len(held_out)):
-        pair = held_out[i]
-        columns = [one.pictures[i * images] for one in (base, now) if one is not None]
-        rows.append([pair.references[0], *[Image.open(path) for path in columns]])
-        labels.append(pair.prompt)
+    columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
     (run / "samples").mkdir(exist_ok=True)
-    heads = ("reference", "base", f"iteration {iteration}")
-    image_grid(run / "samples" / f"iteration-{iteration:06d}.png", rows, labels, heads)
+    _grid(run / "samples" / f"iteration-{iteration:06d}.png", config, held_out, columns)
     return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
 
 
-def _spread(count: int) -> list[int]:
-    """A few indices out of `count`, evenly spread."""
-    shown = min(_SHOWN, count)
-    return [i * count // shown for i in range(shown)]
+def _grid(path: Path, config: Config, pairs: PairDataset, columns: Mapping[str, Evaluation]) -> None:
+    """A few pairs, evenly spread: the reference, and what each evaluation drew of it."""
+    shown = [i * len(pairs) // _SHOWN for i in range(_SHOWN)] if len(pairs) > _SHOWN else range(len(pairs))
+    rows = [
+        [
+            pairs[i].references[0],
+            *[Image.open(drawn.pictures[i * config.evaluation.images]) for drawn in columns.values()],
+        ]
+        for i in shown
+    ]
+    image_grid(path, rows, [pairs[i].prompt for i in shown], ("reference", *columns))
 
 
 def _weights(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
