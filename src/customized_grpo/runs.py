@@ -180,7 +180,8 @@ def show(
     """The pictures and the table that end a run."""
     _grid(run / "before-after.png", config, held_out, {"base": base, "tuned": tuned})
     if (run / "metrics.jsonl").exists():
-        training_curves(run / "curves.png", read_records(run / "metrics.jsonl"))
+        start = {"iteration": 0, **{f"evaluation/{name}/mean": mean for name, mean in base.means.items()}}
+        training_curves(run / "curves.png", [start, *read_records(run / "metrics.jsonl")])
     names = {role: [reward_name(r) for r in config.rewards if r.role == role] for role in ("identity", "prompt")}
     first = {role: given[0] for role, given in names.items()}
     points = {name: (one.mean(first["identity"]), one.mean(first["prompt"]))

@@ -103,7 +103,7 @@ def test_a_run_shows_all_its_panels_in_their_colours(tmp_path: Path, drawn: list
     assert titles(drawn[0]) == [
         "Identity reward",
         "Prompt reward",
-        "Held-out scores",
+        "Scores of the evaluation",
         "Signs of the two advantages",
         "How far the policy moves",
         "Gradient norm",

@@ -73,7 +73,7 @@ def training_curves(path: Path, records: Records, title: str | None = None) -> N
     if "prompt/mean" in keys:
         panels.append(lambda axes: _reward(axes, records, "prompt", PROMPT))
     if held_out:
-        panels.append(lambda axes: _changes(axes, records, "evaluation/", held_out, "Held-out scores"))
+        panels.append(lambda axes: _changes(axes, records, "evaluation/", held_out, "Scores of the evaluation"))
     if len(rewards) > 2:  # with two, the panels of the roles show them already
         panels.append(lambda axes: _changes(axes, records, "reward/", rewards, "Rewards, one by one"))
     if _with_all(records, [key for key, _, _ in _QUADRANTS]):

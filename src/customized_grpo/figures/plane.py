@@ -60,6 +60,7 @@ def identity_prompt_plane(
     _check(path, points, intervals or {}, front or ())
     with drawing(path, 6.0, 5.0, title) as figure:
         axes = figure.add_subplot()
+        axes.ticklabel_format(useOffset=False)
         axes.set_xlabel(f"{labels[0]} (higher is better)")
         axes.set_ylabel(f"{labels[1]} (higher is better)")
         _limits(axes, points, intervals or {}, front or ())
