@@ -99,8 +99,8 @@ class RolloutConfig(_Section):
     """How a group of images is drawn."""
 
     sampler: Literal["dance", "flow", "cps"] = "dance"
-    eta: float = Field(0.4, gt=0)
-    steps: int = Field(10, ge=2)
+    eta: float = Field(0.5, gt=0)
+    steps: int = Field(6, ge=2)
     shift: float | None = Field(None, gt=0, description="null: the model's own schedule")
     group_size: int = Field(12, ge=1)
     pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
@@ -113,8 +113,8 @@ class TrainConfig(_Section):
 
     iterations: int = Field(60, ge=1)
     updates: int = Field(2, ge=1, description="optimiser steps of one iteration")
-    trained_fraction: float = Field(0.6, gt=0, le=1, description="share of the steps, drawn per image")
-    learning_rate: float = Field(1e-4, gt=0)
+    trained_fraction: float = Field(1.0, gt=0, le=1, description="share of the steps, drawn per image")
+    learning_rate: float = Field(1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1.1e-4, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
@@ -123,7 +123,7 @@ class TrainConfig(_Section):
     batch_size: int = Field(48, ge=1, description="(image, step) pairs of one forward and backward pass")
     checkpoint_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
-    sample_every: int = Field(10, ge=1, description="iterations between grids of sample images")
+    sample_every: int = Field(15, ge=1, description="iterations between grids of sample images")
 
 
 class EvaluationConfig(_Section):
