@@ -128,18 +128,12 @@ class IdentityTask:
                 disturb(references[copied]),
             ]
         )
-        # Half of the batches are grey: what is left to tell subjects apart by is their shape.
-        grey = self.rng.random() < 0.5
-        if grey:
-            pictures = pictures.mean(1, keepdim=True).expand_as(pictures)
         features = features_of(model, pictures)
         anchor, target, copy = features.split([len(rows), len(rows), self.copies])
         scale = self.log_scale.exp().clamp(max=20)  # beyond it cosines lose their spread
         logits = scale * anchor @ target.T
         subjects = [self.data.subjects[row] for row in rows]
-        same = torch.tensor(
-            [[a.sprite == b.sprite if grey else a == b for b in subjects] for a in subjects]
-        ) & ~torch.eye(len(rows), dtype=torch.bool)
+        same = torch.tensor([[a == b for b in subjects] for a in subjects]) & ~torch.eye(len(rows), dtype=torch.bool)
         logits = logits.masked_fill(same, -1e4)
         labels = torch.arange(len(rows))
         match = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
