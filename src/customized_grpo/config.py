@@ -25,7 +25,7 @@ class _Section(BaseModel):
 class LoraConfig(_Section):
     """The adapter that training moves."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(8, ge=1)
     alpha: float | None = Field(None, gt=0, description="scale of the update; the rank where none is given")
     targets: list[str] | None = Field(None, description="module names to adapt; the policy's own list where none")
 
@@ -99,7 +99,7 @@ class RolloutConfig(_Section):
     """How a group of images is drawn."""
 
     sampler: Literal["dance", "flow", "cps"] = "dance"
-    eta: float = Field(0.5, gt=0)
+    eta: float = Field(0.7, gt=0)
     steps: int = Field(6, ge=2)
     shift: float | None = Field(None, gt=0, description="null: the model's own schedule")
     group_size: int = Field(12, ge=1)
@@ -115,6 +115,7 @@ class TrainConfig(_Section):
     updates: int = Field(2, ge=1, description="optimiser steps of one iteration")
     trained_fraction: float = Field(1.0, gt=0, le=1, description="share of the steps, drawn per image")
     learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "linear"] = Field("linear", description="linear: the rate falls to 0 over the run")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1.1e-4, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)

@@ -59,6 +59,13 @@ def test_both_rewards_rise(make_config: Callable[..., Config], tmp_path: Path) -
         assert means[-5:].mean() > means[:5].mean() + spread / 2, role
 
 
+def test_the_rate_falls_linearly_or_stays(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    for schedule, factors in (("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0] * 4)):
+        run_training(make_config(schedule=schedule, iterations=4), tmp_path / schedule)
+        rates = [record["learning_rate"] for record in read_records(tmp_path / schedule / "metrics.jsonl")]
+        assert rates == pytest.approx([1e-3 * factor for factor in factors])
+
+
 class Killed(Exception):
     pass
 

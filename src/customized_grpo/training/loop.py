@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.config import Config, ConfigError
+from customized_grpo.config import Config, ConfigError, TrainConfig
 from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, truncate_records
@@ -98,6 +98,9 @@ def train(
         advantages = credit.at(config.method, rollout.steps, trained)
 
         # 4. The clipped surrogate, over this process's part of each update's images.
+        rate = _learning_rate(tuning, iteration)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
         moved = []
         for update in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
             local = _local(update, mine, rollout.group_size)
@@ -114,7 +117,7 @@ def train(
         record = _mean_over_processes(accelerator, record, len(pairs))
         record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
-        record = {"iteration": done, **record, "learning_rate": tuning.learning_rate}
+        record = {"iteration": done, **record, "learning_rate": rate}
         last = done == tuning.iterations
         if accelerator.is_main_process:
             if done % tuning.sample_every == 0 or last:
@@ -149,6 +152,11 @@ class _Encoder:
             if len(self._kept) > _CONDITIONS_KEPT:
                 self._kept.popitem(last=False)
         return self._kept[pair.key]
+
+
+def _learning_rate(config: TrainConfig, iteration: int) -> float:
+    """The rate of an iteration, counted from 0: a function of it alone, so that a resumed run goes on alike."""
+    return config.learning_rate * (1 - iteration / config.iterations if config.schedule == "linear" else 1)
 
 
 def _local(images: Sequence[int], groups: range, group_size: int) -> set[int]:
