@@ -128,7 +128,9 @@ def test_two_processes_learn_what_one_learns(make_config: Callable[..., Config],
     one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
     for name in one:
         if not name.endswith(":rng"):
-            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-5)
+            # Adam divides rounding by gradients near zero: a tenth of one step of the rate is the least
+            # that tells rounding from a share of the gradient that went missing (measured: 2e-5 against 3e-3).
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
     records = zip(without_times(tmp_path / "one"), without_times(tmp_path / "two"), strict=True)
     for single, double in records:
         assert single.keys() == double.keys()
