@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,11 @@ def test_evaluate_scores_base_and_tuned(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(list((trained / "run/evaluation/tuned").glob("*.png"))) == 6
     assert "base" in done.stdout
+    # The run's own settings hold again when it goes on: what was drawn by others is not taken for its own.
+    assert cgrpo("train", "--resume", "run", folder=trained).returncode == 0
+    for name in ("base", "tuned"):
+        kept = json.loads((trained / "run/evaluation" / name / "scores.json").read_text(encoding="utf-8"))
+        assert len(kept["pictures"]) == 3
 
 
 def test_info_tells_versions_device_and_defaults(trained: Path) -> None:

@@ -265,3 +265,10 @@ def test_numbers_with_an_exponent_alone(tmp_path: Path) -> None:
     for text in ("1e-4", "1E-4", "1.e-4", "+1e-4", "0.0001"):
         rate = load(tmp_path, f"train: {{learning_rate: {text}}}").train.learning_rate
         assert math.isclose(rate, 1e-4, rel_tol=0)
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\u2028b", "\u2029", "naïve 猫", "two\nlines"])
+def test_text_of_any_line_break_comes_back(tmp_path: Path, text: str) -> None:
+    config = Config.model_validate({"data": {"path": text}})
+    save_config(config, tmp_path / "run.yaml")
+    assert load_config(tmp_path / "run.yaml").data.path == text

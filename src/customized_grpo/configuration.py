@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config import Config, ConfigError
+from customized_grpo.records import write_bytes
 
 Location = tuple[str | int, ...]
 
@@ -56,17 +56,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
 def save_config(config: Config, path: Path) -> None:
     """Writes all of `config` as YAML that `load_config` reads back equal. The file is replaced at
     once or not at all."""
-    text = as_yaml(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, as_yaml(config).encode("utf-8"))
 
 
 def as_yaml(config: Config) -> str:
@@ -327,7 +317,12 @@ def _shown(value: object) -> str:
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc, unused-ignore]
     """Puts text such as "1e-4" in quotes, which `load_config` would take for a number without
-    them."""
+    them, and escapes the line breaks of Unicode, which YAML would fold into spaces."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))

@@ -42,7 +42,7 @@ from customized_grpo.terminal import TrainingDisplay, score_table
 from customized_grpo.training.checkpoint import checkpointed_iterations
 from customized_grpo.training.credit import reward_name
 from customized_grpo.training.loop import Observer, train
-from customized_grpo.training.rollout import image_noise, sample_pictures
+from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
 
 LORA, CONFIG = "lora", "config.yaml"
 _SHOWN = 6  # held-out pairs in the pictures of a run
@@ -106,7 +106,8 @@ def train_run(config: Config, run: Path, console: Console) -> None:
     if main:
         count = sum(weight.numel() for weight in policy.trainable().values())
         console.print(f"{len(dataset)} pairs, {count:,} trainable parameters on {policy.device}; run folder {run}")
-        schedule(run / "weights.png", *_weights(config), sigmas=policy.sigmas(config.rollout.steps)[:-1])
+        sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift).cpu()
+        schedule(run / "weights.png", *_weights(config), sigmas=sigmas[:-1])
     base = _evaluation(config, run, "base", policy, held_out, judges, console) if main else None
     accelerator.wait_for_everyone()
     done = checkpointed_iterations(run)
@@ -133,7 +134,7 @@ def train_run(config: Config, run: Path, console: Console) -> None:
     if main:
         assert base is not None
         policy.save(run / LORA)
-        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, again=True)
+        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console)
         show(config, run, held_out, base, tuned, console)
     accelerator.wait_for_everyone()
 
@@ -204,37 +205,29 @@ def _evaluation(
     *,
     again: bool = False,
 ) -> Evaluation:
-    """The run's evaluation of that name: "base" is that of the untuned model, drawn once."""
+    """The run's evaluation of that name: "base" is that of the untuned model. Drawn once, or `again`."""
     folder = run / "evaluation" / name
-    kept = None if again else read_evaluation(folder)
+    kept = None if again else read_evaluation(folder, config.evaluation)
     if kept is not None:
         return kept
     console.print(f"drawing {len(held_out) * config.evaluation.images} pictures of the evaluation ({name})")
     with policy.reference() if name == "base" else nullcontext():
-        return evaluate(
-            policy,
-            held_out,
-            judges.all,
-            config.evaluation,
-            folder,
-            batch_size=config.rollout.batch_size,
-        )
+        return _draw(config, folder, policy, held_out, judges)
+
+
+def _draw(config: Config, folder: Path, policy: Policy, held_out: PairDataset, judges: Judges) -> Evaluation:
+    return evaluate(policy, held_out, judges.all, config.evaluation, folder, batch_size=config.rollout.batch_size)
 
 
 def _sample(
     config: Config, run: Path, iteration: int, policy: Policy, held_out: PairDataset, judges: Judges
 ) -> dict[str, float]:
-    """Draw and score the held-out pairs as the policy now is; keep the first few as a grid."""
-    folder = run / "evaluation" / "latest"
-    now = evaluate(
-        policy,
-        held_out,
-        judges.all,
-        config.evaluation,
-        folder,
-        batch_size=config.rollout.batch_size,
-    )
-    base = read_evaluation(run / "evaluation" / "base")
+    """Draw and score the held-out pairs as the policy now is; keep the first few as a grid.
+
+    The last iteration's are the run's own "tuned" ones.
+    """
+    now = _draw(config, run / "evaluation" / "tuned", policy, held_out, judges)
+    base = read_evaluation(run / "evaluation" / "base", config.evaluation)
     columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
     (run / "samples").mkdir(exist_ok=True)
     _grid(run / "samples" / f"iteration-{iteration:06d}.png", config, held_out, columns)

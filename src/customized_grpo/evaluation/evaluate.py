@@ -6,7 +6,7 @@ The noise of a picture belongs to (seed, pair, image): two policies evaluated al
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,6 @@ from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.rewards import score
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures
-
-Progress = Callable[[int, int], None]  #: pictures drawn so far, and in all
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,12 @@ def evaluate(
     folder: Path,
     *,
     batch_size: int,
-    progress: Progress | None = None,
 ) -> Evaluation:
     """Draw `config.images` pictures of every pair into `folder` (PNG), score them, write scores.json."""
     folder.mkdir(parents=True, exist_ok=True)
     sigmas = policy.sigmas(config.steps).to(policy.device)
     scores: dict[str, list[Tensor]] = {reward.name: [] for reward in rewards}
     pictures: list[Path] = []
-    total = len(dataset) * config.images
     per_chunk = max(1, batch_size // config.images)
     for start in range(0, len(dataset), per_chunk):
         pairs = [dataset[i] for i in range(start, min(start + per_chunk, len(dataset)))]
@@ -75,21 +71,26 @@ def evaluate(
             path = folder / f"{len(pictures) // config.images:05d}-{len(pictures) % config.images}.png"
             to_image(picture).save(path)
             pictures.append(path)
-        if progress is not None:
-            progress(len(pictures), total)
     result = Evaluation({name: torch.cat(parts).tolist() for name, parts in scores.items()}, pictures)
-    write_json(folder / "scores.json", {"means": result.means, "scores": result.scores})
+    names = [path.name for path in pictures]
+    kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
+    write_json(folder / "scores.json", kept)
     return result
 
 
-def read_evaluation(folder: Path) -> Evaluation | None:
-    """What `evaluate` left in a folder, or None where it did not finish."""
+def read_evaluation(folder: Path, config: EvaluationConfig) -> Evaluation | None:
+    """What `evaluate` left in a folder, or None where it did not finish or was set otherwise."""
     try:
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["scores"]
+        kept = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        if kept["settings"] != _settings(config):
+            return None
+        return Evaluation(kept["scores"], [folder / name for name in kept["pictures"]])
     except (OSError, ValueError, KeyError):
         return None
-    pictures = sorted(folder.glob("*-*.png"))
-    return Evaluation(scores, pictures) if pictures else None
+
+
+def _settings(config: EvaluationConfig) -> dict[str, object]:
+    return config.model_dump(mode="json")
 
 
 def to_image(picture: Tensor) -> Image.Image:

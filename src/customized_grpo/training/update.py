@@ -126,7 +126,7 @@ class Updater:
         self.weights = list(policy.trainable().values())
 
     def update(self, groups: list[Items], sigma_max: Tensor) -> dict[str, float]:
-        """One optimiser step on the mean over all items of all processes. Returns sums to be averaged by `items`."""
+        """One optimiser step on the mean over all items of all processes. Returns what the log says of it."""
         device = self.policy.device
         total = self.reduce(torch.tensor(float(sum(map(len, groups))), device=device))
         sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
