@@ -137,7 +137,7 @@ def test_a_wrong_file_is_told_of_by_line(tmp_path: Path) -> None:
     text += "rewards:\n- kind: dino\n  role: style\n"
     assert lines(tmp_path, text) == [
         "run.yaml:1: seed: input should be greater than or equal to 0; given -1",
-        "run.yaml:8: rewards.0.role: input should be 'identity' or 'prompt'; given 'style'",
+        "run.yaml:8: rewards.0.role: input should be 'identity', 'prompt' or 'guard'; given 'style'",
         "run.yaml:3: train.updates: input should be a valid integer; given 'many'",
         "run.yaml:4: train.lerning_rate: unknown key; did you mean train.learning_rate?",
         "run.yaml:5: methods: unknown key; did you mean method?",
@@ -195,6 +195,26 @@ def test_what_contradicts_itself() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["rewards.0.weight=0"])
     assert str(caught.value) == "rewards: no reward of role identity with a weight above 0; add one"
+
+
+def test_guards_watch_and_are_never_trained_on(tmp_path: Path) -> None:
+    assert [monitor.name for monitor in DEFAULT.evaluation.monitors if monitor.role == "guard"] == ["copy-paste"]
+    guard = "{kind: copy-paste, role: guard, name: copies}"
+    rewards = f"rewards:\n- {{kind: dino, role: identity}}\n- {{kind: clip, role: prompt}}\n- {guard}\n"
+    assert lines(tmp_path, rewards) == [
+        "rewards: 'copies' is a guard; guards only watch: put it under evaluation.monitors"
+    ]
+    monitors = load(tmp_path, f"evaluation:\n  monitors:\n  - {guard}\n").evaluation.monitors
+    assert [(monitor.kind, monitor.role) for monitor in monitors] == [("copy-paste", "guard")]
+
+
+def test_a_plain_sum_is_asked_for_as_a_whole(tmp_path: Path) -> None:
+    text = "method:\n  normalise: sum\n  shaping: none\n"
+    assert lines(tmp_path, text) == [
+        "run.yaml:2: method.normalise: sum needs method.shaping=none and method.weighting=static; "
+        "set both, or leave it at roles; given 'sum'"
+    ]
+    assert load(tmp_path, text, "method.weighting=static").method.normalise == "sum"
 
 
 TEXTS = st.one_of(

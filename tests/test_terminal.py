@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from customized_grpo.terminal import TrainingDisplay, print_error, score_table
 
@@ -121,6 +122,11 @@ def test_the_table_shows_the_change_both_ways() -> None:
         "change",
         "change in %",
     ]
+
+
+def test_a_guards_change_is_neither_good_nor_bad() -> None:
+    table = score_table([("identity", 1.0, 2.0), ("prompt", 2.0, 1.0), ("copy-paste", 1.0, 2.0)], guards=["copy-paste"])
+    assert [cell.style for cell in table.columns[3].cells if isinstance(cell, Text)] == ["green", "red", ""]
 
 
 def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

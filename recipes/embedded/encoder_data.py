@@ -89,23 +89,18 @@ class Rendered:
         return min(POSITIONS, key=lambda name: abs(POSITIONS[name][0] - middle))
 
     def rows_by_sprite(self) -> dict[int, list[int]]:
-        """Rows whose target shows the subject in its own colours, by sprite."""
+        """Rows by the sprite of their subject."""
         rows = defaultdict(list)
-        for row, (subject, saying) in enumerate(zip(self.subjects, self.sayings, strict=True)):
-            if saying.wish.colour is None:
-                rows[subject.sprite].append(row)
+        for row, subject in enumerate(self.subjects):
+            rows[subject.sprite].append(row)
         return dict(rows)
 
 
 def nearly(saying: Saying, position: str, kind: str, rng: np.random.Generator) -> Saying:
-    """The saying with one part that is wrong for a picture whose subject stands at `position`.
-
-    Combinations held out of training are not drawn: they would be met as wrong ones only.
-    """
+    """The saying with one part that is wrong for a picture whose subject stands at `position`."""
     parts = {"word": saying.word, **dataclasses.asdict(saying.wish), "position": position}
     wrong = [c for c in CHOICES[kind] if c != parts[kind] and not (kind == "position" and c is None)]
-    allowed = [c for c in wrong if not saying.swapped(kind, c).wish.held_out] or wrong
-    return saying.swapped(kind, allowed[int(rng.integers(len(allowed)))])
+    return saying.swapped(kind, wrong[int(rng.integers(len(wrong)))])
 
 
 def cut_out(images: Tensor, masks: Tensor) -> Tensor:

@@ -114,6 +114,7 @@ def swaps(reward: Reward, samples: list[Sample]) -> Results:
         **told("copied reference", reward(references, pairs)),
         **told("wrong prompt", reward(targets, pairs[1:] + pairs[:1])),
     }
+    all_right = torch.ones(len(samples), dtype=torch.bool)
     for kind, choices in CHOICES.items():
         choices = [choice for choice in choices if not (kind == "position" and choice is None)]
         scores = torch.stack(
@@ -123,8 +124,12 @@ def swaps(reward: Reward, samples: list[Sample]) -> Results:
         answers = [getattr(s.saying.wish, kind, s.saying.word) for s in samples]
         labels = torch.tensor([choices.index(answer) for answer in answers])
         wrong = scores[torch.nn.functional.one_hot(labels, len(choices)) == 0]
-        results[f"{kind}, 1 of {len(choices)}"] = float((scores.argmax(1) == labels).float().mean())
+        right = scores.argmax(1) == labels
+        if kind != "word":
+            all_right &= right
+        results[f"{kind}, 1 of {len(choices)}"] = float(right.float().mean())
         results[f"{kind}, loss by a wrong one"] = float(true.mean() - wrong.mean())
+    results["all four"] = float(all_right.float().mean())
     return results
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ GUESSES = {
     "position": 1 / len(POSITIONS),
     "subject": 1 / CANDIDATES,
 }
+GUESSES["all four"] = math.prod(GUESSES[kind] for kind in ("place", "accessory", "colour", "position"))
 
 
 @torch.no_grad()
@@ -64,7 +66,7 @@ def measured(bare: list[Sample], known: list[Sample], unseen: list[Sample]) -> d
     for name, part in prompt(PROMPT, known, unseen).items():
         for key, value in part.items():
             kind = key.split(",")[0]
-            if ", 1 of " in key and kind in GUESSES:
+            if (", 1 of " in key or key == "all four") and kind in GUESSES:
                 results[f"{kind}, {name}"] = value
     return results
 

@@ -1,9 +1,14 @@
 """Render the pairs that the embedded models are trained on, once, into plain numpy files.
 
-    python recipes/embedded/render.py --out build/world --pairs 40000
+    python recipes/embedded/render.py --out build/pairs --pairs 40000 --wishes known --imperfect
+    python recipes/embedded/render.py --out build/world --pairs 16000 --seed 2
 
 Rendered ahead because a CPU that trains should not wait for the painter. Writes reference.npy and
 target.npy (uint8, pairs x 64 x 64 x 3), the subjects' masks and prompts.jsonl.
+
+`--imperfect` makes the pairs that a generator learns from as faulty as the generated and collected pairs
+that real subject-driven generators learn from: some targets lack what the prompt says, or show a subject
+that has drifted. The generator learns to do the same now and then, which is what there is to be tuned.
 """
 
 from __future__ import annotations
@@ -11,19 +16,56 @@ from __future__ import annotations
 import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from customized_grpo.world.places import SIDE
-from customized_grpo.world.scenes import draw_pair, draw_wish
-from customized_grpo.world.subjects import draw_subject
+from customized_grpo.world.places import PLACES, SIDE
+from customized_grpo.world.scenes import (
+    ACCESSORIES,
+    POSITIONS,
+    Wish,
+    draw_stray,
+    draw_wish,
+    render_reference,
+    render_target,
+)
+from customized_grpo.world.subjects import Subject, draw_subject, sprites
 
 CHUNK = 1000
+UNKNOWN = 0.3  # share of the combinations that the generator never meets, where all wishes are rendered
+#: Shares of imperfect targets, of those that could have the fault. The first four are against the prompt (of the
+#: missing accessories, one in four is another one; of the wrong places, half are the reference's own: copy-paste),
+#: the last two against the reference.
+FAULTS = {"accessory": 0.3, "colour": 0.3, "position": 0.25, "place": 0.12, "hue": 0.15, "subject": 0.12}
 
 
-def render_chunk(seed: int, chunk: int, pairs: int, held_out: bool) -> tuple[dict[str, np.ndarray], list[str]]:
+def with_faults(subject: Subject, wish: Wish, other: str, rng: np.random.Generator) -> tuple[Subject, Wish]:
+    """What an imperfect target shows instead of `subject` and `wish`; `other` is the reference's place."""
+    met = {fault: rng.random() < share for fault, share in FAULTS.items()}
+    if wish.accessory and met["accessory"]:
+        worn = [a for a in ACCESSORIES if a != wish.accessory]
+        wish = replace(wish, accessory=str(rng.choice(worn)) if rng.random() < 0.25 else None)
+    if wish.colour and met["colour"]:
+        wish = replace(wish, colour=None)
+    if wish.position and met["position"]:
+        wish = replace(wish, position=str(rng.choice([p for p in POSITIONS if p != wish.position])))
+    if met["place"]:
+        wish = replace(wish, place=other if rng.random() < 0.5 else str(rng.choice([*PLACES])))
+    if met["subject"]:
+        same = [i for i in sprites(held_out=False) if Subject(i).word == subject.word]
+        subject = replace(subject, sprite=int(rng.choice(same)))
+    if met["hue"]:
+        drift = float(rng.uniform(0.08, 0.25)) * (1 if rng.random() < 0.5 else -1)
+        subject = replace(subject, hue=(subject.hue + drift) % 1)
+    return subject, wish
+
+
+def render_chunk(
+    seed: int, chunk: int, pairs: int, wishes: str, imperfect: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
     rng = np.random.default_rng([seed, chunk])
     arrays = {
         "reference": np.empty((pairs, SIDE, SIDE, 3), np.uint8),
@@ -33,8 +75,13 @@ def render_chunk(seed: int, chunk: int, pairs: int, held_out: bool) -> tuple[dic
     }
     lines = []
     for i in range(pairs):
-        subject, wish = draw_subject(rng, held_out=held_out), draw_wish(rng, held_out=held_out)
-        reference, target = draw_pair(subject, wish, rng)
+        subject = draw_subject(rng, held_out=False)
+        wish = draw_wish(rng, held_out=wishes == "all" and rng.random() < UNKNOWN)
+        other = str(rng.choice([place for place in PLACES if place != wish.place]))
+        stray = draw_stray(rng)
+        reference = render_reference(subject, other, rng, stray)
+        shown = with_faults(subject, wish, other, rng) if imperfect else (subject, wish)
+        target = render_target(*shown, rng, stray)
         arrays["reference"][i], arrays["reference_mask"][i] = reference.image, reference.mask
         arrays["target"][i], arrays["target_mask"][i] = target.image, target.mask
         entry = {
@@ -51,7 +98,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--wishes", choices=("known", "all"), default="all")
+    parser.add_argument("--imperfect", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -62,8 +110,8 @@ def main() -> None:
         (options.out / "prompts.jsonl").open("w", encoding="utf-8") as prompts,
     ):
         sizes = [min(CHUNK, options.pairs - i * CHUNK) for i in range(chunks)]
-        seeds, held = [options.seed] * chunks, [options.held_out] * chunks
-        for chunk, (arrays, lines) in enumerate(pool.map(render_chunk, seeds, range(chunks), sizes, held)):
+        render = partial(render_chunk, wishes=options.wishes, imperfect=options.imperfect)
+        for chunk, (arrays, lines) in enumerate(pool.map(render, [options.seed] * chunks, range(chunks), sizes)):
             for name, array in arrays.items():
                 if name not in files:
                     files[name] = np.lib.format.open_memmap(

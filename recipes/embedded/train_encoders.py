@@ -36,6 +36,8 @@ from transformers import (
     Dinov2Model,
 )
 
+from customized_grpo.world.subjects import Subject, picture
+
 SIDE = 64
 GREY = [0.5, 0.5, 0.5]
 Losses = dict[str, Tensor]
@@ -86,64 +88,113 @@ def new_clip(width: int, depth: int, heads: int, text_width: int, shared: int) -
 
 
 SPECS = {
-    "reward-identity": Spec(lambda: new_dino(128, 4, 4), seed=1, steps=700),
-    "judge-identity": Spec(lambda: new_dino(96, 5, 3), seed=2, steps=700),
+    "reward-identity": Spec(lambda: new_dino(128, 5, 4), seed=1, steps=1300),
+    "judge-identity": Spec(lambda: new_dino(96, 6, 3), seed=2, steps=1300),
     "reward-prompt": Spec(lambda: new_clip(128, 4, 4, 96, 64), seed=3, steps=700),
     "judge-prompt": Spec(lambda: new_clip(96, 5, 3, 64, 48), seed=4, steps=1200),
 }
 
 
 class IdentityTask:
-    """InfoNCE between references and target scenes, where many of a batch are one sprite in other
-    colours.
+    """Which scene shows which reference's subject, where many of a batch are one sprite in other colours.
 
-    DINO's own training also holds crops of one picture together, so that a copied reference is
-    nearer than a new picture of the subject. The last term keeps that: without it copying would not
-    pay, as it does with the real one.
+    Graded besides: the same shape in another colour is worth half, so that the encoder looks at shapes as well as
+    at colours, and a subject recoloured by its prompt keeps part of its score. Heads that are thrown away
+    afterwards draw the bare subject, name its sprite and find it in the picture: without them a matching loss is
+    met by colours alone and shapes stay unseen for long. The last term holds a copied reference nearer than a new
+    picture of the subject, as DINO's own training does with crops of one picture.
     """
 
-    sprites, each = 32, 3
-    copies, copy_weight = 32, 0.25
+    sprites, each = 28, 3
+    copies, copy_weight = 28, 0.25
+    graded_weight, drawn_weight, named_weight, found_weight = 4.0, 20.0, 0.3, 0.5
+    drawn_side = 16
+    true, same_shape = 0.85, 0.45  # cosines wanted of the true picture, and of its shape in another colour
 
-    def __init__(self, data: Rendered, seed: int) -> None:
+    def __init__(self, data: Rendered, seed: int, width: int) -> None:
         self.data, self.rng = data, np.random.default_rng(seed)
         self.rows = {k: np.array(v) for k, v in data.rows_by_sprite().items() if len(v) >= self.each}
         self.log_scale = nn.Parameter(torch.tensor(math.log(8.0)))
-        self.parameters = [self.log_scale]
+        self.draw = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, 3 * self.drawn_side**2))
+        self.name = nn.Linear(width, max(self.rows) + 1)
+        self.find = nn.Linear(width, 1)
+        self.parameters = [self.log_scale, *self.draw.parameters(), *self.name.parameters(), *self.find.parameters()]
+        self._bare: dict[tuple[Subject, str | None], Tensor] = {}
+
+    def bare(self, subject: Subject, colour: str | None) -> Tensor:
+        """The subject alone on grey, (3, 16, 16), painted once."""
+        key = (subject, colour)
+        if key not in self._bare:
+            painted = torch.from_numpy(picture(subject, colour)).permute(2, 0, 1)
+            on_grey = painted[:3] * painted[3:] + 0.5 * (1 - painted[3:])
+            self._bare[key] = functional.adaptive_avg_pool2d(on_grey, self.drawn_side).half()
+        return self._bare[key].float()
+
+    def wanted(self, subjects: list[Subject], colours: list[str | None]) -> Tensor:
+        """Cosines (references, targets) that the scores should have."""
+        sprite = torch.tensor([subject.sprite for subject in subjects])
+        hue = torch.tensor([subject.hue for subject in subjects])
+        apart = (hue[:, None] - hue[None] + 0.5) % 1 - 0.5
+        alike = torch.exp(-((apart / 0.08) ** 2)) * torch.tensor([colour is None for colour in colours])
+        wanted = self.same_shape + (0.8 - self.same_shape) * alike
+        wanted = wanted * (sprite[:, None] == sprite[None])
+        own = torch.tensor([[a == b for b in subjects] for a in subjects]) & (alike > 0)
+        return torch.where(own, torch.tensor(self.true), wanted)
 
     def losses(self, model: nn.Module) -> Losses:
         chosen = self.rng.choice(list(self.rows), self.sprites, replace=False)
         rows = np.concatenate([self.rng.choice(self.rows[int(s)], self.each, replace=False) for s in chosen])
-        references, masks = (
-            self.data.pictures("reference", rows),
-            self.data.masks("reference", rows),
-        )
-        whole = torch.from_numpy(self.rng.random(len(rows)) < 0.5)
+        subjects, n = [self.data.subjects[row] for row in rows], len(rows)
+        colours = [self.data.sayings[row].wish.colour for row in rows]
+        references, masks = self.data.pictures("reference", rows), self.data.masks("reference", rows)
+        targets, target_masks = self.data.pictures("target", rows), self.data.masks("target", rows)
+        whole = torch.from_numpy(self.rng.random(n) < 0.5)
         anchors = torch.where(whole[:, None, None, None], references, cut_out(references, masks))
-        copied = torch.from_numpy(self.rng.choice(len(rows), self.copies, replace=False))
-        pictures = torch.cat(
-            [
-                disturb(anchors),
-                disturb(self.data.pictures("target", rows)),
-                disturb(references[copied]),
-            ]
-        )
-        features = features_of(model, pictures)
-        anchor, target, copy = features.split([len(rows), len(rows), self.copies])
+        copied = torch.from_numpy(self.rng.choice(n, self.copies, replace=False))
+        pictures = torch.cat([disturb(anchors), disturb(targets), disturb(references[copied])])
+        output = model(pixel_values=(pictures - 0.5) / 0.5)
+        pooled = output.pooler_output.float()
+        anchor, target, copy = functional.normalize(pooled, dim=-1).split([n, n, self.copies])
+        cosines = anchor @ target.T
+        wanted = self.wanted(subjects, colours)
+
         scale = self.log_scale.exp().clamp(max=20)  # beyond it cosines lose their spread
-        logits = scale * anchor @ target.T
-        subjects = [self.data.subjects[row] for row in rows]
-        same = torch.tensor([[a == b for b in subjects] for a in subjects]) & ~torch.eye(len(rows), dtype=torch.bool)
-        logits = logits.masked_fill(same, -1e4)
-        labels = torch.arange(len(rows))
-        match = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+        eye = torch.eye(n, dtype=torch.bool)
+        logits = (scale * cosines).masked_fill((wanted > 0.7) & ~eye, -1e4)
+        labels = torch.arange(n)
+        asked = torch.tensor([colour is None for colour in colours])
+        match = functional.cross_entropy(logits[asked], labels[asked])
+        match = (match + functional.cross_entropy(logits.T[asked], labels[asked])) / 2
+        errors = (cosines - wanted).square()
+        graded = errors[wanted > 0].mean() + errors[wanted == 0].mean()
         nearer = scale * torch.cat([(anchor[copied] * copy).sum(-1, keepdim=True), anchor[copied] @ target.T], 1)
         copying = functional.cross_entropy(nearer, torch.zeros(self.copies, dtype=torch.long))
-        right = (logits.argmax(1) == labels).float().mean()
+
+        shown = [self.bare(s, None) for s in subjects] + [
+            self.bare(s, c) for s, c in zip(subjects, colours, strict=True)
+        ]
+        shown += [shown[i] for i in copied.tolist()]
+        drawn = functional.mse_loss(self.draw(pooled).float(), torch.stack(shown).flatten(1))
+        sprite = torch.tensor([subject.sprite for subject in subjects])
+        named = functional.cross_entropy(self.name(pooled).float(), torch.cat([sprite, sprite, sprite[copied]]))
+        covered = torch.cat([masks, target_masks, masks[copied]])
+        covered = functional.avg_pool2d(covered, SIDE // 8).flatten(1)
+        patches = self.find(output.last_hidden_state[:, 1:]).float().squeeze(-1)
+        found = functional.binary_cross_entropy_with_logits(patches, covered)
+        right = (logits.argmax(1) == labels)[asked].float().mean()
         return {
-            "loss": match + self.copy_weight * copying,
+            "loss": match
+            + self.graded_weight * graded
+            + self.copy_weight * copying
+            + self.drawn_weight * drawn
+            + self.named_weight * named
+            + self.found_weight * found,
             "match": match,
+            "graded": graded,
             "copying": copying,
+            "drawn": drawn,
+            "named": named,
+            "found": found,
             "right": right,
         }
 
@@ -269,7 +320,9 @@ def main() -> None:
     if isinstance(model, CLIPModel):
         task = PromptTask(data, seed, model.config.projection_dim)
     else:
-        task = IdentityTask(data, seed)
+        task = IdentityTask(data, seed, model.config.hidden_size)
+    # A CLIPModel's halves are called one by one, which a compiled module cannot be.
+    called = model if isinstance(model, CLIPModel) else torch.compile(model)
     weights = [*model.parameters(), *task.parameters]
     decayed = [w for w in weights if w.ndim > 1]
     groups = [
@@ -286,7 +339,7 @@ def main() -> None:
     for step in range(steps):
         # The CPU's flash attention has a slow backward pass at this size.
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
-            losses = task.losses(model)
+            losses = task.losses(called)
         optimiser.zero_grad()
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

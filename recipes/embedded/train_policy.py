@@ -2,6 +2,9 @@
 
     python recipes/embedded/train_policy.py --data build/world --vae build/vae --out build/policy --steps 6000
 
+    python recipes/embedded/train_policy.py --data build/pairs --vae build/vae --out build/policy \
+        --start src/customized_grpo/embedded/pipeline --steps 4000 --rate 1.5e-3
+
 Latents and token ids are made once and kept beside the pictures. Transformer, CLIP and T5 text encoders
 train together; weights are averaged. Started again with the same arguments it goes on where it stopped.
 The result is a folder that `FluxKontextPipeline.from_pretrained` loads.
@@ -67,6 +70,12 @@ class Generator(nn.Module):
                 feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False,
             )
         )  # fmt: skip
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights of a pipeline folder of the same shapes."""
+        kept = FluxKontextPipeline.from_pretrained(folder, vae=None, dtype=torch.float32)
+        for name, part in self.named_children():
+            part.load_state_dict(getattr(kept, name).state_dict())
 
     def forward(self, noisy: Tensor, reference: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
         pooled = self.text_encoder(clip_ids).pooler_output
@@ -158,6 +167,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="pipeline folder whose weights to begin with; at random where none")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument(
         "--decay",
@@ -174,6 +184,8 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(options.vae).eval()
     data = prepare(options.data, vae)
     model = Generator(vae.config.latent_channels)
+    if options.start is not None:
+        model.load(options.start)
     average = copy.deepcopy(model).requires_grad_(False)
     print(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(data['target'])} pairs",

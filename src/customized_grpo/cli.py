@@ -152,6 +152,28 @@ def evaluate(
 
 
 @app.command()
+def study(
+    plan: Annotated[Path, typer.Argument(help="YAML file of the study: rows of settings, seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study; what it holds already is not run again.")] = Path(
+        "runs/study"
+    ),
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; one for each GPU where none is given.")
+    ] = None,
+    report_only: Annotated[bool, typer.Option(help="Run nothing; draw what the folder holds.")] = False,
+) -> None:
+    """Compare ways of training over seeds: results as JSON lines, a table and pictures. Run again, it goes on.
+
+    [dim]cgrpo study recipes/studies/embedded.yaml --processes 2[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.study import run_study
+
+        run_study(plan, out, processes, Console(), report_only=report_only)
+
+
+@app.command()
 def info() -> None:
     """What is installed, which device is used, which defaults hold."""
     _quiet()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 #: A path of this form means the folder of that name inside the package's own embedded models.
 EMBEDDED = "embedded"
@@ -68,8 +68,8 @@ class DataConfig(_Section):
 class RewardConfig(_Section):
     """One judge. Several may feed a role; their weights count inside it."""
 
-    kind: str = Field(description="dino, clip, or package.module:Class, or file.py:function")
-    role: Literal["identity", "prompt"]
+    kind: str = Field(description="dino, clip, copy-paste, or package.module:Class, or file.py:function")
+    role: Literal["identity", "prompt", "guard"] = Field(description="a guard only watches: for monitors alone")
     name: str | None = None
     path: str | None = Field(None, description="hub id or folder of the judge's own model")
     weight: float = Field(1.0, ge=0)
@@ -81,7 +81,15 @@ class MethodConfig(_Section):
 
     shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = "sars"
     gamma: float = Field(0.4, ge=0)
-    weighting: Literal["tdw", "tdw-reversed", "static"] = "tdw"
+    weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static"] = Field(
+        "tdw",
+        description="tdw-shuffled repeats a mistake for comparison: weights read at shuffled positions, not at steps",
+    )
+    normalise: Literal["roles", "sum"] = Field(
+        "roles",
+        description="each role in its group, then weighted; or the static weighted sum of the raw rewards as one, "
+        "which neither combine nor std_floor applies to",
+    )
     prompt_weight: float = Field(0.5, ge=0, description="of static weighting alone")
     identity_weight: float = Field(0.5, ge=0, description="of static weighting alone")
     combine: Literal["rewards", "advantages"] = Field(
@@ -93,6 +101,17 @@ class MethodConfig(_Section):
         description="least standard deviation a group's role reward is divided by; none in the paper",
     )
     advantage_clip: float = Field(5.0, gt=0)
+
+    # On the field, not on the section, so that the error bears the key's own name and line.
+    @field_validator("normalise")
+    @classmethod
+    def _sum_stands_alone(cls, normalise: str, info: ValidationInfo) -> str:
+        """A sum has no roles that could be shaped, nor be weighted step by step."""
+        if normalise == "sum" and (info.data.get("shaping"), info.data.get("weighting")) != ("none", "static"):
+            raise ValueError(
+                "sum needs method.shaping=none and method.weighting=static; set both, or leave it at roles"
+            )
+        return normalise
 
 
 class RolloutConfig(_Section):
@@ -150,6 +169,7 @@ class EvaluationConfig(_Section):
                 name="prompt (independent)",
                 path="embedded/judge-prompt",
             ),
+            RewardConfig(kind="copy-paste", role="guard", name="copy-paste"),
         ],
         description="judges that are never optimised",
     )
@@ -172,6 +192,10 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        for reward in self.rewards:
+            if reward.role == "guard":
+                name = reward.name or reward.kind
+                raise ValueError(f"rewards: {name!r} is a guard; guards only watch: put it under evaluation.monitors")
         roles = {reward.role for reward in self.rewards if reward.weight > 0}
         for role in ("identity", "prompt"):
             if role not in roles:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-#: What a reward judges: is this still the subject, or does it do what the prompt says?
+#: What a reward that is trained on judges: is this still the subject, or does it do what the prompt says?
 Role = Literal["identity", "prompt"]
 ROLES: tuple[Role, Role] = ("identity", "prompt")
 

@@ -107,7 +107,9 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         count = sum(weight.numel() for weight in policy.trainable().values())
         console.print(f"{len(dataset)} pairs, {count:,} trainable parameters on {policy.device}; run folder {run}")
         sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift).cpu()
-        schedule(run / "weights.png", *_weights(config), sigmas=sigmas[:-1])
+        shuffled = config.method.weighting == "tdw-shuffled"
+        title = "read at shuffled positions, not at the step" if shuffled else None
+        schedule(run / "weights.png", *_weights(config), sigmas=sigmas[:-1], title=title)
     base = _evaluation(config, run, "base", policy, held_out, judges, console) if main else None
     accelerator.wait_for_everyone()
     done = checkpointed_iterations(run)
@@ -180,16 +182,17 @@ def show(
 ) -> None:
     """The pictures and the table that end a run."""
     _grid(run / "before-after.png", config, held_out, {"base": base, "tuned": tuned})
+    guards = {reward_name(monitor) for monitor in config.evaluation.monitors if monitor.role == "guard"}
     if (run / "metrics.jsonl").exists():
         start = {"iteration": 0, **{f"evaluation/{name}/mean": mean for name, mean in base.means.items()}}
-        training_curves(run / "curves.png", [start, *read_records(run / "metrics.jsonl")])
+        training_curves(run / "curves.png", [start, *read_records(run / "metrics.jsonl")], guards=guards)
     names = {role: [reward_name(r) for r in config.rewards if r.role == role] for role in ("identity", "prompt")}
     first = {role: given[0] for role, given in names.items()}
     points = {name: (one.mean(first["identity"]), one.mean(first["prompt"]))
               for name, one in (("base", base), ("tuned", tuned))}  # fmt: skip
     title = f"{len(held_out)} pairs of the evaluation"
     identity_prompt_plane(run / "plane.png", points, title=title, labels=(first["identity"], first["prompt"]))
-    console.print(score_table((name, base.mean(name), tuned.mean(name)) for name in base.scores))
+    console.print(score_table(((name, base.mean(name), tuned.mean(name)) for name in base.scores), guards=guards))
     names_shown = ("before-after.png", "curves.png", "plane.png", LORA)
     console.print("look at " + ", ".join(os.path.relpath(run / name) for name in names_shown if (run / name).exists()))
 

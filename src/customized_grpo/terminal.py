@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -125,12 +125,13 @@ class _Bar(Progress):
         yield Text(self._numbers, style="bold", no_wrap=True, overflow="ellipsis")
 
 
-def score_table(rows: Iterable[tuple[str, float | None, float | None]]) -> Table:
+def score_table(rows: Iterable[tuple[str, float | None, float | None]], *, guards: Collection[str] = ()) -> Table:
     """Before and after, as a table to print.
 
     Args:
         rows: (score's name, base, tuned). None, or what is not finite, shows as "-"; so does the
             change in percent where the base is 0. Higher counts as better.
+        guards: names of scores whose change is neither good nor bad, and has no colour.
     """
     table = Table("score")
     for heading in ("base", "tuned", "change", "change in %"):
@@ -139,7 +140,7 @@ def score_table(rows: Iterable[tuple[str, float | None, float | None]]) -> Table
         before, after = _number(base), _number(tuned)
         change = after - before if before is not None and after is not None else None
         percent = 100 * change / abs(before) if change is not None and before else None
-        style = "" if not change else "green" if change > 0 else "red"
+        style = "" if not change or name in guards else "green" if change > 0 else "red"
         table.add_row(
             Text(name),
             ABSENT if before is None else f"{before:.3f}",

@@ -55,7 +55,13 @@ def test_reversed_puts_identity_first() -> None:
     assert torch.equal(prompt, tdw_reversed(25))
 
 
-@pytest.mark.parametrize("kind", ["tdw", "tdw-reversed"])
+def test_shuffled_has_the_table_of_tdw() -> None:
+    # It differs in where it is read, and that is not the schedule's to say.
+    for shuffled, own in zip(step_weights("tdw-shuffled", 25), step_weights("tdw", 25), strict=True):
+        assert torch.equal(shuffled, own)
+
+
+@pytest.mark.parametrize("kind", ["tdw", "tdw-reversed", "tdw-shuffled"])
 def test_time_aware_weights_add_up_to_one(kind: str) -> None:
     prompt, identity = step_weights(kind, 17, prompt_weight=9.0, identity_weight=9.0)
     torch.testing.assert_close(prompt + identity, torch.ones(17))
@@ -70,7 +76,7 @@ def test_static_takes_any_pair() -> None:
 def test_bad_schedules_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown weighting"):
         step_weights("linear", 25)
-    for kind in ("tdw", "static", "tdw-reversed"):
+    for kind in ("tdw", "static", "tdw-reversed", "tdw-shuffled"):
         with pytest.raises(ValueError, match="at least 1"):
             step_weights(kind, 0)
 

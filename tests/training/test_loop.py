@@ -13,7 +13,7 @@ import torch
 from running import run_training
 from safetensors.torch import load_file
 
-from customized_grpo.config import Config
+from customized_grpo.config import Config, MethodConfig
 from customized_grpo.configuration import save_config
 from customized_grpo.records import read_records
 from customized_grpo.training.checkpoint import newest_checkpoint
@@ -64,6 +64,19 @@ def test_the_rate_falls_linearly_or_stays(make_config: Callable[..., Config], tm
         run_training(make_config(schedule=schedule, iterations=4), tmp_path / schedule)
         rates = [record["learning_rate"] for record in read_records(tmp_path / schedule / "metrics.jsonl")]
         assert rates == pytest.approx([1e-3 * factor for factor in factors])
+
+
+def test_the_shuffled_rival_draws_alike_and_learns_otherwise(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    first = {}
+    for weighting in ("tdw", "tdw-shuffled"):
+        config = make_config(iterations=1).model_copy(update={"method": MethodConfig(weighting=weighting)})
+        run_training(config, tmp_path / weighting)
+        (first[weighting],) = read_records(tmp_path / weighting / "metrics.jsonl")
+    own, shuffled = first["tdw"], first["tdw-shuffled"]
+    assert own["identity/mean"] == shuffled["identity/mean"]
+    assert own["gradient_norm"] != pytest.approx(shuffled["gradient_norm"], rel=1e-3)
 
 
 class Killed(Exception):

@@ -2,6 +2,7 @@
 
 - ``grids``: images side by side, with their prompts.
 - ``curves``: a training over its iterations.
+- ``comparison``: several ways of training side by side.
 - ``plane``: models on the plane of identity and prompt.
 - ``weights``: the two weights over the denoising steps.
 - ``canvas``: the palette and the look that they share.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ _STAGES = (
 _SMOOTHED_FROM = 10  # records: with fewer, a running mean says no more than the curve itself
 
 
-def training_curves(path: Path, records: Records, title: str | None = None) -> None:
+def training_curves(path: Path, records: Records, title: str | None = None, *, guards: Collection[str] = ()) -> None:
     """Draw the metrics of a run, PNG, one panel for each kind of which there is any.
 
     Args:
@@ -57,6 +57,8 @@ def training_curves(path: Path, records: Records, title: str | None = None) -> N
         records: one mapping for each iteration, with "iteration" and any of the metrics. A key
             that a record lacks is passed over; null breaks the curve.
         title: a line over all.
+        guards: names among the scores of the evaluation that are drawn apart and in their own unit:
+            what may start near 0 has no change in percent.
 
     Raises:
         FigureError: if a record has no iteration, or nothing in the records can be drawn.
@@ -65,7 +67,9 @@ def training_curves(path: Path, records: Records, title: str | None = None) -> N
         if not isinstance(record.get("iteration"), int):
             raise FigureError(f"{path}: record {number} has no iteration; give it a whole number")
     keys = {key for record in records for key in record if len(_series(records, key)[0])}
-    held_out = _names(keys, "evaluation/")
+    evaluated = _names(keys, "evaluation/")
+    held_out = [name for name in evaluated if name not in guards]
+    guarded = [name for name in evaluated if name in guards]
     rewards = _names(keys, "reward/")
     panels: list[Callable[[Axes], None]] = []
     if "identity/mean" in keys:
@@ -74,6 +78,8 @@ def training_curves(path: Path, records: Records, title: str | None = None) -> N
         panels.append(lambda axes: _reward(axes, records, "prompt", PROMPT))
     if held_out:
         panels.append(lambda axes: _changes(axes, records, "evaluation/", held_out, "Scores of the evaluation"))
+    if guarded:
+        panels.append(lambda axes: _guards(axes, records, guarded))
     if len(rewards) > 2:  # with two, the panels of the roles show them already
         panels.append(lambda axes: _changes(axes, records, "reward/", rewards, "Rewards, one by one"))
     if _with_all(records, [key for key, _, _ in _QUADRANTS]):
@@ -183,6 +189,17 @@ def _changes(axes: Axes, records: Records, prefix: str, names: Sequence[str], ti
             markersize=4,
             label=f"{name}: {first:.4g}" + (f" → {last:.4g}" if len(xs) > 1 else ""),
         )
+    legend_above(axes)
+
+
+def _guards(axes: Axes, records: Records, names: Sequence[str]) -> None:
+    axes.set_title("Only watched")
+    axes.set_ylabel("score")
+    for name, colour in zip(
+        names, cycle(colour for colour in PALETTE if colour not in (IDENTITY, PROMPT)), strict=False
+    ):
+        xs, ys = _series(records, f"evaluation/{name}/mean")
+        axes.plot(xs, ys, color=colour, marker="o", markersize=4, label=name)
     legend_above(axes)
 
 

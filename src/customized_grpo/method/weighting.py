@@ -14,7 +14,7 @@ EARLY_END, LATE_START = 6, 22
 CENTRE, SLOPE = 10, 0.8
 EARLY_WEIGHT, LOW_WEIGHT, LATE_WEIGHT = 0.7, 0.3, 0.5
 
-KINDS: Final = ("tdw", "static", "tdw-reversed")
+KINDS: Final = ("tdw", "static", "tdw-reversed", "tdw-shuffled")
 """The schedules :func:`step_weights` knows."""
 
 
@@ -77,7 +77,8 @@ def step_weights(
     """Both roles' weights at each denoising step.
 
     Args:
-        kind: "tdw", "static" or "tdw-reversed".
+        kind: "tdw", "static", "tdw-reversed" or "tdw-shuffled". The last has the table of "tdw"; it
+            differs in where :func:`shaped_advantages` is told to read it.
         steps: T, at least 1.
         prompt_weight: for "static" alone; the others hold their own weights, adding up to 1.
         identity_weight: for "static" alone. 1:1 may be 0.5 and 0.5, the scale of TDW, or 1 and 1.
@@ -90,7 +91,7 @@ def step_weights(
     """
     if kind == "static":
         return static(steps, prompt_weight, identity_weight)
-    if kind == "tdw":
+    if kind in ("tdw", "tdw-shuffled"):
         prompt = tdw(steps)
     elif kind == "tdw-reversed":
         prompt = tdw_reversed(steps)
@@ -113,6 +114,7 @@ def shaped_advantages(
 
     By keyword alone, so that the two roles cannot be exchanged by position. The weight is read at
     the value in ``steps``, never at its place in the row: trained steps may be drawn and shuffled.
+    Give their own denoising steps; only the rival "tdw-shuffled" gives others.
 
     Args:
         a_prompt: (B,) prompt advantages.
@@ -120,8 +122,8 @@ def shaped_advantages(
         bonus: (B,) shaping term.
         w_prompt: (T,) from :func:`step_weights`.
         w_identity: (T,) likewise.
-        steps: (B, S) int; ``steps[b, j]`` is the denoising step, 0..T-1, of sample b's j-th
-            trained transition.
+        steps: (B, S) int; ``steps[b, j]``, 0..T-1, is the denoising step whose weights sample b's
+            j-th trained transition has.
         clip: bound on the result's magnitude; ``math.inf`` for none.
 
     Returns:

@@ -1,5 +1,5 @@
-"""Judges of pictures: DINO for identity, CLIP for the prompt, or a class or function of the user's
-own.
+"""Judges of pictures: DINO for identity, CLIP for the prompt, a guard against copy-pasting, or a class
+or function of the user's own.
 """
 
 from __future__ import annotations
@@ -36,13 +36,21 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
         from customized_grpo.rewards.clip import ClipReward
 
         return _construct(ClipReward, config, name, device)
+    if config.kind == "copy-paste":
+        from customized_grpo.rewards.copy_paste import CopyPasteReward
+
+        return _construct(CopyPasteReward, config, name, device)
     raise RewardError(
-        f"reward {name!r}: unknown kind {config.kind!r}; give dino, clip, package.module:Class or file.py:function"
+        f"reward {name!r}: unknown kind {config.kind!r}; "
+        "give dino, clip, copy-paste, package.module:Class or file.py:function"
     )
 
 
 def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, device: torch.device | str) -> Reward:
-    known = set(inspect.signature(judge).parameters) - {"path", "name", "device"}
+    parameters = set(inspect.signature(judge).parameters)
+    if config.path and "path" not in parameters:
+        raise RewardError(f"reward {name!r}: {config.kind} needs no model; leave its path out, given {config.path!r}")
+    known = parameters - {"path", "name", "device"}
     for option in config.options:
         if option not in known:
             raise RewardError(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from customized_grpo.protocols import Pair
+
 K = TypeVar("K", bound=Hashable)
+PairKey = tuple[str, int]
 
 
 class FeatureCache(Generic[K]):
@@ -36,3 +40,17 @@ class FeatureCache(Generic[K]):
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)
         return found
+
+
+def pair_keys(pairs: Sequence[Pair]) -> list[PairKey]:
+    """The pairs' keys with a checksum of what they show: two datasets may use one key for different
+    pairs.
+    """
+    sums: dict[int, int] = {}
+    for pair in pairs:
+        if id(pair) not in sums:
+            total = 0
+            for picture in (*pair.references, *pair.masks):
+                total = zlib.crc32(b"" if picture is None else picture.tobytes(), total)
+            sums[id(pair)] = total
+    return [(pair.key, sums[id(pair)]) for pair in pairs]

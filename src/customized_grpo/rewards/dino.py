@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from customized_grpo.protocols import Pair
-from customized_grpo.rewards.cache import FeatureCache
+from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import to_tensor
@@ -21,8 +20,6 @@ from customized_grpo.rewards.frame import to_tensor
 MODEL_TYPES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 #: Weights that a class token does not depend on and some checkpoints leave out.
 _UNUSED = frozenset({"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"})
-
-_Key = tuple[str, int]
 
 
 class DinoReward:
@@ -50,14 +47,14 @@ class DinoReward:
         self.segmented = segmented
         self._batch_size = batch_size
         self._device = torch.device(device)
-        self._cache: FeatureCache[_Key] = FeatureCache(cache_size)
+        self._cache: FeatureCache[PairKey] = FeatureCache(cache_size)
         model, self.frame = load_judge(AutoModel, MODEL_TYPES, path, revision, name, _UNUSED)
         self.model = model.to(self._device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Scores float32 (B,), -100 to 100, of pictures (B, 3, H, W) in [0, 1]."""
-        keys = _keys(pairs)
+        keys = pair_keys(pairs)
         by_key = dict(zip(keys, pairs, strict=True))
         references = self._cache.get(keys, lambda missing: self._reference_features([by_key[key] for key in missing]))
         pictures = self._features(self.frame(images.to(self._device)))
@@ -97,17 +94,3 @@ class DinoReward:
             self.model(pixel_values=part).last_hidden_state[:, 0] for part in torch.split(pixels, self._batch_size)
         ]
         return functional.normalize(torch.cat(tokens).float(), dim=-1)
-
-
-def _keys(pairs: Sequence[Pair]) -> list[_Key]:
-    """The pairs' keys with a checksum of what they show: two datasets may use one key for different
-    pairs.
-    """
-    sums: dict[int, int] = {}
-    for pair in pairs:
-        if id(pair) not in sums:
-            total = 0
-            for picture in (*pair.references, *pair.masks):
-                total = zlib.crc32(b"" if picture is None else picture.tobytes(), total)
-            sums[id(pair)] = total
-    return [(pair.key, sums[id(pair)]) for pair in pairs]

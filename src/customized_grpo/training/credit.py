@@ -12,23 +12,35 @@ from customized_grpo.config import MethodConfig, RewardConfig
 from customized_grpo.method import (
     SHAPINGS,
     degenerate_groups,
+    group_advantages,
     quadrant_shares,
     role_advantages,
     step_weights,
 )
 from customized_grpo.method import shaped_advantages as _shaped_advantages
+from customized_grpo.noise import generator
 from customized_grpo.protocols import ROLES, Role
 
 
 @dataclass(frozen=True)
 class Credit:
-    """Both roles' advantages and the shaping term of the images of an iteration, each (groups, G)."""
+    """Both roles' advantages and the shaping term of the images of an iteration, each (groups, G).
+
+    `of_sum` (groups, G), where there is one, stands in for all of these: it is the advantage of the rewards' sum.
+    """
 
     advantages: dict[Role, Tensor]
     bonus: Tensor
+    of_sum: Tensor | None = None
 
-    def at(self, method: MethodConfig, total_steps: int, trained_steps: Tensor) -> Tensor:
-        """The advantage of each trained step. `trained_steps` (groups * G, S) holds true denoising steps."""
+    def at(self, method: MethodConfig, total_steps: int, weighed_at: Tensor) -> Tensor:
+        """The advantage of each trained step, of the shape of `weighed_at`.
+
+        `weighed_at` (groups * G, S), from `steps_to_weigh_at`, holds the denoising step that each takes its weights of.
+        """
+        if self.of_sum is not None:
+            bound = method.advantage_clip
+            return self.of_sum.flatten()[:, None].expand(weighed_at.shape).clamp(-bound, bound)
         w_prompt, w_identity = step_weights(
             method.weighting,
             total_steps,
@@ -41,9 +53,25 @@ class Credit:
             bonus=self.bonus.flatten(),
             w_prompt=w_prompt,
             w_identity=w_identity,
-            steps=trained_steps,
+            steps=weighed_at,
             clip=method.advantage_clip,
         )
+
+
+def steps_to_weigh_at(
+    weighting: str, trained_steps: Tensor, seed: int, iteration: int, images: Sequence[tuple[str, int]]
+) -> Tensor:
+    """Where the weights of the trained steps (images, S) are read: at the steps themselves.
+
+    For "tdw-shuffled" alone, as in the authors' released script: at the steps' positions 0 .. S - 1 in a shuffled
+    order, drawn from (seed, iteration, image), whatever the batch.
+    """
+    if weighting != "tdw-shuffled":
+        return trained_steps
+    count = trained_steps.shape[1]
+    return torch.stack(
+        [torch.randperm(count, generator=generator(seed, "shuffled positions", iteration, *image)) for image in images]
+    )
 
 
 def reward_name(reward: RewardConfig) -> str:
@@ -53,15 +81,20 @@ def reward_name(reward: RewardConfig) -> str:
 def assign_credit(
     scores: Mapping[str, Tensor], rewards: Sequence[RewardConfig], method: MethodConfig
 ) -> tuple[Credit, dict[str, float]]:
-    """Advantages of scores (name -> (groups, G)), and what the log says of them."""
+    """Advantages of scores (name -> (groups, G)), and what the log says of them.
+
+    The log always tells of the roles' own advantages, also where `method.normalise` is "sum" and the policy learns
+    from the sum's alone. That one is divided by the sum's own standard deviation: no role's `std_floor` applies.
+    """
     advantages: dict[Role, Tensor] = {}
+    totals: dict[Role, Tensor] = {}
     record: dict[str, float] = {}
     for role in ROLES:
         mine = {reward_name(r): r.weight for r in rewards if r.role == role and r.weight > 0}
         role_scores = {name: scores[name] for name in mine}
         floor = method.std_floor.get(role, 0.0)
         advantages[role] = role_advantages(role_scores, mine, floor=floor, combine=method.combine)
-        total = torch.stack([mine[name] * role_scores[name] for name in mine]).sum(0)
+        total = totals[role] = torch.stack([mine[name] * role_scores[name] for name in mine]).sum(0)
         record[f"{role}/mean"] = float(total.mean())
         record[f"{role}/std"] = float(total.std(-1).mean()) if total.shape[-1] > 1 else 0.0
         record[f"share/no_signal_{role}"] = float(degenerate_groups(total, floor=floor).float().mean())
@@ -70,4 +103,7 @@ def assign_credit(
     shares = quadrant_shares(advantages["identity"], advantages["prompt"])
     record |= {f"share/{name}": value for name, value in shares.items()}
     bonus = SHAPINGS[method.shaping](advantages["identity"], advantages["prompt"], method.gamma)
-    return Credit(advantages, bonus), record
+    of_sum = None
+    if method.normalise == "sum":
+        of_sum = group_advantages(method.identity_weight * totals["identity"] + method.prompt_weight * totals["prompt"])
+    return Credit(advantages, bonus, of_sum), record

@@ -19,7 +19,7 @@ from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Rew
 from customized_grpo.records import append_record, truncate_records
 from customized_grpo.rewards import score
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from customized_grpo.training.credit import assign_credit
+from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.rollout import draw_images, noise_levels
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
@@ -95,7 +95,8 @@ def train(
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
         credit, record = assign_credit(grouped, config.rewards, config.method)
         trained = draw_trained_steps(rollout.steps, tuning.trained_fraction, config.seed, iteration, keys)
-        advantages = credit.at(config.method, rollout.steps, trained)
+        weighed_at = steps_to_weigh_at(config.method.weighting, trained, config.seed, iteration, keys)
+        advantages = credit.at(config.method, rollout.steps, weighed_at)
 
         # 4. The clipped surrogate, over this process's part of each update's images.
         rate = _learning_rate(tuning, iteration)

@@ -19,7 +19,10 @@ POSITIONS: dict[str, tuple[int, str]] = {
     "right": (32, "on the right"),
 }
 _TARGET_TOP = 24
-_REFERENCE_CORNER = (16, 14)
+_REFERENCE_CORNER = (16, 8)
+#: How far a pair's subject strays from those corners, the same way in both of its pictures. So what lies between
+#: them is always a whole number of the policy's 8-pixel tokens, and a shape can be carried over by attention alone.
+_STRAY = 2
 _UP = 4  # accessories are drawn this much larger, then reduced
 
 
@@ -69,24 +72,31 @@ def draw_wish(rng: np.random.Generator, *, held_out: bool) -> Wish:
             return wish
 
 
-def render_target(subject: Subject, wish: Wish, rng: np.random.Generator) -> Scene:
+def render_target(subject: Subject, wish: Wish, rng: np.random.Generator, stray: tuple[int, int] = (0, 0)) -> Scene:
     """The picture that the wish asks for. What it leaves open (position, the place's details) is drawn from `rng`."""
     position = wish.position or str(rng.choice(list(POSITIONS)))
-    left = POSITIONS[position][0] + int(rng.integers(-1, 2))
-    top = _TARGET_TOP + int(rng.integers(-1, 2))
-    return _compose(subject, paint(wish.place, rng), (left, top), wish.accessory, wish.colour)
+    corner = (POSITIONS[position][0] + stray[0], _TARGET_TOP + stray[1])
+    return _compose(subject, paint(wish.place, rng), corner, wish.accessory, wish.colour)
 
 
-def render_reference(subject: Subject, place: str, rng: np.random.Generator) -> Scene:
+def render_reference(
+    subject: Subject, place: str, rng: np.random.Generator, stray: tuple[int, int] | None = None
+) -> Scene:
     """The subject as a reference photo shows it: bare, higher up than any target, in a place of its own."""
-    left, top = (corner + int(rng.integers(-2, 3)) for corner in _REFERENCE_CORNER)
-    return _compose(subject, paint(place, rng), (left, top), None, None)
+    stray = draw_stray(rng) if stray is None else stray
+    corner = (_REFERENCE_CORNER[0] + stray[0], _REFERENCE_CORNER[1] + stray[1])
+    return _compose(subject, paint(place, rng), corner, None, None)
+
+
+def draw_stray(rng: np.random.Generator) -> tuple[int, int]:
+    """How far (right, down) in pixels a pair's subject stands from its usual corners."""
+    return int(rng.integers(-_STRAY, _STRAY + 1)), int(rng.integers(-_STRAY, _STRAY + 1))
 
 
 def draw_pair(subject: Subject, wish: Wish, rng: np.random.Generator) -> tuple[Scene, Scene]:
     """(reference, target) of one subject; the reference's place is never the target's."""
-    other = str(rng.choice([place for place in PLACES if place != wish.place]))
-    return render_reference(subject, other, rng), render_target(subject, wish, rng)
+    other, stray = str(rng.choice([place for place in PLACES if place != wish.place])), draw_stray(rng)
+    return render_reference(subject, other, rng, stray), render_target(subject, wish, rng, stray)
 
 
 def _compose(

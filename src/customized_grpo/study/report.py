@@ -1,0 +1,274 @@
+"""A study's results as a table, a verdict and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from rich.table import Table
+
+from customized_grpo.config import Config
+from customized_grpo.data import open_dataset
+from customized_grpo.evaluation import read_evaluation
+from customized_grpo.figures.comparison import gradient_cosines, learning_curves, quadrant_bars
+from customized_grpo.figures.grids import image_grid
+from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
+from customized_grpo.records import write_bytes, write_json
+from customized_grpo.study.gradients import read_cosines
+from customized_grpo.study.plan import StudyConfig, slug
+from customized_grpo.study.results import Result
+from customized_grpo.study.statistics import bootstrap_interval, dominates, hypervolume
+from customized_grpo.training.credit import reward_name
+
+GRADIENTS = "gradients.json"
+#: Shares that advantages of independent noise would have, and those the paper reports, in per cent.
+NOISE_SHARES = (50.0, 25.0, 25.0)
+PAPER_SHARES = (50.2, 26.8, 23.0)
+_SHOWN = 6  # held-out pairs in the grid
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its bootstrap 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate:
+        return Estimate(sum(values) / len(values), *bootstrap_interval(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+@dataclass(frozen=True)
+class RowSummary:
+    """Of one row: gains over the base in per cent by score, and hypervolume over the base in per cent squared.
+
+    Of a guard, whose base may be near 0, the gain is the plain difference.
+    """
+
+    seeds: int
+    gains: dict[str, Estimate]
+    hypervolume: dict[str, Estimate]
+
+
+def axes_of(config: Config) -> dict[str, tuple[str, str]]:
+    """The planes: (identity, prompt) by the rewards themselves, and by judges that are never optimised."""
+    planes = {}
+    for name, judges in (("rewards", config.rewards), ("independent", config.evaluation.monitors)):
+        first = {
+            role: next((reward_name(j) for j in judges if j.role == role), None) for role in ("identity", "prompt")
+        }
+        if first["identity"] is not None and first["prompt"] is not None:
+            planes[name] = (first["identity"], first["prompt"])
+    return planes
+
+
+def by_row(study: StudyConfig, results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of each row that has any, in the study's order, by rising seed."""
+    rows = {name: sorted((r for r in results if r.row == name), key=lambda r: r.seed) for name in study.rows}
+    return {name: found for name, found in rows.items() if found}
+
+
+def guards_of(config: Config) -> list[str]:
+    """Names of the scores that are only watched."""
+    return [reward_name(judge) for judge in config.evaluation.monitors if judge.role == "guard"]
+
+
+def summarise(
+    rows: Mapping[str, list[Result]], planes: Mapping[str, tuple[str, str]], guards: Collection[str] = ()
+) -> dict[str, RowSummary]:
+    return {
+        name: RowSummary(
+            len(found),
+            {
+                score: Estimate.of([r.change(score) if score in guards else r.gain(score) for r in found])
+                for score in found[0].tuned
+            },
+            {
+                plane: Estimate.of([hypervolume([(r.gain(i), r.gain(p))], (0.0, 0.0)) for r in found])
+                for plane, (i, p) in planes.items()
+            },
+        )
+        for name, found in rows.items()
+    }
+
+
+def front_hypervolume(rows: Mapping[str, list[Result]], front: Sequence[str], axes: tuple[str, str]) -> Estimate | None:
+    """Of all static weights together: seed by seed, the area that any of them reaches. None where one is missing."""
+    if not front or any(name not in rows for name in front):
+        return None
+    seeds = set.intersection(*({r.seed for r in rows[name]} for name in front))
+    areas = []
+    for seed in sorted(seeds):
+        at = [r for name in front for r in rows[name] if r.seed == seed]
+        areas.append(hypervolume([(r.gain(axes[0]), r.gain(axes[1])) for r in at], (0.0, 0.0)))
+    return Estimate.of(areas) if areas else None
+
+
+def verdict(
+    study: StudyConfig, summaries: Mapping[str, RowSummary], planes: Mapping[str, tuple[str, str]]
+) -> list[str]:
+    """What holds of the claim and what does not, plane by plane, in plain sentences."""
+    if study.ours not in summaries:
+        return [f"{study.ours} has no result yet"]
+    ours, lines = summaries[study.ours], []
+    for plane, (identity, prompt) in planes.items():
+        gains = {n: (s.gains[identity].mean, s.gains[prompt].mean) for n, s in summaries.items()}
+        mine, area = gains[study.ours], ours.hypervolume[plane]
+        told = f"{study.ours} by the {plane}: identity {mine[0]:+.1f}%, prompt {mine[1]:+.1f}%"
+        better = [name for name in study.front if name in gains and dominates(gains[name], mine)]
+        told += f"; dominated by {', '.join(better)}" if better else "; no static weights dominate it"
+        larger = [n for n, s in summaries.items() if n != study.ours and s.hypervolume[plane].mean >= area.mean]
+        told += f"; hypervolume {area.mean:.0f} [{area.low:.0f}, {area.high:.0f}]"
+        told += f", not above {', '.join(larger)}" if larger else ", the largest of all rows"
+        static = [summaries[name].hypervolume[plane] for name in study.front if name in summaries]
+        if static:
+            best = max(static, key=lambda estimate: estimate.mean)
+            apart = "apart from" if area.low > best.high else "not apart from"
+            told += f"; {apart} the best static weights' {best.mean:.0f} [{best.low:.0f}, {best.high:.0f}]"
+        lines.append(told)
+    return lines
+
+
+def table(
+    summaries: Mapping[str, RowSummary], planes: Mapping[str, tuple[str, str]], guards: Collection[str], title: str
+) -> Table:
+    """Changes over the base with their intervals, in per cent but for guards, and hypervolumes."""
+    shown = Table(title=title)
+    scores = list(next(iter(summaries.values())).gains)
+    for heading in _headings(scores, planes, guards):
+        shown.add_column(heading)
+    for cells in _cells(summaries, scores, planes):
+        shown.add_row(*cells)
+    return shown
+
+
+def write_report(study: StudyConfig, config: Config, results: Sequence[Result], out: Path) -> list[str]:
+    """table.md, summary.json and the pictures in the study's folder. Returns the verdict."""
+    planes, guards = axes_of(config), guards_of(config)
+    rows = by_row(study, results)
+    summaries = summarise(rows, planes, guards)
+    told = verdict(study, summaries, planes)
+    scores = list(next(iter(summaries.values())).gains)
+    headings = _headings(scores, planes, guards)
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in _cells(summaries, scores, planes)]
+    write_bytes(out / "table.md", ("\n".join(lines) + "\n").encode())
+    static = {plane: front_hypervolume(rows, study.front, axes) for plane, axes in planes.items()}
+    write_json(
+        out / "summary.json",
+        {
+            "rows": {name: _plain(summary) for name, summary in summaries.items()},
+            "hypervolume of all static weights together": {
+                plane: None if estimate is None else vars(estimate) for plane, estimate in static.items()
+            },
+            "verdict": told,
+        },
+    )
+    for plane, axes in planes.items():
+        _plane(out / f"plane-{plane}.png", study, rows, axes, plane)
+    _curves(out / "curves.png", study, rows, guards)
+    _quadrants(out / "quadrants.png", rows)
+    if (out / GRADIENTS).exists():
+        curves = read_cosines(out / GRADIENTS)
+        gradient_cosines(
+            out / "gradients.png",
+            {name: [(c.sigma, c.value, c.low, c.high) for c in curve] for name, curve in curves.items()},
+        )
+    _grid(out / "grid.png", study, config, out)
+    return told
+
+
+def _headings(scores: Sequence[str], planes: Mapping[str, object], guards: Collection[str]) -> list[str]:
+    told = [score if score in guards else f"{score} %" for score in scores]
+    return ["row", "seeds", *told, *(f"hypervolume ({plane})" for plane in planes)]
+
+
+def _cells(summaries: Mapping[str, RowSummary], scores: Sequence[str], planes: Mapping[str, object]) -> list[list[str]]:
+    return [
+        [
+            name,
+            str(summary.seeds),
+            *(str(summary.gains[score]) for score in scores),
+            *(f"{(a := summary.hypervolume[plane]).mean:.0f} [{a.low:.0f}, {a.high:.0f}]" for plane in planes),
+        ]
+        for name, summary in summaries.items()
+    ]
+
+
+def _plain(summary: RowSummary) -> dict[str, object]:
+    return {
+        "seeds": summary.seeds,
+        "gains": {name: vars(estimate) for name, estimate in summary.gains.items()},
+        "hypervolume": {name: vars(estimate) for name, estimate in summary.hypervolume.items()},
+    }
+
+
+def _plane(path: Path, study: StudyConfig, rows: Mapping[str, list[Result]], axes: tuple[str, str], plane: str) -> None:
+    points: dict[str, Point] = {}
+    intervals: dict[str, Interval] = {}
+    for name, found in rows.items():
+        tuned = [[r.tuned[axis] for r in found] for axis in axes]
+        x, y = (sum(values) / len(values) for values in tuned)
+        points[name] = (x, y)
+        first, second = (bootstrap_interval(values) for values in tuned)
+        # A mean may fall outside by rounding alone.
+        intervals[name] = ((min(first[0], x), max(first[1], x)), (min(second[0], y), max(second[1], y)))
+    base = next(iter(rows.values()))[0].base
+    points["base"] = (base[axes[0]], base[axes[1]])
+    front = [points[name] for name in study.front if name in points]
+    identity_prompt_plane(
+        path,
+        points,
+        intervals,
+        f"{study.title}: {plane}",
+        front if len(front) > 1 else None,
+        arrow=("base", study.ours),
+        labels=axes,
+    )
+
+
+def _curves(path: Path, study: StudyConfig, rows: Mapping[str, list[Result]], guards: Collection[str]) -> None:
+    scores = next(iter(rows.values()))[0].curves
+    panels = {
+        score: {name: [r.curves[score] for r in found if score in r.curves] for name, found in rows.items()}
+        for score in scores
+    }
+    highlighted = [name for name in dict.fromkeys([*study.grid, study.ours]) if name in rows]
+    learning_curves(path, panels, study.title, highlight=highlighted, absolute=guards)
+
+
+def _quadrants(path: Path, rows: Mapping[str, list[Result]]) -> None:
+    shares = {"independent noise": NOISE_SHARES, "the paper": PAPER_SHARES}
+    for name, found in rows.items():
+        means = [
+            100 * sum(r.logged[f"share/{kind}"] for r in found) / len(found)
+            for kind in ("conflicted", "both_positive", "both_negative")
+        ]
+        shares[name] = (means[0], means[1], means[2])
+    quadrant_bars(path, shares)
+
+
+def _grid(path: Path, study: StudyConfig, config: Config, out: Path) -> None:
+    """Reference, base and the chosen rows' first seeds from the same noise; as far as their pictures are there."""
+    columns: dict[str, Sequence[Path]] = {}
+    for name in study.grid:
+        folder = out / slug(name) / "seed-0/evaluation"
+        base = read_evaluation(folder / "base", config.evaluation)
+        tuned = read_evaluation(folder / "tuned", config.evaluation)
+        if base is not None and tuned is not None:
+            columns.setdefault("base", base.pictures)
+            columns[name] = tuned.pictures
+    if not columns:
+        return
+    pairs = open_dataset(config.evaluation.data)
+    shown = [i * len(pairs) // _SHOWN for i in range(_SHOWN)] if len(pairs) > _SHOWN else range(len(pairs))
+    each = config.evaluation.images
+    rows = [[pairs[i].references[0], *(Image.open(pictures[i * each]) for pictures in columns.values())] for i in shown]
+    image_grid(path, rows, [pairs[i].prompt for i in shown], ("reference", *columns))

@@ -1,0 +1,59 @@
+"""A study from its YAML file to its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from customized_grpo.config import ConfigError
+from customized_grpo.data import open_dataset
+from customized_grpo.policies import build_policy
+from customized_grpo.records import write_bytes
+from customized_grpo.rewards import build_reward
+from customized_grpo.study.gradients import gradient_cosines, save_cosines
+from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
+from customized_grpo.study.report import GRADIENTS, axes_of, by_row, guards_of, summarise, table, write_report
+from customized_grpo.study.results import read_results
+from customized_grpo.study.runner import default_processes, run_all
+
+
+def run_study(path: Path, out: Path, processes: int | None, console: Console, *, report_only: bool = False) -> None:
+    """Run what is missing of the study of a YAML file, then show all there is.
+
+    `report_only` trains nothing and needs results.jsonl alone. Raises ConfigError, one line for each problem,
+    before anything is run where the file, a row or the folder does not fit.
+    """
+    study = load_study(path)
+    runs = plan(study)
+    ours = next(run for run in runs if run.row == study.ours)
+    if report_only:
+        results = read_results(out)
+        if not results:
+            raise ConfigError(f"{out}: holds no results; run the study without --report-only")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_bytes(out / "study.yaml", path.read_bytes())
+        results = run_all(runs, out, processes or default_processes(), console)
+        _measure_gradients(study, ours, out, console)
+    told = write_report(study, ours.config, results, out)
+    planes, guards = axes_of(ours.config), guards_of(ours.config)
+    console.print(table(summarise(by_row(study, results), planes, guards), planes, guards, study.title))
+    for line in told:
+        console.print(line, highlight=False)
+    console.print(f"look at {out}/plane-rewards.png, curves.png, quadrants.png, gradients.png, grid.png, table.md")
+
+
+def _measure_gradients(study: StudyConfig, ours: StudyRun, out: Path, console: Console) -> None:
+    if not study.gradient_batches or (out / GRADIENTS).exists():
+        return
+    config = ours.config
+    dataset, policy = open_dataset(config.data), build_policy(config.policy)
+    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
+    with Progress(console=console) as progress:
+        task = progress.add_task("gradients of the two roles", total=study.gradient_batches)
+        cosines = gradient_cosines(
+            config, policy, dataset, rewards, study.gradient_batches, lambda done: progress.update(task, completed=done)
+        )
+    save_cosines(out / GRADIENTS, cosines)

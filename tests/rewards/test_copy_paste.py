@@ -1,0 +1,186 @@
+"""The copy-paste guard against correlations worked by hand, and on the embedded world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import RewardError, build_reward
+from customized_grpo.rewards.copy_paste import CopyPasteReward
+from customized_grpo.world.scenes import draw_pair, draw_wish
+from customized_grpo.world.subjects import draw_subject
+
+MakePair = Callable[..., Pair]
+SIDE = 64
+
+
+@pytest.fixture
+def guard() -> CopyPasteReward:
+    return CopyPasteReward()
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def pair_of(reference: Tensor, mask: np.ndarray | None = None, key: str = "a") -> Pair:
+    """A pair of one reference (3, H, W); `mask` bool (H, W)."""
+    return Pair(key, "a cat", (to_image(reference),), (None if mask is None else Image.fromarray(mask),))
+
+
+def left(columns: int) -> Tensor:
+    """One channel (64, 64), 1 in the first columns and 0 elsewhere."""
+    return (torch.arange(SIDE) < columns).float().expand(SIDE, SIDE)
+
+
+def noise(seed: int, side: int = SIDE) -> Tensor:
+    """Pixels of 8 bits (3, side, side), so that a PIL picture holds them exactly."""
+    return torch.randint(256, (3, side, side), generator=torch.Generator().manual_seed(seed)) / 255
+
+
+def score(guard: CopyPasteReward, picture: Tensor, pair: Pair) -> float:
+    (value,) = guard(picture[None], [pair])
+    return float(value)
+
+
+def test_is_the_correlation_of_pixels(guard: CopyPasteReward) -> None:
+    pair = pair_of(left(32).expand(3, -1, -1))
+    # Half the pixels are 1 in the reference. A quarter, all among them: (1/4 - 1/8) / sqrt(1/4 * 3/16).
+    assert score(guard, left(16).expand(3, -1, -1), pair) == pytest.approx(57.735, abs=1e-3)
+    assert score(guard, left(32).T.expand(3, -1, -1), pair) == pytest.approx(0, abs=1e-3)
+    assert score(guard, 1 - left(32).expand(3, -1, -1), pair) == pytest.approx(-100, abs=1e-3)
+
+
+def test_channels_are_centred_one_by_one_and_taken_together(guard: CopyPasteReward) -> None:
+    pair = pair_of(torch.stack([left(32), torch.zeros(SIDE, SIDE), torch.ones(SIDE, SIDE)]))
+    tinted = torch.stack([left(32), torch.ones(SIDE, SIDE), torch.zeros(SIDE, SIDE)])
+    assert score(guard, tinted, pair) == pytest.approx(100, abs=1e-3)
+    # The reference's red, and as much variance in a green of the picture's own: 1/4 / sqrt(1/4 * 1/2).
+    greener = torch.stack([left(32), left(32).T, torch.zeros(SIDE, SIDE)])
+    assert score(guard, greener, pair) == pytest.approx(70.711, abs=1e-3)
+
+
+def test_a_paste_is_seen_through_light_contrast_and_size(guard: CopyPasteReward) -> None:
+    reference = noise(0)
+    cast = 0.1 + 0.5 * reference + torch.tensor([0.0, 0.1, 0.2])[:, None, None]
+    assert score(guard, cast, pair_of(reference)) == pytest.approx(100, abs=1e-2)
+    larger = Pair("b", "a cat", (to_image(reference).resize((256, 128)),), (None,))
+    picture = torch.from_numpy(np.array(to_image(reference).resize((128, 128)))).permute(2, 0, 1) / 255
+    assert score(guard, picture, larger) > 95
+    assert abs(score(guard, noise(1), pair_of(reference))) < 5
+
+
+def test_the_subject_and_its_margin_do_not_count(guard: CopyPasteReward) -> None:
+    reference = noise(0)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[24:40, 24:40] = True
+    pair = pair_of(reference, mask)
+    for margin, exact in ((0, True), (4, True), (5, False)):
+        picture, inside = reference.clone(), slice(24 - margin, 40 + margin)
+        picture[:, inside, inside] = noise(1)[:, inside, inside]
+        assert (score(guard, picture, pair) > 99.99) is exact, margin
+    # Only the subject is kept: all that counts is another's.
+    picture = noise(1)
+    picture[:, 20:44, 20:44] = reference[:, 20:44, 20:44]
+    assert abs(score(guard, picture, pair)) < 5
+    assert score(guard, picture, pair_of(reference)) > 10
+
+
+def test_a_mask_of_another_resolution_is_brought_to_the_same(guard: CopyPasteReward) -> None:
+    reference = noise(0, 256)
+    mask = np.zeros((256, 256), bool)
+    mask[96:160, 96:160] = True  # the 16 pixels in the middle of 64, four times as fine
+    background = guard._references(pair_of(reference, mask))[0, 3]
+    subject = (1 - background).nonzero()
+    # One pixel at most beyond the margin on each side: what resizing touches counts as the subject.
+    assert subject.min() in (19, 20) and subject.max() in (43, 44)
+    assert background.sum() == SIDE**2 - int(subject.max() - subject.min() + 1) ** 2
+
+
+def test_the_largest_of_several_references_counts(guard: CopyPasteReward) -> None:
+    first, second = noise(0), noise(1)
+    pair = Pair("a", "a cat", (to_image(first), to_image(second)), (None, None))
+    assert score(guard, second, pair) == pytest.approx(100, abs=1e-2)
+    mixed = 0.3 * first + 0.7 * second
+    assert score(guard, mixed, pair) == pytest.approx(score(guard, mixed, pair_of(second, key="b")), abs=1e-3)
+
+
+def test_nothing_to_compare_is_zero(guard: CopyPasteReward) -> None:
+    everything = np.ones((SIDE, SIDE), bool)
+    grey = torch.full((3, SIDE, SIDE), 0.3)
+    assert score(guard, noise(0), pair_of(noise(0), everything)) == 0
+    assert score(guard, grey, pair_of(noise(0))) == 0
+    assert score(guard, noise(0), pair_of(grey)) == 0
+    # Plain colours, resized: nothing but rounding errors is left to correlate.
+    large = Pair("c", "a cat", (Image.new("RGB", (200, 133), (77, 77, 77)),), (None,))
+    assert score(guard, torch.full((3, 48, 80), 77 / 255), large) == 0
+    assert score(guard, torch.full((3, SIDE, SIDE), torch.nan), pair_of(noise(0))) == 0
+
+
+def test_a_batch_scores_as_its_images_one_by_one(guard: CopyPasteReward, make_pair: MakePair) -> None:
+    pairs = [make_pair("a", 1), make_pair("b", 2, ((64, 64), (40, 90))), make_pair("a", 1), make_pair("c", 3)]
+    images = torch.rand(4, 3, 40, 56)
+    together = guard(images, pairs)
+    alone = torch.cat([CopyPasteReward()(images[i : i + 1], [pairs[i]]) for i in range(4)])
+    assert together.shape == (4,) and together.dtype == torch.float32
+    torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
+
+
+def test_references_are_read_once_and_the_cache_is_bounded(
+    make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = CopyPasteReward(cache_size=2)
+    read: list[str] = []
+    original = CopyPasteReward._references
+    monkeypatch.setattr(
+        CopyPasteReward, "_references", lambda self, pair: (read.append(pair.key), original(self, pair))[1]
+    )
+    a, b, c = (make_pair(key, seed) for seed, key in enumerate("abc"))
+    images = torch.rand(4, 3, 32, 32)
+    first = guard(images, [a, a, b, b])
+    assert read == ["a", "b"]
+    assert torch.equal(guard(images, [make_pair("a", 0), a, b, b]), first)  # read anew, the same pair
+    guard(images, [a, b, c, c])
+    assert read == ["a", "b", "c"]
+    assert len(guard._cache) == 2
+    # Another pair under a key that is known.
+    assert float(guard(images[:1], [make_pair("c", 9)])) != float(guard(images[:1], [c]))
+
+
+def test_a_pair_without_references_is_refused(guard: CopyPasteReward) -> None:
+    with pytest.raises(RewardError, match=r"^pair 'none' has no reference to compare with$"):
+        guard(noise(0)[None], [Pair("none", "a cat", (), ())])
+
+
+def test_is_built_by_its_configuration() -> None:
+    config = RewardConfig(kind="copy-paste", role="guard", options={"cache_size": 3})
+    reward = build_reward(config, "cpu")
+    assert isinstance(reward, CopyPasteReward)
+    assert reward.name == "copy-paste"
+    with pytest.raises(RewardError, match=r"^reward 'copy-paste': copy-paste needs no model; leave its path out"):
+        build_reward(config.model_copy(update={"path": "facebook/dinov2-base"}), "cpu")
+    with pytest.raises(RewardError, match=r"unknown option 'margin'; copy-paste has cache_size"):
+        build_reward(config.model_copy(update={"options": {"margin": 3}}), "cpu")
+
+
+def test_the_world_tells_pasted_references_from_true_pictures(guard: CopyPasteReward) -> None:
+    rng = np.random.default_rng(3)
+    references, targets, pairs = [], [], []
+    for i in range(96):
+        subject, wish = draw_subject(rng, held_out=True), draw_wish(rng, held_out=bool(i % 2))
+        reference, target = draw_pair(subject, wish, rng)
+        references.append(torch.from_numpy(reference.image).permute(2, 0, 1) / 255)
+        targets.append(torch.from_numpy(target.image).permute(2, 0, 1) / 255)
+        pairs.append(pair_of(references[-1], reference.mask, str(i)))
+    pasted, true = guard(torch.stack(references), pairs), guard(torch.stack(targets), pairs)
+    assert pasted.min() > 99.9
+    # Skies above and grounds below make some places alike; none by chance as alike as a copy.
+    assert true.mean() < 20
+    assert true.max() < 95

@@ -1,0 +1,113 @@
+"""A whole study on the embedded models, cut short: run, cut off, gone on with, drawn again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from customized_grpo.records import read_records
+
+STUDY = """
+seeds: 1
+ours: both
+front: ["naive 2:1", "naive 1:1"]
+grid: ["naive 1:1", both]
+gradient_batches: 2
+set:
+  train.iterations: 2
+  train.updates: 1
+  train.sample_every: 1
+  rollout.steps: 3
+  rollout.group_size: 4
+  rollout.pairs: 2
+  evaluation.data.size: 4
+  evaluation.steps: 2
+rows:
+  both: {}
+  "naive 1:1": {set: {method.shaping: none, method.weighting: static}}
+  "naive 2:1": {set: {method.shaping: none, method.weighting: static, method.identity_weight: 1.0}}
+"""
+
+
+def study(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "customized_grpo", "study", "study.yaml", "--out", "out", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
+    ended = study(folder, "--processes", "2")
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert "hypervolume" in ended.stdout
+    return folder
+
+
+def test_every_run_leaves_a_result_and_the_pictures_are_there(done: Path) -> None:
+    results = read_records(done / "out/results.jsonl")
+    assert sorted(r["row"] for r in results) == ["both", "naive 1:1", "naive 2:1"]
+    assert all(r["base"] == results[0]["base"] for r in results), "one base for all rows"
+    assert len({json.dumps(r["tuned"]) for r in results}) == 3, "each row learned something of its own"
+    assert [i for i, _ in results[0]["curves"]["identity"]] == [0, 1, 2]
+    names = ("plane-rewards", "plane-independent", "curves", "quadrants", "gradients", "grid")
+    for name in names:
+        with Image.open(done / f"out/{name}.png") as picture:
+            assert min(picture.size) > 200, name
+    cosines = json.loads((done / "out/gradients.json").read_text(encoding="utf-8"))
+    assert [c["step"] for c in cosines["naive"]] == [0, 1]
+    for cosine in [*cosines["naive"], *cosines["shaped"]]:
+        assert -1 <= cosine["low"] <= cosine["high"] <= 1
+    for naive, shaped in zip(cosines["naive"], cosines["shaped"], strict=True):
+        # What both share pulls them together.
+        assert shaped["value"] > naive["value"]
+
+
+def test_a_second_call_runs_what_is_missing_alone(done: Path) -> None:
+    path = done / "out/results.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if '"both"' not in line]
+    path.write_text("".join(kept), encoding="utf-8")
+    ended = study(done)
+    assert ended.returncode == 0, ended.stderr
+    assert "2 of them done" in ended.stdout
+    again = set(path.read_text(encoding="utf-8").splitlines(keepends=True))
+    assert len(again) == 3
+    assert again >= set(kept)
+
+
+def test_results_alone_are_enough_for_the_report(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "study.yaml").write_text(STUDY, encoding="utf-8")
+    (tmp_path / "out/results.jsonl").write_bytes((done / "out/results.jsonl").read_bytes())
+    ended = study(tmp_path, "--report-only")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "out/plane-rewards.png").is_file()
+    assert (tmp_path / "out/table.md").read_text(encoding="utf-8") == (done / "out/table.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(done: Path) -> None:
+    before = (done / "out/results.jsonl").read_bytes()
+    (done / "study.yaml").write_text(STUDY.replace("rollout.steps: 3", "rollout.steps: 4"), encoding="utf-8")
+    ended = study(done)
+    assert ended.returncode == 2
+    assert "was run with other settings" in " ".join(ended.stderr.split())
+    assert (done / "out/results.jsonl").read_bytes() == before
+
+
+def test_a_run_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
+    broken = STUDY.replace("  both: {}", "  both: {set: {policy.path: nowhere}}")
+    (tmp_path / "study.yaml").write_text(broken, encoding="utf-8")
+    ended = study(tmp_path)
+    assert ended.returncode == 2
+    told = " ".join(ended.stderr.split())
+    assert "'both', seed 0" in told
+    assert "nowhere" in told
+    assert "Traceback" not in told
