@@ -39,7 +39,7 @@ UNKNOWN = 0.3  # share of the combinations that the generator never meets, where
 #: Shares of imperfect targets, of those that could have the fault. The first four are against the prompt (of the
 #: missing accessories, one in four is another one; of the wrong places, half are the reference's own: copy-paste),
 #: the last two against the reference.
-FAULTS = {"accessory": 0.3, "colour": 0.3, "position": 0.25, "place": 0.12, "hue": 0.15, "subject": 0.12}
+FAULTS = {"accessory": 0.45, "colour": 0.4, "position": 0.4, "place": 0.18, "hue": 0.15, "subject": 0.12}
 
 
 def with_faults(subject: Subject, wish: Wish, other: str, rng: np.random.Generator) -> tuple[Subject, Wish]:
