@@ -5,9 +5,9 @@
 
 The judges differ from the rewards in architecture, seed and pictures (render.py with another
 --seed). Identity: a Dinov2Model whose CLS token tells a subject's reference, cut out or whole, from
-others in its batch. Prompt: a CLIPModel that tells a picture's prompt from those with a part
-swapped, graded by how much of a prompt is so. `--resume` goes on from the weights in the output
-folder; all but the judge of prompts had a second run with `--resume --steps 900 --rate 7e-4`.
+others in its batch, and the same shape in another colour from another shape. Prompt: a CLIPModel that
+tells a picture's prompt from those with a part swapped, graded by how much of a prompt is so.
+`--resume` goes on from the weights in the output folder.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def new_clip(width: int, depth: int, heads: int, text_width: int, shared: int) -
 
 SPECS = {
     "reward-identity": Spec(lambda: new_dino(128, 5, 4), seed=1, steps=1300),
-    "judge-identity": Spec(lambda: new_dino(96, 6, 3), seed=2, steps=1300),
-    "reward-prompt": Spec(lambda: new_clip(128, 4, 4, 96, 64), seed=3, steps=700),
-    "judge-prompt": Spec(lambda: new_clip(96, 5, 3, 64, 48), seed=4, steps=1200),
+    "judge-identity": Spec(lambda: new_dino(96, 6, 3), seed=2, steps=1000),
+    "reward-prompt": Spec(lambda: new_clip(128, 4, 4, 96, 64), seed=3, steps=2000),
+    "judge-prompt": Spec(lambda: new_clip(96, 5, 3, 64, 48), seed=4, steps=1700),
 }
 
 
@@ -243,7 +243,9 @@ class PromptTask:
         mentioned = torch.where((said == 0) & (torch.arange(len(KINDS)) >= 2), self.unmentioned, self.weights)
         agree = seen[:, None] == said[None]  # (images, prompts, kinds)
         fulfilled = (agree * mentioned).sum(-1) / mentioned.sum(-1)
-        images = features_of(model, disturb(self.data.pictures("target", rows)))
+        pictures = disturb(self.data.pictures("target", rows))
+        images = model.get_image_features(pixel_values=(pictures - 0.5) / 0.5).pooler_output.float()
+        images = functional.normalize(images, dim=-1)
         tokens = self.tokenizer([saying.text for saying in sayings], padding=True, return_tensors="pt")
         texts = functional.normalize(model.get_text_features(**tokens).pooler_output.float(), dim=-1)
         cosines = images @ texts.T
@@ -266,16 +268,6 @@ class PromptTask:
             "named (texts)": named_texts,
             "right": right,
         }
-
-
-def features_of(model: nn.Module, pictures: Tensor) -> Tensor:
-    """Unit vectors (B, width), float32, of pictures in [0, 1]."""
-    pixels = pictures.sub(0.5).div(0.5)
-    if isinstance(model, CLIPModel):
-        features = model.get_image_features(pixel_values=pixels).pooler_output
-    else:
-        features = model(pixel_values=pixels).pooler_output
-    return functional.normalize(features.float(), dim=-1)
 
 
 def save(model: nn.Module, folder: Path) -> None:

@@ -120,7 +120,7 @@ class RolloutConfig(_Section):
     sampler: Literal["dance", "flow", "cps"] = "dance"
     eta: float = Field(0.7, gt=0)
     steps: int = Field(6, ge=2)
-    shift: float | None = Field(None, gt=0, description="null: the model's own schedule")
+    shift: float | None = Field(1.0, gt=0, description="of the noise levels, 1 being even; null: the model's own")
     group_size: int = Field(12, ge=1)
     pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
     shared_noise: bool = Field(True, description="one initial noise for a whole group")

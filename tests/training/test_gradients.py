@@ -33,7 +33,7 @@ def test_they_are_the_gradients_of_the_surrogate(make_config: Callable[..., Conf
     config = config.model_copy(update={"method": MethodConfig(shaping="none", weighting="static")})
     dataset, policy = open_dataset(config.data), build_policy(config.policy)
     rewards = [build_reward(reward, policy.device) for reward in config.rewards]
-    sigmas = noise_levels(policy, config.rollout.steps, None)
+    sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
     identity, prompt, _ = gradients._gradients(config, policy, dataset, rewards, sigmas, 0)
     expected = -(0.5 * identity + 0.5 * prompt).mean(0)
 
