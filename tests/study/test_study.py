@@ -98,7 +98,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(done: Path) -> None:
     (done / "study.yaml").write_text(STUDY.replace("rollout.steps: 3", "rollout.steps: 4"), encoding="utf-8")
     ended = study(done)
     assert ended.returncode == 2
-    assert "was run with other settings" in " ".join(ended.stderr.split())
+    assert "was run with another rollout.steps" in " ".join(ended.stderr.split())
     assert (done / "out/results.jsonl").read_bytes() == before
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.configuration import as_yaml, load_config
+from customized_grpo.configuration import load_config
 
 Settings = dict[str, Any]
 """Dotted configuration keys and their values, as `--set` takes them."""
@@ -69,11 +68,6 @@ class StudyRun:
     @property
     def folder(self) -> str:
         return f"{slug(self.row)}/seed-{self.seed}"
-
-    @property
-    def digest(self) -> str:
-        """What tells results of these settings from those of others."""
-        return hashlib.sha256(as_yaml(self.config).encode()).hexdigest()[:16]
 
 
 def slug(name: str) -> str:

@@ -26,6 +26,7 @@ GRADIENTS = "gradients.json"
 #: Shares that advantages of independent noise would have, and those the paper reports, in per cent.
 NOISE_SHARES = (50.0, 25.0, 25.0)
 PAPER_SHARES = (50.2, 26.8, 23.0)
+_SAME_BASE = 0.05  # points of a score: other processors round otherwise
 _SHOWN = 6  # held-out pairs in the grid
 
 
@@ -154,7 +155,7 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     planes, guards = axes_of(config), guards_of(config)
     rows = by_row(study, results)
     summaries = summarise(rows, planes, guards)
-    told = verdict(study, summaries, planes)
+    told = [*_uneven_bases(rows), *verdict(study, summaries, planes)]
     scores = list(next(iter(summaries.values())).gains)
     headings = _headings(scores, planes, guards)
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
@@ -183,6 +184,18 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
         )
     _grid(out / "grid.png", study, config, out)
     return told
+
+
+def _uneven_bases(rows: Mapping[str, list[Result]]) -> list[str]:
+    """A warning where the rows' bases differ by more than rounding: another model, data or judge came in between."""
+    found = [result for results in rows.values() for result in results]
+    uneven = {
+        result.row
+        for result in found
+        for name, value in result.base.items()
+        if abs(value - found[0].base.get(name, value)) > _SAME_BASE
+    }
+    return [f"not the same base as {found[0].row}'s: {', '.join(sorted(uneven))}; run them again"] if uneven else []
 
 
 def _headings(scores: Sequence[str], planes: Mapping[str, object], guards: Collection[str]) -> list[str]:

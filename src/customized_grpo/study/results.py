@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from customized_grpo.config import ConfigError
+from customized_grpo.config import Config, ConfigError
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.records import append_record, read_records
 from customized_grpo.study.plan import StudyRun
@@ -21,12 +23,13 @@ class Result:
     """A finished run: mean scores of the evaluation before and after, and what happened in between.
 
     `curves` has the evaluation's scores (by their names) over the iterations at which they were taken, 0 being
-    the base; `logged` the means over all iterations of what the log says of the groups.
+    the base; `logged` the means over all iterations of what the log says of the groups. `settings` is the whole
+    configuration.
     """
 
     row: str
     seed: int
-    digest: str
+    settings: dict[str, Any]
     base: dict[str, float]
     tuned: dict[str, float]
     curves: dict[str, Curve]
@@ -56,7 +59,9 @@ def collect(run: StudyRun, folder: Path) -> Result:
                 curve.append((record["iteration"], record[f"evaluation/{name}/mean"]))
     logged = {key: sum(r[key] for r in records) / len(records) for key in _CURVES if key in records[0]}
     seconds = sum(record["seconds/total"] for record in records)
-    return Result(run.row, run.seed, run.digest, base.means, tuned.means, curves, logged, seconds)
+    return Result(
+        run.row, run.seed, run.config.model_dump(mode="json"), base.means, tuned.means, curves, logged, seconds
+    )
 
 
 def append_result(out: Path, result: Result) -> None:
@@ -79,14 +84,45 @@ def read_results(out: Path) -> list[Result]:
 
 def finished(runs: list[StudyRun], results: list[Result], out: Path) -> set[tuple[str, int]]:
     """(row, seed) of the runs that need not be done again. Raises ConfigError where a result is of other settings."""
-    digests = {(run.row, run.seed): run.digest for run in runs}
+    planned = {(run.row, run.seed): run.config for run in runs}
     done = set()
     for result in results:
         key = (result.row, result.seed)
-        if key in digests and digests[key] != result.digest:
-            raise ConfigError(
-                f"{out / RESULTS}: {json.dumps(result.row)}, seed {result.seed}, was run with other settings; "
-                "remove its line and folder, or give another --out"
-            )
-        done.add(key)
-    return done & digests.keys()
+        if key in planned:
+            other = difference(result.settings, planned[key])
+            if other is not None:
+                raise ConfigError(
+                    f"{out / RESULTS}: {json.dumps(result.row)}, seed {result.seed}, was run with another {other}; "
+                    "remove its line and folder, or give another --out"
+                )
+            done.add(key)
+    return done
+
+
+def difference(settings: Mapping[str, Any], config: Config) -> str | None:
+    """The first dotted key in which kept settings are not those of `config`, or None.
+
+    A key that the kept ones do not have is newer than they are: it agrees where it stands at its default.
+    """
+    return _difference(settings, config.model_dump(mode="json"), Config().model_dump(mode="json"), ())
+
+
+def _difference(kept: Any, now: Any, default: Any, place: tuple[str, ...]) -> str | None:
+    if isinstance(kept, Mapping) and isinstance(now, Mapping):
+        usual = default if isinstance(default, Mapping) else {}
+        for key in [*now, *(key for key in kept if key not in now)]:
+            here = (*place, key)
+            if key not in kept and key in usual and now[key] == usual[key]:
+                continue
+            if key not in kept or key not in now:
+                return ".".join(here)
+            found = _difference(kept[key], now[key], usual.get(key), here)
+            if found is not None:
+                return found
+        return None
+    if isinstance(kept, list) and isinstance(now, list) and len(kept) == len(now):
+        usuals = default if isinstance(default, list) and len(default) == len(now) else [None] * len(now)
+        parts = enumerate(zip(kept, now, usuals, strict=True))
+        found_parts = (_difference(k, n, d, (*place, str(i))) for i, (k, n, d) in parts)
+        return next((found for found in found_parts if found is not None), None)
+    return None if kept == now else ".".join(place)
