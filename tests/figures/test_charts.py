@@ -71,20 +71,6 @@ def records(count: int) -> list[dict[str, object]]:
     return made
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, kept to look at."""
-    figures: list[Figure] = []
-    savefig = Figure.savefig
-
-    def keep(self: Figure, *args: object, **options: object) -> None:
-        savefig(self, *args, **options)  # type: ignore[arg-type]
-        figures.append(self)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
-
-
 def pixels_of(path: Path, colour: str) -> int:
     with Image.open(path) as image:
         assert image.format == "PNG"

@@ -22,20 +22,6 @@ SEEDS = [[(0, 50.0), (10, 55.0), (20, 60.0)], [(20, 24.0), (0, 20.0), (10, 23.0)
 """+10 and +20%, and, not in order, +15 and +20%."""
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, kept to look at."""
-    figures: list[Figure] = []
-    savefig = Figure.savefig
-
-    def keep(self: Figure, *args: object, **options: object) -> None:
-        savefig(self, *args, **options)  # type: ignore[arg-type]
-        figures.append(self)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
-
-
 def study() -> dict[str, dict[str, list[list[tuple[int, float]]]]]:
     rng = np.random.default_rng(0)
     return {
