@@ -33,7 +33,7 @@ class LoraConfig(_Section):
 class PolicyConfig(_Section):
     """The generator to tune."""
 
-    kind: Literal["flux-kontext"] = "flux-kontext"
+    kind: Literal["flux-kontext", "flux2", "qwen-image-edit"] = "flux-kontext"
     path: str = Field("embedded/pipeline", description="hub id or folder of a diffusers pipeline")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

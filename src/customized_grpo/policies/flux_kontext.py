@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError, first_line, resolve
+from customized_grpo.models import ModelError
+from customized_grpo.policies.pipelines import check_batch, device_of, load_pipeline, load_transformer
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 
@@ -79,10 +80,7 @@ class FluxKontextPolicy:
     def __init__(self, config: PolicyConfig) -> None:
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        self._pipeline = _load_pipeline(config, self._dtype)
-        for part in self._pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False).eval()
+        self._pipeline = load_pipeline(config, FluxKontextPipeline)
         self._transformer = self._pipeline.transformer
         self._tuning: Tuning
         if config.lora is not None:
@@ -91,7 +89,7 @@ class FluxKontextPolicy:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
         if config.gradient_checkpointing:
             self._transformer.enable_gradient_checkpointing()
-        self._device = torch.device(config.device) if config.device else _accelerator()
+        self._device = device_of(config)
         self._pipeline.to(self._device)
         multiple = self._pipeline.vae_scale_factor * _PATCH
         self._grid = (config.height // multiple, config.width // multiple)
@@ -155,12 +153,7 @@ class FluxKontextPolicy:
         Raises:
             ValueError: shapes disagree.
         """
-        batch = len(latents)
-        if latents.shape[1:] != self.latent_shape or not batch == len(sigma) == len(conditions):
-            raise ValueError(
-                f"latents {tuple(latents.shape)}, sigma {tuple(sigma.shape)} and {len(conditions)} "
-                f"conditions do not fit; latents are (B, {', '.join(map(str, self.latent_shape))})"
-            )
+        check_batch(latents, sigma, conditions, self.latent_shape)
         rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
         prompt = rows["prompt_embeds"]
         references = [rows[_REFERENCE.format(k)] for k in range(1, len(rows) - 1)]
@@ -171,7 +164,7 @@ class FluxKontextPolicy:
         timestep = (sigma.to(self._device, torch.float32) * scale).to(self._dtype) / 1000
         guidance = None
         if self._transformer.config.guidance_embeds:
-            guidance = torch.full((batch,), self._config.guidance, device=self._device)
+            guidance = torch.full((len(latents),), self._config.guidance, device=self._device)
         output: Tensor = self._transformer(
             hidden_states=torch.cat(tokens, dim=1),
             timestep=timestep,
@@ -257,14 +250,7 @@ class FluxKontextPolicy:
 
     def _load_transformer(self) -> nn.Module:
         """The untuned transformer again, on the CPU."""
-        model: nn.Module = type(self._transformer).from_pretrained(
-            resolve(self._config.path),
-            subfolder="transformer",
-            revision=self._config.revision,
-            dtype=self._dtype,
-            use_safetensors=True,
-        )
-        return model
+        return load_transformer(self._config, type(self._transformer))
 
 
 def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -272,31 +258,3 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
     aspect = width / height
     _, width, height = min((abs(aspect - w / h), w, h) for h, w in sizes)
     return height, width
-
-
-def _accelerator() -> torch.device:
-    """The current accelerator, which a launcher has set for its process, or the CPU."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None:
-        return torch.device("cpu")
-    return torch.device(found.type, torch.accelerator.current_device_index())
-
-
-def _load_pipeline(config: PolicyConfig, dtype: torch.dtype) -> Any:
-    try:
-        source = resolve(config.path)
-    except ModelError as error:
-        raise ModelError(f"policy.path: {error}") from None
-    loader: Any = FluxKontextPipeline
-    remedy = "give the folder or hub id of a diffusers FluxKontextPipeline"
-    try:
-        kind = loader.load_config(source, revision=config.revision)["_class_name"]
-        if kind != FluxKontextPipeline.__name__:
-            raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
-        return loader.from_pretrained(source, revision=config.revision, dtype=dtype, use_safetensors=True)
-    except ModelError:
-        raise
-    except Exception as error:  # Three libraries raise here, from many classes.
-        raise ModelError(
-            f"policy.path: cannot load {config.path} ({first_line(error)}); {remedy} in safetensors"
-        ) from error
