@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from customized_grpo.config import PolicyConfig
+from customized_grpo.policies.flux2 import Flux2Policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.policies.qwen_image_edit import QwenImageEditPolicy
 from customized_grpo.protocols import Policy
 
-_KINDS = {"flux-kontext": FluxKontextPolicy}
+_KINDS: dict[str, Callable[[PolicyConfig], Policy]] = {
+    "flux-kontext": FluxKontextPolicy,
+    "flux2": Flux2Policy,
+    "qwen-image-edit": QwenImageEditPolicy,
+}
 
 
 def build_policy(config: PolicyConfig) -> Policy:
@@ -18,4 +26,4 @@ def build_policy(config: PolicyConfig) -> Policy:
     return _KINDS[config.kind](config)
 
 
-__all__ = ["FluxKontextPolicy", "build_policy"]
+__all__ = ["Flux2Policy", "FluxKontextPolicy", "QwenImageEditPolicy", "build_policy"]

@@ -1,19 +1,178 @@
-"""What the policies made of a diffusers pipeline share: loading it, its device, the check of a batch."""
+"""What the policies made of a diffusers pipeline share; each model's own file holds the rest."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
+from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 
+REFERENCE = "reference_{}"
+"""Name in Conditions.rows of the k-th reference's tokens, from 1."""
+PATCH = 2
+"""The pipelines' patches: 2x2 latents make one token."""
 
-def load_pipeline(config: PolicyConfig, pipeline: Any) -> Any:
-    """The diffusers pipeline at `config.path`, of the class `pipeline`, in `config.dtype`; frozen, for inference.
+Grid = tuple[int, int]
+
+
+class PipelinePolicy(ABC):
+    """A diffusers pipeline whose transformer sees the picture and its references as one row of packed tokens.
+
+    A model of this kind adds `encode`, `velocity`, `decode` and the shift of its noise levels, and with them is a
+    `protocols.Policy`. Latents are the pipeline's packed tokens, float32 (B, tokens, channels), of pictures of
+    `config.height` x `config.width`, floored to multiples of a token's side as the pipelines do.
+
+    The weights may be stored in any precision; all are converted to `config.dtype`. LoRA parameters
+    are float32 throughout. Attention runs on torch's own choice of kernel, with gradients and
+    without: a replay then has the very bits of its rollout. (On a CPU that is flash attention,
+    faster in both modes than the math kernel; the environment variable DIFFUSERS_ATTN_BACKEND sets
+    another, again for both.)
+
+    Args:
+        config: model, size, precision and what to tune.
+        pipelines: the pipeline's class, or those that will do.
+        lora_targets: the layers that a LoRA adapts by default.
+        lora_exclude: a layer that is none of them, though its name ends like theirs.
+
+    Raises:
+        ModelError: the path holds no such pipeline in safetensors, a size is less than one token, or
+            LoRA targets do not exist.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, *pipelines: Any, lora_targets: Sequence[str], lora_exclude: str = ""
+    ) -> None:
+        self._config = config
+        self._dtype: torch.dtype = getattr(torch, config.dtype)
+        self._pipeline = load_pipeline(config, *pipelines)
+        self._transformer = self._pipeline.transformer
+        self._tuning: Tuning
+        if config.lora is not None:
+            self._tuning = LoraTuning(self._transformer, config.lora, lora_targets, exclude=lora_exclude)
+        else:
+            self._tuning = FullTuning(self._transformer, self._load_transformer)
+        if config.gradient_checkpointing:
+            self._transformer.enable_gradient_checkpointing()
+        self._device = device_of(config)
+        self._pipeline.to(self._device)
+        self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(tokens, channels)."""
+        rows, columns = self._grid
+        return rows * columns, self._transformer.config.in_channels
+
+    def sigmas(self, steps: int) -> Tensor:
+        """The scheduler's noise levels, on the CPU, shifted as the pipeline does for this size.
+
+        Raises:
+            ValueError: `steps` is below 1, or is 1 where the scheduler stretches its levels to a
+                terminal one, which leaves a single level undefined.
+        """
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        scheduler = self._pipeline.scheduler
+        if steps == 1 and scheduler.config.get("shift_terminal"):
+            raise ValueError("steps must be at least 2, not 1: this model's scheduler has a shift_terminal")
+        levels: Any = np.linspace(1.0, 1 / steps, steps)
+        kontext.retrieve_timesteps(scheduler, sigmas=levels, mu=self._shift(steps))
+        shifted: Tensor = scheduler.sigmas.float().cpu().clone()
+        return shifted
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The LoRA's parameters, or all of the transformer's, by their names in the transformer."""
+        return self._tuning.trainable()
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it `velocity` is that of the untuned model, and no gradient is recorded."""
+        return self._tuning.reference()
+
+    def save(self, folder: Path) -> None:
+        """Write pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(folder)` loads.
+
+        All weights, where all are tuned, go to the folder "transformer" in it instead, which the
+        transformer's own class loads by `from_pretrained`.
+        """
+        self._tuning.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, bit for bit, into the parameters of `trainable()`.
+
+        Raises:
+            ModelError: the file is missing, damaged, or of another model; nothing is changed then.
+        """
+        self._tuning.load(folder)
+
+    @abstractmethod
+    def _shift(self, steps: int) -> float:
+        """The scheduler's mu for this size and number of steps."""
+
+    def _timestep(self, sigma: Tensor) -> Tensor:
+        """Noise levels as the pipeline hands them to its transformer, rounded as they are there in any precision."""
+        scale = self._pipeline.scheduler.config.num_train_timesteps
+        timestep: Tensor = (sigma.to(self._device, torch.float32) * scale).to(self._dtype) / 1000
+        return timestep
+
+    def _tokens(self, latents: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, tuple[Grid, ...]]:
+        """The picture's tokens and its references' in one row, (B, tokens, channels), and their grids."""
+        count = sum(name.startswith(REFERENCE.format("")) for name in rows)
+        references = [rows[REFERENCE.format(k)] for k in range(1, count + 1)]
+        parts = [latents.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]]
+        return torch.cat(parts, dim=1), (self._grid, *[(r.shape[1], r.shape[2]) for r in references])
+
+    def _tokens_of(self, key: str, height: int, width: int) -> Grid:
+        """Rows and columns of tokens of a picture; `key` is the setting to name where there are none."""
+        multiple = self._pipeline.vae_scale_factor * PATCH
+        if height < multiple or width < multiple:
+            raise ModelError(
+                f"{key}: {height}x{width} is less than one token of this model; give at least {multiple}x{multiple}"
+            )
+        return height // multiple, width // multiple
+
+    def _load_transformer(self) -> nn.Module:
+        """The untuned transformer again, on the CPU."""
+        return load_transformer(self._config, type(self._transformer))
+
+
+def sequence_shift(scheduler: Any, tokens: int) -> float:
+    """The scheduler's mu for a number of tokens, as FLUX.1's and Qwen-Image's pipelines have it."""
+    shift: float = kontext.calculate_shift(
+        tokens,
+        scheduler.config.get("base_image_seq_len", 256),
+        scheduler.config.get("max_image_seq_len", 4096),
+        scheduler.config.get("base_shift", 0.5),
+        scheduler.config.get("max_shift", 1.15),
+    )
+    return shift
+
+
+def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) of `sizes` whose aspect ratio is nearest; the narrower of two as near."""
+    aspect = width / height
+    _, width, height = min((abs(aspect - w / h), w, h) for h, w in sizes)
+    return height, width
+
+
+def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
+    """The diffusers pipeline at `config.path`, of one of the classes `pipelines`, in `config.dtype`.
+
+    Which class that is, the folder's model_index.json says. Frozen, for inference.
 
     Raises:
         ModelError: the path holds no such pipeline in safetensors; one line with the remedy.
@@ -22,13 +181,14 @@ def load_pipeline(config: PolicyConfig, pipeline: Any) -> Any:
         source = resolve(config.path)
     except ModelError as error:
         raise ModelError(f"policy.path: {error}") from None
-    remedy = f"give the folder or hub id of a diffusers {pipeline.__name__}"
+    classes = {pipeline.__name__: pipeline for pipeline in pipelines}
+    remedy = f"give the folder or hub id of a diffusers {' or '.join(classes)}"
     try:
-        kind = pipeline.load_config(source, revision=config.revision)["_class_name"]
-        if kind != pipeline.__name__:
+        kind = pipelines[0].load_config(source, revision=config.revision)["_class_name"]
+        if kind not in classes:
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
         dtype = getattr(torch, config.dtype)
-        loaded = pipeline.from_pretrained(source, revision=config.revision, dtype=dtype, use_safetensors=True)
+        loaded = classes[kind].from_pretrained(source, revision=config.revision, dtype=dtype, use_safetensors=True)
     except ModelError:
         raise
     except Exception as error:  # Three libraries raise here, from many classes.

@@ -1,0 +1,150 @@
+"""The FLUX.2 pipelines of diffusers' own classes, with few and random weights, made offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+_HIDDEN = 8
+# The pipelines read the text encoder's layers up to these.
+_QWEN_LAYERS, _MISTRAL_LAYERS = 27, 30
+
+# As Qwen3 has it, where thinking is off; and the order of Mistral's parts, which come as lists.
+_QWEN_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+_MISTRAL_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}[SYS]{% else %}[INST]{% endif %}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}[/INST]{% endfor %}"
+)
+
+
+def tokenizer(template: str) -> Qwen2TokenizerFast:
+    """Byte-level BPE without merges: every text is spelt, but for the marks of the template."""
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*letters, "<|endoftext|>"])}
+    spelling = Qwen2TokenizerFast(vocab=vocabulary, merges=[])
+    marks = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "[SYS]", "[INST]", "[/INST]"]
+    spelling.add_special_tokens({"additional_special_tokens": marks})
+    spelling.chat_template = template
+    return spelling
+
+
+def _text(layers: int, words: int) -> dict[str, Any]:
+    return {
+        "vocab_size": words,
+        "hidden_size": _HIDDEN,
+        "intermediate_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "max_position_embeddings": 512,
+    }
+
+
+def _parts(*, dev: bool, width: int, layers: int, dynamic_shifting: bool) -> dict[str, Any]:
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic_shifting),
+        "vae": AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=32,
+            mid_block_add_attention=False,
+        ),
+        "transformer": Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=layers,
+            num_single_layers=layers,
+            attention_head_dim=16,
+            num_attention_heads=width // 16,
+            joint_attention_dim=3 * _HIDDEN,
+            timestep_guidance_channels=32,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=dev,
+        ),
+    }
+
+
+def _randomise(pipeline: Any, seed: int) -> None:
+    """Every weight from a Gaussian, biases and the VAE's batch norm too, so that each input reaches the output.
+
+    The decoder's last layer is small, so that pictures keep within [0, 1].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for part in pipeline.components.values():
+        for name, weight in part.named_parameters() if isinstance(part, nn.Module) else ():
+            gain = 0.2 if name == "decoder.conv_out.weight" else 1.2
+            scale = 0.05 if weight.ndim < 2 else gain / weight[0].numel() ** 0.5
+            mean = 1.0 if "norm" in name and weight.ndim == 1 else 0.0
+            nn.init.normal_(weight, mean, scale, generator=generator)
+    statistics = pipeline.vae.bn
+    nn.init.normal_(statistics.running_mean, 0.0, 0.3, generator=generator)
+    nn.init.uniform_(statistics.running_var, 0.4, 2.0, generator=generator)
+    pipeline.set_progress_bar_config(disable=True)
+
+
+def klein(
+    *, width: int = 32, layers: int = 1, dynamic_shifting: bool = True, distilled: bool = True, seed: int = 0
+) -> Flux2KleinPipeline:
+    """A float32 klein; `width` is that of the transformer, a multiple of 16 (one head each)."""
+    spelling = tokenizer(_QWEN_TEMPLATE)
+    pipeline = Flux2KleinPipeline(
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**_text(_QWEN_LAYERS, len(spelling)))),
+        tokenizer=spelling,
+        is_distilled=distilled,
+        **_parts(dev=False, width=width, layers=layers, dynamic_shifting=dynamic_shifting),
+    )
+    _randomise(pipeline, seed)
+    return pipeline
+
+
+def dev(*, width: int = 32, layers: int = 1, dynamic_shifting: bool = True, seed: int = 0) -> Flux2Pipeline:
+    """A float32 dev. In place of its PixtralProcessor, which needs torchvision, stands a tokenizer.
+
+    Both have the method `apply_chat_template`, which is all that the pipeline calls.
+    """
+    spelling = tokenizer(_MISTRAL_TEMPLATE)
+    vision = PixtralVisionConfig(
+        hidden_size=_HIDDEN, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=4, image_size=32
+    )
+    text = MistralConfig(**_text(_MISTRAL_LAYERS, len(spelling)))
+    pipeline = Flux2Pipeline(
+        text_encoder=Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision)),
+        tokenizer=spelling,
+        **_parts(dev=True, width=width, layers=layers, dynamic_shifting=dynamic_shifting),
+    )
+    _randomise(pipeline, seed)
+    return pipeline
+
+
+def save(pipeline: Any, folder: Path) -> Path:
+    """The folder, with the pipeline in safetensors."""
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder

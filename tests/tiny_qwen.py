@@ -1,0 +1,140 @@
+"""A QwenImageEditPlusPipeline of diffusers' own classes, with few and random weights, made offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLProcessor,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+SPECIAL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+
+
+@contextmanager
+def without_video() -> Iterator[None]:
+    """Inside it Qwen2VLProcessor has no part for videos: that part wants torchvision, and no picture needs it."""
+    parts = classmethod(lambda cls: ["image_processor", "tokenizer"])
+    with mock.patch.object(Qwen2VLProcessor, "get_attributes", parts):
+        yield
+
+
+def tokenizer() -> Qwen2Tokenizer:
+    """Byte-level BPE without merges: every text is spelt."""
+    letters = sorted(ByteLevel.alphabet())
+    made = Qwen2Tokenizer(vocab={token: i for i, token in enumerate([*letters, "<|endoftext|>"])}, merges=[])
+    made.add_tokens(SPECIAL, special_tokens=True)
+    return made
+
+
+def qwen_image_edit(
+    *, width: int = 32, layers: int = 2, dynamic_shifting: bool = True, zero_cond_t: bool = False, seed: int = 0
+) -> QwenImageEditPlusPipeline:
+    """A float32 pipeline; `width` is that of the transformer, a multiple of 16 (one head each).
+
+    `zero_cond_t` is what tells the 2511 model from the 2509 one. A token covers 8x8 pixels. Call it,
+    and load what it saves, inside `without_video`.
+
+    Every weight is drawn from a Gaussian, biases too, so that each input reaches the output; the
+    decoder's last layer is small, so that pictures keep within [0, 1].
+    """
+    spelling = tokenizer()
+    ids = dict(zip(SPECIAL, spelling.convert_tokens_to_ids(SPECIAL), strict=True))
+    end = spelling.eos_token_id
+    pipeline = QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=1.0 if dynamic_shifting else 3.0,
+            use_dynamic_shifting=dynamic_shifting,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02 if dynamic_shifting else None,
+        ),
+        vae=AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.3, -0.2, 0.1, -0.4],
+            latents_std=[0.5, 1.6, 2.0, 0.8],
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(
+                text_config={
+                    "vocab_size": len(spelling),
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 2,
+                    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+                    "bos_token_id": end,
+                    "eos_token_id": end,
+                    "pad_token_id": end,
+                },
+                vision_config={
+                    "depth": 2,
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_heads": 2,
+                    "out_hidden_size": 16,
+                    "fullatt_block_indexes": [1],
+                },
+                image_token_id=ids["<|image_pad|>"],
+                video_token_id=ids["<|video_pad|>"],
+                vision_start_token_id=ids["<|vision_start|>"],
+                vision_end_token_id=ids["<|vision_end|>"],
+            )
+        ),
+        tokenizer=spelling,
+        processor=Qwen2VLProcessor(Qwen2VLImageProcessorPil(), spelling),
+        transformer=QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=layers,
+            attention_head_dim=16,
+            num_attention_heads=width // 16,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
+            zero_cond_t=zero_cond_t,
+        ),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for part in pipeline.components.values():
+        for name, weight in part.named_parameters() if isinstance(part, nn.Module) else ():
+            gain = 0.2 if name == "decoder.conv_out.weight" else 1.2
+            norm = "norm" in name and (weight.ndim == 1 or name.endswith("gamma"))
+            scale = 0.05 if weight.ndim < 2 or norm else gain / weight[0].numel() ** 0.5
+            nn.init.normal_(weight, 1.0 if norm else 0.0, scale, generator=generator)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_qwen_image_edit(folder: Path, **options: object) -> Path:
+    """The folder, with such a pipeline in safetensors."""
+    qwen_image_edit(**options).save_pretrained(folder, safe_serialization=True)  # type: ignore[arg-type]
+    return folder
