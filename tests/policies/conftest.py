@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import tiny
 
+# Its assertions are to be explained as those of the tests are.
+pytest.register_assert_rewrite("proofs")
+
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

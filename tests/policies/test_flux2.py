@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import warnings
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import proofs
 import pytest
 import tiny
 import tiny_flux2
 import torch
-from diffusers import DiffusionPipeline, Flux2Pipeline, Flux2Transformer2DModel
+from diffusers import Flux2Pipeline
 from PIL import Image
+from proofs import FILE, PROMPT, STEPS, apart, euler, lora_and_full, noise, refused, stock, tune
 from torch import Tensor
 
 from customized_grpo.config import LoraConfig, PolicyConfig
 from customized_grpo.method import SAMPLERS
-from customized_grpo.models import ModelError
 from customized_grpo.policies import Flux2Policy, build_policy
 from customized_grpo.protocols import Conditions
 from customized_grpo.training.rollout import sample_trajectories
-from customized_grpo.training.update import Items, replay
 
-PROMPT = "a red bird in the snow"
-STEPS = 4
-LORA = LoraConfig(rank=4, alpha=6)
-FILE = "pytorch_lora_weights.safetensors"
 TOKENS = 208  # dev's system message alone has 169 letters, and the tiny tokenizer spells
 
 
@@ -52,42 +42,12 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 def policy_of(folder: Path, **changes: Any) -> Flux2Policy:
-    defaults: dict[str, Any] = {
-        "device": "cpu",
-        "height": 32,
-        "width": 24,
-        "reference_sizes": None,
-        "max_sequence_length": TOKENS,
-        "lora": LORA,
-    }
-    policy = build_policy(PolicyConfig(kind="flux2", path=str(folder), **{**defaults, **changes}))
-    assert isinstance(policy, Flux2Policy)
-    return policy
+    defaults = {"kind": "flux2", "reference_sizes": None, "max_sequence_length": TOKENS}
+    return proofs.built(Flux2Policy, folder, **{**defaults, **changes})
 
 
 def picture(height: int = 64, width: int = 72, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def noise(policy: Flux2Policy, batch: int = 1, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, *policy.latent_shape, generator=generator)
-
-
-@torch.no_grad()
-def euler(policy: Flux2Policy, latents: Tensor, conditions: Conditions) -> Tensor:
-    sigmas = policy.sigmas(STEPS)
-    for now, after in pairwise(sigmas):
-        velocity = policy.velocity(latents, now.expand(len(latents)), conditions)
-        latents = latents + (after - now) * velocity
-    return policy.decode(latents)
-
-
-def stock(folder: Path, **parts: Any) -> Any:
-    pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **parts)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return proofs.random_picture(height, width, seed)
 
 
 def pipeline_picture(pipeline: Any, latents: Tensor, images: list[Image.Image], **options: Any) -> Tensor:
@@ -102,19 +62,6 @@ def pipeline_picture(pipeline: Any, latents: Tensor, images: list[Image.Image], 
     return pipeline(
         prompt=PROMPT, height=32, width=24, latents=unpacked, max_sequence_length=TOKENS, **{**defaults, **options}
     ).images
-
-
-def tune(policy: Flux2Policy, scale: float = 0.1) -> None:
-    """Move all trainable parameters, as training would."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.trainable().values():
-            step = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(scale * step.to(parameter.dtype))
-
-
-def apart(one: Tensor, other: Tensor) -> float:
-    return (one - other).abs().max().item()
 
 
 # Rollouts
@@ -133,9 +80,7 @@ def test_euler_rollout_is_the_pipelines_picture(folder: Path, which: str) -> Non
     policy = policy_of(folder)
     drawn = euler(policy, noise(policy), policy.encode(PROMPT, images))
     expected = pipeline_picture(stock(folder), noise(policy), images)
-    assert drawn.shape == (1, 3, 32, 24) and drawn.dtype == torch.float32
-    assert drawn.min() >= 0 and drawn.max() <= 1 and drawn.std() > 0.05
-    assert apart(drawn, expected) < 1e-4
+    proofs.same_pictures(drawn, expected, spread=0.05)
 
 
 def test_references_are_resized_and_then_go_the_pipelines_way(folder: Path) -> None:
@@ -221,20 +166,11 @@ def test_every_input_reaches_the_velocity(folder: Path) -> None:
         Conditions.join([policy.encode(PROMPT, images), policy.encode(PROMPT, images[::-1])])
 
 
-@torch.no_grad()
 def test_a_batch_equals_its_samples(folder: Path) -> None:
     policy = policy_of(folder)
-    tune(policy)
     pairs = [("a red bird", 0), ("a red bird", 0), ("a blue cat on snow", 1), ("the dog", 2)]
     conditions = [policy.encode(prompt, [picture(seed=seed), picture(80, 64)]) for prompt, seed in pairs]
-    x, sigma = noise(policy, 4), torch.tensor([1.0, 1.0, 0.6, 0.1])
-    batch = policy.velocity(x, sigma, Conditions.join(conditions))
-    for i, row in enumerate(conditions):
-        single = policy.velocity(x[i : i + 1], sigma[i : i + 1], row)
-        assert apart(batch[i], single[0]) < 1e-5
-    pictures = policy.decode(x)
-    for i in range(len(x)):
-        assert apart(pictures[i], policy.decode(x[i : i + 1])[0]) < 1e-5
+    proofs.batch_equals_samples(policy, conditions, torch.tensor([1.0, 1.0, 0.6, 0.1]))
 
 
 def test_conditions_are_encoded_once_and_frozen(folder: Path) -> None:
@@ -243,8 +179,7 @@ def test_conditions_are_encoded_once_and_frozen(folder: Path) -> None:
     calls: list[str] = []
     policy._pipeline.text_encoder.register_forward_hook(lambda *_: calls.append("text"))
     conditions = policy.encode(PROMPT, [picture()])
-    assert len(conditions) == 1
-    assert not any(row.requires_grad for row in conditions.rows.values())
+    proofs.frozen_row(conditions)
     euler(policy, noise(policy), conditions)
     assert calls == ["text"]
 
@@ -259,20 +194,12 @@ def test_on_policy_ratios_are_exactly_one(folder: Path, sampler: str, checkpoint
     sigmas, step, everyone = policy.sigmas(STEPS), SAMPLERS[sampler], torch.arange(3)
     steps = noise(policy, 3 * (STEPS - 1), seed=1).unflatten(0, (3, STEPS - 1))
     batch = sample_trajectories(policy, everyone, conditions, noise(policy, 3), steps, sigmas, step, 0.3)
-    for t in range(STEPS - 1):
-        items = Items.of(batch, everyone, torch.full((3,), t), torch.zeros(3), sigmas)
-        _, _, density = replay(policy, items, step, 0.3, sigmas[1])
-        assert density.requires_grad
-        assert torch.equal((density - items.log_density).exp(), torch.ones(3))
+    proofs.ratios_are_one(policy, batch, sampler, 0.3, sigmas)
 
 
 def test_shapes_that_do_not_fit_are_refused(klein: Path) -> None:
     policy = policy_of(klein)
-    conditions = policy.encode(PROMPT, [picture()])
-    with pytest.raises(ValueError, match="do not fit"):
-        policy.velocity(noise(policy, 2), torch.ones(2), conditions)
-    with pytest.raises(ValueError, match="do not fit"):
-        policy.velocity(noise(policy)[:, 1:], torch.ones(1), conditions)
+    proofs.other_shapes_are_refused(policy, policy.encode(PROMPT, [picture()]))
 
 
 # What is trained
@@ -280,36 +207,17 @@ def test_shapes_that_do_not_fit_are_refused(klein: Path) -> None:
 
 def test_only_the_lora_is_trainable_and_gets_gradients(folder: Path) -> None:
     policy = policy_of(folder)
-    named = policy.trainable()
-    assert named and all(".lora_" in name and p.requires_grad for name, p in named.items())
-    trainable = {id(parameter) for parameter in named.values()}
-    for part in policy._pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            assert all(p.requires_grad == (id(p) in trainable) for p in part.parameters())
+    proofs.only_the_lora_is_trainable(policy)
     blocks = [n for n, m in policy._transformer.named_modules() if isinstance(m, torch.nn.Linear) and "blocks" in n]
-    adapted = {name.split(".lora_")[0] for name in named}
+    adapted = {name.split(".lora_")[0] for name in policy.trainable()}
     assert adapted == {n.removesuffix(".base_layer") for n in blocks if ".lora_" not in n}
-    tune(policy)
-    policy.velocity(noise(policy), torch.ones(1), policy.encode(PROMPT, [picture()])).square().mean().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in named.values())
+    assert proofs.without_gradient(policy, policy.encode(PROMPT, [picture()])) == set()
 
 
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@lora_and_full
 def test_reference_is_the_untuned_model(folder: Path, lora: LoraConfig | None) -> None:
     policy = policy_of(folder, lora=lora)
-    conditions = policy.encode(PROMPT, [picture()])
-
-    def velocity() -> Tensor:
-        return policy.velocity(noise(policy), torch.tensor([0.5]), conditions)
-
-    untuned = velocity().detach()
-    tune(policy)
-    tuned = velocity()
-    assert apart(tuned, untuned) > 1e-3
-    with policy.reference():
-        assert torch.equal(velocity(), untuned)
-        assert not velocity().requires_grad
-    assert torch.equal(velocity(), tuned)
+    proofs.reference_is_untuned(policy, policy.encode(PROMPT, [picture()]))
 
 
 def test_bfloat16_meets_the_pipelines_own_bits(folder: Path) -> None:
@@ -339,55 +247,28 @@ def test_bfloat16_meets_the_pipelines_own_bits(folder: Path) -> None:
 
 
 def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(folder: Path, tmp_path: Path) -> None:
-    policy = policy_of(folder)
-    tune(policy)
-    policy.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    images = REFERENCES["two"]
-    drawn = euler(policy, noise(policy), policy.encode(PROMPT, images))
-    pipeline = stock(folder)
-    untuned = pipeline_picture(pipeline, noise(policy), images)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pipeline.load_lora_weights(tmp_path)
-    tuned = pipeline_picture(pipeline, noise(policy), images)
-    assert apart(drawn, tuned) < 1e-4
-    assert apart(drawn, untuned) > 1e-2
+    policy, images = policy_of(folder), REFERENCES["two"]
+    conditions = policy.encode(PROMPT, images)
+    proofs.saved_lora_is_the_stock_pipelines(
+        policy, conditions, folder, tmp_path, lambda pipeline: pipeline_picture(pipeline, noise(policy), images)
+    )
 
 
 def test_saved_full_weights_draw_the_same_in_the_stock_pipeline(folder: Path, tmp_path: Path) -> None:
-    policy = policy_of(folder, lora=None)
-    tune(policy, 0.02)
-    policy.save(tmp_path)
-    drawn = euler(policy, noise(policy), policy.encode(PROMPT, [picture()]))
-    transformer = Flux2Transformer2DModel.from_pretrained(tmp_path / "transformer")
-    tuned = pipeline_picture(stock(folder, transformer=transformer), noise(policy), [picture()])
-    untuned = pipeline_picture(stock(folder), noise(policy), [picture()])
-    assert apart(drawn, tuned) < 1e-4
-    assert apart(drawn, untuned) > 1e-2
+    policy, images = policy_of(folder, lora=None), [picture()]
+
+    def draw(pipeline: Any) -> Tensor:
+        return pipeline_picture(pipeline, noise(policy), images)
+
+    conditions = policy.encode(PROMPT, images)
+    proofs.saved_weights_are_the_stock_pipelines(policy, conditions, folder, tmp_path, draw, change=1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@lora_and_full
 def test_loading_gives_back_every_bit(folder: Path, tmp_path: Path, lora: LoraConfig | None, dtype: str) -> None:
-    policy = policy_of(folder, lora=lora, dtype=dtype)
-    tune(policy)
-    policy.save(tmp_path)
-    other = policy_of(folder, lora=lora, dtype=dtype)
-    other.load(tmp_path)
-    after = other.trainable()
-    assert after.keys() == policy.trainable().keys()
-    for name, parameter in policy.trainable().items():
-        assert torch.equal(after[name], parameter), name
-
-
-def refused(action: Callable[[], object], *words: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    for word in words:
-        assert word in text
+    policy, other = (policy_of(folder, lora=lora, dtype=dtype) for _ in range(2))
+    proofs.loading_gives_back_every_bit(policy, other, tmp_path)
 
 
 def test_another_models_lora_is_refused(klein: Path, tmp_path: Path) -> None:
@@ -403,10 +284,7 @@ def test_what_is_neither_pipeline_is_refused(klein: Path, tmp_path: Path) -> Non
     both = "Flux2KleinPipeline or Flux2Pipeline"
     refused(lambda: policy_of(tmp_path / "nowhere"), "policy.path", "no such folder")
     refused(lambda: policy_of(tmp_path), "policy.path", both)
-    other = tmp_path / "other"
-    shutil.copytree(klein, other)
-    index = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "Flux2KleinKVPipeline"}))
+    other = proofs.renamed(klein, tmp_path / "other", "Flux2KleinKVPipeline")
     refused(lambda: policy_of(other), "is a Flux2KleinKVPipeline", both)
     kontext = tiny.save_flux_kontext(tmp_path / "kontext")
     refused(lambda: policy_of(kontext), "is a FluxKontextPipeline", both)

@@ -2,72 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import warnings
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import proofs
 import pytest
 import tiny
 import torch
-from diffusers import FluxKontextPipeline, FluxTransformer2DModel
+from diffusers import FluxKontextPipeline
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
+from proofs import FILE, PROMPT, STEPS, apart, euler, lora_and_full, noise, refused, stock, tune
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from customized_grpo.config import LoraConfig, PolicyConfig
-from customized_grpo.models import ModelError
-from customized_grpo.policies import FluxKontextPolicy, build_policy
+from customized_grpo.config import LoraConfig
+from customized_grpo.policies import FluxKontextPolicy
 from customized_grpo.policies.flux_kontext import nearest_size
 from customized_grpo.protocols import Conditions
 
-PROMPT = "a red bird in the snow"
-STEPS = 4
-LORA = LoraConfig(rank=4, alpha=6)
-FILE = "pytorch_lora_weights.safetensors"
-
 
 def policy_of(folder: Path, **changes: Any) -> FluxKontextPolicy:
-    defaults: dict[str, Any] = {
-        "device": "cpu",
-        "height": 32,
-        "width": 24,
-        "reference_sizes": [(16, 24)],
-        "lora": LORA,
-    }
-    policy = build_policy(PolicyConfig(path=str(folder), **{**defaults, **changes}))
-    assert isinstance(policy, FluxKontextPolicy)
-    return policy
+    return proofs.built(FluxKontextPolicy, folder, **{"reference_sizes": [(16, 24)], **changes})
 
 
 def picture(height: int = 16, width: int = 24, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def noise(policy: FluxKontextPolicy, batch: int = 1, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, *policy.latent_shape, generator=generator)
-
-
-@torch.no_grad()
-def euler(policy: FluxKontextPolicy, latents: Tensor, conditions: Conditions) -> Tensor:
-    sigmas = policy.sigmas(STEPS)
-    for now, after in pairwise(sigmas):
-        velocity = policy.velocity(latents, now.expand(len(latents)), conditions)
-        latents = latents + (after - now) * velocity
-    return policy.decode(latents)
-
-
-def stock(folder: Path, **parts: Any) -> FluxKontextPipeline:
-    pipeline = FluxKontextPipeline.from_pretrained(folder, use_safetensors=True, **parts)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return proofs.random_picture(height, width, seed)
 
 
 def pipeline_picture(
@@ -92,15 +53,6 @@ def pipeline_picture(
     ).images
 
 
-def tune(policy: FluxKontextPolicy, scale: float = 0.1) -> None:
-    """Move all trainable parameters, as training would."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.trainable().values():
-            step = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(scale * step.to(parameter.dtype))
-
-
 # Rollouts
 
 
@@ -110,9 +62,7 @@ def test_euler_rollout_is_the_pipelines_picture(which: str, request: pytest.Fixt
     policy = policy_of(folder)
     drawn = euler(policy, noise(policy), policy.encode(PROMPT, [picture()]))
     expected = pipeline_picture(stock(folder), noise(policy), picture())
-    assert drawn.shape == (1, 3, 32, 24) and drawn.dtype == torch.float32
-    assert drawn.min() >= 0 and drawn.max() <= 1 and drawn.std() > 0.05
-    assert (drawn - expected).abs().max() < 1e-4
+    proofs.same_pictures(drawn, expected, spread=0.05)
 
 
 def test_dynamic_shifting_changes_the_noise_levels(folder: Path, dynamic_folder: Path) -> None:
@@ -136,14 +86,14 @@ def test_every_input_reaches_the_velocity(folder: Path) -> None:
         "guidance": policy_of(folder, guidance=4.0).velocity(x, half, policy.encode(PROMPT, [picture()])),
     }
     for name, other in others.items():
-        assert (other - base).abs().max() > 1e-4, name
+        assert apart(other, base) > 1e-4, name
 
 
 def test_without_references_it_is_the_pipeline_without_image(folder: Path) -> None:
     policy = policy_of(folder)
     drawn = euler(policy, noise(policy), policy.encode(PROMPT, []))
     expected = pipeline_picture(stock(folder), noise(policy), None)
-    assert (drawn - expected).abs().max() < 1e-4
+    assert apart(drawn, expected) < 1e-4
 
 
 def test_references_are_resized_as_the_pipeline_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +105,7 @@ def test_references_are_resized_as_the_pipeline_does(folder: Path, monkeypatch: 
     assert conditions.rows["reference_1"].shape[1:3] == (4, 2)
     drawn = euler(policy, noise(policy), conditions)
     expected = pipeline_picture(stock(folder), noise(policy), image, _auto_resize=True)
-    assert (drawn - expected).abs().max() < 1e-4
+    assert apart(drawn, expected) < 1e-4
 
 
 def test_kontexts_own_sizes_are_the_default_of_the_model() -> None:
@@ -192,9 +142,9 @@ def test_several_references_have_ids_and_tokens_of_their_own(folder: Path) -> No
             img_ids=torch.cat(ids),
             return_dict=False,
         )[0][:, : x.shape[1]]
-    assert (drawn - expected).abs().max() < 1e-4
+    assert apart(drawn, expected) < 1e-4
     swapped = policy.velocity(x, sigma, policy.encode(PROMPT, pictures[::-1]))
-    assert (drawn - swapped).abs().max() > 1e-4
+    assert apart(drawn, swapped) > 1e-4
     # As many tokens in another arrangement are no company for a batch.
     with pytest.raises(ValueError, match="different shapes"):
         Conditions.join([conditions, policy.encode(PROMPT, pictures[::-1])])
@@ -202,17 +152,9 @@ def test_several_references_have_ids_and_tokens_of_their_own(folder: Path) -> No
 
 def test_a_batch_equals_its_samples(folder: Path) -> None:
     policy = policy_of(folder)
-    tune(policy)
     pairs = [("a red bird", 0), ("a blue cat on the snow", 1), ("the dog", 2)]
     conditions = [policy.encode(prompt, [picture(seed=seed)]) for prompt, seed in pairs]
-    x, sigma = noise(policy, 3), torch.tensor([1.0, 0.6, 0.1])
-    with torch.no_grad():
-        batch = policy.velocity(x, sigma, Conditions.join(conditions))
-        for i, row in enumerate(conditions):
-            single = policy.velocity(x[i : i + 1], sigma[i : i + 1], row)
-            assert (batch[i] - single[0]).abs().max() < 1e-5
-        pictures = policy.decode(x)
-        assert (pictures[1] - policy.decode(x[1:2])[0]).abs().max() < 1e-5
+    proofs.batch_equals_samples(policy, conditions, torch.tensor([1.0, 0.6, 0.1]))
 
 
 def test_conditions_are_encoded_once_and_frozen(folder: Path) -> None:
@@ -223,8 +165,7 @@ def test_conditions_are_encoded_once_and_frozen(folder: Path) -> None:
             part.register_forward_hook(lambda *_, name=name: calls.append(name))
     conditions = policy.encode(PROMPT, [picture()])
     assert sorted(calls) == ["text_encoder", "text_encoder_2"]
-    assert len(conditions) == 1
-    assert not any(row.requires_grad for row in conditions.rows.values())
+    proofs.frozen_row(conditions)
     euler(policy, noise(policy), conditions)
     assert len(calls) == 2
 
@@ -241,11 +182,7 @@ def test_a_replay_with_gradients_has_the_bits_of_the_rollout(folder: Path) -> No
 
 def test_shapes_that_do_not_fit_are_refused(folder: Path) -> None:
     policy = policy_of(folder)
-    conditions = policy.encode(PROMPT, [picture()])
-    with pytest.raises(ValueError, match="do not fit"):
-        policy.velocity(noise(policy, 2), torch.ones(2), conditions)
-    with pytest.raises(ValueError, match="do not fit"):
-        policy.velocity(noise(policy)[:, 1:], torch.ones(1), conditions)
+    proofs.other_shapes_are_refused(policy, policy.encode(PROMPT, [picture()]))
 
 
 # What is trained
@@ -253,20 +190,11 @@ def test_shapes_that_do_not_fit_are_refused(folder: Path) -> None:
 
 def test_only_the_lora_is_trainable_and_gets_gradients(folder: Path) -> None:
     policy = policy_of(folder)
+    proofs.only_the_lora_is_trainable(policy)
     named = policy.trainable()
-    assert named and all(".lora_" in name and p.requires_grad for name, p in named.items())
-    trainable = {id(parameter) for parameter in named.values()}
-    parts = [p for p in policy._pipeline.components.values() if isinstance(p, torch.nn.Module)]
-    for part in parts:
-        for name, parameter in part.named_parameters():
-            assert parameter.requires_grad == (id(parameter) in trainable), name
     assert any(name.startswith("single_transformer_blocks.0.proj_out") for name in named)
     assert not any(name.startswith("proj_out") for name in named)
-    tune(policy)
-    velocity = policy.velocity(noise(policy), torch.tensor([0.5]), policy.encode(PROMPT, [picture()]))
-    velocity.square().mean().backward()
-    reached = [n for n, p in named.items() if p.grad is not None and p.grad.abs().sum() > 0]
-    assert len(reached) == len(named)
+    assert proofs.without_gradient(policy, policy.encode(PROMPT, [picture()])) == set()
 
 
 def test_the_lora_starts_the_same_everywhere_and_leaves_the_random_state(folder: Path) -> None:
@@ -284,47 +212,29 @@ def test_the_lora_starts_the_same_everywhere_and_leaves_the_random_state(folder:
 
 
 def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        policy = policy_of(folder, gradient_checkpointing=checkpointing)
-        tune(policy)
-        assert policy._transformer.is_gradient_checkpointing is checkpointing
-        conditions = policy.encode(PROMPT, [picture()])
-        policy.velocity(noise(policy), torch.tensor([0.5]), conditions).square().mean().backward()
-        gradients.append({n: p.grad for n, p in policy.trainable().items()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
+    proofs.checkpointing_changes_no_gradient(
+        lambda checkpointing: policy_of(folder, gradient_checkpointing=checkpointing),
+        lambda policy: policy.encode(PROMPT, [picture()]),
+    )
 
 
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@lora_and_full
 def test_reference_is_the_untuned_model(folder: Path, lora: LoraConfig | None) -> None:
     policy = policy_of(folder, lora=lora)
     conditions = policy.encode(PROMPT, [picture()])
-
-    def velocity() -> Tensor:
-        return policy.velocity(noise(policy), torch.tensor([0.5]), conditions)
-
-    untuned = velocity().detach()
-    tune(policy)
-    tuned = velocity()
-    assert (tuned - untuned).abs().max() > 1e-3
-    with policy.reference():
-        with policy.reference():
-            pass
-        assert torch.equal(velocity(), untuned)
-    assert torch.equal(velocity(), tuned)
+    tuned = proofs.reference_is_untuned(policy, conditions)
     assert all(p.requires_grad for p in policy.trainable().values())
     # A graph that was built before is none the worse for it.
     tuned.square().mean().backward()
     gradients = {n: p.grad.clone() for n, p in policy.trainable().items() if p.grad is not None}
     policy._transformer.zero_grad()
-    velocity().square().mean().backward()
+    proofs.half_way(policy, conditions).square().mean().backward()
     assert gradients
     for name, gradient in gradients.items():
         assert torch.equal(policy.trainable()[name].grad, gradient), name
     with pytest.raises(RuntimeError, match="inside"), policy.reference():
         raise RuntimeError("inside")
-    assert torch.equal(velocity(), tuned)
+    assert torch.equal(proofs.half_way(policy, conditions), tuned)
 
 
 def test_full_tuning_moves_the_whole_transformer(folder: Path) -> None:
@@ -367,56 +277,27 @@ def test_weights_stored_in_half_precision_are_loaded_in_full(folder: Path, tmp_p
 
 def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(folder: Path, tmp_path: Path) -> None:
     policy = policy_of(folder)
-    tune(policy)
-    policy.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    drawn = euler(policy, noise(policy), policy.encode(PROMPT, [picture()]))
-    pipeline = stock(folder)
-    untuned = pipeline_picture(pipeline, noise(policy), picture())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pipeline.load_lora_weights(tmp_path)
-    tuned = pipeline_picture(pipeline, noise(policy), picture())
-    assert (drawn - tuned).abs().max() < 1e-4
-    assert (drawn - untuned).abs().max() > 1e-2
+    conditions = policy.encode(PROMPT, [picture()])
+    proofs.saved_lora_is_the_stock_pipelines(
+        policy, conditions, folder, tmp_path, lambda pipeline: pipeline_picture(pipeline, noise(policy), picture())
+    )
 
 
 def test_saved_full_weights_draw_the_same_in_the_stock_pipeline(folder: Path, tmp_path: Path) -> None:
     policy = policy_of(folder, lora=None)
-    tune(policy, 0.02)
-    policy.save(tmp_path)
-    drawn = euler(policy, noise(policy), policy.encode(PROMPT, [picture()]))
-    transformer = FluxTransformer2DModel.from_pretrained(tmp_path / "transformer")
-    tuned = pipeline_picture(stock(folder, transformer=transformer), noise(policy), picture())
-    untuned = pipeline_picture(stock(folder), noise(policy), picture())
-    assert (drawn - tuned).abs().max() < 1e-4
-    assert (drawn - untuned).abs().max() > 1e-2
+
+    def draw(pipeline: Any) -> Tensor:
+        return pipeline_picture(pipeline, noise(policy), picture())
+
+    conditions = policy.encode(PROMPT, [picture()])
+    proofs.saved_weights_are_the_stock_pipelines(policy, conditions, folder, tmp_path, draw, change=1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@lora_and_full
 def test_loading_gives_back_every_bit(folder: Path, tmp_path: Path, lora: LoraConfig | None, dtype: str) -> None:
-    policy = policy_of(folder, lora=lora, dtype=dtype)
-    tune(policy)
-    policy.save(tmp_path)
-    other = policy_of(folder, lora=lora, dtype=dtype)
-    before = other.trainable()
-    other.load(tmp_path)
-    after = other.trainable()
-    assert after.keys() == policy.trainable().keys()
-    for name, parameter in policy.trainable().items():
-        assert torch.equal(after[name], parameter), name
-        assert after[name].dtype == parameter.dtype and after[name].requires_grad
-        assert after[name] is before[name]  # an optimiser may hold it
-
-
-def refused(action: Callable[[], object], *words: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    for word in words:
-        assert word in text
+    policy, other = (policy_of(folder, lora=lora, dtype=dtype) for _ in range(2))
+    proofs.loading_gives_back_every_bit(policy, other, tmp_path)
 
 
 def test_another_models_lora_is_refused_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -458,10 +339,7 @@ def test_what_is_no_kontext_pipeline_is_refused(folder: Path, tmp_path: Path) ->
     refused(lambda: policy_of(tmp_path / "nowhere"), "policy.path", "no such folder")
     refused(lambda: policy_of(Path("embedded/nothing")), "policy.path", "embedded/nothing")
     refused(lambda: policy_of(tmp_path), "policy.path", "FluxKontextPipeline")
-    other = tmp_path / "other"
-    shutil.copytree(folder, other)
-    index = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
+    other = proofs.renamed(folder, tmp_path / "other", "FluxPipeline")
     refused(lambda: policy_of(other), "is a FluxPipeline", "FluxKontextPipeline")
 
 
