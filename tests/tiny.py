@@ -9,6 +9,7 @@ from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxKontextPipeline,
+    FluxPipeline,
     FluxTransformer2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
@@ -126,4 +127,11 @@ def flux_kontext(
 def save_flux_kontext(folder: Path, **options: object) -> Path:
     """The folder, with such a pipeline in safetensors."""
     flux_kontext(**options).save_pretrained(folder, safe_serialization=True)  # type: ignore[arg-type]
+    return folder
+
+
+def save_flux(folder: Path, **options: object) -> Path:
+    """The folder, with a FluxPipeline of the same parts in safetensors."""
+    parts = flux_kontext(**options).components  # type: ignore[arg-type]
+    FluxPipeline(**parts).save_pretrained(folder, safe_serialization=True)
     return folder

@@ -33,7 +33,7 @@ class LoraConfig(_Section):
 class PolicyConfig(_Section):
     """The generator to tune."""
 
-    kind: Literal["flux-kontext", "flux2", "qwen-image-edit"] = "flux-kontext"
+    kind: Literal["flux-kontext", "uno", "flux2", "qwen-image-edit"] = "flux-kontext"
     path: str = Field("embedded/pipeline", description="hub id or folder of a diffusers pipeline")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -42,12 +42,24 @@ class PolicyConfig(_Section):
     width: int = Field(64, ge=16, multiple_of=8)
     reference_sizes: list[tuple[int, int]] | None = Field(
         [(64, 64)],
-        description="(height, width) to resize references to, the nearest in shape; null: Kontext's own list",
+        description="(height, width) to resize references to, the nearest in shape; null: the model's own rule",
     )
-    max_sequence_length: int = Field(24, ge=1, description="text tokens of the T5 encoder")
+    max_sequence_length: int = Field(24, ge=1, description="text tokens of the long text encoder")
     guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
     gradient_checkpointing: bool = False
+    adapter: str | None = Field(
+        None, description="LoRA that the model starts from, fused into its weights: a .safetensors file"
+    )
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapter_of_uno(cls, adapter: str | None, info: ValidationInfo) -> str | None:
+        """No other kind starts from an adapter."""
+        kind = info.data.get("kind", "uno")
+        if adapter is not None and kind != "uno":
+            raise ValueError(f"belongs to policy.kind=uno, not to {kind}; set that kind, or set this to null")
+        return adapter
 
 
 class DataConfig(_Section):

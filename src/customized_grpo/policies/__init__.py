@@ -8,12 +8,14 @@ from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.flux2 import Flux2Policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.policies.qwen_image_edit import QwenImageEditPolicy
+from customized_grpo.policies.uno import UnoPolicy
 from customized_grpo.protocols import Policy
 
 _KINDS: dict[str, Callable[[PolicyConfig], Policy]] = {
     "flux-kontext": FluxKontextPolicy,
     "flux2": Flux2Policy,
     "qwen-image-edit": QwenImageEditPolicy,
+    "uno": UnoPolicy,
 }
 
 
@@ -26,4 +28,4 @@ def build_policy(config: PolicyConfig) -> Policy:
     return _KINDS[config.kind](config)
 
 
-__all__ = ["Flux2Policy", "FluxKontextPolicy", "QwenImageEditPolicy", "build_policy"]
+__all__ = ["Flux2Policy", "FluxKontextPolicy", "QwenImageEditPolicy", "UnoPolicy", "build_policy"]

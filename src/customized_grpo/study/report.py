@@ -42,8 +42,11 @@ class Estimate:
     def of(values: Sequence[float]) -> Estimate:
         return Estimate(sum(values) / len(values), *bootstrap_interval(values))
 
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+    def told(self, form: str = "+.1f") -> str:
+        """The mean and, where there is more than one seed to take it from, the interval."""
+        if self.low == self.high:
+            return f"{self.mean:{form}}"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,17 @@ def verdict(
         better = [name for name in study.front if name in gains and dominates(gains[name], mine)]
         told += f"; dominated by {', '.join(better)}" if better else "; no static weights dominate it"
         larger = [n for n, s in summaries.items() if n != study.ours and s.hypervolume[plane].mean >= area.mean]
-        told += f"; hypervolume {area.mean:.0f} [{area.low:.0f}, {area.high:.0f}]"
+        told += f"; hypervolume {area.told('.0f')}"
         told += f", not above {', '.join(larger)}" if larger else ", the largest of all rows"
-        static = [summaries[name].hypervolume[plane] for name in study.front if name in summaries]
+        static = [summaries[name] for name in study.front if name in summaries]
         if static:
-            best = max(static, key=lambda estimate: estimate.mean)
-            apart = "apart from" if area.low > best.high else "not apart from"
-            told += f"; {apart} the best static weights' {best.mean:.0f} [{best.low:.0f}, {best.high:.0f}]"
+            best = max(static, key=lambda summary: summary.hypervolume[plane].mean)
+            reached = best.hypervolume[plane]
+            told += f"; the best static weights' is {reached.told('.0f')}"
+            if min(ours.seeds, best.seeds) > 1:
+                told += ", apart from it" if area.low > reached.high else ", not apart from it"
+            else:
+                told += "; one seed says nothing of how sure that is"
         lines.append(told)
     return lines
 
@@ -140,13 +147,13 @@ def verdict(
 def table(
     summaries: Mapping[str, RowSummary], planes: Mapping[str, tuple[str, str]], guards: Collection[str], title: str
 ) -> Table:
-    """Changes over the base with their intervals, in per cent but for guards, and hypervolumes."""
+    """Mean changes over the base, in per cent but for guards, and hypervolumes; table.md has the intervals."""
     shown = Table(title=title)
     scores = list(next(iter(summaries.values())).gains)
     for heading in _headings(scores, planes, guards):
-        shown.add_column(heading)
+        shown.add_column(heading, overflow="fold")
     for cells in _cells(summaries, scores, planes):
-        shown.add_row(*cells)
+        shown.add_row(*(cell.partition(" [")[0] for cell in cells))
     return shown
 
 
@@ -208,8 +215,8 @@ def _cells(summaries: Mapping[str, RowSummary], scores: Sequence[str], planes: M
         [
             name,
             str(summary.seeds),
-            *(str(summary.gains[score]) for score in scores),
-            *(f"{(a := summary.hypervolume[plane]).mean:.0f} [{a.low:.0f}, {a.high:.0f}]" for plane in planes),
+            *(summary.gains[score].told() for score in scores),
+            *(summary.hypervolume[plane].told(".0f") for plane in planes),
         ]
         for name, summary in summaries.items()
     ]
