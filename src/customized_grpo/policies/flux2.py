@@ -7,6 +7,7 @@ A deterministic Euler rollout of it is what the model's own pipeline, `Flux2Klei
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
@@ -21,7 +22,6 @@ from customized_grpo.policies.pipelines import (
     REFERENCE,
     Grid,
     PipelinePolicy,
-    check_batch,
     nearest_size,
 )
 from customized_grpo.protocols import Conditions
@@ -111,32 +111,6 @@ class Flux2Policy(PipelinePolicy):
             rows[REFERENCE.format(k)] = self._encode_reference(picture)
         return Conditions(rows)
 
-    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity float32 (B, tokens, channels) of latents of that shape at noise levels (B,).
-
-        Carries a gradient to `trainable()` where gradients are enabled, but not in `reference()`.
-
-        Raises:
-            ValueError: shapes disagree.
-        """
-        check_batch(latents, sigma, conditions, self.latent_shape)
-        rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
-        prompt = rows["prompt_embeds"]
-        tokens, grids = self._tokens(latents, rows)
-        guidance = None
-        if isinstance(self._pipeline, Flux2Pipeline):
-            guidance = torch.full((len(latents),), self._config.guidance, device=self._device)
-        output: Tensor = self._transformer(
-            hidden_states=tokens,
-            timestep=self._timestep(sigma),
-            guidance=guidance,
-            encoder_hidden_states=prompt,
-            txt_ids=self._pipeline._prepare_text_ids(prompt[:1]).to(self._device),
-            img_ids=self._image_ids(grids),
-            return_dict=False,
-        )[0]
-        return output[:, : latents.shape[1]].float()
-
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
@@ -150,6 +124,18 @@ class Flux2Policy(PipelinePolicy):
         output = vae.decode(self._pipeline._unpatchify_latents(patches * deviation + mean), return_dict=False)[0]
         pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
         return pictures.float()
+
+    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+        prompt = rows["prompt_embeds"]
+        guidance = None
+        if isinstance(self._pipeline, Flux2Pipeline):
+            guidance = torch.full((len(prompt),), self._config.guidance, device=self._device)
+        return {
+            "guidance": guidance,
+            "encoder_hidden_states": prompt,
+            "txt_ids": self._pipeline._prepare_text_ids(prompt[:1]).to(self._device),
+            "img_ids": self._image_ids(grids),
+        }
 
     def _shift(self, steps: int) -> float:
         shift: float = flux2.compute_empirical_mu(self.latent_shape[0], steps)

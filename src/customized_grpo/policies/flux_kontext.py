@@ -15,38 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.pipelines import (
-    PATCH,
-    REFERENCE,
-    Grid,
-    PipelinePolicy,
-    check_batch,
-    nearest_size,
-    sequence_shift,
-)
+from customized_grpo.policies.flux import FluxPolicy
+from customized_grpo.policies.pipelines import PATCH, REFERENCE, Grid, nearest_size
 from customized_grpo.protocols import Conditions
 
-#: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks.
-LORA_TARGETS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-    "proj_mlp",
-    "proj_out",
-)
-_LAST_PROJECTION = "proj_out"  # shares its name with layers of the single blocks, and is no target
 
-
-class FluxKontextPolicy(PipelinePolicy):
+class FluxKontextPolicy(FluxPolicy):
     """The transformer of a `FluxKontextPipeline` as a `protocols.Policy`.
 
     The k-th reference image, counted from 1, has k as the first coordinate of its position ids (the
@@ -66,8 +40,7 @@ class FluxKontextPolicy(PipelinePolicy):
     """
 
     def __init__(self, config: PolicyConfig) -> None:
-        super().__init__(config, FluxKontextPipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
-        self._ids: dict[tuple[Grid, ...], Tensor] = {}
+        super().__init__(config, FluxKontextPipeline)
 
     @torch.no_grad()
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
@@ -75,55 +48,10 @@ class FluxKontextPolicy(PipelinePolicy):
 
         Prompts longer than `config.max_sequence_length` tokens are cut; references may be none.
         """
-        embeds, pooled, _ = self._pipeline.encode_prompt(
-            prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
-        )
-        rows = {"prompt_embeds": embeds.to(self._dtype), "pooled": pooled.to(self._dtype)}
+        rows = self._encode_prompt(prompt)
         for k, picture in enumerate(references, 1):
             rows[REFERENCE.format(k)] = self._encode_reference(picture)
         return Conditions(rows)
-
-    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity float32 (B, tokens, channels) of latents of that shape at noise levels (B,).
-
-        Carries a gradient to `trainable()` where gradients are enabled, but not in `reference()`.
-
-        Raises:
-            ValueError: shapes disagree.
-        """
-        check_batch(latents, sigma, conditions, self.latent_shape)
-        rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
-        prompt = rows["prompt_embeds"]
-        tokens, grids = self._tokens(latents, rows)
-        guidance = None
-        if self._transformer.config.guidance_embeds:
-            guidance = torch.full((len(latents),), self._config.guidance, device=self._device)
-        output: Tensor = self._transformer(
-            hidden_states=tokens,
-            timestep=self._timestep(sigma),
-            guidance=guidance,
-            pooled_projections=rows["pooled"],
-            encoder_hidden_states=prompt,
-            txt_ids=prompt.new_zeros(prompt.shape[1], 3),
-            img_ids=self._image_ids(grids),
-            return_dict=False,
-        )[0]
-        return output[:, : latents.shape[1]].float()
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
-        factor = self._pipeline.vae_scale_factor
-        height, width = (side * factor * PATCH for side in self._grid)
-        vae = self._pipeline.vae
-        unpacked = self._pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
-        unpacked = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-        output = vae.decode(unpacked, return_dict=False)[0]
-        pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
-        return pictures.float()
-
-    def _shift(self, steps: int) -> float:
-        return sequence_shift(self._pipeline.scheduler, self.latent_shape[0])
 
     def _encode_reference(self, picture: Image.Image) -> Tensor:
         """Tokens of one reference on their grid, (1, rows, columns, channels)."""

@@ -29,9 +29,9 @@ Grid = tuple[int, int]
 class PipelinePolicy(ABC):
     """A diffusers pipeline whose transformer sees the picture and its references as one row of packed tokens.
 
-    A model of this kind adds `encode`, `velocity`, `decode` and the shift of its noise levels, and with them is a
-    `protocols.Policy`. Latents are the pipeline's packed tokens, float32 (B, tokens, channels), of pictures of
-    `config.height` x `config.width`, floored to multiples of a token's side as the pipelines do.
+    A model of this kind adds `encode`, `decode`, its transformer's further inputs and the shift of its noise levels,
+    and with them is a `protocols.Policy`. Latents are the pipeline's packed tokens, float32 (B, tokens, channels),
+    of pictures of `config.height` x `config.width`, floored to multiples of a token's side as the pipelines do.
 
     The weights may be stored in any precision; all are converted to `config.dtype`. LoRA parameters
     are float32 throughout. Attention runs on torch's own choice of kernel, with gradients and
@@ -95,6 +95,22 @@ class PipelinePolicy(ABC):
         shifted: Tensor = scheduler.sigmas.float().cpu().clone()
         return shifted
 
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """Velocity float32 (B, tokens, channels) of latents of that shape at noise levels (B,).
+
+        Carries a gradient to `trainable()` where gradients are enabled, but not in `reference()`.
+
+        Raises:
+            ValueError: shapes disagree.
+        """
+        check_batch(latents, sigma, conditions, self.latent_shape)
+        rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
+        tokens, grids = self._tokens(latents, rows)
+        output: Tensor = self._transformer(
+            hidden_states=tokens, timestep=self._timestep(sigma), return_dict=False, **self._inputs(rows, grids)
+        )[0]
+        return output[:, : latents.shape[1]].float()
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The LoRA's parameters, or all of the transformer's, by their names in the transformer."""
         return self._tuning.trainable()
@@ -118,6 +134,10 @@ class PipelinePolicy(ABC):
             ModelError: the file is missing, damaged, or of another model; nothing is changed then.
         """
         self._tuning.load(folder)
+
+    @abstractmethod
+    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+        """What the transformer takes besides tokens and timestep, of `Conditions.rows` and the grids of tokens."""
 
     @abstractmethod
     def _shift(self, steps: int) -> float:

@@ -7,6 +7,7 @@ and what it saves is what that pipeline loads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import QwenImageEditPlusPipeline
@@ -19,8 +20,8 @@ from customized_grpo.models import ModelError
 from customized_grpo.policies.pipelines import (
     PATCH,
     REFERENCE,
+    Grid,
     PipelinePolicy,
-    check_batch,
     nearest_size,
     sequence_shift,
 )
@@ -99,26 +100,6 @@ class QwenImageEditPolicy(PipelinePolicy):
             rows[REFERENCE.format(k)] = self._encode_reference(picture)
         return Conditions(rows)
 
-    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity float32 (B, tokens, channels) of latents of that shape at noise levels (B,).
-
-        Carries a gradient to `trainable()` where gradients are enabled, but not in `reference()`.
-
-        Raises:
-            ValueError: shapes disagree.
-        """
-        check_batch(latents, sigma, conditions, self.latent_shape)
-        rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
-        tokens, grids = self._tokens(latents, rows)
-        output: Tensor = self._transformer(
-            hidden_states=tokens,
-            timestep=self._timestep(sigma),
-            encoder_hidden_states=rows["prompt_embeds"],
-            img_shapes=[[(1, height, width) for height, width in grids]] * len(latents),
-            return_dict=False,
-        )[0]
-        return output[:, : latents.shape[1]].float()
-
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
@@ -134,6 +115,11 @@ class QwenImageEditPolicy(PipelinePolicy):
         output = vae.decode(unpacked / (1.0 / std) + mean, return_dict=False)[0][:, :, 0]
         pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
         return pictures.float()
+
+    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+        prompt = rows["prompt_embeds"]
+        shapes = [(1, height, width) for height, width in grids]
+        return {"encoder_hidden_states": prompt, "img_shapes": [shapes] * len(prompt)}
 
     def _shift(self, steps: int) -> float:
         return sequence_shift(self._pipeline.scheduler, self.latent_shape[0])

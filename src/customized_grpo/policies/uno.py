@@ -20,22 +20,12 @@ from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line
-from customized_grpo.policies.flux_kontext import LORA_TARGETS
-from customized_grpo.policies.pipelines import (
-    PATCH,
-    REFERENCE,
-    Grid,
-    PipelinePolicy,
-    check_batch,
-    nearest_size,
-    sequence_shift,
-)
+from customized_grpo.policies.flux import FluxPolicy
+from customized_grpo.policies.pipelines import PATCH, REFERENCE, Grid, nearest_size
 from customized_grpo.protocols import Conditions
 
 #: The longer side of a reference in pixels, in UNO's own inference: where it is the only one, and where not.
 ALONE, SEVERAL = 512, 320
-
-_LAST_PROJECTION = "proj_out"  # shares its name with layers of the single blocks, and is no target
 
 _KEY = re.compile(r"(double_blocks|single_blocks)\.(\d+)\.processor\.(\w+)\.(down|up)\.weight")
 # By UNO's names of blocks and of their parts: diffusers' blocks, and the layers whose outputs, one after the other,
@@ -57,7 +47,7 @@ _LAYERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 }
 
 
-class UnoPolicy(PipelinePolicy):
+class UnoPolicy(FluxPolicy):
     """The transformer of a `FluxPipeline`, with UNO's LoRA fused into it, as a `protocols.Policy`.
 
     `config.adapter` is UNO's dit_lora.safetensors, see `fuse_uno_lora`; null leaves the pipeline's own transformer,
@@ -88,10 +78,9 @@ class UnoPolicy(PipelinePolicy):
     def __init__(self, config: PolicyConfig) -> None:
         if config.adapter is not None:
             _file(config.adapter)  # before the large model is loaded
-        super().__init__(config, FluxPipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
+        super().__init__(config, FluxPipeline)
         if config.adapter is not None:
             fuse_uno_lora(self._transformer, config.adapter)
-        self._ids: dict[tuple[Grid, ...], Tensor] = {}
 
     @torch.no_grad()
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
@@ -102,55 +91,10 @@ class UnoPolicy(PipelinePolicy):
         Raises:
             ModelError: a reference would be less than one token on a side.
         """
-        embeds, pooled, _ = self._pipeline.encode_prompt(
-            prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
-        )
-        rows = {"prompt_embeds": embeds.to(self._dtype), "pooled": pooled.to(self._dtype)}
+        rows = self._encode_prompt(prompt)
         for k, picture in enumerate(references, 1):
             rows[REFERENCE.format(k)] = self._encode_reference(picture, ALONE if len(references) == 1 else SEVERAL)
         return Conditions(rows)
-
-    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity float32 (B, tokens, channels) of latents of that shape at noise levels (B,).
-
-        Carries a gradient to `trainable()` where gradients are enabled, but not in `reference()`.
-
-        Raises:
-            ValueError: shapes disagree.
-        """
-        check_batch(latents, sigma, conditions, self.latent_shape)
-        rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
-        prompt = rows["prompt_embeds"]
-        tokens, grids = self._tokens(latents, rows)
-        guidance = None
-        if self._transformer.config.guidance_embeds:
-            guidance = torch.full((len(latents),), self._config.guidance, device=self._device)
-        output: Tensor = self._transformer(
-            hidden_states=tokens,
-            timestep=self._timestep(sigma),
-            guidance=guidance,
-            pooled_projections=rows["pooled"],
-            encoder_hidden_states=prompt,
-            txt_ids=torch.zeros(prompt.shape[1], 3, device=self._device),
-            img_ids=self._image_ids(grids),
-            return_dict=False,
-        )[0]
-        return output[:, : latents.shape[1]].float()
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
-        factor = self._pipeline.vae_scale_factor
-        height, width = (side * factor * PATCH for side in self._grid)
-        vae = self._pipeline.vae
-        unpacked = self._pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
-        unpacked = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-        output = vae.decode(unpacked, return_dict=False)[0]
-        pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
-        return pictures.float()
-
-    def _shift(self, steps: int) -> float:
-        return sequence_shift(self._pipeline.scheduler, self.latent_shape[0])
 
     def _load_transformer(self) -> nn.Module:
         model = super()._load_transformer()

@@ -1,0 +1,83 @@
+"""What the policies of FLUX.1 share: its two text encoders, its transformer's inputs, its latents."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config import PolicyConfig
+from customized_grpo.policies.pipelines import PATCH, Grid, PipelinePolicy, sequence_shift
+
+#: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks.
+LORA_TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+    "proj_mlp",
+    "proj_out",
+)
+_LAST_PROJECTION = "proj_out"  # shares its name with layers of the single blocks, and is no target
+
+
+class FluxPolicy(PipelinePolicy):
+    """A pipeline of FLUX.1's transformer; a model of this kind adds `encode` and its position ids.
+
+    Args:
+        config: model, size, precision and what to tune.
+        pipeline: the pipeline's class.
+    """
+
+    def __init__(self, config: PolicyConfig, pipeline: Any) -> None:
+        super().__init__(config, pipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
+        self._ids: dict[tuple[Grid, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
+        factor = self._pipeline.vae_scale_factor
+        height, width = (side * factor * PATCH for side in self._grid)
+        vae = self._pipeline.vae
+        unpacked = self._pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
+        unpacked = unpacked / vae.config.scaling_factor + vae.config.shift_factor
+        output = vae.decode(unpacked, return_dict=False)[0]
+        pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
+        return pictures.float()
+
+    @abstractmethod
+    def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+        """Position ids (tokens, 3) of the image and its references, by their grids."""
+
+    def _encode_prompt(self, prompt: str) -> dict[str, Tensor]:
+        """prompt_embeds (1, T, D) and pooled (1, P), cut at `config.max_sequence_length` tokens."""
+        embeds, pooled, _ = self._pipeline.encode_prompt(
+            prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
+        )
+        return {"prompt_embeds": embeds.to(self._dtype), "pooled": pooled.to(self._dtype)}
+
+    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+        prompt = rows["prompt_embeds"]
+        guidance = None
+        if self._transformer.config.guidance_embeds:
+            guidance = torch.full((len(prompt),), self._config.guidance, device=self._device)
+        return {
+            "guidance": guidance,
+            "pooled_projections": rows["pooled"],
+            "encoder_hidden_states": prompt,
+            "txt_ids": prompt.new_zeros(prompt.shape[1], 3),
+            "img_ids": self._image_ids(grids),
+        }
+
+    def _shift(self, steps: int) -> float:
+        return sequence_shift(self._pipeline.scheduler, self.latent_shape[0])
