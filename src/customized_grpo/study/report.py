@@ -189,7 +189,7 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
             out / "gradients.png",
             {name: [(c.sigma, c.value, c.low, c.high) for c in curve] for name, curve in curves.items()},
         )
-    _grid(out / "grid.png", study, config, out)
+    _grid(out / "grid.png", study, config, out, rows)
     return told
 
 
@@ -275,10 +275,12 @@ def _quadrants(path: Path, rows: Mapping[str, list[Result]]) -> None:
     quadrant_bars(path, shares)
 
 
-def _grid(path: Path, study: StudyConfig, config: Config, out: Path) -> None:
+def _grid(path: Path, study: StudyConfig, config: Config, out: Path, rows_done: Mapping[str, list[Result]]) -> None:
     """Reference, base and the chosen rows' first seeds from the same noise; as far as their pictures are there."""
     columns: dict[str, Sequence[Path]] = {}
     for name in study.grid:
+        if not any(result.seed == 0 for result in rows_done.get(name, ())):
+            continue  # what an unfinished run has drawn is of some iteration before its last
         folder = out / slug(name) / "seed-0/evaluation"
         base = read_evaluation(folder / "base", config.evaluation)
         tuned = read_evaluation(folder / "tuned", config.evaluation)
