@@ -1,6 +1,6 @@
 """Pre-train the embedded FLUX.1-Kontext-shaped generator by flow matching on rendered pairs.
 
-    python recipes/embedded/train_policy.py --data build/world --vae build/vae --out build/policy --steps 6000
+    python recipes/embedded/train_policy.py --data build/pairs --vae build/vae --out build/policy --steps 9000
 
     python recipes/embedded/train_policy.py --data build/pairs --vae build/vae --out build/policy \
         --start src/customized_grpo/embedded/pipeline --steps 4000 --rate 1.5e-3

@@ -27,10 +27,9 @@ from rich.console import Console
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.configuration import load_config, save_config
 from customized_grpo.data import open_dataset
-from customized_grpo.evaluation import Evaluation, evaluate, read_evaluation
+from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, read_evaluation
 from customized_grpo.evaluation.evaluate import to_image
 from customized_grpo.figures.curves import training_curves
-from customized_grpo.figures.grids import image_grid
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
 from customized_grpo.method import step_weights
@@ -45,7 +44,6 @@ from customized_grpo.training.loop import Observer, train
 from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
 
 LORA, CONFIG = "lora", "config.yaml"
-_SHOWN = 6  # held-out pairs in the pictures of a run
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def show(
     console: Console,
 ) -> None:
     """The pictures and the table that end a run."""
-    _grid(run / "before-after.png", config, held_out, {"base": base, "tuned": tuned})
+    evaluation_grid(run / "before-after.png", held_out, config.evaluation.images, {"base": base, "tuned": tuned})
     guards = {reward_name(monitor) for monitor in config.evaluation.monitors if monitor.role == "guard"}
     if (run / "metrics.jsonl").exists():
         start = {"iteration": 0, **{f"evaluation/{name}/mean": mean for name, mean in base.means.items()}}
@@ -233,21 +231,8 @@ def _sample(
     base = read_evaluation(run / "evaluation" / "base", config.evaluation)
     columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
     (run / "samples").mkdir(exist_ok=True)
-    _grid(run / "samples" / f"iteration-{iteration:06d}.png", config, held_out, columns)
+    evaluation_grid(run / "samples" / f"iteration-{iteration:06d}.png", held_out, config.evaluation.images, columns)
     return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
-
-
-def _grid(path: Path, config: Config, pairs: PairDataset, columns: Mapping[str, Evaluation]) -> None:
-    """A few pairs, evenly spread: the reference, and what each evaluation drew of it."""
-    shown = [i * len(pairs) // _SHOWN for i in range(_SHOWN)] if len(pairs) > _SHOWN else range(len(pairs))
-    rows = [
-        [
-            pairs[i].references[0],
-            *[Image.open(drawn.pictures[i * config.evaluation.images]) for drawn in columns.values()],
-        ]
-        for i in shown
-    ]
-    image_grid(path, rows, [pairs[i].prompt for i in shown], ("reference", *columns))
 
 
 def _weights(config: Config) -> tuple[torch.Tensor, torch.Tensor]:

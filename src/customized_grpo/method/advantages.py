@@ -37,7 +37,9 @@ def group_advantages(rewards: Tensor, *, floor: float = 0.0, valid: Tensor | Non
     values, mask = _checked(rewards, floor, valid)
     centred, std = _centred_and_std(values, mask)
     scale = std.clamp(min=floor) + STD_EPSILON
-    return torch.where(_all_equal(values, mask) | ~mask, torch.zeros_like(centred), centred / scale)
+    # A std of zero for unequal rewards: their squares are below the least number of the type.
+    silent = _all_equal(values, mask) | (std == 0) | ~mask
+    return torch.where(silent, torch.zeros_like(centred), centred / scale)
 
 
 def degenerate_groups(rewards: Tensor, *, floor: float = 0.0, valid: Tensor | None = None) -> Tensor:

@@ -9,18 +9,11 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.pipelines import PATCH, Grid, PipelinePolicy, sequence_shift
+from customized_grpo.policies.pipelines import ATTENTION, PATCH, Grid, PipelinePolicy, sequence_shift
 
 #: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks.
 LORA_TARGETS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
+    *ATTENTION,
     "ff.net.0.proj",
     "ff.net.2",
     "ff_context.net.0.proj",
@@ -41,7 +34,6 @@ class FluxPolicy(PipelinePolicy):
 
     def __init__(self, config: PolicyConfig, pipeline: Any) -> None:
         super().__init__(config, pipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
-        self._ids: dict[tuple[Grid, ...], Tensor] = {}
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -56,7 +48,7 @@ class FluxPolicy(PipelinePolicy):
         return pictures.float()
 
     @abstractmethod
-    def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids (tokens, 3) of the image and its references, by their grids."""
 
     def _encode_prompt(self, prompt: str) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError
 from customized_grpo.policies.pipelines import (
+    ATTENTION,
     PATCH,
     REFERENCE,
     Grid,
@@ -28,14 +29,7 @@ from customized_grpo.protocols import Conditions
 
 #: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks.
 LORA_TARGETS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
+    *ATTENTION,
     "ff.linear_in",
     "ff.linear_out",
     "ff_context.linear_in",
@@ -84,7 +78,6 @@ class Flux2Policy(PipelinePolicy):
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__(config, Flux2KleinPipeline, Flux2Pipeline, lora_targets=LORA_TARGETS)
-        self._ids: dict[tuple[Grid, ...], Tensor] = {}
         self._prompts_fit = False
 
     @torch.no_grad()
@@ -170,12 +163,10 @@ class Flux2Policy(PipelinePolicy):
         packed: Tensor = self._pipeline._pack_latents(latents)
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
-    def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids (1, tokens, 4) of the image and its references, by their grids."""
-        if grids not in self._ids:
-            image, *references = [torch.empty(1, 1, rows, columns) for rows, columns in grids]
-            ids = [self._pipeline._prepare_latent_ids(image)]
-            if references:
-                ids.append(self._pipeline._prepare_image_ids(references))
-            self._ids[grids] = torch.cat(ids, dim=1).to(self._device)
-        return self._ids[grids]
+        image, *references = [torch.empty(1, 1, rows, columns) for rows, columns in grids]
+        ids = [self._pipeline._prepare_latent_ids(image)]
+        if references:
+            ids.append(self._pipeline._prepare_image_ids(references))
+        return torch.cat(ids, dim=1)

@@ -70,12 +70,10 @@ class FluxKontextPolicy(FluxPolicy):
         packed: Tensor = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
-    def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids (tokens, 3) of the image and its references, by their grids."""
-        if grids not in self._ids:
-            ids = []
-            for k, (rows, columns) in enumerate(grids):
-                ids.append(self._pipeline._prepare_latent_image_ids(1, rows, columns, self._device, self._dtype))
-                ids[-1][:, 0] = k
-            self._ids[grids] = torch.cat(ids)
-        return self._ids[grids]
+        ids = []
+        for k, (rows, columns) in enumerate(grids):
+            ids.append(self._pipeline._prepare_latent_image_ids(1, rows, columns, self._device, self._dtype))
+            ids[-1][:, 0] = k
+        return torch.cat(ids)

@@ -20,6 +20,8 @@ from customized_grpo.protocols import Conditions
 
 REFERENCE = "reference_{}"
 """Name in Conditions.rows of the k-th reference's tokens, from 1."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""The linear layers of joint attention, by diffusers' names: targets of a LoRA in every model here."""
 PATCH = 2
 """The pipelines' patches: 2x2 latents make one token."""
 
@@ -66,6 +68,7 @@ class PipelinePolicy(ABC):
             self._transformer.enable_gradient_checkpointing()
         self._device = device_of(config)
         self._pipeline.to(self._device)
+        self._ids: dict[tuple[Grid, ...], Tensor] = {}
         self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
 
     @property
@@ -138,6 +141,16 @@ class PipelinePolicy(ABC):
     @abstractmethod
     def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """What the transformer takes besides tokens and timestep, of `Conditions.rows` and the grids of tokens."""
+
+    def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+        """Position ids of the image and its references on the model's device, made once for the same grids."""
+        if grids not in self._ids:
+            self._ids[grids] = self._position_ids(grids).to(self._device)
+        return self._ids[grids]
+
+    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+        """The model's own, for `_image_ids`; only of a model whose transformer takes position ids."""
+        raise NotImplementedError
 
     @abstractmethod
     def _shift(self, steps: int) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError
 from customized_grpo.policies.pipelines import (
+    ATTENTION,
     PATCH,
     REFERENCE,
     Grid,
@@ -30,14 +31,7 @@ from customized_grpo.protocols import Conditions
 #: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks. (Those
 #: of the last block that only move its text tokens reach no picture, and stay as they are.)
 LORA_TARGETS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
+    *ATTENTION,
     "img_mlp.net.0.proj",
     "img_mlp.net.2",
     "txt_mlp.net.0.proj",

@@ -131,11 +131,8 @@ class UnoPolicy(FluxPolicy):
         resized = picture.resize((width, height), Image.Resampling.LANCZOS)
         return resized.crop((left, top, left + columns * multiple, top + rows * multiple))
 
-    def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
-        """`position_ids` of the picture and its references, on the model's device."""
-        if grids not in self._ids:
-            self._ids[grids] = position_ids(grids).to(self._device)
-        return self._ids[grids]
+    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+        return position_ids(grids)
 
 
 def position_ids(grids: Sequence[Grid]) -> Tensor:

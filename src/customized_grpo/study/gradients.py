@@ -19,10 +19,9 @@ from customized_grpo.method import SAMPLERS, SHAPINGS
 from customized_grpo.noise import generator
 from customized_grpo.protocols import PairDataset, Policy, Reward
 from customized_grpo.records import write_json
-from customized_grpo.rewards import score
 from customized_grpo.training.credit import assign_credit
 from customized_grpo.training.order import pairs_of_iteration
-from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels, score_groups
 from customized_grpo.training.update import Items, replay
 
 _RESAMPLES = 2000
@@ -89,10 +88,7 @@ def _gradients(
     conditions = [encoded[pair.key] for pair, _ in images]
     keys = [(pair.key, i) for pair, i in images]
     drawn = draw_images(policy, conditions, keys, rollout, sigmas, seed=config.seed, iteration=number)
-    pictures = torch.cat([policy.decode(batch.clean) for batch in drawn])
-    order = torch.cat([batch.images for batch in drawn]).argsort().to(pictures.device)
-    scores = score(rewards, pictures[order], [pair for pair, _ in images])
-    grouped = {name: values.view(len(pairs), rollout.group_size) for name, values in scores.items()}
+    grouped = score_groups(policy, drawn, rewards, pairs, rollout.group_size)
     credit, _ = assign_credit(grouped, config.rewards, config.method)
     identity, prompt = credit.advantages["identity"], credit.advantages["prompt"]
     bonus = SHAPINGS["sars"](identity, prompt, config.method.gamma)

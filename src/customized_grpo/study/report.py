@@ -6,14 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-from rich.table import Table
+from rich.table import Column, Table
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
-from customized_grpo.evaluation import read_evaluation
+from customized_grpo.evaluation import Evaluation, evaluation_grid, read_evaluation
 from customized_grpo.figures.comparison import gradient_cosines, learning_curves, quadrant_bars
-from customized_grpo.figures.grids import image_grid
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.records import write_bytes, write_json
 from customized_grpo.study.gradients import read_cosines
@@ -27,7 +25,6 @@ GRADIENTS = "gradients.json"
 NOISE_SHARES = (50.0, 25.0, 25.0)
 PAPER_SHARES = (50.2, 26.8, 23.0)
 _SAME_BASE = 0.05  # points of a score: other processors round otherwise
-_SHOWN = 6  # held-out pairs in the grid
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def guards_of(config: Config) -> list[str]:
 
 
 def summarise(
-    rows: Mapping[str, list[Result]], planes: Mapping[str, tuple[str, str]], guards: Collection[str] = ()
+    rows: Mapping[str, list[Result]], planes: Mapping[str, tuple[str, str]], guards: Collection[str]
 ) -> dict[str, RowSummary]:
     return {
         name: RowSummary(
@@ -144,29 +141,20 @@ def verdict(
     return lines
 
 
-def table(
-    summaries: Mapping[str, RowSummary], planes: Mapping[str, tuple[str, str]], guards: Collection[str], title: str
-) -> Table:
-    """Mean changes over the base, in per cent but for guards, and hypervolumes; table.md has the intervals."""
-    shown = Table(title=title)
-    scores = list(next(iter(summaries.values())).gains)
-    for heading in _headings(scores, planes, guards):
-        shown.add_column(heading, overflow="fold")
-    for cells in _cells(summaries, scores, planes):
-        shown.add_row(*(cell.partition(" [")[0] for cell in cells))
-    return shown
+def write_report(study: StudyConfig, config: Config, results: Sequence[Result], out: Path) -> tuple[Table, list[str]]:
+    """table.md, summary.json and the pictures in the study's folder.
 
-
-def write_report(study: StudyConfig, config: Config, results: Sequence[Result], out: Path) -> list[str]:
-    """table.md, summary.json and the pictures in the study's folder. Returns the verdict."""
+    Returns the table (mean changes over the base, in per cent but for guards, and hypervolumes; table.md has the
+    intervals) and the verdict.
+    """
     planes, guards = axes_of(config), guards_of(config)
     rows = by_row(study, results)
     summaries = summarise(rows, planes, guards)
     told = [*_uneven_bases(rows), *verdict(study, summaries, planes)]
     scores = list(next(iter(summaries.values())).gains)
-    headings = _headings(scores, planes, guards)
+    headings, rows_told = _headings(scores, planes, guards), _cells(summaries, scores, planes)
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in _cells(summaries, scores, planes)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows_told]
     write_bytes(out / "table.md", ("\n".join(lines) + "\n").encode())
     static = {plane: front_hypervolume(rows, study.front, axes) for plane, axes in planes.items()}
     write_json(
@@ -190,7 +178,10 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
             {name: [(c.sigma, c.value, c.low, c.high) for c in curve] for name, curve in curves.items()},
         )
     _grid(out / "grid.png", study, config, out, rows)
-    return told
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), title=study.title)
+    for cells in rows_told:
+        table.add_row(*(cell.partition(" [")[0] for cell in cells))
+    return table, told
 
 
 def _uneven_bases(rows: Mapping[str, list[Result]]) -> list[str]:
@@ -277,7 +268,7 @@ def _quadrants(path: Path, rows: Mapping[str, list[Result]]) -> None:
 
 def _grid(path: Path, study: StudyConfig, config: Config, out: Path, rows_done: Mapping[str, list[Result]]) -> None:
     """Reference, base and the chosen rows' first seeds from the same noise; as far as their pictures are there."""
-    columns: dict[str, Sequence[Path]] = {}
+    columns: dict[str, Evaluation] = {}
     for name in study.grid:
         if not any(result.seed == 0 for result in rows_done.get(name, ())):
             continue  # what an unfinished run has drawn is of some iteration before its last
@@ -285,12 +276,7 @@ def _grid(path: Path, study: StudyConfig, config: Config, out: Path, rows_done: 
         base = read_evaluation(folder / "base", config.evaluation)
         tuned = read_evaluation(folder / "tuned", config.evaluation)
         if base is not None and tuned is not None:
-            columns.setdefault("base", base.pictures)
-            columns[name] = tuned.pictures
-    if not columns:
-        return
-    pairs = open_dataset(config.evaluation.data)
-    shown = [i * len(pairs) // _SHOWN for i in range(_SHOWN)] if len(pairs) > _SHOWN else range(len(pairs))
-    each = config.evaluation.images
-    rows = [[pairs[i].references[0], *(Image.open(pictures[i * each]) for pictures in columns.values())] for i in shown]
-    image_grid(path, rows, [pairs[i].prompt for i in shown], ("reference", *columns))
+            columns.setdefault("base", base)
+            columns[name] = tuned
+    if columns:
+        evaluation_grid(path, open_dataset(config.evaluation.data), config.evaluation.images, columns)

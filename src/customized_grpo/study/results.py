@@ -15,7 +15,7 @@ from customized_grpo.study.plan import StudyRun
 
 RESULTS = "results.jsonl"
 Curve = list[tuple[int, float]]
-_CURVES = ("share/conflicted", "share/both_positive", "share/both_negative", "identity/mean", "prompt/mean", "kl")
+_LOGGED = ("share/conflicted", "share/both_positive", "share/both_negative", "identity/mean", "prompt/mean", "kl")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def collect(run: StudyRun, folder: Path) -> Result:
         for name, curve in curves.items():
             if f"evaluation/{name}/mean" in record:
                 curve.append((record["iteration"], record[f"evaluation/{name}/mean"]))
-    logged = {key: sum(r[key] for r in records) / len(records) for key in _CURVES if key in records[0]}
+    logged = {key: sum(r[key] for r in records) / len(records) for key in _LOGGED if key in records[0]}
     seconds = sum(record["seconds/total"] for record in records)
     return Result(
         run.row, run.seed, run.config.model_dump(mode="json"), base.means, tuned.means, curves, logged, seconds

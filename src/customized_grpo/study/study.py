@@ -14,7 +14,7 @@ from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
 from customized_grpo.study.gradients import gradient_cosines, save_cosines
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
-from customized_grpo.study.report import GRADIENTS, axes_of, by_row, guards_of, summarise, table, write_report
+from customized_grpo.study.report import GRADIENTS, write_report
 from customized_grpo.study.results import read_results
 from customized_grpo.study.runner import default_processes, run_all
 
@@ -37,9 +37,8 @@ def run_study(path: Path, out: Path, processes: int | None, console: Console, *,
         write_bytes(out / "study.yaml", path.read_bytes())
         results = run_all(runs, out, processes or default_processes(), console)
         _measure_gradients(study, ours, out, console)
-    told = write_report(study, ours.config, results, out)
-    planes, guards = axes_of(ours.config), guards_of(ours.config)
-    console.print(table(summarise(by_row(study, results), planes, guards), planes, guards, study.title))
+    table, told = write_report(study, ours.config, results, out)
+    console.print(table)
     for line in told:
         console.print(line, highlight=False)
     console.print(f"look at {out}/plane-rewards.png, curves.png, quadrants.png, gradients.png, grid.png, table.md")

@@ -17,11 +17,10 @@ from customized_grpo.config import Config, ConfigError, TrainConfig
 from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, truncate_records
-from customized_grpo.rewards import score
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
-from customized_grpo.training.rollout import draw_images, noise_levels
+from customized_grpo.training.rollout import draw_images, noise_levels, score_groups
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 
 _CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory
@@ -86,10 +85,7 @@ def train(
         clock.append(time.perf_counter())
 
         # 2. Their scores, (groups, G) of each reward.
-        pictures = torch.cat([policy.decode(batch.clean) for batch in drawn])
-        order = torch.cat([batch.images for batch in drawn]).argsort().to(pictures.device)
-        scores = score(rewards, pictures[order], [pair for pair, _ in images])
-        grouped = {name: values.view(len(pairs), rollout.group_size) for name, values in scores.items()}
+        grouped = score_groups(policy, drawn, rewards, pairs, rollout.group_size)
         clock.append(time.perf_counter())
 
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).

@@ -1,4 +1,4 @@
-"""Drawing images with the policy: stochastic groups that can be replayed, and deterministic pictures."""
+"""Drawing images with the policy: stochastic groups that can be replayed, their scores, and deterministic pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from customized_grpo.config import RolloutConfig
 from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas, x0_estimate
 from customized_grpo.noise import normal
-from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.protocols import Conditions, Pair, Policy, Reward
+from customized_grpo.rewards import score
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,16 @@ def sample_trajectories(
         latents = taken.next_sample
         densities.append(taken.log_density)
     return Trajectories(images, torch.stack(visited, 1), torch.stack(densities, 1), clean, conditions)
+
+
+def score_groups(
+    policy: Policy, drawn: Sequence[Trajectories], rewards: Sequence[Reward], pairs: Sequence[Pair], group_size: int
+) -> dict[str, Tensor]:
+    """Scores (groups, G) by the rewards' names, of the groups that `draw_images` drew for `pairs`."""
+    pictures = torch.cat([policy.decode(batch.clean) for batch in drawn])
+    order = torch.cat([batch.images for batch in drawn]).argsort().to(pictures.device)
+    scores = score(rewards, pictures[order], [pair for pair in pairs for _ in range(group_size)])
+    return {name: values.view(len(pairs), group_size) for name, values in scores.items()}
 
 
 @torch.no_grad()

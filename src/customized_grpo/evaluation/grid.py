@@ -1,0 +1,26 @@
+"""A picture of a few pairs: their references, and what each evaluation drew of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from customized_grpo.evaluation.evaluate import Evaluation
+from customized_grpo.figures.grids import image_grid
+from customized_grpo.protocols import PairDataset
+
+_SHOWN = 6  # pairs
+
+
+def evaluation_grid(path: Path, pairs: PairDataset, images: int, columns: Mapping[str, Evaluation]) -> None:
+    """A few pairs, evenly spread: the reference, and the first picture that each evaluation drew of it, PNG.
+
+    `images` is how many pictures of each pair the evaluations hold.
+    """
+    shown = [i * len(pairs) // _SHOWN for i in range(_SHOWN)] if len(pairs) > _SHOWN else range(len(pairs))
+    rows = [
+        [pairs[i].references[0], *(Image.open(drawn.pictures[i * images]) for drawn in columns.values())] for i in shown
+    ]
+    image_grid(path, rows, [pairs[i].prompt for i in shown], ("reference", *columns))
