@@ -126,6 +126,19 @@ class MethodConfig(_Section):
         return normalise
 
 
+class WindowConfig(_Section):
+    """Stochastic steps inside a moving window alone, deterministic ones outside it (MixGRPO, arXiv 2507.21802)."""
+
+    size: int = Field(4, ge=1, description="stochastic steps of an image")
+    order: Literal["progressive", "decaying", "random"] = "progressive"
+    stay: int = Field(25, ge=1, description="iterations at one position")
+    stride: int = Field(1, ge=1, description="steps from one position to the next")
+    start: int = Field(0, ge=0, description="first position")
+    roll_back: bool = Field(False, description="from the last position to the first again, instead of remaining")
+    decay: float = Field(0.1, ge=0, description="of decaying order: how fast stays shorten")
+    decay_from: int = Field(13, ge=0, description="of decaying order: the position from which stays shorten")
+
+
 class RolloutConfig(_Section):
     """How a group of images is drawn."""
 
@@ -137,6 +150,18 @@ class RolloutConfig(_Section):
     pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
     shared_noise: bool = Field(True, description="one initial noise for a whole group")
     batch_size: int = Field(48, ge=1, description="images of one forward pass")
+    window: WindowConfig | None = Field(None, description="null: all steps but the last are stochastic")
+
+    @field_validator("window")
+    @classmethod
+    def _window_fits(cls, window: WindowConfig | None, info: ValidationInfo) -> WindowConfig | None:
+        steps = info.data.get("steps")
+        if window is not None and steps is not None and window.start + window.size > steps - 1:
+            raise ValueError(
+                f"start {window.start} and size {window.size} pass the last stochastic step of rollout.steps={steps}; "
+                f"together at most {steps - 1}"
+            )
+        return window
 
 
 class TrainConfig(_Section):
@@ -144,7 +169,7 @@ class TrainConfig(_Section):
 
     iterations: int = Field(60, ge=1)
     updates: int = Field(2, ge=1, description="optimiser steps of one iteration")
-    trained_fraction: float = Field(1.0, gt=0, le=1, description="share of the steps, drawn per image")
+    trained_fraction: float = Field(1.0, gt=0, le=1, description="share of the stochastic steps, drawn per image")
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "linear"] = Field("linear", description="linear: the rate falls to 0 over the run")
     betas: tuple[float, float] = (0.9, 0.999)

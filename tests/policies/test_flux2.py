@@ -193,7 +193,7 @@ def test_on_policy_ratios_are_exactly_one(folder: Path, sampler: str, checkpoint
     conditions = Conditions.join([policy.encode(prompt, [picture(seed=seed)]) for prompt, seed in pairs])
     sigmas, step, everyone = policy.sigmas(STEPS), SAMPLERS[sampler], torch.arange(3)
     steps = noise(policy, 3 * (STEPS - 1), seed=1).unflatten(0, (3, STEPS - 1))
-    batch = sample_trajectories(policy, everyone, conditions, noise(policy, 3), steps, sigmas, step, 0.3)
+    batch = sample_trajectories(policy, everyone, conditions, noise(policy, 3), steps, sigmas, 0, step, 0.3)
     proofs.ratios_are_one(policy, batch, sampler, 0.3, sigmas)
 
 

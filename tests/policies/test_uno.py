@@ -192,7 +192,7 @@ def test_on_policy_ratios_are_exactly_one(folder: Path, adapter: Path, sampler: 
     sigmas = noise_levels(policy, config.steps, config.shift)
     conditions = [policy.encode(PROMPT, [picture(), picture(24, 16, 1)])] * 3
     keys = [(PROMPT, number) for number in range(3)]
-    for batch in draw_images(policy, conditions, keys, config, sigmas, seed=0, iteration=0):
+    for batch in draw_images(policy, conditions, keys, config, sigmas, range(STEPS - 1), seed=0, iteration=0):
         for t in range(config.steps - 1):
             rows = torch.arange(len(batch))
             items = Items.of(batch, rows, torch.full((len(batch),), t), torch.zeros(len(batch)), sigmas)

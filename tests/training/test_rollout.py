@@ -32,7 +32,8 @@ def drawn(policy: Policy, config: Config, rows: list[int]) -> Trajectories:
     conditions = [policy.encode(pair.prompt, pair.references) for pair, _ in images]
     keys = [(pair.key, number) for pair, number in images]
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
-    (batch,) = draw_images(policy, conditions, keys, config.rollout, sigmas, seed=0, iteration=0)
+    stochastic = range(config.rollout.steps - 1)
+    (batch,) = draw_images(policy, conditions, keys, config.rollout, sigmas, stochastic, seed=0, iteration=0)
     return batch
 
 

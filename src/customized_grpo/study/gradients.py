@@ -87,13 +87,13 @@ def _gradients(
     encoded = {pair.key: policy.encode(pair.prompt, pair.references) for pair in pairs}
     conditions = [encoded[pair.key] for pair, _ in images]
     keys = [(pair.key, i) for pair, i in images]
-    drawn = draw_images(policy, conditions, keys, rollout, sigmas, seed=config.seed, iteration=number)
+    steps = range(rollout.steps - 1)  # all of them, also where training moves a window over them
+    drawn = draw_images(policy, conditions, keys, rollout, sigmas, steps, seed=config.seed, iteration=number)
     grouped = score_groups(policy, drawn, rewards, pairs, rollout.group_size)
     credit, _ = assign_credit(grouped, config.rewards, config.method)
     identity, prompt = credit.advantages["identity"], credit.advantages["prompt"]
     bonus = SHAPINGS["sars"](identity, prompt, config.method.gamma)
     kinds = torch.stack([identity.flatten(), prompt.flatten(), bonus.flatten()])
-    steps = range(rollout.steps - 1)
     return torch.stack([_at_step(config, policy, drawn, kinds, sigmas, t) for t in steps], 1)
 
 

@@ -22,6 +22,7 @@ from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.rollout import draw_images, noise_levels, score_groups
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
+from customized_grpo.training.windows import stochastic_steps
 
 _CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory
 
@@ -77,11 +78,14 @@ def train(
         mine = range(accelerator.process_index, rollout.pairs, accelerator.num_processes)
         pairs = [dataset[indices[group]] for group in mine]
 
-        # 1. Every pair's group of images, by stochastic steps.
+        # 1. Every pair's group of images, by stochastic steps: all of them, or those of a moving window.
+        stochastic = stochastic_steps(rollout, config.seed, iteration)
         images = [(pair, number) for pair in pairs for number in range(rollout.group_size)]
         keys = [(pair.key, number) for pair, number in images]
         conditions = [encode(pair) for pair, _ in images]
-        drawn = draw_images(policy, conditions, keys, rollout, sigmas, seed=config.seed, iteration=iteration)
+        drawn = draw_images(
+            policy, conditions, keys, rollout, sigmas, stochastic, seed=config.seed, iteration=iteration
+        )
         clock.append(time.perf_counter())
 
         # 2. Their scores, (groups, G) of each reward.
@@ -90,7 +94,7 @@ def train(
 
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
         credit, record = assign_credit(grouped, config.rewards, config.method)
-        trained = draw_trained_steps(rollout.steps, tuning.trained_fraction, config.seed, iteration, keys)
+        trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, iteration, keys)
         weighed_at = steps_to_weigh_at(config.method.weighting, trained, config.seed, iteration, keys)
         advantages = credit.at(config.method, rollout.steps, weighed_at)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RolloutConfig
-from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas, x0_estimate
+from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
 from customized_grpo.noise import normal
 from customized_grpo.protocols import Conditions, Pair, Policy, Reward
 from customized_grpo.rewards import score
@@ -20,13 +20,14 @@ from customized_grpo.rewards import score
 class Trajectories:
     """What B images went through on their way: enough to take every stochastic step again.
 
-    `latents` (B, T, ...) float32 before each step t and `log_density` (B, T - 1) of the step taken
-    from there; the last step, to the clean image, is deterministic and carries no policy gradient.
-    `conditions` has B rows, `clean` (B, ...) is what `Policy.decode` takes, and `images` (B,) says which
-    images of the iteration these are.
+    These are the W steps from `first` on. `latents` (B, W + 1, ...) float32 before each of them and after the
+    last, `log_density` (B, W) of each. Steps outside them are deterministic and carry no policy gradient, as
+    is the last one, to the clean image. `conditions` has B rows, `clean` (B, ...) is what `Policy.decode`
+    takes, and `images` (B,) says which images of the iteration these are.
     """
 
     images: Tensor
+    first: int
     latents: Tensor
     log_density: Tensor
     clean: Tensor
@@ -61,26 +62,38 @@ def draw_images(
     keys: Sequence[tuple[str, int]],
     config: RolloutConfig,
     sigmas: Tensor,
+    stochastic: range,
     *,
     seed: int,
     iteration: int,
 ) -> list[Trajectories]:
     """Draw an iteration's images in batches of at most `config.batch_size`.
 
-    `conditions[i]` (one row) and `keys[i]` (its pair's key, its number in the group) belong to image i.
-    Each image has its own noise of every step; a group may share the noise that it starts from.
+    `conditions[i]` (one row) and `keys[i]` (its pair's key, its number in the group) belong to image i; the steps
+    `stochastic` are. Each image has its own noise of every step; a group may share the noise that it starts from,
+    and then takes the steps before the stochastic ones as one image.
     """
     drawn = []
     for images in batches(conditions, config.batch_size):
-        initial, steps = [], []
-        for pair, number in (keys[i] for i in images):
-            start: int | str = "group" if config.shared_noise else number
-            initial.append(image_noise(policy, 1, seed, "initial", iteration, pair, start))
-            steps.append(image_noise(policy, config.steps - 1, seed, "steps", iteration, pair, number))
+        starts: dict[tuple[int | str, ...], int] = {}  # each initial noise of the batch, and an image that has it
+        rows = []
+        for i in images:
+            pair, number = keys[i]
+            start = (pair, "group" if config.shared_noise else number)
+            starts.setdefault(start, i)
+            rows.append(list(starts).index(start))
+        initial = torch.cat([image_noise(policy, 1, seed, "initial", iteration, *start) for start in starts])
+        steps = [image_noise(policy, config.steps - 1, seed, "steps", iteration, *keys[i]) for i in images]
+        noise = torch.stack(steps)[:, stochastic.start : stochastic.stop]
+        alone = Conditions.join([conditions[i] for i in starts.values()])
+        before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         joined = Conditions.join([conditions[i] for i in images])
-        noise = torch.cat(initial), torch.stack(steps)
         step = SAMPLERS[config.sampler]
-        drawn.append(sample_trajectories(policy, torch.tensor(images), joined, *noise, sigmas, step, config.eta))
+        drawn.append(
+            sample_trajectories(
+                policy, torch.tensor(images), joined, before[rows], noise, sigmas, stochastic.start, step, config.eta
+            )
+        )
     return drawn
 
 
@@ -89,39 +102,45 @@ def sample_trajectories(
     policy: Policy,
     images: Tensor,
     conditions: Conditions,
-    initial: Tensor,
+    latents: Tensor,
     step_noise: Tensor,
     sigmas: Tensor,
+    first: int,
     step: StepFunction,
     eta: float,
 ) -> Trajectories:
-    """Draw B images by T - 1 stochastic steps and one last deterministic one.
+    """Draw B images by W stochastic steps from step `first` on, and deterministic ones to the clean image.
 
-    `initial` is (B, ...) noise, `step_noise` (B, T - 1, ...), `sigmas` (T + 1,) from 1 to 0; `images` (B,)
-    is passed on.
+    `latents` (B, ...) are those before step `first`, `step_noise` is (B, W, ...), `sigmas` (T + 1,) run from 1 to 0;
+    `images` (B,) is passed on.
     """
-    steps = len(sigmas) - 1
-    latents, visited, densities = initial.to(policy.device).float(), [], []
-    for t in range(steps):
-        visited.append(latents)
+    latents = latents.to(policy.device).float()
+    visited, densities = [latents], []
+    for t in range(first, first + step_noise.shape[1]):
         sigma = sigmas[t].expand(len(latents))
-        velocity = policy.velocity(latents, sigma, conditions)
-        if t == steps - 1:
-            clean = x0_estimate(latents, velocity, sigma)
-            break
-        noise = step_noise[:, t].to(policy.device)
         taken = step(
             latents,
-            velocity,
+            policy.velocity(latents, sigma, conditions),
             sigma,
             sigmas[t + 1].expand(len(latents)),
             eta=eta,
-            noise=noise,
+            noise=step_noise[:, t - first].to(policy.device),
             sigma_max=sigmas[1],
         )
         latents = taken.next_sample
+        visited.append(latents)
         densities.append(taken.log_density)
-    return Trajectories(images, torch.stack(visited, 1), torch.stack(densities, 1), clean, conditions)
+    clean = euler(policy, conditions, latents, sigmas[first + len(densities) :])
+    return Trajectories(images, first, torch.stack(visited, 1), torch.stack(densities, 1), clean, conditions)
+
+
+@torch.no_grad()
+def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tensor) -> Tensor:
+    """Latents (B, ...) at the last of `sigmas`, from those at the first, by deterministic steps."""
+    for sigma, sigma_next in itertools.pairwise(sigmas):
+        velocity = policy.velocity(latents, sigma.expand(len(latents)), conditions)
+        latents = latents + (sigma_next - sigma) * velocity
+    return latents
 
 
 def score_groups(
@@ -134,11 +153,6 @@ def score_groups(
     return {name: values.view(len(pairs), group_size) for name, values in scores.items()}
 
 
-@torch.no_grad()
 def sample_pictures(policy: Policy, conditions: Conditions, initial: Tensor, sigmas: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] by deterministic Euler steps from `initial` (B, ...)."""
-    latents = initial.to(policy.device).float()
-    for sigma, sigma_next in itertools.pairwise(sigmas):
-        velocity = policy.velocity(latents, sigma.expand(len(latents)), conditions)
-        latents = latents + (sigma_next - sigma) * velocity
-    return policy.decode(latents)
+    return policy.decode(euler(policy, conditions, initial.to(policy.device).float(), sigmas))

@@ -39,12 +39,13 @@ class Items:
     @staticmethod
     def of(batch: Trajectories, rows: Tensor, steps: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
         """The transitions `steps` (N,) of the images `rows` (N,) of a batch of trajectories."""
+        kept = steps - batch.first
         return Items(
-            batch.latents[rows, steps],
-            batch.latents[rows, steps + 1],
+            batch.latents[rows, kept],
+            batch.latents[rows, kept + 1],
             sigmas[steps],
             sigmas[steps + 1],
-            batch.log_density[rows, steps],
+            batch.log_density[rows, kept],
             advantages.to(batch.latents.device),
             batch.conditions.select(rows),
         )
@@ -77,18 +78,17 @@ class Items:
 
 
 def draw_trained_steps(
-    steps: int, fraction: float, seed: int, iteration: int, images: Sequence[tuple[str, int]]
+    stochastic: range, fraction: float, seed: int, iteration: int, images: Sequence[tuple[str, int]]
 ) -> Tensor:
     """For each image the denoising steps to train, without replacement, (images, S) in rising order.
 
-    Drawn among the stochastic steps 0 .. steps - 2 from (seed, iteration, image), whatever the batch.
+    Drawn among the `stochastic` steps from (seed, iteration, image), whatever the batch.
     """
-    stochastic = steps - 1
-    count = max(1, round(fraction * stochastic))
-    rows = [
-        torch.randperm(stochastic, generator=generator(seed, "trained steps", iteration, *image))[:count].sort().values
-        for image in images
-    ]
+    count = max(1, round(fraction * len(stochastic)))
+    rows = []
+    for image in images:
+        order = torch.randperm(len(stochastic), generator=generator(seed, "trained steps", iteration, *image))
+        rows.append(stochastic.start + order[:count].sort().values)
     return torch.stack(rows)
 
 
