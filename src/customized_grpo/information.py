@@ -1,4 +1,4 @@
-"""What `cgrpo info` tells: versions, the device, the embedded models, the defaults."""
+"""What `cgrpo info` tells, and a run notes: versions, the device; the embedded models, the defaults."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from customized_grpo.config import Config
 from customized_grpo.configuration import as_yaml
 from customized_grpo.models import embedded_models
 
+#: The file of a run that holds, a line for each start, what it ran with.
+SESSIONS = "sessions.jsonl"
+
 _LIBRARIES = (
     "customized-grpo",
     "torch",
@@ -24,15 +27,25 @@ _LIBRARIES = (
 )
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide what a run does."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+
+
+def hardware(device: torch.device | None = None) -> dict[str, str]:
+    """What a run computes on: the device (the one that is there, where none is given), the system, CPU threads."""
+    used = device or torch.accelerator.current_accelerator(check_available=True)
+    name = torch.cuda.get_device_name(used) if used is not None and used.type == "cuda" else str(used or "cpu")
+    return {"device": name, "CPU threads": str(torch.get_num_threads()), "system": platform.platform(terse=True)}
+
+
 def describe(console: Console) -> None:
     table = Table("installed", "version", title="Libraries")
-    table.add_row("python", platform.python_version())
-    for name in _LIBRARIES:
-        table.add_row(name, version(name))
+    for name, installed in versions().items():
+        table.add_row(name, installed)
     console.print(table)
-    device = torch.accelerator.current_accelerator(check_available=True)
-    name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else str(device or "cpu")
-    console.print(f"device: {name}, {torch.get_num_threads()} CPU threads")
+    computes = hardware()
+    console.print(f"device: {computes['device']}, {computes['CPU threads']} CPU threads")
     models = Table("embedded model", "size in MB")
     for folder, size in embedded_models().items():
         models.add_row(f"embedded/{folder}", f"{size / 1e6:.1f}")

@@ -3,7 +3,9 @@
 RUN/config.yaml        the resolved configuration
 RUN/metrics.jsonl      one record of each iteration; tensorboard/ holds the same
 RUN/checkpoints/       what a resumed run starts from
+RUN/sessions.jsonl     one line for each start or resumption: versions, hardware
 RUN/samples/           the same held-out pairs, drawn every few iterations
+RUN/groups/            the best and the worst group of every few iterations
 RUN/evaluation/        held-out pictures and scores: base, tuned
 RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
 RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
@@ -32,14 +34,17 @@ from customized_grpo.evaluation.evaluate import to_image
 from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
+from customized_grpo.information import SESSIONS, hardware, versions
 from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
-from customized_grpo.records import read_records
+from customized_grpo.records import append_record, read_records
 from customized_grpo.rewards import build_reward
+from customized_grpo.snapshots import keep_groups, keep_samples
 from customized_grpo.terminal import TrainingDisplay, score_table
 from customized_grpo.training.checkpoint import checkpointed_iterations
 from customized_grpo.training.credit import reward_name
+from customized_grpo.training.groups import Groups
 from customized_grpo.training.loop import Observer, train
 from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
 
@@ -108,9 +113,13 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         shuffled = config.method.weighting == "tdw-shuffled"
         title = "read at shuffled positions, not at the step" if shuffled else None
         schedule(run / "weights.png", *_weights(config), sigmas=sigmas[:-1], title=title)
-    base = _evaluation(config, run, "base", policy, held_out, judges, console) if main else None
-    accelerator.wait_for_everyone()
     done = checkpointed_iterations(run)
+    base = None
+    if main:
+        append_record(run / SESSIONS, _session(accelerator, policy, done))
+        base = _evaluation(config, run, "base", policy, held_out, judges, console)
+        keep_samples(run, 0, held_out, config.evaluation.images, base)
+    accelerator.wait_for_everyone()
     with TrainingDisplay(config.train.iterations, done=done, console=console) if main else nullcontext() as display:
 
         def on_iteration(record: Mapping[str, float]) -> None:
@@ -121,6 +130,9 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         def on_sample(iteration: int) -> dict[str, float]:
             return _sample(config, run, iteration, policy, held_out, judges)
 
+        def on_groups(iteration: int, groups: Groups) -> None:
+            keep_groups(run, iteration, groups)
+
         train(
             config,
             run,
@@ -128,7 +140,7 @@ def train_run(config: Config, run: Path, console: Console) -> None:
             dataset,
             judges.rewards,
             accelerator,
-            Observer(on_iteration, on_sample),
+            Observer(on_iteration, on_sample, on_groups),
         )
     accelerator.end_training()
     if main:
@@ -230,9 +242,18 @@ def _sample(
     now = _draw(config, run / "evaluation" / "tuned", policy, held_out, judges)
     base = read_evaluation(run / "evaluation" / "base", config.evaluation)
     columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
-    (run / "samples").mkdir(exist_ok=True)
+    keep_samples(run, iteration, held_out, config.evaluation.images, now)
     evaluation_grid(run / "samples" / f"iteration-{iteration:06d}.png", held_out, config.evaluation.images, columns)
     return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
+
+
+def _session(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, object]:
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "iterations done": done,
+        "versions": versions(),
+        "hardware": {**hardware(policy.device), "processes": str(accelerator.num_processes)},
+    }
 
 
 def _weights(config: Config) -> tuple[torch.Tensor, torch.Tensor]:

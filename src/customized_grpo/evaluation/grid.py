@@ -14,12 +14,17 @@ from customized_grpo.protocols import PairDataset
 _SHOWN = 6  # pairs
 
 
+def shown_pairs(count: int) -> list[int]:
+    """Which of `count` pairs are looked at: all of a few, else some of them, evenly spread."""
+    return [i * count // _SHOWN for i in range(_SHOWN)] if count > _SHOWN else list(range(count))
+
+
 def evaluation_grid(path: Path, pairs: PairDataset, images: int, columns: Mapping[str, Evaluation]) -> None:
     """A few pairs, evenly spread: the reference, and the first picture that each evaluation drew of it, PNG.
 
     `images` is how many pictures of each pair the evaluations hold.
     """
-    shown = [i * len(pairs) // _SHOWN for i in range(_SHOWN)] if len(pairs) > _SHOWN else range(len(pairs))
+    shown = shown_pairs(len(pairs))
     rows = [
         [pairs[i].references[0], *(Image.open(drawn.pictures[i * images]) for drawn in columns.values())] for i in shown
     ]

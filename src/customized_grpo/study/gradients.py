@@ -21,7 +21,7 @@ from customized_grpo.protocols import PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.training.credit import assign_credit
 from customized_grpo.training.order import pairs_of_iteration
-from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels, score_groups
+from customized_grpo.training.rollout import Trajectories, decode_images, draw_images, noise_levels, score_groups
 from customized_grpo.training.update import Items, replay
 
 _RESAMPLES = 2000
@@ -89,7 +89,7 @@ def _gradients(
     keys = [(pair.key, i) for pair, i in images]
     steps = range(rollout.steps - 1)  # all of them, also where training moves a window over them
     drawn = draw_images(policy, conditions, keys, rollout, sigmas, steps, seed=config.seed, iteration=number)
-    grouped = score_groups(policy, drawn, rewards, pairs, rollout.group_size)
+    grouped = score_groups(decode_images(policy, drawn), rewards, pairs, rollout.group_size)
     credit, _ = assign_credit(grouped, config.rewards, config.method)
     identity, prompt = credit.advantages["identity"], credit.advantages["prompt"]
     bonus = SHAPINGS["sars"](identity, prompt, config.method.gamma)

@@ -19,8 +19,9 @@ from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Rew
 from customized_grpo.records import append_record, truncate_records
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
+from customized_grpo.training.groups import Groups, group_diversity
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
-from customized_grpo.training.rollout import draw_images, noise_levels, score_groups
+from customized_grpo.training.rollout import decode_images, draw_images, noise_levels, score_groups
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 from customized_grpo.training.windows import stochastic_steps
 
@@ -29,14 +30,16 @@ _CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory
 
 @dataclass(frozen=True)
 class Observer:
-    """What a caller wants to hear of a running training; both are called on the main process alone.
+    """What a caller wants to hear of a running training; all are called on the main process alone.
 
-    `on_iteration(record)` follows every iteration, `on_sample(iterations_done)` every `sample_every`-th; what
-    the latter returns joins the record.
+    `on_iteration(record)` follows every iteration, `on_sample(iterations_done)` every `sample_every`-th and the
+    last; what the latter returns joins the record. Before it, `on_groups(iterations_done, groups)` gets the groups
+    of the main process.
     """
 
     on_iteration: Callable[[Mapping[str, float]], None]
     on_sample: Callable[[int], Mapping[str, float]]
+    on_groups: Callable[[int, Groups], None] = lambda iteration, groups: None
 
 
 def train(
@@ -89,11 +92,15 @@ def train(
         clock.append(time.perf_counter())
 
         # 2. Their scores, (groups, G) of each reward.
-        grouped = score_groups(policy, drawn, rewards, pairs, rollout.group_size)
+        pictures = decode_images(policy, drawn)
+        grouped = score_groups(pictures, rewards, pairs, rollout.group_size)
+        diversity = group_diversity(pictures, rollout.group_size)
+        pictures = pictures.cpu()
         clock.append(time.perf_counter())
 
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
         credit, record = assign_credit(grouped, config.rewards, config.method)
+        record["diversity"] = diversity
         trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, iteration, keys)
         weighed_at = steps_to_weigh_at(config.method.weighting, trained, config.seed, iteration, keys)
         advantages = credit.at(config.method, rollout.steps, weighed_at)
@@ -122,6 +129,11 @@ def train(
         last = done == tuning.iterations
         if accelerator.is_main_process:
             if done % tuning.sample_every == 0 or last:
+                shape = (len(pairs), rollout.group_size)
+                learned = advantages.mean(1).view(shape)
+                observer.on_groups(
+                    done, Groups(pairs, pictures.view(*shape, *pictures.shape[1:]), grouped, credit, learned)
+                )
                 record |= observer.on_sample(done)
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)

@@ -143,13 +143,17 @@ def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tenso
     return latents
 
 
-def score_groups(
-    policy: Policy, drawn: Sequence[Trajectories], rewards: Sequence[Reward], pairs: Sequence[Pair], group_size: int
-) -> dict[str, Tensor]:
-    """Scores (groups, G) by the rewards' names, of the groups that `draw_images` drew for `pairs`."""
+def decode_images(policy: Policy, drawn: Sequence[Trajectories]) -> Tensor:
+    """Pictures (images, 3, H, W) in [0, 1] of what `draw_images` drew, in the order of the images."""
     pictures = torch.cat([policy.decode(batch.clean) for batch in drawn])
-    order = torch.cat([batch.images for batch in drawn]).argsort().to(pictures.device)
-    scores = score(rewards, pictures[order], [pair for pair in pairs for _ in range(group_size)])
+    return pictures[torch.cat([batch.images for batch in drawn]).argsort().to(pictures.device)]
+
+
+def score_groups(
+    pictures: Tensor, rewards: Sequence[Reward], pairs: Sequence[Pair], group_size: int
+) -> dict[str, Tensor]:
+    """Scores (groups, G) by the rewards' names, of the pictures (groups * G, 3, H, W) drawn for `pairs`."""
+    scores = score(rewards, pictures, [pair for pair in pairs for _ in range(group_size)])
     return {name: values.view(len(pairs), group_size) for name, values in scores.items()}
 
 
