@@ -150,6 +150,9 @@ class RolloutConfig(_Section):
     pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
     shared_noise: bool = Field(True, description="one initial noise for a whole group")
     batch_size: int = Field(48, ge=1, description="images of one forward pass")
+    overlap: bool | None = Field(
+        None, description="score a batch while the next is drawn; null: where the policy is on an accelerator"
+    )
     window: WindowConfig | None = Field(None, description="null: all steps but the last are stochastic")
 
     @field_validator("window")
@@ -178,6 +181,9 @@ class TrainConfig(_Section):
     clip_range: float = Field(1e-4, gt=0)
     kl_weight: float = Field(0.0, ge=0)
     batch_size: int = Field(48, ge=1, description="(image, step) pairs of one forward and backward pass")
+    max_missing: float = Field(
+        0.1, ge=0, le=1, description="share of an iteration's images that may lack a score; above it the run stops"
+    )
     checkpoint_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     sample_every: int = Field(15, ge=1, description="iterations between grids of sample images")

@@ -181,9 +181,8 @@ def test_on_policy_ratios_are_exactly_one(either: Path, sampler: Any) -> None:
     prompts = ["a red bird", "a blue cat on the snow"]
     conditions = [policy.encode(prompt, TWO) for prompt in prompts for _ in range(3)]
     keys = [(prompt, number) for prompt in prompts for number in range(3)]
-    drawn: list[Trajectories] = draw_images(
-        policy, conditions, keys, config, sigmas, range(STEPS - 1), seed=0, iteration=0
-    )
+    batches = draw_images(policy, conditions, keys, config, sigmas, range(STEPS - 1), seed=0, iteration=0)
+    drawn: list[Trajectories] = list(batches)
     assert [batch.images.tolist() for batch in drawn] == [[0, 1, 2], [3, 4, 5]]
     for batch in drawn:
         proofs.ratios_are_one(policy, batch, sampler, config.eta, sigmas)

@@ -54,12 +54,16 @@ def test_nothing_to_score() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_score_that_is_not_finite_names_its_pair(value: float, pairs: list[Pair]) -> None:
+def test_a_score_that_is_not_finite_is_missing_and_names_its_pair(
+    value: float, pairs: list[Pair], caplog: pytest.LogCaptureFixture
+) -> None:
     def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         return torch.tensor([value if pair.key == "b" else 1.0 for pair in pairs])
 
-    with pytest.raises(RewardError, match=f"^reward 'judge' returned {value} on pair 'b';"):
-        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)
+    scores = score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)["judge"]
+    assert scores.isnan().tolist() == [pair.key == "b" for pair in pairs]
+    assert bool((scores[~scores.isnan()] == 1).all())
+    assert caplog.messages == [f"reward 'judge' returned {value} on pair 'b'; 2 pictures count as not scored"]
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ def drawn(
     keys = [(pair.key, i % 3) for i, pair in enumerate(pairs)]
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
     cut = config.rollout.model_copy(update={"batch_size": batch_size})
-    return draw_images(policy, conditions, keys, cut, sigmas, window, seed=0, iteration=0), conditions, sigmas
+    batches = draw_images(policy, conditions, keys, cut, sigmas, window, seed=0, iteration=0)
+    return list(batches), conditions, sigmas
 
 
 @pytest.mark.parametrize("sampler", ["dance", "flow", "cps"])

@@ -6,6 +6,7 @@ The noise of a picture belongs to (seed, pair, image): two policies evaluated al
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,18 @@ from customized_grpo.training.rollout import batches, image_noise, sample_pictur
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`scores[name][i]` and `pictures[i]` belong to image `i % images` of pair `i // images`."""
+    """`scores[name][i]` and `pictures[i]` belong to image `i % images` of pair `i // images`.
+
+    A missing score is NaN.
+    """
 
     scores: dict[str, list[float]]
     pictures: list[Path]
 
     def mean(self, name: str) -> float:
-        values = self.scores[name]
-        return sum(values) / len(values)
+        """Over the pictures that have this score; NaN where none has."""
+        values = [value for value in self.scores[name] if math.isfinite(value)]
+        return sum(values) / len(values) if values else math.nan
 
     @property
     def means(self) -> dict[str, float]:
@@ -84,7 +89,8 @@ def read_evaluation(folder: Path, config: EvaluationConfig) -> Evaluation | None
         kept = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         if kept["settings"] != _settings(config):
             return None
-        return Evaluation(kept["scores"], [folder / name for name in kept["pictures"]])
+        scores = {name: [math.nan if v is None else v for v in values] for name, values in kept["scores"].items()}
+        return Evaluation(scores, [folder / name for name in kept["pictures"]])
     except (OSError, ValueError, KeyError):
         return None
 

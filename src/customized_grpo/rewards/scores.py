@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.errors import RewardError, told
+
+_LOG = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -20,9 +23,9 @@ def score(
     """Scores of every judge by its name, float32 (B,), on the CPU.
 
     Judges get at most `batch_size` pictures at a time. `images` is (B, 3, H, W) in [0, 1] and
-    pairs[i] what images[i] should show. Raises RewardError, naming the judge and the pair, where a
-    judge fails or returns another number of scores or one that is not finite; ValueError where the
-    arguments do not fit together.
+    pairs[i] what images[i] should show. A score that is not finite is missing: NaN, and a warning that
+    names the judge and the pair. Raises RewardError, naming them too, where a judge fails or returns
+    another number of scores; ValueError where the arguments do not fit together.
     """
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(pairs):
         raise ValueError(f"scores need images (B, 3, H, W) and B pairs, not {tuple(images.shape)} and {len(pairs)}")
@@ -52,14 +55,14 @@ def _checked(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
             f"here a tensor of shape ({len(images)},)"
         )
     scores = scores.detach().to("cpu", torch.float32)
-    if not scores.isfinite().all():
-        bad = int((~scores.isfinite()).nonzero()[0])
-        raise RewardError(
-            f"reward {reward.name!r} returned {float(scores[bad])} on "
-            f"{_keys(pairs[bad : bad + 1])}; "
-            "scores must be finite, so return a number for every picture"
-        )
-    return scores
+    missing = ~scores.isfinite()
+    if bool(missing.any()):
+        rows = missing.nonzero().flatten().tolist()
+        _LOG.warning(
+            "reward %r returned %s on %s; %s", reward.name, float(scores[rows[0]]), _keys([pairs[i] for i in rows]),
+            "the picture counts as not scored" if len(rows) == 1 else f"{len(rows)} pictures count as not scored",
+        )  # fmt: skip
+    return scores.masked_fill(missing, torch.nan)
 
 
 def _keys(pairs: Sequence[Pair]) -> str:

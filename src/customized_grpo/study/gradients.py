@@ -21,7 +21,8 @@ from customized_grpo.protocols import PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.training.credit import assign_credit
 from customized_grpo.training.order import pairs_of_iteration
-from customized_grpo.training.rollout import Trajectories, decode_images, draw_images, noise_levels, score_groups
+from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.training.scoring import score_drawn
 from customized_grpo.training.update import Items, replay
 
 _RESAMPLES = 2000
@@ -88,13 +89,15 @@ def _gradients(
     conditions = [encoded[pair.key] for pair, _ in images]
     keys = [(pair.key, i) for pair, i in images]
     steps = range(rollout.steps - 1)  # all of them, also where training moves a window over them
-    drawn = draw_images(policy, conditions, keys, rollout, sigmas, steps, seed=config.seed, iteration=number)
-    grouped = score_groups(decode_images(policy, drawn), rewards, pairs, rollout.group_size)
-    credit, _ = assign_credit(grouped, config.rewards, config.method)
+    batches = draw_images(policy, conditions, keys, rollout, sigmas, steps, seed=config.seed, iteration=number)
+    scored = score_drawn(policy, batches, rewards, pairs, rollout.group_size)
+    if scored.failure is not None:
+        raise scored.failure
+    credit, _ = assign_credit(scored.scores, config.rewards, config.method)
     identity, prompt = credit.advantages["identity"], credit.advantages["prompt"]
     bonus = SHAPINGS["sars"](identity, prompt, config.method.gamma)
     kinds = torch.stack([identity.flatten(), prompt.flatten(), bonus.flatten()])
-    return torch.stack([_at_step(config, policy, drawn, kinds, sigmas, t) for t in steps], 1)
+    return torch.stack([_at_step(config, policy, scored.drawn, kinds, sigmas, t) for t in steps], 1)
 
 
 def _at_step(

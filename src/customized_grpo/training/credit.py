@@ -26,11 +26,14 @@ from customized_grpo.protocols import ROLES, Role
 class Credit:
     """Both roles' advantages and the shaping term of the images of an iteration, each (groups, G).
 
-    `of_sum` (groups, G), where there is one, stands in for all of these: it is the advantage of the rewards' sum.
+    `valid` says which images have all their scores; the others have dropped out of their groups, and all here
+    is zero for them. `of_sum` (groups, G), where there is one, stands in for the roles' advantages and the
+    bonus: it is the advantage of the rewards' sum.
     """
 
     advantages: dict[Role, Tensor]
     bonus: Tensor
+    valid: Tensor
     of_sum: Tensor | None = None
 
     def at(self, method: MethodConfig, total_steps: int, weighed_at: Tensor) -> Tensor:
@@ -81,29 +84,46 @@ def reward_name(reward: RewardConfig) -> str:
 def assign_credit(
     scores: Mapping[str, Tensor], rewards: Sequence[RewardConfig], method: MethodConfig
 ) -> tuple[Credit, dict[str, float]]:
-    """Advantages of scores (name -> (groups, G)), and what the log says of them.
+    """Advantages of scores (name -> (groups, G), NaN where missing), and what the log says of them.
 
+    An image that lacks the score of a reward of weight drops out: its group's advantages are those of the others.
     The log always tells of the roles' own advantages, also where `method.normalise` is "sum" and the policy learns
     from the sum's alone. That one is divided by the sum's own standard deviation: no role's `std_floor` applies.
     """
     advantages: dict[Role, Tensor] = {}
     totals: dict[Role, Tensor] = {}
-    record: dict[str, float] = {}
+    counted = torch.stack([scores[reward_name(r)] for r in rewards if r.weight > 0])
+    valid = counted.isfinite().all(0)
+    record = {"share/missing": float((~valid).float().mean())}
     for role in ROLES:
         mine = {reward_name(r): r.weight for r in rewards if r.role == role and r.weight > 0}
-        role_scores = {name: scores[name] for name in mine}
+        role_scores = {name: scores[name].where(valid, 0) for name in mine}
         floor = method.std_floor.get(role, 0.0)
-        advantages[role] = role_advantages(role_scores, mine, floor=floor, combine=method.combine)
+        advantages[role] = role_advantages(role_scores, mine, floor=floor, combine=method.combine, valid=valid)
         total = totals[role] = torch.stack([mine[name] * role_scores[name] for name in mine]).sum(0)
-        record[f"{role}/mean"] = float(total.mean())
-        record[f"{role}/std"] = float(total.std(-1).mean()) if total.shape[-1] > 1 else 0.0
-        record[f"share/no_signal_{role}"] = float(degenerate_groups(total, floor=floor).float().mean())
+        record[f"{role}/mean"] = _mean(total, valid)
+        record[f"{role}/std"] = float(_spread(total, valid).mean())
+        record[f"share/no_signal_{role}"] = float(degenerate_groups(total, floor=floor, valid=valid).float().mean())
     for name, values in scores.items():
-        record[f"reward/{name}/mean"] = float(values.mean())
-    shares = quadrant_shares(advantages["identity"], advantages["prompt"])
+        record[f"reward/{name}/mean"] = _mean(values, values.isfinite())
+    shares = quadrant_shares(advantages["identity"][valid], advantages["prompt"][valid])
     record |= {f"share/{name}": value for name, value in shares.items()}
     bonus = SHAPINGS[method.shaping](advantages["identity"], advantages["prompt"], method.gamma)
     of_sum = None
     if method.normalise == "sum":
-        of_sum = group_advantages(method.identity_weight * totals["identity"] + method.prompt_weight * totals["prompt"])
-    return Credit(advantages, bonus, of_sum), record
+        total = method.identity_weight * totals["identity"] + method.prompt_weight * totals["prompt"]
+        of_sum = group_advantages(total, valid=valid)
+    return Credit(advantages, bonus, valid, of_sum), record
+
+
+def _mean(values: Tensor, valid: Tensor) -> float:
+    """Of the valid values; 0 where there are none."""
+    return float(values[valid].mean()) if bool(valid.any()) else 0.0
+
+
+def _spread(values: Tensor, valid: Tensor) -> Tensor:
+    """Unbiased standard deviation (groups,) of each group's valid values (groups, G); 0 below two of them."""
+    stds = [
+        row[kept].std() if int(kept.sum()) > 1 else row.new_zeros(()) for row, kept in zip(values, valid, strict=True)
+    ]
+    return torch.stack(stds)

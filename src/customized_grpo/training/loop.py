@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,11 +16,13 @@ from customized_grpo.config import Config, ConfigError, TrainConfig
 from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, truncate_records
+from customized_grpo.rewards import RewardError
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
 from customized_grpo.training.groups import Groups, group_diversity
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
-from customized_grpo.training.rollout import decode_images, draw_images, noise_levels, score_groups
+from customized_grpo.training.rollout import draw_images, noise_levels
+from customized_grpo.training.scoring import score_drawn, why_stop
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 from customized_grpo.training.windows import stochastic_steps
 
@@ -54,8 +55,11 @@ def train(
     """Train `policy` for the configured iterations, from the run's newest checkpoint where it has one.
 
     Leaves metrics.jsonl and checkpoints in the folder `run`. Groups are dealt to the processes in turn;
-    gradients are summed over all of them, so that their number does not change what is learned. Raises
-    ConfigError where there are more processes than groups.
+    gradients are summed over all of them, so that their number does not change what is learned.
+
+    Raises:
+        ConfigError: there are more processes than groups.
+        RewardError: a reward failed, or too many scores are missing; a checkpoint holds all iterations before.
     """
     if config.rollout.pairs < accelerator.num_processes:
         raise ConfigError(
@@ -71,12 +75,22 @@ def train(
         betas=tuning.betas,
         weight_decay=tuning.weight_decay,
     )
-    updater = Updater(policy, optimizer, tuning, step, rollout.eta, lambda t: _sum(accelerator, t))
+
+    overlap = policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
+
+    def reduce(tensor: Tensor) -> Tensor:
+        return _sum(accelerator, tensor)
+
+    def save(done: int) -> None:
+        if accelerator.is_main_process:
+            save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints)
+
+    updater = Updater(policy, optimizer, tuning, step, rollout.eta, reduce)
     encode = _Encoder(policy)
     first = resume(run, policy, optimizer)
 
     for iteration in range(first, tuning.iterations):
-        clock = [time.perf_counter()]
+        began = time.perf_counter()
         indices = pairs_of_iteration(len(dataset), rollout.pairs, config.seed, iteration)
         mine = range(accelerator.process_index, rollout.pairs, accelerator.num_processes)
         pairs = [dataset[indices[group]] for group in mine]
@@ -86,21 +100,23 @@ def train(
         images = [(pair, number) for pair in pairs for number in range(rollout.group_size)]
         keys = [(pair.key, number) for pair, number in images]
         conditions = [encode(pair) for pair, _ in images]
-        drawn = draw_images(
+        batches = draw_images(
             policy, conditions, keys, rollout, sigmas, stochastic, seed=config.seed, iteration=iteration
         )
-        clock.append(time.perf_counter())
 
-        # 2. Their scores, (groups, G) of each reward.
-        pictures = decode_images(policy, drawn)
-        grouped = score_groups(pictures, rewards, pairs, rollout.group_size)
-        diversity = group_diversity(pictures, rollout.group_size)
-        pictures = pictures.cpu()
-        clock.append(time.perf_counter())
+        # 2. Their scores, (groups, G) of each reward, made beside the drawing of the next batch where that helps.
+        scored = score_drawn(policy, batches, rewards, pairs, rollout.group_size, overlap=overlap)
+        began_updating = time.perf_counter()
 
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
-        credit, record = assign_credit(grouped, config.rewards, config.method)
-        record["diversity"] = diversity
+        credit, record = assign_credit(scored.scores, config.rewards, config.method)
+        unscored = set((~credit.valid).flatten().nonzero().flatten().tolist())
+        trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, reduce)
+        if trouble is not None:
+            save(iteration)
+            accelerator.wait_for_everyone()
+            raise RewardError(f"{trouble} (in iteration {iteration + 1}; those before are kept: --resume {run})")
+        record["diversity"] = group_diversity(scored.pictures, rollout.group_size)
         trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, iteration, keys)
         weighed_at = steps_to_weigh_at(config.method.weighting, trained, config.seed, iteration, keys)
         advantages = credit.at(config.method, rollout.steps, weighed_at)
@@ -111,17 +127,16 @@ def train(
             parameters["lr"] = rate
         moved = []
         for update in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
-            local = _local(update, mine, rollout.group_size)
-            items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in drawn]
+            local = _local(update, mine, rollout.group_size) - unscored
+            items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
             moved.append(updater.update(items, sigmas[1]))
         if "kl" not in moved[0]:
-            record["kl"] = updater.probe(drawn[0], trained, sigmas)
-        clock.append(time.perf_counter())
+            record["kl"] = updater.probe(scored.drawn[0], trained, sigmas)
 
         # 5. The log, the pictures, the checkpoint.
-        stages = ("sampling", "scoring", "updating")
-        record |= {f"seconds/{stage}": end - start for stage, (start, end) in zip(stages, pairwise(clock), strict=True)}
-        record["seconds/total"] = clock[-1] - clock[0]
+        seconds = (*scored.seconds, time.perf_counter() - began_updating)
+        record |= {f"seconds/{name}": s for name, s in zip(("sampling", "scoring", "updating"), seconds, strict=True)}
+        record["seconds/total"] = time.perf_counter() - began
         record = _mean_over_processes(accelerator, record, len(pairs))
         record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
@@ -130,15 +145,14 @@ def train(
         if accelerator.is_main_process:
             if done % tuning.sample_every == 0 or last:
                 shape = (len(pairs), rollout.group_size)
+                shown = scored.pictures.cpu().view(*shape, *scored.pictures.shape[1:])
                 learned = advantages.mean(1).view(shape)
-                observer.on_groups(
-                    done, Groups(pairs, pictures.view(*shape, *pictures.shape[1:]), grouped, credit, learned)
-                )
+                observer.on_groups(done, Groups(pairs, shown, scored.scores, credit, learned))
                 record |= observer.on_sample(done)
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)
-            if done % tuning.checkpoint_every == 0 or last:
-                save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints)
+        if done % tuning.checkpoint_every == 0 or last:
+            save(done)
         accelerator.wait_for_everyone()
 
 

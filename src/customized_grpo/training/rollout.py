@@ -1,9 +1,9 @@
-"""Drawing images with the policy: stochastic groups that can be replayed, their scores, and deterministic pictures."""
+"""Drawing images with the policy: stochastic groups that can be replayed, and deterministic pictures."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 from customized_grpo.config import RolloutConfig
 from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
 from customized_grpo.noise import normal
-from customized_grpo.protocols import Conditions, Pair, Policy, Reward
-from customized_grpo.rewards import score
+from customized_grpo.protocols import Conditions, Policy
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,13 @@ def draw_images(
     *,
     seed: int,
     iteration: int,
-) -> list[Trajectories]:
-    """Draw an iteration's images in batches of at most `config.batch_size`.
+) -> Iterator[Trajectories]:
+    """Draw an iteration's images in batches of at most `config.batch_size`, one after another.
 
     `conditions[i]` (one row) and `keys[i]` (its pair's key, its number in the group) belong to image i; the steps
     `stochastic` are. Each image has its own noise of every step; a group may share the noise that it starts from,
     and then takes the steps before the stochastic ones as one image.
     """
-    drawn = []
     for images in batches(conditions, config.batch_size):
         starts: dict[tuple[int | str, ...], int] = {}  # each initial noise of the batch, and an image that has it
         rows = []
@@ -89,12 +87,9 @@ def draw_images(
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         joined = Conditions.join([conditions[i] for i in images])
         step = SAMPLERS[config.sampler]
-        drawn.append(
-            sample_trajectories(
-                policy, torch.tensor(images), joined, before[rows], noise, sigmas, stochastic.start, step, config.eta
-            )
+        yield sample_trajectories(
+            policy, torch.tensor(images), joined, before[rows], noise, sigmas, stochastic.start, step, config.eta
         )
-    return drawn
 
 
 @torch.no_grad()
@@ -141,20 +136,6 @@ def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tenso
         velocity = policy.velocity(latents, sigma.expand(len(latents)), conditions)
         latents = latents + (sigma_next - sigma) * velocity
     return latents
-
-
-def decode_images(policy: Policy, drawn: Sequence[Trajectories]) -> Tensor:
-    """Pictures (images, 3, H, W) in [0, 1] of what `draw_images` drew, in the order of the images."""
-    pictures = torch.cat([policy.decode(batch.clean) for batch in drawn])
-    return pictures[torch.cat([batch.images for batch in drawn]).argsort().to(pictures.device)]
-
-
-def score_groups(
-    pictures: Tensor, rewards: Sequence[Reward], pairs: Sequence[Pair], group_size: int
-) -> dict[str, Tensor]:
-    """Scores (groups, G) by the rewards' names, of the pictures (groups * G, 3, H, W) drawn for `pairs`."""
-    scores = score(rewards, pictures, [pair for pair in pairs for _ in range(group_size)])
-    return {name: values.view(len(pairs), group_size) for name, values in scores.items()}
 
 
 def sample_pictures(policy: Policy, conditions: Conditions, initial: Tensor, sigmas: Tensor) -> Tensor:

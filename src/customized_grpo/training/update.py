@@ -126,9 +126,15 @@ class Updater:
         self.weights = list(policy.trainable().values())
 
     def update(self, groups: list[Items], sigma_max: Tensor) -> dict[str, float]:
-        """One optimiser step on the mean over all items of all processes. Returns what the log says of it."""
+        """One optimiser step on the mean over all items of all processes. Returns what the log says of it.
+
+        Without any item there is no step.
+        """
         device = self.policy.device
         total = self.reduce(torch.tensor(float(sum(map(len, groups))), device=device))
+        if not float(total):
+            measured = {"kl": 0.0} if self.config.kl_weight > 0 else {}
+            return {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, **measured}
         sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
         for micro in (part for group in groups for part in group.split(self.config.batch_size)):
             mean, std, log_density = replay(self.policy, micro, self.step, self.eta, sigma_max)
@@ -146,14 +152,14 @@ class Updater:
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, clipped, divergence_sum, measured = self.reduce(sums).tolist()
+        loss_sum, clipped, divergence_sum, divergences = self.reduce(sums).tolist()
         record = {
             "loss": loss_sum / float(total),
             "clip_fraction": clipped / float(total),
             "gradient_norm": float(norm),
         }
-        if measured:
-            record["kl"] = divergence_sum / measured
+        if divergences:
+            record["kl"] = divergence_sum / divergences
         return record
 
     @torch.no_grad()

@@ -1,0 +1,117 @@
+"""Pictures and scores of an iteration's images, batch by batch as these are drawn; and what of missing scores."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from customized_grpo.protocols import Pair, Policy, Reward
+from customized_grpo.rewards import RewardError, score
+from customized_grpo.training.rollout import Trajectories
+
+_WAITING = 2  # batches that may wait for their scores while the next is drawn
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The batches that were drawn, and the `pictures` (images, 3, H, W) in [0, 1] and `scores` (groups, G) of all.
+
+    Pictures and scores, by the rewards' names, are in the order of the images. A missing score is NaN; `failure` is
+    the first error of a reward that failed altogether, in whose batch all scores are missing. `seconds` is how long
+    drawing took, and how long it then took until the last score was there.
+    """
+
+    drawn: list[Trajectories]
+    pictures: Tensor
+    scores: dict[str, Tensor]
+    failure: RewardError | None
+    seconds: tuple[float, float]
+
+
+def score_drawn(
+    policy: Policy,
+    batches: Iterable[Trajectories],
+    rewards: Sequence[Reward],
+    pairs: Sequence[Pair],
+    group_size: int,
+    *,
+    overlap: bool = False,
+) -> Scored:
+    """Decode and score batches, made of groups of `group_size` images for each of `pairs`, as they are drawn.
+
+    With `overlap` a thread scores them while the next are drawn, at most two waiting for it; without, they are scored
+    when all are drawn. The judges see the same batches in the same order either way, so the scores are the same.
+    """
+    began = time.perf_counter()
+    drawn: list[Trajectories] = []
+    pictures: list[Tensor] = []
+    waiting: deque[Callable[[], _Judged]] = deque()
+    judged: list[_Judged] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="scoring") if overlap else nullcontext() as thread:
+        for batch in batches:
+            drawn.append(batch)
+            pictures.append(policy.decode(batch.clean))
+            shown = [pairs[image // group_size] for image in batch.images.tolist()]
+            if thread is not None and len(waiting) == _WAITING:
+                judged.append(waiting.popleft()())
+            waiting.append(_begin(thread, rewards, pictures[-1], shown))
+        done_drawing = time.perf_counter()
+        judged.extend(result() for result in waiting)
+    order = torch.cat([batch.images for batch in drawn]).argsort()
+    together = torch.cat(pictures)
+    scores = {name: torch.cat([part.scores[name] for part in judged])[order] for name in judged[0].scores}
+    return Scored(
+        drawn,
+        together[order.to(together.device)],
+        {name: values.view(len(pairs), group_size) for name, values in scores.items()},
+        next((part.failure for part in judged if part.failure is not None), None),
+        (done_drawing - began, time.perf_counter() - done_drawing),
+    )
+
+
+def why_stop(
+    missing: int, images: int, failure: RewardError | None, limit: float, reduce: Callable[[Tensor], Tensor]
+) -> str | None:
+    """What forbids to go on, the same for all processes, or None.
+
+    `missing` of the `images` of this process lack a score, a share of which `limit` is allowed over all processes;
+    `failure` as in `Scored`. `reduce` sums over processes.
+    """
+    counts = torch.tensor([missing, images, float(failure is not None)], dtype=torch.float64)
+    lost, drawn, failed = reduce(counts).tolist()
+    if failed:
+        return str(failure) if failure is not None else "a reward failed on another process"
+    if lost > limit * drawn:
+        return f"{lost:.0f} of {drawn:.0f} images have no score, more than train.max_missing={limit:g} allows"
+    return None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    scores: dict[str, Tensor]
+    failure: RewardError | None = None
+
+
+def _begin(
+    thread: Executor | None, rewards: Sequence[Reward], pictures: Tensor, pairs: list[Pair]
+) -> Callable[[], _Judged]:
+    """What gives the scores of a batch when called: those that the thread is making, or made then."""
+    if thread is None:
+        return lambda: _judge(rewards, pictures, pairs)
+    future: Future[_Judged] = thread.submit(_judge, rewards, pictures, pairs)
+    return future.result
+
+
+def _judge(rewards: Sequence[Reward], pictures: Tensor, pairs: list[Pair]) -> _Judged:
+    try:
+        return _Judged(score(rewards, pictures, pairs))
+    except RewardError as error:
+        # All processes must learn of it before any of them stops, or the others would wait for it.
+        return _Judged({reward.name: torch.full((len(pairs),), torch.nan) for reward in rewards}, error)
