@@ -108,6 +108,9 @@ class MethodConfig(_Section):
         "rewards",
         description="inside a role: normalise the weighted sum, or sum what is normalised one by one",
     )
+    spread: Literal["group", "batch"] = Field(
+        "group", description="what advantages are divided by: each group's own deviation, or that of all groups"
+    )
     std_floor: dict[Literal["identity", "prompt"], float] = Field(
         {},
         description="least standard deviation a group's role reward is divided by; none in the paper",
@@ -179,6 +182,10 @@ class TrainConfig(_Section):
     weight_decay: float = Field(1.1e-4, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
     clip_range: float = Field(1e-4, gt=0)
+    clip_range_high: float | None = Field(None, gt=0, description="above a ratio of 1; null: clip_range (DAPO)")
+    ratio: Literal["plain", "guard"] = Field(
+        "plain", description="guard: normalised, and steps weighed alike (GRPO-Guard, arXiv 2510.22319)"
+    )
     kl_weight: float = Field(0.0, ge=0)
     batch_size: int = Field(48, ge=1, description="(image, step) pairs of one forward and backward pass")
     max_missing: float = Field(

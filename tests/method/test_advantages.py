@@ -201,3 +201,31 @@ def test_quadrants_of_nothing_are_zero() -> None:
     assert set(quadrant_shares(torch.empty(0), torch.empty(0)).values()) == {0.0}
     with pytest.raises(ValueError, match="shapes"):
         quadrant_shares(torch.zeros(2), torch.zeros(1))
+
+
+def test_a_spread_of_the_whole_batch_keeps_the_sizes_of_groups_apart() -> None:
+    rewards = torch.tensor([[0.0, 2.0, 4.0], [1.0, 2.0, 3.0]])  # squares 8 + 2 over 4 degrees of freedom
+    pooled = group_advantages(rewards, pool=lambda sums: sums)
+    std = math.sqrt(10 / 4)
+    assert_close(pooled, torch.tensor([[-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / std)
+    # Of another process come squares of 30 over 4 degrees: the std grows to sqrt(40 / 8).
+    assert_close(group_advantages(rewards, pool=lambda sums: sums + torch.tensor([30.0, 4.0])), pooled * std / 5**0.5)
+
+
+def test_a_spread_of_the_batch_leaves_out_what_is_missing() -> None:
+    rewards = torch.tensor([[0.0, 2.0, 900.0], [1.0, 1.0, 1.0]])
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    # Squares 2 over 1 + 2 degrees of freedom; the second group is equal, and stays silent.
+    found = group_advantages(rewards, valid=valid, pool=lambda sums: sums)
+    assert_close(found, torch.tensor([[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / math.sqrt(2 / 3))
+
+
+def test_roles_pass_the_spread_on() -> None:
+    scores = {"a": torch.tensor([[0.0, 2.0], [0.0, 4.0]]), "b": torch.tensor([[1.0, 0.0], [2.0, 2.0]])}
+    weights = {"a": 1.0, "b": 2.0}
+    total = scores["a"] + 2 * scores["b"]
+    assert_close(
+        role_advantages(scores, weights, pool=lambda sums: sums), group_advantages(total, pool=lambda sums: sums)
+    )
+    each = group_advantages(scores["a"], pool=lambda s: s) + 2 * group_advantages(scores["b"], pool=lambda s: s)
+    assert_close(role_advantages(scores, weights, combine="advantages", pool=lambda sums: sums), each)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from customized_grpo.method import clipped_surrogate
+from customized_grpo.method import clipped_surrogate, gaussian_log_density, guarded_log_ratio
 
 EPS = 0.2
 UP, DOWN = math.log(1.5), math.log(0.5)
@@ -24,8 +24,8 @@ UP, DOWN = math.log(1.5), math.log(0.5)
     ],
 )
 def test_values_by_hand(difference: float, advantage: float, loss: float, clipped: bool) -> None:
-    new = torch.tensor([difference - 3.0], requires_grad=True)
-    result = clipped_surrogate(new, torch.tensor([-3.0]), torch.tensor([advantage]), EPS)
+    new = torch.tensor([difference], requires_grad=True)
+    result = clipped_surrogate(new, torch.tensor([advantage]), EPS)
     assert result.loss.item() == pytest.approx(loss, abs=1e-6)
     assert result.ratio.item() == pytest.approx(math.exp(difference), rel=1e-6)
     assert result.clipped.item() is clipped
@@ -37,7 +37,7 @@ def test_values_by_hand(difference: float, advantage: float, loss: float, clippe
 def test_on_policy_the_ratio_is_one_and_the_gradient_is_minus_the_advantage() -> None:
     new = torch.tensor([[-1.3, 0.7]], requires_grad=True)
     advantages = torch.tensor([[1.5, -0.5]])
-    result = clipped_surrogate(new, new, advantages, 1e-4)
+    result = clipped_surrogate(new - new.detach(), advantages, 1e-4)
     assert torch.equal(result.ratio, torch.ones(1, 2))
     (gradient,) = torch.autograd.grad(result.loss.sum(), new)
     assert torch.equal(gradient, -advantages)
@@ -45,15 +45,56 @@ def test_on_policy_the_ratio_is_one_and_the_gradient_is_minus_the_advantage() ->
 
 def test_a_narrow_range_clips_in_low_precision_too() -> None:
     new = torch.tensor([2.0**-8, 0.0], dtype=torch.bfloat16)
-    result = clipped_surrogate(new, torch.zeros(2), torch.ones(2), 1e-4)
+    result = clipped_surrogate(new, torch.ones(2), 1e-4)
     assert result.clipped.tolist() == [True, False]
     assert result.loss.dtype == torch.float32
     torch.testing.assert_close(result.loss, torch.tensor([-1.0001, -1.0]))
 
 
+def test_a_higher_upper_range_spares_good_samples_alone() -> None:
+    log_ratio = torch.tensor([math.log(1.25), math.log(1.25), math.log(0.75), math.log(0.75), math.log(1.6)])
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    assert clipped_surrogate(log_ratio, advantages, 0.2).clipped.tolist() == [True, False, False, True, True]
+    wider = clipped_surrogate(log_ratio, advantages, 0.2, 0.5)
+    assert wider.clipped.tolist() == [False, False, False, True, True]
+    assert wider.loss.tolist() == pytest.approx([-1.25, 1.25, -0.75, 0.8, -1.5])
+
+
 def test_bad_arguments_are_refused() -> None:
     one = torch.ones(1)
-    with pytest.raises(ValueError, match="clip_range"):
-        clipped_surrogate(one, one, one, 0.0)
+    for ranges in ((0.0,), (0.1, 0.0), (0.1, -1.0)):
+        with pytest.raises(ValueError, match="clip_range"):
+            clipped_surrogate(one, one, *ranges)
     with pytest.raises(ValueError, match="shapes"):
-        clipped_surrogate(one, one, torch.ones(2), 0.2)
+        clipped_surrogate(one, torch.ones(2), 0.2)
+    with pytest.raises(ValueError, match=r"need log-ratio and std \(N,\)"):
+        guarded_log_ratio(one, torch.ones(1, 4), torch.ones(1, 3), one)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.3, 2.0])
+def test_the_guarded_ratio_is_the_shift_times_the_noise(std: float) -> None:
+    """Whatever the step's std: the mean over elements of (mean - mean_old) * noise."""
+    torch.manual_seed(0)
+    mean_old, shift, noise = torch.randn(6, 5, 8), 0.01 * torch.randn(6, 5, 8), torch.randn(6, 5, 8)
+    mean, stds = mean_old + shift, torch.full((6,), std)
+    drawn = mean_old + std * noise
+    log_ratio = gaussian_log_density(drawn, mean, stds) - gaussian_log_density(drawn, mean_old, stds)
+    guarded = guarded_log_ratio(log_ratio, mean, mean_old, stds)
+    torch.testing.assert_close(guarded, (shift * noise).mean((1, 2)), atol=2e-6, rtol=1e-3)
+
+
+def test_the_guarded_ratio_is_centred_where_the_plain_one_is_not() -> None:
+    torch.manual_seed(0)
+    std, shift = 0.1, 0.02
+    drawn = std * torch.randn(4000, 16)
+    old, stds = torch.zeros(4000, 16), torch.full((4000,), std)
+    log_ratio = gaussian_log_density(drawn, old + shift, stds) - gaussian_log_density(drawn, old, stds)
+    assert log_ratio.mean().item() == pytest.approx(-(shift**2) / (2 * std**2), rel=0.05)
+    guarded = guarded_log_ratio(log_ratio, old + shift, old, stds)
+    assert abs(guarded.mean().item()) < 4 * guarded.std().item() / 4000**0.5
+
+
+def test_on_policy_the_guarded_ratio_is_exactly_one() -> None:
+    mean, drawn, std = torch.randn(3, 7), torch.randn(3, 7), torch.tensor([0.1, 0.5, 1.0])
+    density = gaussian_log_density(drawn, mean, std)
+    assert torch.equal(guarded_log_ratio(density - density, mean, mean, std).exp(), torch.ones(3))

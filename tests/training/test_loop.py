@@ -13,7 +13,7 @@ import torch
 from running import run_training
 from safetensors.torch import load_file
 
-from customized_grpo.config import Config, MethodConfig
+from customized_grpo.config import Config, MethodConfig, WindowConfig
 from customized_grpo.configuration import save_config
 from customized_grpo.records import read_records
 from customized_grpo.training.checkpoint import newest_checkpoint
@@ -149,3 +149,34 @@ def test_two_processes_learn_what_one_learns(make_config: Callable[..., Config],
         assert single.keys() == double.keys()
         for name in single.keys() - {"kl"}:  # measured on one micro-batch of each process
             assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"ratio": "guard"}, {"clip_range_high": 1e-8}, {"window": {"size": 1, "order": "random", "stay": 1}}],
+    ids=str,
+)
+def test_options_train_and_resume_alike(
+    make_config: Callable[..., Config], tmp_path: Path, changed: dict[str, object]
+) -> None:
+    """Every option learns something, and its resumed run is its uninterrupted one."""
+    window = WindowConfig.model_validate(changed["window"]) if "window" in changed else None
+    config = make_config(iterations=4, **({"window": window} if window else changed))
+    run_training(config, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill(record: Mapping[str, float]) -> None:
+        if record["iteration"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_training(config, tmp_path / "resumed", kill)
+    run_training(config, tmp_path / "resumed")
+    whole, resumed = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "resumed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    run_training(make_config(iterations=4), tmp_path / "plain")
+    plain = tensors_of(tmp_path / "plain")
+    weights = [name for name in whole if "lora_B" in name]
+    assert weights and any(not torch.equal(whole[name], plain[name]) for name in weights)

@@ -13,7 +13,7 @@ from customized_grpo.method.advantages import (
     quadrant_shares,
     role_advantages,
 )
-from customized_grpo.method.objective import Surrogate, clipped_surrogate
+from customized_grpo.method.objective import Surrogate, clipped_surrogate, guarded_log_ratio
 from customized_grpo.method.sampling import (
     SAMPLERS,
     Step,
@@ -64,6 +64,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_density",
     "group_advantages",
+    "guarded_log_ratio",
     "harmonic",
     "maximum",
     "minimum",

@@ -4,7 +4,7 @@ A *group* is the G images drawn for one (reference, prompt); it is always the la
 A *role* is "identity" or "prompt"; each may be scored by several rewards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -14,7 +14,13 @@ STD_EPSILON = 1e-8
 """Added to a group's standard deviation, as in the paper."""
 
 
-def group_advantages(rewards: Tensor, *, floor: float = 0.0, valid: Tensor | None = None) -> Tensor:
+Pool = Callable[[Tensor], Tensor]
+"""Sums a tensor over whatever shares a batch's standard deviation: the identity, or a sum over processes."""
+
+
+def group_advantages(
+    rewards: Tensor, *, floor: float = 0.0, valid: Tensor | None = None, pool: Pool | None = None
+) -> Tensor:
     """``(r - mean) / (std + 1e-8)`` within each group, std unbiased.
 
     A group whose valid rewards are all equal, or with fewer than two of them, gets exactly zero,
@@ -27,6 +33,9 @@ def group_advantages(rewards: Tensor, *, floor: float = 0.0, valid: Tensor | Non
             become full-size advantages. 0 is the paper's recipe.
         valid: (..., G) bool, False for images that could not be scored. They count in neither the
             mean nor the std, and their advantage is zero.
+        pool: where given, the deviations from their groups' means are all divided by one std, that
+            of the deviations of all groups that it sums over (REINFORCE++-baseline, arXiv 2501.03262):
+            a group then counts by how far its images differ.
 
     Returns:
         (..., G), float32, or float64 for float64 rewards.
@@ -36,6 +45,9 @@ def group_advantages(rewards: Tensor, *, floor: float = 0.0, valid: Tensor | Non
     """
     values, mask = _checked(rewards, floor, valid)
     centred, std = _centred_and_std(values, mask)
+    if pool is not None:
+        squares, freedoms = pool(torch.stack([centred.square().sum(), (mask.sum(-1) - 1).clamp(min=0).sum()]))
+        std = (squares / freedoms.clamp(min=1)).sqrt()
     scale = std.clamp(min=floor) + STD_EPSILON
     # A std of zero for unequal rewards: their squares are below the least number of the type.
     silent = _all_equal(values, mask) | (std == 0) | ~mask
@@ -63,6 +75,7 @@ def role_advantages(
     floor: float = 0.0,
     combine: Literal["rewards", "advantages"] = "rewards",
     valid: Tensor | None = None,
+    pool: Pool | None = None,
 ) -> Tensor:
     """One role's advantage from its rewards.
 
@@ -78,6 +91,7 @@ def role_advantages(
             "advantages".
         combine: "rewards" or "advantages".
         valid: (..., G) bool, as in :func:`group_advantages`, for all rewards of the role.
+        pool: as in :func:`group_advantages`.
 
     Returns:
         (..., G).
@@ -89,10 +103,10 @@ def role_advantages(
         raise ValueError(f"weights for {sorted(weights)} do not match the rewards {sorted(scores)}")
     if combine == "rewards":
         total = torch.stack([weights[name] * _as_float(scores[name]) for name in scores]).sum(0)
-        return group_advantages(total, floor=floor, valid=valid)
+        return group_advantages(total, floor=floor, valid=valid, pool=pool)
     if combine == "advantages":
-        parts = [weights[name] * group_advantages(scores[name], floor=floor, valid=valid) for name in scores]
-        return torch.stack(parts).sum(0)
+        each = {name: group_advantages(scores[name], floor=floor, valid=valid, pool=pool) for name in scores}
+        return torch.stack([weights[name] * advantages for name, advantages in each.items()]).sum(0)
     raise ValueError(f"combine must be 'rewards' or 'advantages', not {combine!r}")
 
 

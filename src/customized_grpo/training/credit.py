@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,24 +82,31 @@ def reward_name(reward: RewardConfig) -> str:
 
 
 def assign_credit(
-    scores: Mapping[str, Tensor], rewards: Sequence[RewardConfig], method: MethodConfig
+    scores: Mapping[str, Tensor],
+    rewards: Sequence[RewardConfig],
+    method: MethodConfig,
+    reduce: Callable[[Tensor], Tensor] = lambda summed: summed,
 ) -> tuple[Credit, dict[str, float]]:
     """Advantages of scores (name -> (groups, G), NaN where missing), and what the log says of them.
 
     An image that lacks the score of a reward of weight drops out: its group's advantages are those of the others.
     The log always tells of the roles' own advantages, also where `method.normalise` is "sum" and the policy learns
     from the sum's alone. That one is divided by the sum's own standard deviation: no role's `std_floor` applies.
+    `reduce` sums over processes, for a `method.spread` of the whole batch.
     """
     advantages: dict[Role, Tensor] = {}
     totals: dict[Role, Tensor] = {}
     counted = torch.stack([scores[reward_name(r)] for r in rewards if r.weight > 0])
     valid = counted.isfinite().all(0)
+    pool = reduce if method.spread == "batch" else None
     record = {"share/missing": float((~valid).float().mean())}
     for role in ROLES:
         mine = {reward_name(r): r.weight for r in rewards if r.role == role and r.weight > 0}
         role_scores = {name: scores[name].where(valid, 0) for name in mine}
         floor = method.std_floor.get(role, 0.0)
-        advantages[role] = role_advantages(role_scores, mine, floor=floor, combine=method.combine, valid=valid)
+        advantages[role] = role_advantages(
+            role_scores, mine, floor=floor, combine=method.combine, valid=valid, pool=pool
+        )
         total = totals[role] = torch.stack([mine[name] * role_scores[name] for name in mine]).sum(0)
         record[f"{role}/mean"] = _mean(total, valid)
         record[f"{role}/std"] = float(_spread(total, valid).mean())
@@ -112,7 +119,7 @@ def assign_credit(
     of_sum = None
     if method.normalise == "sum":
         total = method.identity_weight * totals["identity"] + method.prompt_weight * totals["prompt"]
-        of_sum = group_advantages(total, valid=valid)
+        of_sum = group_advantages(total, valid=valid, pool=pool)
     return Credit(advantages, bonus, valid, of_sum), record
 
 

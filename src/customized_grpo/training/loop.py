@@ -109,7 +109,7 @@ def train(
         began_updating = time.perf_counter()
 
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
-        credit, record = assign_credit(scored.scores, config.rewards, config.method)
+        credit, record = assign_credit(scored.scores, config.rewards, config.method, reduce)
         unscored = set((~credit.valid).flatten().nonzero().flatten().tolist())
         trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, reduce)
         if trouble is not None:

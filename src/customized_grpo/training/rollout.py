@@ -20,14 +20,15 @@ class Trajectories:
     """What B images went through on their way: enough to take every stochastic step again.
 
     These are the W steps from `first` on. `latents` (B, W + 1, ...) float32 before each of them and after the
-    last, `log_density` (B, W) of each. Steps outside them are deterministic and carry no policy gradient, as
-    is the last one, to the clean image. `conditions` has B rows, `clean` (B, ...) is what `Policy.decode`
-    takes, and `images` (B,) says which images of the iteration these are.
+    last, `mean` (B, W, ...) and `log_density` (B, W) of each. Steps outside them are deterministic and carry no
+    policy gradient, as is the last one, to the clean image. `conditions` has B rows, `clean` (B, ...) is what
+    `Policy.decode` takes, and `images` (B,) says which images of the iteration these are.
     """
 
     images: Tensor
     first: int
     latents: Tensor
+    mean: Tensor
     log_density: Tensor
     clean: Tensor
     conditions: Conditions
@@ -110,7 +111,7 @@ def sample_trajectories(
     `images` (B,) is passed on.
     """
     latents = latents.to(policy.device).float()
-    visited, densities = [latents], []
+    visited, means, densities = [latents], [], []
     for t in range(first, first + step_noise.shape[1]):
         sigma = sigmas[t].expand(len(latents))
         taken = step(
@@ -124,9 +125,11 @@ def sample_trajectories(
         )
         latents = taken.next_sample
         visited.append(latents)
+        means.append(taken.mean)
         densities.append(taken.log_density)
     clean = euler(policy, conditions, latents, sigmas[first + len(densities) :])
-    return Trajectories(images, first, torch.stack(visited, 1), torch.stack(densities, 1), clean, conditions)
+    x, mean, log_density = (torch.stack(part, 1) for part in (visited, means, densities))
+    return Trajectories(images, first, x, mean, log_density, clean, conditions)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import TrainConfig
-from customized_grpo.method import StepFunction, clipped_surrogate, gaussian_kl
+from customized_grpo.method import StepFunction, Surrogate, clipped_surrogate, gaussian_kl, guarded_log_ratio
 from customized_grpo.noise import generator
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.training.rollout import Trajectories
@@ -22,13 +22,15 @@ Reduce = Callable[[Tensor], Tensor]
 class Items:
     """N transitions of equal shapes, ready to be scored again under the present policy.
 
-    `latents`, `next_latents` (N, ...); `sigma`, `sigma_next`, `log_density`, `advantages` (N,).
+    `latents`, `next_latents` and the step's `mean` when it was drawn (N, ...);
+    `sigma`, `sigma_next`, `log_density`, `advantages` (N,).
     """
 
     latents: Tensor
     next_latents: Tensor
     sigma: Tensor
     sigma_next: Tensor
+    mean: Tensor
     log_density: Tensor
     advantages: Tensor
     conditions: Conditions
@@ -45,6 +47,7 @@ class Items:
             batch.latents[rows, kept + 1],
             sigmas[steps],
             sigmas[steps + 1],
+            batch.mean[rows, kept],
             batch.log_density[rows, kept],
             advantages.to(batch.latents.device),
             batch.conditions.select(rows),
@@ -71,6 +74,7 @@ class Items:
                 self.next_latents[part],
                 self.sigma[part],
                 self.sigma_next[part],
+                self.mean[part],
                 self.log_density[part],
                 self.advantages[part],
                 self.conditions.select(rows),
@@ -138,8 +142,7 @@ class Updater:
         sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
         for micro in (part for group in groups for part in group.split(self.config.batch_size)):
             mean, std, log_density = replay(self.policy, micro, self.step, self.eta, sigma_max)
-            surrogate = clipped_surrogate(log_density, micro.log_density, micro.advantages, self.config.clip_range)
-            loss = surrogate.loss.sum()
+            surrogate, loss = self._surrogate(micro, mean, std, log_density)
             if self.config.kl_weight > 0:
                 divergence = gaussian_kl(mean, self._reference_mean(micro, sigma_max), std)
                 loss = loss + self.config.kl_weight * divergence.sum()
@@ -161,6 +164,17 @@ class Updater:
         if divergences:
             record["kl"] = divergence_sum / divergences
         return record
+
+    def _surrogate(self, items: Items, mean: Tensor, std: Tensor, log_density: Tensor) -> tuple[Surrogate, Tensor]:
+        """The clipped surrogate of items replayed now, and the sum of its loss as the policy learns from it."""
+        log_ratio = log_density - items.log_density
+        ranges = self.config.clip_range, self.config.clip_range_high
+        if self.config.ratio == "plain":
+            surrogate = clipped_surrogate(log_ratio, items.advantages, *ranges)
+            return surrogate, surrogate.loss.sum()
+        surrogate = clipped_surrogate(guarded_log_ratio(log_ratio, mean, items.mean, std), items.advantages, *ranges)
+        # GRPO-Guard's second part: a step's mean moves by the velocity times its length, and so does its gradient.
+        return surrogate, (surrogate.loss / (items.sigma - items.sigma_next)).sum()
 
     @torch.no_grad()
     def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> float:
