@@ -75,6 +75,11 @@ def load_judge(
             use_safetensors=True,
             output_loading_info=True,
         )
+    except ImportError as error:
+        raise RewardError(
+            f"reward {name!r}: the model in {path!r} needs a library more ({told(error)}); install it, or "
+            "customized-grpo[segmentation] for segmentation by queries"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unloadable(path, name, error) from error
     if absent := sorted(set(report["missing_keys"]) - set(unused)):

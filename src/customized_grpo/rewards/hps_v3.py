@@ -114,6 +114,7 @@ class HpsV3Reward:
             ) from error
         self._tokenizer = load_tokenizer(base, base_revision, name, config.text_config.vocab_size)
         self._tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
+        self._special = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
         self._reward = self._tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
         weights = _weights(path, revision, name)
         head = {key.removeprefix(_HEAD): weights.pop(key) for key in sorted(weights) if key.startswith(_HEAD)}
@@ -156,8 +157,9 @@ class HpsV3Reward:
         return scores
 
     def _question(self, prompt: str, picture_tokens: int) -> str:
-        for token in self._tokenizer.all_special_tokens:
-            prompt = prompt.replace(token, "")  # nobody's prompt may end the question or bring a picture
+        # Nobody's prompt may end the question or bring a picture; what is left may join to another token.
+        while met := [token for token in self._special if token in prompt]:
+            prompt = prompt.replace(met[0], "")
         return _QUESTION.format(picture=_IMAGE_TOKEN * picture_tokens, prompt=prompt)
 
 

@@ -60,7 +60,7 @@ class SimilarityReward:
             raise RewardError(f"reward {self.name!r}: segmented=false leaves the segmenter nothing to do; drop one")
         self._batch_size = batch_size
         self._device = torch.device(device)
-        self._cache: FeatureCache[PairKey] = FeatureCache(cache_size or self.default_cache_size)
+        self._cache: FeatureCache[PairKey] = FeatureCache(self.default_cache_size if cache_size is None else cache_size)
         frame: AnyFrame
         model, frame = load_judge(
             self.architecture,
