@@ -49,13 +49,14 @@ def test_another_photo_of_the_subject_scores_above_photos_of_others(
 ) -> None:
     """Encoders of 64 pixels that have seen nothing but emoji, and photos without masks: better than chance, no more."""
     pairs, others = photos
-    judge = build(kind)
-    table = torch.stack([judge(others, [pair] * len(others)) for pair in pairs])
-    own = torch.arange(len(pairs))[:, None] == torch.arange(len(others)) // 2
-    same, different = table[own], table[~own]
-    assert (same[:, None] > different).float().mean() > 0.7  # measured: 0.79 and 0.77
-    better = [table[i][own[i]].mean() > table[i][~own[i]].mean() for i in range(len(pairs))]
-    assert sum(better) >= 0.8 * len(pairs)
+    judge, count = build(kind), len(pairs)
+    # Of each subject: both of its own other photos, and the second photos of four other subjects.
+    own = judge(others, [pair for pair in pairs for _ in range(2)])
+    seconds = [torch.roll(others[::2], shift, 0) for shift in (1, 7, 13, 19)]
+    foreign = torch.stack([judge(one, pairs) for one in seconds])
+    assert (own[:, None] > foreign.flatten()).float().mean() > 0.7  # measured: 0.78 and 0.76
+    better = own.view(count, 2).mean(1) > foreign.mean(0)
+    assert better.float().mean() >= 0.7  # measured: 0.90 and 0.83
 
 
 def scenes(count: int) -> tuple[Tensor, Tensor, Sequence[Pair]]:
