@@ -18,6 +18,7 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
 from customized_grpo.rewards.dino import DinoReward
+from customized_grpo.rewards.frame import to_tensor
 
 MakePair = Callable[..., Pair]
 
@@ -81,7 +82,7 @@ def test_a_mask_hides_the_background(dino_folder: Path, make_pair: MakePair) -> 
 
 def test_the_background_becomes_the_processors_mean(dino: DinoReward, make_pair: MakePair) -> None:
     pair = make_pair("a")
-    shown = dino._shown(pair.references[0], pair.masks[0], pair.key)
+    shown = dino._cut(to_tensor(pair.references[0]), dino._masks([pair])[0])
     assert torch.allclose(shown[:, 0, 0], torch.tensor(dino.frame.mean))
     middle = torch.from_numpy(np.array(pair.references[0])[20, 24]) / 255
     assert torch.allclose(shown[:, 20, 24], middle)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_judges
 import torch
 from PIL import Image
+from transformers import Siglip2Model
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from customized_grpo.rewards.frame import Frame, to_tensor
+from customized_grpo.rewards.frame import Frame, PatchFrame, open_frame, to_tensor
 
 
 @pytest.mark.parametrize("size", [(48, 40), (40, 48), (36, 36), (300, 33), (20, 24)])
@@ -45,3 +48,25 @@ def test_an_unknown_resampling_is_refused(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(ValueError, match="resample 1 is neither"):
         Frame.of(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(48, 40), (40, 48), (33, 120)])
+def test_patches_agree_with_naflex(size: tuple[int, int], tmp_path: Path) -> None:
+    folder = tiny_judges.siglip_naflex(tmp_path)
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(64, 192, (*size[::-1], 3), dtype=np.uint8))
+    expected = Siglip2ImageProcessorPil.from_pretrained(folder)(picture, return_tensors="pt")
+    frame = open_frame(folder)
+    assert isinstance(frame, PatchFrame)
+    inputs = frame.inputs(to_tensor(picture)[None])
+    count = int(expected["pixel_attention_mask"].sum())
+    assert inputs["spatial_shapes"].tolist() == expected["spatial_shapes"].tolist()
+    assert inputs["pixel_values"].shape == (1, count, 3 * 8 * 8)
+    assert (inputs["pixel_values"] - expected["pixel_values"][:, :count]).abs().max() < 0.06
+    # The padding that is left out changes nothing.
+    model = Siglip2Model.from_pretrained(folder).eval()
+    padded = {**expected, "pixel_values": expected["pixel_values"].clone()}
+    padded["pixel_values"][:, :count] = inputs["pixel_values"]
+    with torch.no_grad():
+        features = [model.get_image_features(**given).pooler_output for given in (inputs, padded)]
+    torch.testing.assert_close(*features, atol=1e-4, rtol=1e-4)

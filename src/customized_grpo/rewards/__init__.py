@@ -1,9 +1,10 @@
-"""Judges of pictures: DINO for identity, CLIP for the prompt, a guard against copy-pasting, or a class
-or function of the user's own.
+"""Judges of pictures: identity, prompt following, a guard against copy-pasting, or a class or function of the
+user's own.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,21 @@ from customized_grpo.rewards.custom import load_custom
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.scores import score
 
-__all__ = ["RewardError", "build_reward", "score"]
+__all__ = ["KINDS", "RewardError", "build_reward", "score"]
+
+#: module:class by kind; a module is imported when its kind is asked for.
+KINDS = {
+    "dino": "dino:DinoReward",
+    "dino-patches": "dino_patches:DinoPatchesReward",
+    "clip-image": "clip_image:ClipImageReward",
+    "siglip-image": "siglip_image:SiglipImageReward",
+    "clip": "clip:ClipReward",
+    "siglip": "siglip:SiglipReward",
+    "pickscore": "pickscore:PickScoreReward",
+    "hps-v2": "hps_v2:HpsV2Reward",
+    "hps-v3": "hps_v3:HpsV3Reward",
+    "copy-paste": "copy_paste:CopyPasteReward",
+}
 
 
 def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
@@ -28,22 +43,13 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     name = config.name or config.kind
     if ":" in config.kind:
         return load_custom(config, name, torch.device(device))
-    if config.kind == "dino":
-        from customized_grpo.rewards.dino import DinoReward
-
-        return _construct(DinoReward, config, name, device)
-    if config.kind == "clip":
-        from customized_grpo.rewards.clip import ClipReward
-
-        return _construct(ClipReward, config, name, device)
-    if config.kind == "copy-paste":
-        from customized_grpo.rewards.copy_paste import CopyPasteReward
-
-        return _construct(CopyPasteReward, config, name, device)
-    raise RewardError(
-        f"reward {name!r}: unknown kind {config.kind!r}; "
-        "give dino, clip, copy-paste, package.module:Class or file.py:function"
-    )
+    if config.kind not in KINDS:
+        raise RewardError(
+            f"reward {name!r}: unknown kind {config.kind!r}; "
+            f"give {', '.join(KINDS)}, package.module:Class or file.py:function"
+        )
+    module, _, judge = KINDS[config.kind].partition(":")
+    return _construct(getattr(importlib.import_module(f"{__name__}.{module}"), judge), config, name, device)
 
 
 def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, device: torch.device | str) -> Reward:

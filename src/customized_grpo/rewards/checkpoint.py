@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from customized_grpo.models import resolve
 from customized_grpo.rewards.errors import RewardError, told
-from customized_grpo.rewards.frame import Frame
+
+F = TypeVar("F")
+_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+
+
+def check_type(path: str, types: Collection[str], revision: str, name: str) -> str:
+    """The model type of the checkpoint in `path`, one of `types`.
+
+    Raises RewardError, one line, where it is another, comes with code of its own, is a pickle, or cannot be
+    read.
+    """
+    if path.lower().endswith(_PICKLES):
+        raise RewardError(
+            f"reward {name!r}: {path!r} is a pickle, which is never loaded; give a folder or hub id with "
+            "config.json and model.safetensors"
+        )
+    try:
+        where = resolve(path)
+        settings, _ = PreTrainedConfig.get_config_dict(where, revision=revision)
+        if "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING:
+            raise RewardError(
+                f"reward {name!r}: {path!r} needs code of its own, which is never run; give a model of one of "
+                f"transformers' own types {', '.join(types)}"
+            )
+        kind = str(AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False).model_type)
+    except RewardError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _unloadable(path, name, error) from error
+    if kind not in types:
+        raise RewardError(f"reward {name!r}: {path!r} holds a {kind} model; give one of {', '.join(types)}")
+    return kind
 
 
 def load_judge(
@@ -20,19 +53,21 @@ def load_judge(
     revision: str,
     name: str,
     unused: Collection[str] = (),
-) -> tuple[Any, Frame]:
-    """(the model in float32, frozen and in evaluation mode; its image processor's frame).
+    *,
+    framed: Callable[[str | Path, str], F],
+    processor: str | None = None,
+) -> tuple[Any, F]:
+    """(the model in float32, frozen and in evaluation mode; the frame that `framed` reads beside it).
 
-    `architecture` is a transformers class, `types` the model types it may meet. Weights that the
+    `architecture` is a transformers class, `types` the model types it may meet; `processor` is where the
+    preprocessor_config.json is that `framed` opens, where it is not in `path`. Weights that the
     checkpoint lacks would be random: RewardError, unless `unused` names them. RewardError, one
     line, for all else that fails.
     """
+    check_type(path, types, revision, name)
     try:
         where = resolve(path)
-        kind = AutoConfig.from_pretrained(where, revision=revision).model_type
-        if kind not in types:
-            raise RewardError(f"reward {name!r}: {path!r} holds a {kind} model; give one of {', '.join(types)}")
-        frame = Frame.of(where, revision)
+        frame = framed(where, revision) if processor is None else framed(resolve(processor), "main")
         model, report = architecture.from_pretrained(
             where,
             revision=revision,
@@ -40,13 +75,37 @@ def load_judge(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except RewardError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except ImportError as error:
         raise RewardError(
-            f"reward {name!r}: no model could be loaded from {path!r} ({told(error)}); give "
-            "a folder or hub id with config.json, preprocessor_config.json and model.safetensors"
+            f"reward {name!r}: the model in {path!r} needs a library more ({told(error)}); install it, or "
+            "customized-grpo[segmentation] for segmentation by queries"
         ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _unloadable(path, name, error) from error
     if absent := sorted(set(report["missing_keys"]) - set(unused)):
         raise RewardError(f"reward {name!r}: {path!r} lacks the weights {', '.join(absent[:3])}; get it again")
     return model.eval().requires_grad_(False), frame
+
+
+def load_tokenizer(path: str, revision: str, name: str, vocabulary: int) -> Any:
+    """The tokenizer in `path`. transformers makes an empty one where files are missing: RewardError, as for others."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(path), revision=revision)
+        words = len(tokenizer)
+    except (OSError, ValueError, KeyError) as error:
+        raise RewardError(
+            f"reward {name!r}: {path!r} has no tokenizer ({told(error)}); give a folder or hub id with its files"
+        ) from error
+    if not len(tokenizer.all_special_tokens) < words <= vocabulary:
+        raise RewardError(
+            f"reward {name!r}: {path!r} has no tokenizer of its model's own: {words} tokens where the model has "
+            f"{vocabulary}; give a folder or hub id with its files"
+        )
+    return tokenizer
+
+
+def _unloadable(path: str, name: str, error: BaseException) -> RewardError:
+    return RewardError(
+        f"reward {name!r}: no model could be loaded from {path!r} ({told(error)}); give "
+        "a folder or hub id with config.json, preprocessor_config.json and model.safetensors"
+    )

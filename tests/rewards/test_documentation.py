@@ -1,0 +1,75 @@
+"""docs/rewards.md: it names every kind and its options, and its own example works."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from customized_grpo.config import Config, RewardConfig
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import KINDS, build_reward
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def constructor(kind: str) -> dict[str, inspect.Parameter]:
+    module, _, name = KINDS[kind].partition(":")
+    judge = getattr(importlib.import_module(f"customized_grpo.rewards.{module}"), name)
+    return dict(inspect.signature(judge).parameters)
+
+
+def test_every_kind_is_described() -> None:
+    described = RewardConfig.model_fields["kind"].description or ""
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| ", TEXT.partition("## Options")[0], re.MULTILINE)
+    assert rows == list(KINDS)
+    assert all(re.search(rf"\b{kind}\b", described) for kind in KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_is_described_and_every_default_path_true(kind: str) -> None:
+    options = set(constructor(kind)) - {"path", "name", "device", "segmenter_revision", "base_revision"}
+    assert all(f"`{option}`" in TEXT for option in options)
+    module, _, name = KINDS[kind].partition(":")
+    judge = getattr(importlib.import_module(f"customized_grpo.rewards.{module}"), name)
+    default = getattr(judge, "default_path", None) or getattr(constructor(kind).get("path"), "default", None)
+    if default is not None:
+        assert re.search(rf"^\| `{kind}` .*`{re.escape(default)}`", TEXT, re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_configurations_are_valid(block: str) -> None:
+    read: dict[str, Any] = yaml.safe_load(block)
+    config = Config.model_validate({"evaluation": {"monitors": []}, **read})
+    for reward in [*config.rewards, *config.evaluation.monitors]:
+        if reward.kind in KINDS:
+            assert set(reward.options) <= set(constructor(reward.kind)), reward.kind
+
+
+def test_the_example_of_your_own_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Pair]
+) -> None:
+    (source,) = blocks("python")
+    (tmp_path / "rewards.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    colourful, calm, _ = yaml.safe_load(blocks("yaml")[-1])["rewards"]
+    red = torch.zeros(3, 8, 8)
+    red[0] = 0.25
+    images = torch.stack([red, torch.rand(3, 8, 8)])
+    pairs = [make_pair("a")] * 2
+    scores = build_reward(RewardConfig(**colourful), "cpu")(images, pairs)
+    assert float(scores[0]) == pytest.approx(50)
+    scores = build_reward(RewardConfig(**calm), "cpu")(images, pairs)
+    assert float(scores[0]) == 0 and float(scores[1]) < -1

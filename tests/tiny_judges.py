@@ -1,0 +1,286 @@
+"""Small random judges of the classes that real ones have, in folders as the hub's are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Sam2Config,
+    Sam2Model,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    Siglip2Config,
+    Siglip2Model,
+    Siglip2Tokenizer,
+    SiglipConfig,
+    SiglipModel,
+    SwinConfig,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+CONTEXT = 24
+COLOURS = {"resample": 3, "image_mean": MEAN, "image_std": STD, "do_normalize": True, "do_rescale": True}
+FRAME = {
+    **COLOURS,
+    "do_resize": True,
+    "size": {"shortest_edge": 36},
+    "do_center_crop": True,
+    "crop_size": {"height": 32, "width": 32},
+    "rescale_factor": 1 / 255,
+    "do_convert_rgb": True,
+}
+SMALL = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def write_frame(folder: Path, kind: str, settings: dict[str, Any] = FRAME) -> None:
+    text = json.dumps({**settings, "image_processor_type": kind})
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+
+def letters() -> list[str]:
+    return sorted(ByteLevel.alphabet())
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    tokens = [*letters(), *[f"{letter}</w>" for letter in letters()], "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
+
+
+def clip(folder: Path, frame: bool = True) -> Path:
+    """A CLIPModel; without `frame` neither processor nor tokenizer, as PickScore is published."""
+    tokenizer = clip_tokenizer()
+    text = {
+        **SMALL,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**SMALL, "image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).half().save_pretrained(folder)
+    if frame:
+        processor(folder)
+    return folder
+
+
+def processor(folder: Path) -> Path:
+    clip_tokenizer().save_pretrained(folder)
+    write_frame(folder, "CLIPImageProcessor")
+    return folder
+
+
+def dinov3(folder: Path) -> Path:
+    config = DINOv3ViTConfig(**SMALL, image_size=32, patch_size=8, num_register_tokens=3, initializer_range=0.3)
+    DINOv3ViTModel(config).save_pretrained(folder)
+    write_frame(folder, "DINOv3ViTImageProcessor", {**COLOURS, "size": {"height": 32, "width": 32}, "resample": 2})
+    return folder
+
+
+def dinov2_with_registers(folder: Path) -> Path:
+    config = Dinov2WithRegistersConfig(
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        num_register_tokens=2,
+        initializer_range=0.3,
+    )
+    Dinov2WithRegistersModel(config).save_pretrained(folder)
+    write_frame(folder, "BitImageProcessor")
+    return folder
+
+
+def siglip_text(folder: Path) -> dict[str, Any]:
+    """The text encoder's settings; its tokenizer goes to `folder`."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Siglip2Tokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
+    tokenizer.save_pretrained(folder)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {**SMALL, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT}
+
+
+def siglip(folder: Path) -> Path:
+    """SigLIP 2 of a fixed resolution, which is of SigLIP's own class."""
+    vision = {**SMALL, "image_size": 32, "patch_size": 8}
+    SiglipModel(SiglipConfig(text_config=siglip_text(folder), vision_config=vision)).save_pretrained(folder)
+    write_frame(folder, "SiglipImageProcessor", {**COLOURS, "size": {"height": 32, "width": 32}})
+    return folder
+
+
+def siglip_naflex(folder: Path) -> Path:
+    """SigLIP 2 of any shape of picture."""
+    vision = {**SMALL, "num_patches": 16, "patch_size": 8}
+    Siglip2Model(Siglip2Config(text_config=siglip_text(folder), vision_config=vision)).save_pretrained(folder)
+    settings = {**COLOURS, "resample": 2, "patch_size": 8, "max_num_patches": 20}
+    write_frame(folder, "Siglip2ImageProcessor", settings)
+    return folder
+
+
+def sam2(folder: Path) -> Path:
+    """SAM 2 at 64 pixels."""
+    backbone = {
+        "hidden_size": 8,
+        "image_size": [64, 64],
+        "blocks_per_stage": [1, 1, 2, 1],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 1, 2, 2],
+        "window_size_per_stage": [8, 4, 4, 4],
+        "window_positional_embedding_background_size": [4, 4],
+        "global_attention_blocks": [3],
+        "model_type": "sam2_hiera_det_model",
+    }
+    vision = {
+        "backbone_config": backbone,
+        "backbone_channel_list": [64, 32, 16, 8],
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        "fpn_hidden_size": 32,
+    }
+    config = Sam2Config(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 16},
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 32,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16,
+        },
+    )
+    Sam2Model(config).save_pretrained(folder)
+    write_frame(folder, "Sam2ImageProcessor", {**COLOURS, "size": {"height": 64, "width": 64}})
+    return folder
+
+
+def mask2former(folder: Path, labels: dict[int, str] | None = None) -> Path:
+    backbone = SwinConfig(
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        num_queries=6,
+        id2label=labels or {0: "cat", 1: "sky"},
+    )
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    write_frame(folder, "Mask2FormerImageProcessor", {**COLOURS, "size": {"shortest_edge": 64, "longest_edge": 128}})
+    return folder
+
+
+def blobs(count: int, seed: int, side: int = 64) -> tuple[Tensor, Tensor]:
+    """Pictures (count, 3, side, side) of a reddish disc near the middle of a bluish noise; its masks (.., 1, ..)."""
+    rng = torch.Generator().manual_seed(seed)
+    place = (torch.arange(side) + 0.5) / side
+    x, y = 0.4 + 0.2 * torch.rand(2, count, 1, 1, generator=rng)
+    radius = 0.15 + 0.1 * torch.rand(count, 1, 1, generator=rng)
+    masks = (((place - x) ** 2 + (place[:, None] - y) ** 2) < radius**2)[:, None].float()
+    noise = torch.rand(count, 3, side, side, generator=rng)
+    red, blue = (torch.tensor(colour).view(3, 1, 1) for colour in ((0.8, 0.2, 0.1), (0.1, 0.3, 0.8)))
+    return (0.3 * noise + 0.7 * (masks * red + (1 - masks) * blue)).clamp(0, 1), masks
+
+
+def segformer(folder: Path, steps: int = 80) -> Path:
+    """A SegFormer that has learnt to tell `blobs`: class "ball" from class "background"."""
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[16, 16, 16, 16],
+        num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=16,
+        classifier_dropout_prob=0.0,
+        drop_path_rate=0.0,
+        id2label={0: "background", 1: "ball"},
+    )
+    model = SegformerForSemanticSegmentation(config)
+    write_frame(folder, "SegformerImageProcessor", {**COLOURS, "size": {"height": 64, "width": 64}})
+    mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in (MEAN, STD))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        pictures, masks = blobs(8, step)
+        logits = model(pixel_values=(pictures - mean) / std).logits
+        wanted = functional.interpolate(masks, logits.shape[-2:], mode="area")[:, 0].round().long()
+        loss = functional.cross_entropy(logits, wanted)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.save_pretrained(folder)
+    return folder
+
+
+REWARD = "<|Reward|>"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+
+
+def qwen_base(folder: Path) -> Path:
+    """What HPS v3 takes of Qwen2-VL: configuration, tokenizer and image processor, no weights."""
+    tokens = {token: i for i, token in enumerate([*letters(), *SPECIAL])}
+    tokenizer = Qwen2Tokenizer(vocab=tokens, merges=[], extra_special_tokens=SPECIAL[1:])
+    tokenizer.save_pretrained(folder)
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 400,  # more than the tokenizer has, as in the real one
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+    }
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 1, "patch_size": 14}
+    ids = {
+        "image_token_id": tokens["<|image_pad|>"],
+        "vision_start_token_id": tokens["<|vision_start|>"],
+        "vision_end_token_id": tokens["<|vision_end|>"],
+    }
+    Qwen2VLConfig(text_config=text, vision_config=vision, **ids).save_pretrained(folder)
+    Qwen2VLImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+def hps_v3(folder: Path, base: Path) -> tuple[Qwen2VLForConditionalGeneration, nn.Sequential]:
+    """HPSv3.safetensors by its published key names; returns what is in it."""
+    config = Qwen2VLConfig.from_pretrained(base)
+    config.text_config.vocab_size = len(letters()) + len(SPECIAL) + 1
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    head = nn.Sequential(nn.Linear(32, 12), nn.ReLU(), nn.Dropout(0.05), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+    for weight in head.parameters():
+        nn.init.normal_(weight)
+
+    def published(key: str) -> str:
+        """As transformers 4.45 named them."""
+        return key.removeprefix("model.") if ".visual." in key else key.replace("model.language_model.", "model.")
+
+    weights: dict[str, Tensor] = {published(key): value for key, value in model.state_dict().items()}
+    weights |= {f"rm_head.{key}": value for key, value in head.state_dict().items()}
+    save_file({key: value.clone() for key, value in weights.items()}, folder / "HPSv3.safetensors", {"format": "pt"})
+    return model, head.eval()
