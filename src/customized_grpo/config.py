@@ -80,7 +80,7 @@ class DataConfig(_Section):
 class RewardConfig(_Section):
     """One judge. Several may feed a role; their weights count inside it."""
 
-    kind: str = Field(description="dino, clip, copy-paste, or package.module:Class, or file.py:function")
+    kind: str = Field(description="dino, clip, copy-paste, vlm, remote, or package.module:Class, or file.py:function")
     role: Literal["identity", "prompt", "guard"] = Field(description="a guard only watches: for monitors alone")
     name: str | None = None
     path: str | None = Field(None, description="hub id or folder of the judge's own model")

@@ -1,5 +1,5 @@
-"""Judges of pictures: DINO for identity, CLIP for the prompt, a guard against copy-pasting, or a class
-or function of the user's own.
+"""Judges of pictures: DINO for identity, CLIP for the prompt, a guard against copy-pasting, a vision-language
+model for either, a class or function of the user's own; or any of them on another machine.
 """
 
 from __future__ import annotations
@@ -40,9 +40,17 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
         from customized_grpo.rewards.copy_paste import CopyPasteReward
 
         return _construct(CopyPasteReward, config, name, device)
+    if config.kind == "vlm":
+        from customized_grpo.rewards.vlm import VlmReward
+
+        return _construct(VlmReward, config, name, device)
+    if config.kind == "remote":
+        from customized_grpo.rewards.remote import RemoteReward
+
+        return _construct(RemoteReward, config, name, device)
     raise RewardError(
         f"reward {name!r}: unknown kind {config.kind!r}; "
-        "give dino, clip, copy-paste, package.module:Class or file.py:function"
+        "give dino, clip, copy-paste, vlm, remote, package.module:Class or file.py:function"
     )
 
 
@@ -50,11 +58,13 @@ def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, de
     parameters = set(inspect.signature(judge).parameters)
     if config.path and "path" not in parameters:
         raise RewardError(f"reward {name!r}: {config.kind} needs no model; leave its path out, given {config.path!r}")
-    known = parameters - {"path", "name", "device"}
+    known = parameters - {"path", "name", "device", "role"}
     for option in config.options:
         if option not in known:
             raise RewardError(
                 f"reward {name!r}: unknown option {option!r}; {config.kind} has {', '.join(sorted(known))}"
             )
     arguments: dict[str, Any] = {"name": name, "device": device, **config.options}
+    if "role" in parameters:
+        arguments["role"] = config.role
     return judge(config.path, **arguments) if config.path else judge(**arguments)

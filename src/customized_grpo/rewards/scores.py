@@ -39,7 +39,12 @@ def score(
     }
 
 
-def _checked(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+@torch.no_grad()
+def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """Scores of one judge, float32 (B,), on the CPU; NaN where it could not score a picture.
+
+    Raises RewardError as `score` does, but for scores that are not finite.
+    """
     try:
         scores = reward(images, pairs)
     except Exception as error:
@@ -51,7 +56,11 @@ def _checked(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
             "it must return one score per image, "
             f"here a tensor of shape ({len(images)},)"
         )
-    scores = scores.detach().to("cpu", torch.float32)
+    return scores.detach().to("cpu", torch.float32)
+
+
+def _checked(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    scores = judged(reward, images, pairs)
     if not scores.isfinite().all():
         bad = int((~scores.isfinite()).nonzero()[0])
         raise RewardError(
