@@ -82,7 +82,7 @@ class RewardConfig(_Section):
 
     kind: str = Field(
         description="dino, dino-patches, clip-image, siglip-image (identity), clip, siglip, pickscore, hps-v2, hps-v3 "
-        "(prompt), copy-paste (guard), or package.module:Class, or file.py:function"
+        "(prompt), vlm, remote (either), copy-paste (guard), or package.module:Class, or file.py:function"
     )
     role: Literal["identity", "prompt", "guard"] = Field(description="a guard only watches: for monitors alone")
     name: str | None = None

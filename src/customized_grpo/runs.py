@@ -30,7 +30,6 @@ from customized_grpo.config import Config, ConfigError
 from customized_grpo.configuration import load_config, save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, read_evaluation
-from customized_grpo.evaluation.evaluate import to_image
 from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
@@ -40,6 +39,7 @@ from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, read_records
 from customized_grpo.rewards import build_reward
+from customized_grpo.rewards.frame import to_image
 from customized_grpo.snapshots import keep_groups, keep_samples
 from customized_grpo.terminal import TrainingDisplay, score_table
 from customized_grpo.training.checkpoint import checkpointed_iterations

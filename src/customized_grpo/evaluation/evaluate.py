@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import EvaluationConfig
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.rewards import score
+from customized_grpo.rewards.frame import to_image
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures
 
 
@@ -97,9 +97,3 @@ def read_evaluation(folder: Path, config: EvaluationConfig) -> Evaluation | None
 
 def _settings(config: EvaluationConfig) -> dict[str, object]:
     return config.model_dump(mode="json")
-
-
-def to_image(picture: Tensor) -> Image.Image:
-    """A picture (3, H, W) in [0, 1] as an 8-bit image."""
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
