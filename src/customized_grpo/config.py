@@ -48,6 +48,12 @@ class PolicyConfig(_Section):
     guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
     gradient_checkpointing: bool = False
+    offload: bool = Field(False, description="text encoders and VAE stay in host memory while the transformer works")
+    conditions: Path | None = Field(
+        None,
+        description="folder that keeps what text encoders and VAE say of a pair; with it, those are loaded only for "
+        "pairs that are new",
+    )
     adapter: str | None = Field(
         None, description="LoRA that the model starts from, fused into its weights: a .safetensors file"
     )
