@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 #: A path of this form means the folder of that name inside the package's own embedded models.
 EMBEDDED = "embedded"
+#: The kinds of generators that are built in.
+POLICIES = ("flux-kontext", "uno", "flux2", "qwen-image-edit")
 
 
 class ConfigError(ValueError):
@@ -33,7 +35,7 @@ class LoraConfig(_Section):
 class PolicyConfig(_Section):
     """The generator to tune."""
 
-    kind: Literal["flux-kontext", "uno", "flux2", "qwen-image-edit"] = "flux-kontext"
+    kind: str = Field("flux-kontext", description=f"{', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
     path: str = Field("embedded/pipeline", description="hub id or folder of a diffusers pipeline")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -48,6 +50,10 @@ class PolicyConfig(_Section):
     guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
     gradient_checkpointing: bool = False
+    quantise: Literal["int8", "nf4"] | None = Field(
+        None, description="linear layers of the frozen transformer: int8 (torchao) or nf4 (bitsandbytes); needs a LoRA"
+    )
+    quantise_text_encoders: Literal["int8", "nf4"] | None = Field(None, description="the same of the text encoders")
     offload: bool = Field(False, description="text encoders and VAE stay in host memory while the transformer works")
     conditions: Path | None = Field(
         None,
@@ -57,6 +63,14 @@ class PolicyConfig(_Section):
     adapter: str | None = Field(
         None, description="LoRA that the model starts from, fused into its weights: a .safetensors file"
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, kind: str) -> str:
+        """A name of the list, or a path to a class, which says so by its colon."""
+        if ":" not in kind and kind not in POLICIES:
+            raise ValueError(f"should be {', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
+        return kind
 
     @field_validator("adapter")
     @classmethod
@@ -158,6 +172,7 @@ class TrainConfig(_Section):
     max_gradient_norm: float = Field(1.0, gt=0)
     clip_range: float = Field(1e-4, gt=0)
     kl_weight: float = Field(0.0, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, a step; 0: none")
     batch_size: int = Field(48, ge=1, description="(image, step) pairs of one forward and backward pass")
     checkpoint_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)

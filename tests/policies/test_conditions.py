@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ Calls = list[str]
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """The names of text encoders as they are loaded and called."""
     made: Calls = []
     for kind in (transformers.CLIPTextModel, transformers.T5EncoderModel):
@@ -40,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 
         monkeypatch.setattr(kind, "forward", called)
         monkeypatch.setattr(kind, "from_pretrained", loaded)
-    yield made
+    return made
 
 
 def policy_of(folder: Path, **changes: Any) -> FluxKontextPolicy:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
+from customized_grpo.outlines import outline_pipeline
 from customized_grpo.policies.conditions import ConditionsFolder
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
@@ -35,8 +36,9 @@ class PipelinePolicy(ABC):
     """A diffusers pipeline whose transformer sees the picture and its references as one row of packed tokens.
 
     A model of this kind adds what encodes a prompt and a reference, what decodes latents, its transformer's further
-    inputs and the shift of its noise levels, and with them is a `protocols.Policy`. Latents are the pipeline's packed tokens, float32 (B, tokens, channels),
-    of pictures of `config.height` x `config.width`, floored to multiples of a token's side as the pipelines do.
+    inputs and the shift of its noise levels, and with them is a `protocols.Policy`. Latents are the pipeline's packed
+    tokens, float32 (B, tokens, channels), of pictures of `config.height` x `config.width`, floored to multiples of a
+    token's side as the pipelines do.
 
     The weights may be stored in any precision; all are converted to `config.dtype`. LoRA parameters
     are float32 throughout. Attention runs on torch's own choice of kernel, with gradients and
@@ -278,7 +280,8 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
 def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
     """The diffusers pipeline at `config.path`, of one of the classes `pipelines`, in `config.dtype`.
 
-    Which class that is, the folder's model_index.json says. Frozen, for inference.
+    Which class that is, the folder's model_index.json says. Frozen, for inference. On the device "meta" it is an
+    outline, of its JSON configs alone, and has shapes but no numbers.
 
     Raises:
         ModelError: the path holds no such pipeline in safetensors; one line with the remedy.
@@ -289,6 +292,11 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         raise ModelError(f"policy.path: {error}") from None
     classes = {pipeline.__name__: pipeline for pipeline in pipelines}
     remedy = f"give the folder or hub id of a diffusers {' or '.join(classes)}"
+    if config.device == "meta":
+        try:
+            return outline_pipeline(config.path, config.revision, getattr(torch, config.dtype), classes)
+        except ModelError as error:
+            raise ModelError(f"policy.path: {error}") from None
     try:
         kind = pipelines[0].load_config(source, revision=config.revision)["_class_name"]
         if kind not in classes:

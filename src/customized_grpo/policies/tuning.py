@@ -74,7 +74,8 @@ class LoraTuning:
             target_modules=modules,
             init_lora_weights="gaussian",
         )
-        with torch.random.fork_rng(devices=[]):
+        drawn_on = "meta" if transformer.device.type == "meta" else "cpu"
+        with torch.random.fork_rng(devices=[]), torch.device(drawn_on):
             # Not torch.manual_seed, which would seed the accelerators too. peft draws on the CPU.
             torch.default_generator.manual_seed(_INIT_SEED)
             transformer.add_adapter(adapter)

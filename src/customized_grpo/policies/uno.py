@@ -77,11 +77,12 @@ class UnoPolicy(FluxPolicy):
     """
 
     def __init__(self, config: PolicyConfig) -> None:
-        if config.adapter is not None:
-            _file(config.adapter)  # before the large model is loaded
+        adapter = None if config.device == "meta" else config.adapter  # what has no numbers takes none
+        if adapter is not None:
+            _file(adapter)  # before the large model is loaded
         super().__init__(config, FluxPipeline)
-        if config.adapter is not None:
-            fuse_uno_lora(self._transformer, config.adapter)
+        if adapter is not None:
+            fuse_uno_lora(self._transformer, adapter)
 
     def _load_transformer(self) -> nn.Module:
         model = super()._load_transformer()

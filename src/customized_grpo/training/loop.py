@@ -23,7 +23,7 @@ from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.rollout import draw_images, noise_levels, score_groups
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 
-_CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory
+CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class _Encoder:
     def __call__(self, pair: Pair) -> Conditions:
         if pair.key not in self._kept:
             self._kept[pair.key] = self._policy.encode(pair.prompt, pair.references)
-            if len(self._kept) > _CONDITIONS_KEPT:
+            if len(self._kept) > CONDITIONS_KEPT:
                 self._kept.popitem(last=False)
         return self._kept[pair.key]
 
