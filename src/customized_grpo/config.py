@@ -54,7 +54,9 @@ class PolicyConfig(_Section):
         None, description="linear layers of the frozen transformer: int8 (torchao) or nf4 (bitsandbytes); needs a LoRA"
     )
     quantise_text_encoders: Literal["int8", "nf4"] | None = Field(None, description="the same of the text encoders")
-    offload: bool = Field(False, description="text encoders and VAE stay in host memory while the transformer works")
+    offload: bool = Field(
+        False, description="what is not at work stays in host memory: text encoders and VAE, or the transformer"
+    )
     conditions: Path | None = Field(
         None,
         description="folder that keeps what text encoders and VAE say of a pair; with it, those are loaded only for "

@@ -96,17 +96,18 @@ def _outline_part(path: str, read: ReadConfig, name: str, kind: str, dtype: torc
     found = getattr(diffusers, kind, None) or getattr(transformers, kind, None)
     if not isinstance(found, type):
         raise ModelError(f"{path}: {name} is a {kind}, which neither diffusers nor transformers has; update them")
+    build: Any = found
     try:
         if issubclass(found, diffusers.SchedulerMixin):
-            return found.from_config(read(f"{name}/scheduler_config.json"))
+            return build.from_config(read(f"{name}/scheduler_config.json"))
         if not issubclass(found, nn.Module):
             return None
         config = read(f"{name}/config.json")
         with torch.device("meta"):
             if issubclass(found, diffusers.ModelMixin):
-                model = found.from_config(config)
+                model = build.from_config(config)
             else:
-                model = found._from_config(found.config_class.from_dict(config), dtype=dtype)
+                model = build._from_config(build.config_class.from_dict(config), dtype=dtype)
         # Not the model's own `to`, which warns of what `dtype` in from_pretrained does otherwise: nothing here.
         return nn.Module.to(model, dtype).requires_grad_(False).eval()
     except ModelError:

@@ -146,23 +146,24 @@ def test_a_damaged_file_is_made_anew(folder: Path, tmp_path: Path, damage: str) 
 def test_the_transformer_is_alone_while_it_works(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the parts stand is told by the names of the devices they are sent to: a CPU has but one."""
     moves: list[tuple[str, str]] = []
+    parts = ["CLIPTextModel", "T5EncoderModel", "AutoencoderKL"]
     to = torch.nn.Module.to
 
     def moved(self: Any, *args: Any, **options: Any) -> Any:
-        if type(self).__name__ in {"CLIPTextModel", "T5EncoderModel", "AutoencoderKL"}:
+        if type(self).__name__ in {*parts, "FluxTransformer2DModel"}:
             moves.append((type(self).__name__, str(args[0])))
         return to(self, *args, **options)
 
     policy = policy_of(folder, offload=True, device="cpu:0")
-    for kind in (transformers.CLIPTextModel, transformers.T5EncoderModel, type(policy._pipeline.vae)):
+    kinds = [type(part) for part in policy._pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    for kind in kinds:
         monkeypatch.setattr(kind, "to", moved)
-    parts = ["CLIPTextModel", "T5EncoderModel", "AutoencoderKL"]
     conditions = policy.encode(PROMPT, [pixels()])
-    assert moves == [(part, "cpu:0") for part in parts]
+    assert moves == [("FluxTransformer2DModel", "cpu"), *[(part, "cpu:0") for part in parts]]
     moves.clear()
     for _ in range(2):
         velocity = policy.velocity(noise(policy), torch.ones(1), conditions)
-    assert moves == [(part, "cpu") for part in parts], "sent back once"
+    assert moves == [*[(part, "cpu") for part in parts], ("FluxTransformer2DModel", "cpu:0")], "once"
     moves.clear()
     policy.decode(noise(policy))
     assert moves == [("AutoencoderKL", "cpu:0")]

@@ -23,16 +23,17 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     Tensors that were there before count nothing. Attention counts as a fused kernel (flash or memory-efficient) holds
     it: queries, keys, values, output and one number for each query, but no matrix of all pairs of tokens.
     """
-    with _fused_attention(), _Live() as live:
+    live = _Live()
+    with _fused_attention(), live:
         compute()
     return live.peak
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Bytes of the storages made inside it and not freed yet, and the most there were."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._bytes = 0
         self._known: set[int] = set()
@@ -70,7 +71,7 @@ def _fused_attention() -> Iterator[None]:
     """Attention as fused kernels hold it: on meta, torch would take the one that writes all pairs of tokens down."""
 
     def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-        return _Fused.apply(query, key, value)
+        return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
 
     # Not by a TorchFunctionMode, which is off where gradient checkpointing computes a block again.
     functional: Any = torch.nn.functional

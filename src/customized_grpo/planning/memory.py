@@ -4,9 +4,10 @@ What a run holds on its device, in each of its four phases:
 
     always     weights of the transformer, of the rewards, of text encoders and VAE unless `offload`
                the LoRA, Adam's state of what is trained, conditions kept in memory
-    encoding   + text encoders and VAE where `offload`, the VAE's activations on one reference
+    encoding   + text encoders and VAE where `offload`, in place of transformer and LoRA; the VAE's activations on one
+                 reference
     sampling   + latents kept of all images, one batch's twice (they are stacked), activations of one forward pass
-    scoring    + latents kept, VAE where `offload`, its activations on one batch, all pictures, the rewards' activations
+    scoring    + latents kept, VAE where `offload`, all pictures, activations of the VAE on one batch or of the rewards
     training   + latents kept, the transitions of one update, gradients, activations of one forward and backward pass
 
 The peak is the largest of them. Activations are not guessed but counted, see `measure.py`; they grow in proportion to
@@ -27,7 +28,7 @@ QUANTISED = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 
 @dataclass(frozen=True)
 class Model:
-    """Parameters of one model: `linear` of them are weights of linear layers, which quantisation takes, of `rows` rows."""
+    """Parameters of one model: `linear` of them are weights of linear layers, in `rows` rows, and can be quantised."""
 
     parameters: int
     linear: int = 0
@@ -78,7 +79,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that computing takes beyond what it is given: for one image each, for all rewards together."""
+    """Bytes that computing takes beyond what it is given: for one image each, but `rewards` for their whole batch."""
 
     forward: int
     training: int
@@ -91,8 +92,8 @@ class Activations:
 class Weights:
     """Bytes of what is loaded, and of what training adds: `trained` weights of `trained_tensors` tensors.
 
-    `trained` is part of `transformer` where all of it is tuned (`full`), and beside it where a LoRA is. `dequantised` is
-    the largest linear layer, which a quantised model unpacks while it works.
+    `trained` is part of `transformer` where all of it is tuned (`full`), and beside it where a LoRA is. `dequantised`
+    is the largest linear layer, which a quantised model unpacks while it works.
     """
 
     transformer: int
@@ -140,11 +141,12 @@ def device_memory(weights: Weights, work: Work, activations: Activations) -> dic
     scoring = {
         "VAE": weights.vae,
         "pictures": pictures,
-        "activations": batch * activations.decode + activations.rewards,
+        "activations": max(batch * activations.decode, activations.rewards),
     }
     sampling = {"latents being drawn": stacked, "activations": batch * activations.forward + weights.dequantised}
+    elsewhere = ("transformer", "LoRA") if weights.offload else ()
     phases = {
-        "encoding": {**always, **encoding},
+        "encoding": {**always, **encoding, **dict.fromkeys(elsewhere, 0)},
         "sampling": {**always, **kept, **sampling},
         "scoring": {**always, **kept, **scoring},
         "training": {**always, **kept, **training},
@@ -157,6 +159,7 @@ def host_memory(weights: Weights) -> dict[str, int]:
     kept = {
         "text encoders": weights.text_encoders if weights.offload and not weights.forgetful else 0,
         "VAE": weights.vae if weights.offload else 0,
+        "transformer, while encoding": weights.transformer if weights.offload else 0,
         "untuned weights": weights.trained if weights.full else 0,
     }
     loading = weights.transformer + weights.vae + (0 if weights.forgetful else weights.text_encoders)

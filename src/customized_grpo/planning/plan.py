@@ -1,4 +1,4 @@
-"""The plan of a run, from its configuration alone: what it is, what it takes, and what to change where it cannot fit."""
+"""The plan of a run, from its configuration alone: what it is and takes, and what to change where it cannot fit."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from huggingface_hub import snapshot_download
 from customized_grpo.config import Config
 from customized_grpo.models import resolve
 from customized_grpo.planning.memory import Model, Weights, Work, device_memory, host_memory, with_overhead
-from customized_grpo.planning.shapes import Shapes, judges_of, shapes_of
-from customized_grpo.training.loop import CONDITIONS_KEPT
+from customized_grpo.planning.shapes import JUDGED, Shapes, judges_of, shapes_of
+from customized_grpo.training.loop import conditions_kept
 
 _LEAST_RANK = 8
 
@@ -79,7 +79,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         dequantised=shapes.largest_linear * width if policy.quantise else 0,
         ema=config.train.ema > 0,
     )
-    device = device_memory(weights, work, replace(shapes.activations, rewards=looking))
+    device = device_memory(weights, work, replace(shapes.activations, rewards=looking * min(JUDGED, work.images)))
     peak = max(sum(parts.values()) for parts in device.values())
     images = config.rollout.pairs * config.rollout.group_size
     return Plan(
@@ -188,7 +188,7 @@ def _work(config: Config, shapes: Shapes, processes: int) -> Work:
         pixels=shapes.pixels,
         sampling_batch=rollout.batch_size,
         training_batch=train.batch_size,
-        conditions_kept=min(CONDITIONS_KEPT, pairs * train.iterations),
+        conditions_kept=min(conditions_kept(config), pairs * train.iterations),
     )
 
 

@@ -23,7 +23,8 @@ from customized_grpo.protocols import Conditions
 # What of a policy's settings has no part in its outline.
 _IRRELEVANT = {"offload": False, "conditions": None, "quantise": None, "quantise_text_encoders": None, "compile": False}
 _LONGEST_LIST = 3  # blocks of a kind that are enough to see what each more takes
-_JUDGED = 64  # pictures that the rewards look at in one batch
+JUDGED = 64
+"""Pictures that the rewards look at in one batch, where there are so many."""
 _DEFAULT_JUDGES = {"dino": "facebook/dinov2-base", "clip": "openai/clip-vit-large-patch14"}
 
 
@@ -77,7 +78,7 @@ def _shapes(config_json: str, references: int) -> Shapes:
             policy.velocity(latents, sigma, conditions)
 
     def training() -> None:
-        policy.velocity(latents, sigma, conditions).square().mean().backward()
+        torch.autograd.backward(policy.velocity(latents, sigma, conditions).square().mean())
 
     encode, decode = _vae_activations(pipeline.vae, config)
     return Shapes(
@@ -91,7 +92,7 @@ def _shapes(config_json: str, references: int) -> Shapes:
         latents.numel(),
         sum(row.numel() * row.element_size() for row in conditions.rows.values()),
         config.height * config.width,
-        Activations(*(_of_all_blocks(transformer, what) for what in (forward, training)), encode, decode, 0),
+        Activations(_of_all_blocks(transformer, forward), _of_all_blocks(transformer, training), encode, decode, 0),
     )
 
 
@@ -104,7 +105,7 @@ def count(model: nn.Module) -> Model:
 
 
 def judges_of(rewards: Sequence[RewardConfig]) -> tuple[dict[str, Model], int, list[str]]:
-    """(models by path, the most activations of one of them in bytes, judges whose models are not known)."""
+    """(models by path, bytes of the most activations of one on one picture, judges whose models are not known)."""
     models: dict[str, Model] = {}
     activations, unknown = 0, []
     for reward in rewards:
@@ -124,7 +125,7 @@ def _judge(path: str) -> tuple[Model, int]:
     outline: Any = outline_judge(path)
     config = getattr(outline.config, "vision_config", outline.config)
     side = config.image_size
-    pixels = torch.empty(_JUDGED, 3, side, side, device="meta")
+    pixels = torch.empty(1, 3, side, side, device="meta")
     eyes = getattr(outline, "vision_model", outline)
     with torch.no_grad():
         taken = peak_bytes(lambda: eyes(pixel_values=pixels))

@@ -86,5 +86,5 @@ def _digest(rows: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, row in sorted(rows.items()):
         digest.update(repr((name, row.dtype, tuple(row.shape))).encode())
-        digest.update(memoryview(row.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(row.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -46,10 +46,10 @@ class PipelinePolicy(ABC):
     faster in both modes than the math kernel; the environment variable DIFFUSERS_ATTN_BACKEND sets
     another, again for both.)
 
-    With `config.offload`, text encoders and VAE are on the device only while they are at work; the next velocity sends
-    them back to host memory. With `config.conditions`, a folder, conditions are read from there, see
-    `ConditionsFolder`; text encoders are then loaded when the first pair comes that it lacks, and with both settings
-    forgotten, not sent back.
+    With `config.offload`, either the transformer is on the device or text encoders and VAE are, but for decoding, when
+    the VAE joins it; the others wait in host memory. With `config.conditions`, a folder, conditions are read from
+    there, see `ConditionsFolder`; text encoders are then loaded when the first pair comes that it lacks, and with both
+    settings forgotten, not sent back.
 
     Args:
         config: model, size, precision and what to tune.
@@ -113,7 +113,7 @@ class PipelinePolicy(ABC):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
-        self._bring("vae")
+        self._bring(self._pipeline.vae)
         return self._decode(latents)
 
     def sigmas(self, steps: int) -> Tensor:
@@ -152,7 +152,8 @@ class PipelinePolicy(ABC):
         return output[:, : latents.shape[1]].float()
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The LoRA's parameters, or all of the transformer's, by their names in the transformer."""
+        """The LoRA's parameters, or all of the transformer's, by their names in the transformer; on the device."""
+        self._transformer.to(self._device)  # so that an optimiser's state is made, or loaded, where the work is
         return self._tuning.trainable()
 
     def reference(self) -> AbstractContextManager[None]:
@@ -177,18 +178,21 @@ class PipelinePolicy(ABC):
 
     @torch.no_grad()
     def _encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        self._bring(*self._encoders, "vae")
+        if self._config.offload:
+            self._transformer.to("cpu")
+        for name in self._encoders:
+            if getattr(self._pipeline, name) is None:
+                setattr(self._pipeline, name, load_part(self._config, self._pipeline, name))
+        self._bring(*(getattr(self._pipeline, name) for name in self._encoders), self._pipeline.vae)
         rows = self._encode_prompt(prompt, references)
         for k, picture in enumerate(references, 1):
             rows[REFERENCE.format(k)] = self._encode_reference(picture, len(references))
         return Conditions(rows)
 
-    def _bring(self, *names: str) -> None:
-        """Have these parts of the pipeline on the device; loads those that are not there."""
-        for name in names:
-            if getattr(self._pipeline, name) is None:
-                setattr(self._pipeline, name, load_part(self._config, self._pipeline, name))
-            getattr(self._pipeline, name).to(self._device)
+    def _bring(self, *parts: nn.Module) -> None:
+        """Have these parts of the pipeline on the device, too."""
+        for part in parts:
+            part.to(self._device)
         self._away = False
 
     def _make_room(self) -> None:
@@ -199,6 +203,7 @@ class PipelinePolicy(ABC):
                 setattr(self._pipeline, name, None)
             elif part is not None:
                 part.to("cpu")
+        self._transformer.to(self._device)
         self._away = True
 
     @abstractmethod

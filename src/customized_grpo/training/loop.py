@@ -23,7 +23,7 @@ from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.rollout import draw_images, noise_levels, score_groups
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 
-CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory
+_CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory, where they are not kept on disk
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def train(
         weight_decay=tuning.weight_decay,
     )
     updater = Updater(policy, optimizer, tuning, step, rollout.eta, lambda t: _sum(accelerator, t))
-    encode = _Encoder(policy)
+    encode = _Encoder(policy, conditions_kept(config))
     first = resume(run, policy, optimizer)
 
     for iteration in range(first, tuning.iterations):
@@ -136,17 +136,22 @@ def resume(run: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
     return done
 
 
+def conditions_kept(config: Config) -> int:
+    """Of how many pairs a process keeps the conditions in memory: where they are on disk, of one iteration's."""
+    return config.rollout.pairs if config.policy.conditions is not None else _CONDITIONS_KEPT
+
+
 class _Encoder:
     """Conditions of a pair, encoded once as long as it stays among the newest ones."""
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, size: int) -> None:
+        self._policy, self._size = policy, size
         self._kept: OrderedDict[str, Conditions] = OrderedDict()
 
     def __call__(self, pair: Pair) -> Conditions:
         if pair.key not in self._kept:
             self._kept[pair.key] = self._policy.encode(pair.prompt, pair.references)
-            if len(self._kept) > CONDITIONS_KEPT:
+            if len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return self._kept[pair.key]
 
