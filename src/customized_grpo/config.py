@@ -49,6 +49,7 @@ class PolicyConfig(_Section):
     max_sequence_length: int = Field(24, ge=1, description="text tokens of the long text encoder")
     guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
+    options: dict[str, Any] = Field({}, description="whatever a class of your own wants to be told")
     gradient_checkpointing: bool = False
     quantise: Literal["int8", "nf4"] | None = Field(
         None, description="linear layers of the frozen transformer: int8 (torchao) or nf4 (bitsandbytes); needs a LoRA"

@@ -303,12 +303,12 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         except ModelError as error:
             raise ModelError(f"policy.path: {error}") from None
     try:
-        kind = pipelines[0].load_config(source, revision=config.revision)["_class_name"]
+        index = pipelines[0].load_config(source, revision=config.revision)
+        kind = index["_class_name"]
         if kind not in classes:
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
         dtype = getattr(torch, config.dtype)
-        listed = classes[kind].load_config(source, revision=config.revision)
-        later = [name for name in listed if name.startswith("text_encoder")] if config.conditions is not None else []
+        later = [name for name in index if name.startswith("text_encoder")] if config.conditions is not None else []
         loaded = classes[kind].from_pretrained(
             source, revision=config.revision, dtype=dtype, use_safetensors=True, **dict.fromkeys(later)
         )

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig
 
 from customized_grpo.models import resolve
-from customized_grpo.rewards.errors import RewardError, told
+from customized_grpo.named import told
+from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import Frame
 
 

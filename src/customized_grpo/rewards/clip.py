@@ -11,10 +11,11 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel
 
 from customized_grpo.models import resolve
+from customized_grpo.named import told
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards.cache import FeatureCache
 from customized_grpo.rewards.checkpoint import load_judge
-from customized_grpo.rewards.errors import RewardError, told
+from customized_grpo.rewards.errors import RewardError
 
 
 class ClipReward:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from customized_grpo.named import told
 from customized_grpo.protocols import Pair, Reward
-from customized_grpo.rewards.errors import RewardError, told
+from customized_grpo.rewards.errors import RewardError
 
 
 @torch.no_grad()
