@@ -63,6 +63,9 @@ class PolicyConfig(_Section):
         description="folder that keeps what text encoders and VAE say of a pair; with it, those are loaded only for "
         "pairs that are new",
     )
+    compile: bool = Field(
+        False, description="torch.compile of the transformer's blocks; ratios are then 1 within rounding, not exactly"
+    )
     adapter: str | None = Field(
         None, description="LoRA that the model starts from, fused into its weights: a .safetensors file"
     )
@@ -75,6 +78,14 @@ class PolicyConfig(_Section):
             raise ValueError(f"should be {', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
         return kind
 
+    @field_validator("quantise")
+    @classmethod
+    def _quantised_is_frozen(cls, quantise: str | None, info: ValidationInfo) -> str | None:
+        """Rounded weights cannot be tuned."""
+        if quantise is not None and info.data.get("lora", True) is None:
+            raise ValueError("a quantised transformer cannot be tuned itself; set policy.lora, or leave this at null")
+        return quantise
+
     @field_validator("adapter")
     @classmethod
     def _adapter_of_uno(cls, adapter: str | None, info: ValidationInfo) -> str | None:
@@ -82,6 +93,8 @@ class PolicyConfig(_Section):
         kind = info.data.get("kind", "uno")
         if adapter is not None and kind != "uno":
             raise ValueError(f"belongs to policy.kind=uno, not to {kind}; set that kind, or set this to null")
+        if adapter is not None and info.data.get("quantise") is not None:
+            raise ValueError("cannot be fused into quantised weights; set policy.quantise to null")
         return adapter
 
 

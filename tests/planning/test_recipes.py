@@ -27,8 +27,14 @@ def test_these_are_all_recipes() -> None:
     assert {path.stem for path in (RECIPES / "hardware").iterdir()} == set(HARDWARE)
 
 
-@pytest.mark.parametrize("hardware", HARDWARE)
-@pytest.mark.parametrize("model", MODELS)
+def test_the_papers_adapter_is_not_fused_into_four_bits() -> None:
+    with pytest.raises(ValueError, match=r"policy\.adapter: cannot be fused into quantised weights"):
+        config_of("paper", "24gb")
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware"), [(m, h) for m in MODELS for h in HARDWARE if (m, h) != ("paper", "24gb")]
+)
 def test_recipes_fit_their_hardware(model: str, hardware: str) -> None:
     memory, processes = HARDWARE[hardware]
     plan = make_plan(config_of(model, hardware), processes=processes)

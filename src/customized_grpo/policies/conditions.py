@@ -26,7 +26,7 @@ from customized_grpo.records import write_bytes
 
 # Settings that no condition depends on. One that is not named here is part of the key: at worst a file too many.
 _OTHER_SETTINGS = frozenset(
-    {"device", "height", "width", "guidance", "lora", "gradient_checkpointing", "adapter", "conditions", "offload"}
+    "adapter compile conditions device gradient_checkpointing guidance height lora offload quantise width".split()
 )
 _LIBRARIES = ("diffusers", "torch", "transformers")
 

@@ -19,6 +19,7 @@ from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
 from customized_grpo.outlines import outline_pipeline
 from customized_grpo.policies.conditions import ConditionsFolder
+from customized_grpo.policies.quantisation import pipeline_quantisation, quantisation_of
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 
@@ -78,6 +79,8 @@ class PipelinePolicy(ABC):
             self._tuning = FullTuning(self._transformer, self._load_transformer)
         if config.gradient_checkpointing:
             self._transformer.enable_gradient_checkpointing()
+        if config.compile:
+            self._transformer.compile_repeated_blocks()
         self._device = device_of(config)
         self._transformer.to(self._device)
         if config.offload:
@@ -310,7 +313,12 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         dtype = getattr(torch, config.dtype)
         later = [name for name in index if name.startswith("text_encoder")] if config.conditions is not None else []
         loaded = classes[kind].from_pretrained(
-            source, revision=config.revision, dtype=dtype, use_safetensors=True, **dict.fromkeys(later)
+            source,
+            revision=config.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            quantization_config=pipeline_quantisation(config, index),
+            **dict.fromkeys(later),
         )
     except ModelError:
         raise
@@ -339,7 +347,10 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
+            quantization_config=quantisation_of(config, name, "transformers"),
         )
+    except ModelError:
+        raise
     except Exception as error:  # Two libraries raise here, from many classes.
         raise ModelError(
             f"policy.path: cannot load {name} of {config.path} ({first_line(error)}); "

@@ -19,6 +19,7 @@ from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Rew
 from customized_grpo.records import append_record, truncate_records
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
+from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.rollout import draw_images, noise_levels, score_groups
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
@@ -50,7 +51,8 @@ def train(
     """Train `policy` for the configured iterations, from the run's newest checkpoint where it has one.
 
     Leaves metrics.jsonl and checkpoints in the folder `run`. Groups are dealt to the processes in turn;
-    gradients are summed over all of them, so that their number does not change what is learned. Raises
+    gradients are summed over all of them, so that their number does not change what is learned. Where
+    `train.ema` asks for a moving average, the policy has it for weights at the end, and in samples. Raises
     ConfigError where there are more processes than groups.
     """
     if config.rollout.pairs < accelerator.num_processes:
@@ -69,7 +71,8 @@ def train(
     )
     updater = Updater(policy, optimizer, tuning, step, rollout.eta, lambda t: _sum(accelerator, t))
     encode = _Encoder(policy, conditions_kept(config))
-    first = resume(run, policy, optimizer)
+    averaged = MovingAverage(policy, tuning.ema)
+    first = resume(run, policy, optimizer, averaged)
 
     for iteration in range(first, tuning.iterations):
         clock = [time.perf_counter()]
@@ -103,6 +106,7 @@ def train(
             local = _local(update, mine, rollout.group_size)
             items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in drawn]
             moved.append(updater.update(items, sigmas[1]))
+            averaged.update()
         if "kl" not in moved[0]:
             record["kl"] = updater.probe(drawn[0], trained, sigmas)
         clock.append(time.perf_counter())
@@ -118,18 +122,25 @@ def train(
         last = done == tuning.iterations
         if accelerator.is_main_process:
             if done % tuning.sample_every == 0 or last:
-                record |= observer.on_sample(done)
+                with averaged.applied():
+                    record |= observer.on_sample(done)
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)
             if done % tuning.checkpoint_every == 0 or last:
-                save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints)
+                kept = tuning.keep_checkpoints
+                save_checkpoint(run / "checkpoints", done, policy, optimizer, kept, averaged.tensors)
         accelerator.wait_for_everyone()
+    averaged.apply()
 
 
-def resume(run: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
+def resume(run: Path, policy: Policy, optimizer: torch.optim.Optimizer, averaged: MovingAverage | None = None) -> int:
     """Restore the newest whole checkpoint of the run, if any; returns the number of iterations done."""
     checkpoint = newest_checkpoint(run / "checkpoints")
-    done = 0 if checkpoint is None else load_checkpoint(checkpoint, policy, optimizer)
+    done = (
+        0
+        if checkpoint is None
+        else load_checkpoint(checkpoint, policy, optimizer, averaged.tensors if averaged is not None else None)
+    )
     metrics = run / "metrics.jsonl"
     if metrics.exists():
         truncate_records(metrics, done)
