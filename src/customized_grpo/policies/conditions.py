@@ -26,7 +26,19 @@ from customized_grpo.records import write_bytes
 
 # Settings that no condition depends on. One that is not named here is part of the key: at worst a file too many.
 _OTHER_SETTINGS = frozenset(
-    "adapter compile conditions device gradient_checkpointing guidance height lora offload quantise width".split()
+    [
+        "adapter",
+        "compile",
+        "conditions",
+        "device",
+        "gradient_checkpointing",
+        "guidance",
+        "height",
+        "lora",
+        "offload",
+        "quantise",
+        "width",
+    ]
 )
 _LIBRARIES = ("diffusers", "torch", "transformers")
 
