@@ -14,14 +14,14 @@ from customized_grpo.runs import CONFIG, open_run
 _PLACE = "evaluation.monitors"
 
 
-def read_choices(config: Path | None, run: Path | None, overrides: Sequence[str]) -> tuple[Config, str | None]:
-    """The configuration of a file or of a run, and which it is; None where there is neither. Raises ConfigError."""
-    if config is not None and run is not None:
+def read_choices(files: Sequence[Path], run: Path | None, overrides: Sequence[str]) -> tuple[Config, str | None]:
+    """The configuration of files, or of a run, and which it is; None where there is neither. Raises ConfigError."""
+    if files and run is not None:
         raise ConfigError("--config and --run are both given; keep one")
     if run is not None:
         open_run(run)
-    file = run / CONFIG if run is not None else config
-    return load_config(file, overrides), str(run or config) if file is not None else None
+        return load_config(run / CONFIG, overrides), str(run)
+    return load_config(files, overrides), " and ".join(map(str, files)) or None
 
 
 def choose(

@@ -24,7 +24,10 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML file of what differs from the defaults.")
+    list[Path] | None,
+    typer.Option(
+        "--config", "-c", help="YAML file of what differs from the defaults; may be given again, the later over it."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -83,7 +86,7 @@ def train(
         from customized_grpo.runs import check_unused, new_folder, open_run, train_run
 
         if resume is not None:
-            if config is not None or set_ or data or out:
+            if config or set_ or data or out:
                 raise ConfigError("--resume goes on with the run's own settings; leave the other options out")
             run, resolved = resume, open_run(resume)
         else:
@@ -125,7 +128,7 @@ def generate(
         pictures = [load(path) for path in reference]
         if run is not None:
             open_run(run)
-        resolved = load_config(config or (run / CONFIG if run is not None else None), set_ or [])
+        resolved = load_config(config or ([] if run is None else run / CONFIG), set_ or [])
         policy = policy_with_adapter(resolved, run)
         out.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw(policy, prompt, pictures, steps=steps, seed=seed, images=images)
@@ -192,7 +195,7 @@ def score(
         from customized_grpo.policies.pipelines import device_of
         from customized_grpo.scoring import find_pictures, read_pair, score_files, show, write_csv
 
-        resolved, source = read_choices(config, run, set_ or [])
+        resolved, source = read_choices(config or [], run, set_ or [])
         chosen = choose(reward or [], resolved, source=source, path=path, options=option or [], role=role)
         files = find_pictures(image or [], images)
         pair = read_pair(prompt, reference or [], mask or [], subject)
@@ -238,7 +241,7 @@ def serve_reward(
         from customized_grpo.rewards.wire import Limits
         from customized_grpo.serving.serve import serve
 
-        resolved, source = read_choices(config, run, set_ or [])
+        resolved, source = read_choices(config or [], run, set_ or [])
         chosen = choose(reward or [], resolved, source=source, path=path, options=option or [], role=role)
         serve(
             chosen,
@@ -272,6 +275,31 @@ def study(
         from customized_grpo.study import run_study
 
         run_study(plan, out, processes, Console(), report_only=report_only)
+
+
+@app.command()
+def plan(
+    config: Annotated[
+        list[Path] | None, typer.Argument(help="YAML files of what differs, the later over the earlier.")
+    ] = None,
+    set_: SetOption = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What the device has, as 24GB; that of the device found, where none is given.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, one device each.")] = 1,
+    references: Annotated[int, typer.Option(min=0, help="Reference pictures of a pair.")] = 1,
+) -> None:
+    """Say what a run takes before anything is loaded, and refuse one that cannot fit, with settings that can.
+
+    [dim]cgrpo plan recipes/kontext-dev.yaml recipes/hardware/24gb.yaml --memory 24GB[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.configuration import load_config
+        from customized_grpo.planning import plan_run
+
+        resolved = load_config(config, set_ or [])
+        plan_run(resolved, Console(), memory=memory, processes=processes, references=references)
 
 
 @app.command()

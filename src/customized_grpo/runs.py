@@ -46,6 +46,7 @@ from customized_grpo.training.checkpoint import checkpointed_iterations
 from customized_grpo.training.credit import reward_name
 from customized_grpo.training.groups import Groups
 from customized_grpo.training.loop import Observer, train
+from customized_grpo.training.order import pairs_of_iteration
 from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
 
 LORA, CONFIG = "lora", "config.yaml"
@@ -114,6 +115,8 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         title = "read at shuffled positions, not at the step" if shuffled else None
         schedule(run / "weights.png", *_weights(config), sigmas=sigmas[:-1], title=title)
     done = checkpointed_iterations(run)
+    if config.policy.conditions is not None:
+        encode_ahead(config, policy, dataset, held_out, done, accelerator)
     base = None
     if main:
         append_record(run / SESSIONS, _session(accelerator, policy, done))
@@ -148,6 +151,20 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         policy.save(run / LORA)
         tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console)
         show(config, run, held_out, base, tuned, console)
+    accelerator.wait_for_everyone()
+
+
+def encode_ahead(
+    config: Config, policy: Policy, dataset: PairDataset, held_out: PairDataset, done: int, accelerator: Accelerator
+) -> None:
+    """Have the conditions of every pair that the run will meet in the policy's folder, a share by each process."""
+    iterations = range(done, config.train.iterations)
+    drawn = (pairs_of_iteration(len(dataset), config.rollout.pairs, config.seed, i) for i in iterations)
+    ahead = [(dataset, index) for index in sorted(set(itertools.chain.from_iterable(drawn)))]
+    ahead += [(held_out, index) for index in range(len(held_out))]
+    for source, index in ahead[accelerator.process_index :: accelerator.num_processes]:
+        pair = source[index]
+        policy.encode(pair.prompt, pair.references)
     accelerator.wait_for_everyone()
 
 

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 import httpx2
 
-from customized_grpo.rewards.errors import RewardError, told
+from customized_grpo.named import told
+from customized_grpo.rewards.errors import RewardError
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from customized_grpo.named import told
 from customized_grpo.protocols import Pair, Reward
-from customized_grpo.rewards.errors import RewardError, told
+from customized_grpo.rewards.errors import RewardError
 
 _LOG = logging.getLogger(__name__)
 

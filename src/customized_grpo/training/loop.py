@@ -19,6 +19,7 @@ from customized_grpo.records import append_record, truncate_records
 from customized_grpo.rewards import RewardError
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
+from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups, group_diversity
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.rollout import draw_images, noise_levels
@@ -26,7 +27,7 @@ from customized_grpo.training.scoring import score_drawn, why_stop
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 from customized_grpo.training.windows import stochastic_steps
 
-_CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory
+_CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory, where they are not kept on disk
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def train(
     """Train `policy` for the configured iterations, from the run's newest checkpoint where it has one.
 
     Leaves metrics.jsonl and checkpoints in the folder `run`. Groups are dealt to the processes in turn;
-    gradients are summed over all of them, so that their number does not change what is learned.
+    gradients are summed over all of them, so that their number does not change what is learned. Where
+    `train.ema` asks for a moving average, the policy has it for weights at the end, and in samples.
 
     Raises:
         ConfigError: there are more processes than groups.
@@ -75,7 +77,8 @@ def train(
         betas=tuning.betas,
         weight_decay=tuning.weight_decay,
     )
-
+    averaged = MovingAverage(policy, tuning.ema)
+    encode = _Encoder(policy, conditions_kept(config))
     overlap = policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
 
     def reduce(tensor: Tensor) -> Tensor:
@@ -83,11 +86,10 @@ def train(
 
     def save(done: int) -> None:
         if accelerator.is_main_process:
-            save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints)
+            save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints, averaged.tensors)
 
     updater = Updater(policy, optimizer, tuning, step, rollout.eta, reduce)
-    encode = _Encoder(policy)
-    first = resume(run, policy, optimizer)
+    first = resume(run, policy, optimizer, averaged)
 
     for iteration in range(first, tuning.iterations):
         began = time.perf_counter()
@@ -130,6 +132,7 @@ def train(
             local = _local(update, mine, rollout.group_size) - unscored
             items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
             moved.append(updater.update(items, sigmas[1]))
+            averaged.update()
         if "kl" not in moved[0]:
             record["kl"] = updater.probe(scored.drawn[0], trained, sigmas)
 
@@ -148,35 +151,46 @@ def train(
                 shown = scored.pictures.cpu().view(*shape, *scored.pictures.shape[1:])
                 learned = advantages.mean(1).view(shape)
                 observer.on_groups(done, Groups(pairs, shown, scored.scores, credit, learned))
-                record |= observer.on_sample(done)
+                with averaged.applied():
+                    record |= observer.on_sample(done)
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)
         if done % tuning.checkpoint_every == 0 or last:
             save(done)
         accelerator.wait_for_everyone()
+    averaged.apply()
 
 
-def resume(run: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
+def resume(run: Path, policy: Policy, optimizer: torch.optim.Optimizer, averaged: MovingAverage | None = None) -> int:
     """Restore the newest whole checkpoint of the run, if any; returns the number of iterations done."""
     checkpoint = newest_checkpoint(run / "checkpoints")
-    done = 0 if checkpoint is None else load_checkpoint(checkpoint, policy, optimizer)
+    done = (
+        0
+        if checkpoint is None
+        else load_checkpoint(checkpoint, policy, optimizer, averaged.tensors if averaged is not None else None)
+    )
     metrics = run / "metrics.jsonl"
     if metrics.exists():
         truncate_records(metrics, done)
     return done
 
 
+def conditions_kept(config: Config) -> int:
+    """Of how many pairs a process keeps the conditions in memory: where they are on disk, of one iteration's."""
+    return config.rollout.pairs if config.policy.conditions is not None else _CONDITIONS_KEPT
+
+
 class _Encoder:
     """Conditions of a pair, encoded once as long as it stays among the newest ones."""
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, size: int) -> None:
+        self._policy, self._size = policy, size
         self._kept: OrderedDict[str, Conditions] = OrderedDict()
 
     def __call__(self, pair: Pair) -> Conditions:
         if pair.key not in self._kept:
             self._kept[pair.key] = self._policy.encode(pair.prompt, pair.references)
-            if len(self._kept) > _CONDITIONS_KEPT:
+            if len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return self._kept[pair.key]
 

@@ -81,6 +81,11 @@ class Items:
             )
 
 
+def trained_count(stochastic: int, fraction: float) -> int:
+    """How many of an image's stochastic steps are trained: that share of them, one at least."""
+    return max(1, round(fraction * stochastic))
+
+
 def draw_trained_steps(
     stochastic: range, fraction: float, seed: int, iteration: int, images: Sequence[tuple[str, int]]
 ) -> Tensor:
@@ -88,7 +93,7 @@ def draw_trained_steps(
 
     Drawn among the `stochastic` steps from (seed, iteration, image), whatever the batch.
     """
-    count = max(1, round(fraction * len(stochastic)))
+    count = trained_count(len(stochastic), fraction)
     rows = []
     for image in images:
         order = torch.randperm(len(stochastic), generator=generator(seed, "trained steps", iteration, *image))
