@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,8 +37,9 @@ def group_diversity(pictures: Tensor, group_size: int) -> float:
     """
     if group_size < 2:
         return 0.0
-    values = pictures.flatten(1).unflatten(0, (-1, group_size))
+    values = pictures.reshape(len(pictures) // group_size, group_size, -1)
     # Not by matrix products, which lose the small differences of pictures that are nearly the same.
     distances = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
     twos = group_size * (group_size - 1)
-    return float((distances.sum((1, 2)) / twos).mean()) / values.shape[-1] ** 0.5
+    mean = float((distances.sum((1, 2)) / twos).mean())
+    return mean / math.sqrt(values.shape[-1])

@@ -127,7 +127,8 @@ def train(
             if done % tuning.sample_every == 0 or last:
                 shape = (len(pairs), rollout.group_size)
                 learned = advantages.mean(1).view(shape)
-                observer.on_groups(done, Groups(pairs, pictures.unflatten(0, shape), grouped, credit, learned))
+                grid = pictures.view(*shape, *pictures.shape[1:])
+                observer.on_groups(done, Groups(pairs, grid, grouped, credit, learned))
                 record |= observer.on_sample(done)
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)
