@@ -165,7 +165,7 @@ def clock(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _chart(panel: Panel, run: Run, size: tuple[float, float] = (3.6, 2.8)) -> Chart:
+def _chart(panel: Panel, run: Run, size: tuple[float, float] = (3.6, 3.2)) -> Chart:
     def draw(path: Path) -> None:
         with drawing(path, *size) as figure:
             panel.draw(figure.add_subplot())
