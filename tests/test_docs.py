@@ -48,7 +48,7 @@ def test_commands_run(document: Path, folder: Path) -> None:
 
 def test_the_readme_has_commands_and_its_two_first_lines() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {command[0] for command in commands(text)} == {"train", "generate", "evaluate", "info"}
+    assert {command[0] for command in commands(text)} == {"train", "generate", "evaluate", "report", "info"}
     assert re.findall(r"^```bash fresh-clone\n(.*)\n```", text, re.MULTILINE) == ["make train", "make test"]
 
 

@@ -256,6 +256,23 @@ def serve_reward(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; RUN/report.html where none is given.")] = None,
+) -> None:
+    """Write what a run has come to as one HTML file: scores, curves, pictures, warnings. It opens from the disk.
+
+    [dim]cgrpo report runs/mine[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.report import write_report
+        from customized_grpo.runs import open_run
+
+        Console().print(f"wrote {write_report(open_run(run), run, out)}", soft_wrap=True)
+
+
+@app.command()
 def study(
     plan: Annotated[Path, typer.Argument(help="YAML file of the study: rows of settings, seeds.")],
     out: Annotated[Path, typer.Option(help="Folder of the study; what it holds already is not run again.")] = Path(

@@ -8,6 +8,7 @@ RUN/samples/           the same held-out pairs, drawn every few iterations
 RUN/groups/            the best and the worst group of every few iterations
 RUN/evaluation/        held-out pictures and scores: base, tuned
 RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
+RUN/report.html        all of it in one page
 RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
 """
 
@@ -29,7 +30,7 @@ from rich.console import Console
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.configuration import load_config, save_config
 from customized_grpo.data import open_dataset
-from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, read_evaluation
+from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, guards_of, read_evaluation
 from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
@@ -38,6 +39,7 @@ from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, read_records
+from customized_grpo.report import REPORT, write_report
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.frame import to_image
 from customized_grpo.snapshots import keep_groups, keep_samples
@@ -209,7 +211,7 @@ def show(
 ) -> None:
     """The pictures and the table that end a run."""
     evaluation_grid(run / "before-after.png", held_out, config.evaluation.images, {"base": base, "tuned": tuned})
-    guards = {reward_name(monitor) for monitor in config.evaluation.monitors if monitor.role == "guard"}
+    guards = guards_of(config)
     if (run / "metrics.jsonl").exists():
         start = {"iteration": 0, **{f"evaluation/{name}/mean": mean for name, mean in base.means.items()}}
         training_curves(run / "curves.png", [start, *read_records(run / "metrics.jsonl")], guards=guards)
@@ -220,7 +222,8 @@ def show(
     title = f"{len(held_out)} pairs of the evaluation"
     identity_prompt_plane(run / "plane.png", points, title=title, labels=(first["identity"], first["prompt"]))
     console.print(score_table(((name, base.mean(name), tuned.mean(name)) for name in base.scores), guards=guards))
-    names_shown = ("before-after.png", "curves.png", "plane.png", LORA)
+    write_report(open_run(run), run)
+    names_shown = (REPORT, "before-after.png", "curves.png", "plane.png", LORA)
     console.print("look at " + ", ".join(os.path.relpath(run / name) for name in names_shown if (run / name).exists()))
 
 

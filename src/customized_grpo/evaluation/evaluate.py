@@ -83,11 +83,11 @@ def evaluate(
     return result
 
 
-def read_evaluation(folder: Path, config: EvaluationConfig) -> Evaluation | None:
-    """What `evaluate` left in a folder, or None where it did not finish or was set otherwise."""
+def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation | None:
+    """What `evaluate` left in a folder, or None where it did not finish or was set otherwise than `config`."""
     try:
         kept = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        if kept["settings"] != _settings(config):
+        if config is not None and kept["settings"] != _settings(config):
             return None
         scores = {name: [math.nan if v is None else v for v in values] for name, values in kept["scores"].items()}
         return Evaluation(scores, [folder / name for name in kept["pictures"]])
