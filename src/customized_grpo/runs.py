@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
+from rich.text import Text
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.configuration import load_config, save_config
@@ -39,7 +40,7 @@ from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, read_records
-from customized_grpo.report import REPORT, write_report
+from customized_grpo.report import REPORT, Finding, collect, find_warnings, write_report
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.frame import to_image
 from customized_grpo.snapshots import keep_groups, keep_samples
@@ -125,12 +126,18 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         base = _evaluation(config, run, "base", policy, held_out, judges, console)
         keep_samples(run, 0, held_out, config.evaluation.images, base)
     accelerator.wait_for_everyone()
+    warned: set[tuple[str, str]] = set()
     with TrainingDisplay(config.train.iterations, done=done, console=console) if main else nullcontext() as display:
 
         def on_iteration(record: Mapping[str, float]) -> None:
             accelerator.log({k: v for k, v in record.items() if k != "iteration"}, step=int(record["iteration"]))
             assert isinstance(display, TrainingDisplay)
             display.update(record)
+            if any(key.startswith("evaluation/") for key in record):
+                for finding in _findings(config, run):
+                    if (finding.kind, finding.about) not in warned:
+                        display.message(_warning(finding))
+                    warned.add((finding.kind, finding.about))
 
         def on_sample(iteration: int) -> dict[str, float]:
             return _sample(config, run, iteration, policy, held_out, judges)
@@ -222,9 +229,20 @@ def show(
     title = f"{len(held_out)} pairs of the evaluation"
     identity_prompt_plane(run / "plane.png", points, title=title, labels=(first["identity"], first["prompt"]))
     console.print(score_table(((name, base.mean(name), tuned.mean(name)) for name in base.scores), guards=guards))
+    for finding in _findings(config, run):
+        console.print(Text(_warning(finding), style="yellow"), soft_wrap=True)
     write_report(open_run(run), run)
     names_shown = (REPORT, "before-after.png", "curves.png", "plane.png", LORA)
     console.print("look at " + ", ".join(os.path.relpath(run / name) for name in names_shown if (run / name).exists()))
+
+
+def _findings(config: Config, run: Path) -> list[Finding]:
+    """What in the run's curves should worry its reader, as far as it has come."""
+    return find_warnings(config, collect(run, config).records)
+
+
+def _warning(finding: Finding) -> str:
+    return f"warning: {finding.told} {finding.remedy}"
 
 
 def _evaluation(

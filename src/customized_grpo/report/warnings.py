@@ -30,12 +30,13 @@ Kind = Literal["hacking", "competition", "copy-paste", "diversity", "dead groups
 
 @dataclass(frozen=True)
 class Finding:
-    """One warning: what is seen, since which iteration (None: no single one), and what may help."""
+    """One warning: what is seen, since which iteration (None: no single one), what may help, and of what it is."""
 
     kind: Kind
     told: str
     iteration: int | None
     remedy: str
+    about: str = ""  #: the role or the score, where a kind can be found of several
 
 
 def find_warnings(config: Config, records: Records) -> list[Finding]:
@@ -86,7 +87,7 @@ def reward_hacking(role: Role, rewards: Iterable[Series], monitors: Iterable[Ser
         f"independent judges of {role} have fallen by {fallen:.1f}%: the policy may be learning the reward's mistakes."
     )
     remedy = f"Take the checkpoint nearest to iteration {parting}, or add a second {role} reward."
-    return Finding("hacking", told, parting, remedy)
+    return Finding("hacking", told, parting, remedy, role)
 
 
 def competition(rewards: Mapping[Role, Iterable[Series]]) -> Finding | None:
@@ -111,7 +112,7 @@ def copy_paste(name: str, guard: Series) -> Finding | None:
         return None
     since = _since(guard, lambda value: value >= guard[0][1] + PASTED, window=1)
     told = f"The guard {name} has risen by {risen:.1f} points, from {guard[0][1]:.1f}: pictures repeat their reference."
-    return Finding("copy-paste", told, since, "Weigh the prompt more, or give masks with the references.")
+    return Finding("copy-paste", told, since, "Weigh the prompt more, or give masks with the references.", name)
 
 
 def diversity_collapse(diversity: Series) -> Finding | None:
@@ -138,7 +139,8 @@ def dead_groups(role: Role, shares: Series) -> Finding | None:
         return None
     told = f"In {late:.0%} of the groups all pictures have the same {role} score: they teach nothing of {role}."
     since = _since(shares, lambda value: value >= DEAD, width)
-    return Finding("dead groups", told, since, f"Take a finer {role} reward, a larger rollout.group_size or eta.")
+    remedy = f"Take a finer {role} reward, a larger rollout.group_size or eta."
+    return Finding("dead groups", told, since, remedy, role)
 
 
 def kl_explosion(kl: Series) -> Finding | None:
