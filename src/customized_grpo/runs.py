@@ -1,7 +1,7 @@
 """A run from its configuration to its pictures: opens the parts, trains them, leaves all in one folder.
 
 RUN/config.yaml        the resolved configuration
-RUN/metrics.jsonl      one record of each iteration; tensorboard/ holds the same
+RUN/metrics.jsonl      one record of each iteration; tensorboard/ (of train.trackers) holds the same
 RUN/checkpoints/       what a resumed run starts from
 RUN/sessions.jsonl     one line for each start or resumption: versions, hardware
 RUN/samples/           the same held-out pairs, drawn every few iterations
@@ -45,6 +45,7 @@ from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.frame import to_image
 from customized_grpo.snapshots import keep_groups, keep_samples
 from customized_grpo.terminal import TrainingDisplay, score_table
+from customized_grpo.trackers import check_trackers, log_picture, start_trackers, trackers_of
 from customized_grpo.training.checkpoint import checkpointed_iterations
 from customized_grpo.training.credit import reward_name
 from customized_grpo.training.groups import Groups
@@ -99,17 +100,18 @@ def train_run(config: Config, run: Path, console: Console) -> None:
 
     The folder is made once all parts are open: bad input leaves nothing behind.
     """
+    check_trackers(config.train.trackers)
     dataset = open_dataset(config.data)
     held_out = open_dataset(config.evaluation.data)
     on_cpu = config.policy.device == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, log_with="tensorboard", project_dir=run)
+    accelerator = Accelerator(cpu=on_cpu, log_with=trackers_of(config.train.trackers, run), project_dir=run)
     policy = build_policy(config.policy)
     judges = build_judges(config, policy.device)
     main = accelerator.is_main_process
     if main:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / CONFIG)
-    accelerator.init_trackers("tensorboard")
+    start_trackers(accelerator, config)
     if main:
         count = sum(weight.numel() for weight in policy.trainable().values())
         console.print(f"{len(dataset)} pairs, {count:,} trainable parameters on {policy.device}; run folder {run}")
@@ -140,7 +142,9 @@ def train_run(config: Config, run: Path, console: Console) -> None:
                     warned.add((finding.kind, finding.about))
 
         def on_sample(iteration: int) -> dict[str, float]:
-            return _sample(config, run, iteration, policy, held_out, judges)
+            means = _sample(config, run, iteration, policy, held_out, judges)
+            log_picture(accelerator, "samples", sample_grid(run, iteration), iteration)
+            return means
 
         def on_groups(iteration: int, groups: Groups) -> None:
             keep_groups(run, iteration, groups)
@@ -281,8 +285,13 @@ def _sample(
     base = read_evaluation(run / "evaluation" / "base", config.evaluation)
     columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
     keep_samples(run, iteration, held_out, config.evaluation.images, now)
-    evaluation_grid(run / "samples" / f"iteration-{iteration:06d}.png", held_out, config.evaluation.images, columns)
+    evaluation_grid(sample_grid(run, iteration), held_out, config.evaluation.images, columns)
     return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
+
+
+def sample_grid(run: Path, iteration: int) -> Path:
+    """The picture of the held-out pairs as they were drawn after that many iterations."""
+    return run / "samples" / f"iteration-{iteration:06d}.png"
 
 
 def _session(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, object]:
