@@ -3,7 +3,7 @@
 RUN/config.yaml        the resolved configuration
 RUN/metrics.jsonl      one record of each iteration; tensorboard/ (of train.trackers) holds the same
 RUN/checkpoints/       what a resumed run starts from
-RUN/sessions.jsonl     one line for each start or resumption: versions, hardware
+RUN/starts.jsonl       one line for each start or resumption: versions, hardware
 RUN/samples/           the same held-out pairs, drawn every few iterations
 RUN/groups/            the best and the worst group of every few iterations
 RUN/evaluation/        held-out pictures and scores: base, tuned
@@ -35,7 +35,7 @@ from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, gu
 from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
-from customized_grpo.information import SESSIONS, hardware, versions
+from customized_grpo.information import STARTS, hardware, versions
 from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
@@ -124,7 +124,7 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         encode_ahead(config, policy, dataset, held_out, done, accelerator)
     base = None
     if main:
-        append_record(run / SESSIONS, _session(accelerator, policy, done))
+        append_record(run / STARTS, _start(accelerator, policy, done))
         base = _evaluation(config, run, "base", policy, held_out, judges, console)
         keep_samples(run, 0, held_out, config.evaluation.images, base)
     accelerator.wait_for_everyone()
@@ -294,7 +294,7 @@ def sample_grid(run: Path, iteration: int) -> Path:
     return run / "samples" / f"iteration-{iteration:06d}.png"
 
 
-def _session(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, object]:
+def _start(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, object]:
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "iterations done": done,
