@@ -25,7 +25,9 @@ TOKEN = "hf_" + "a" * 30
 
 def trained(run: Path, *names: str) -> Config:
     """A short run of the embedded model, followed by these trackers; one option holds what must not be told."""
-    options = f"{{kind: dino, role: identity, name: extra, path: embedded/judge-identity, options: {{revision: {TOKEN}}}}}"
+    options = (
+        f"{{kind: dino, role: identity, name: extra, path: embedded/judge-identity, options: {{revision: {TOKEN}}}}}"
+    )
     config = load_config(None, [*SHORT, f"train.trackers=[{', '.join(names)}]", f"evaluation.monitors=[{options}]"])
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": run.parent})})
     train_run(config, run, Console(file=io.StringIO()))
@@ -46,9 +48,10 @@ def test_tensorboard_has_the_numbers_the_configuration_and_the_pictures(tmp_path
         assert [scalar.value for scalar in scalars] == pytest.approx([record[name] for record in records], rel=1e-6)
     (picture,) = events.Images("samples")
     assert picture.step == 2
-    with Image.open(io.BytesIO(picture.encoded_image_string)) as shown, Image.open(
-        run / "samples" / "iteration-000002.png"
-    ) as kept:
+    with (
+        Image.open(io.BytesIO(picture.encoded_image_string)) as shown,
+        Image.open(run / "samples" / "iteration-000002.png") as kept,
+    ):
         assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(kept.convert("RGB")))
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "learning_rate" in text and "<secret>" in text and "<local path>" in text

@@ -43,9 +43,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             for parameter in policy.trainable().values():
                 scale = 0.1 if config.policy.lora is not None else 0.02
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
-        drawn["tuned"] = evaluate(
-            policy, pairs, judges, config.evaluation, run / "evaluation" / "tuned", batch_size=2
-        )
+        drawn["tuned"] = evaluate(policy, pairs, judges, config.evaluation, run / "evaluation" / "tuned", batch_size=2)
         keep_samples(run, 3, pairs, 1, drawn["tuned"])
         evaluation_grid(run / "before-after.png", pairs, 1, drawn)
         policy.save(run / "lora")

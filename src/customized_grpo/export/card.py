@@ -70,7 +70,9 @@ def model_card(config: Config, scores: Scores | None, prompts: Sequence[str], pi
     parts = [
         "# TODO: a name",
         _what(config, base),
-        f"![held-out subjects: the reference, the base model's picture, the tuned model's]({picture})" if picture else "",
+        f"![held-out subjects: the reference, the base model's picture, the tuned model's]({picture})"
+        if picture
+        else "",
         _scores(scores),
         _prompts(prompts),
         f"## Use\n\n```python\n{snippet(config, (prompts or [_EXAMPLE])[0])}\n```",
@@ -101,7 +103,12 @@ def snippet(config: Config, prompt: str) -> str:
     else:
         source = f'BASE = "{base}"' if base else 'BASE = "TODO"  # the base model: its hub id or folder'
     lora = 'LORA = "TODO/TODO"  # the id of this model on the hub, or the folder of this file'
-    values = {"guidance": policy.guidance, "tokens": policy.max_sequence_length, "height": policy.height, "width": policy.width}
+    values = {
+        "guidance": policy.guidance,
+        "tokens": policy.max_sequence_length,
+        "height": policy.height,
+        "width": policy.width,
+    }
     if policy.kind not in _CALLS:
         return _own_snippet(policy, source, lora, prompt, config.evaluation.steps)
     return f"""\
@@ -191,7 +198,9 @@ def _number(value: float, sign: str = "") -> str:
 
 def _prompts(prompts: Sequence[str]) -> str:
     listed = "\n".join(f"- {redact_text(' '.join(prompt.split()))}" for prompt in prompts or [_EXAMPLE])
-    return f"## Prompts\n\nThere is no trigger word: the reference photo is the subject. Prompts are such as\n\n{listed}"
+    return (
+        f"## Prompts\n\nThere is no trigger word: the reference photo is the subject. Prompts are such as\n\n{listed}"
+    )
 
 
 def _recipe(config: Config) -> str:
