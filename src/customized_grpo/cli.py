@@ -315,6 +315,25 @@ def merge(
 
 
 @app.command()
+def demo(
+    lora: Annotated[Path | None, typer.Option(help="Folder of a finished run to show beside the base model.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Open a page: drop a photo, write a prompt, see base and tuned side by side with their scores.
+
+    [dim]cgrpo demo --lora runs/mine[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.demo import serve_demo
+
+        serve_demo(config or [], set_ or [], lora, host, port, Console())
+
+
+@app.command()
 def study(
     plan: Annotated[Path, typer.Argument(help="YAML file of the study: rows of settings, seeds.")],
     out: Annotated[Path, typer.Option(help="Folder of the study; what it holds already is not run again.")] = Path(

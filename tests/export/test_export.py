@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 
-from customized_grpo.config import Config, ConfigError, PolicyConfig, RewardConfig
+from customized_grpo.config import Config, ConfigError, PolicyConfig
 from customized_grpo.configuration import load_config
 from customized_grpo.export import export_run
-from customized_grpo.export.card import model_card, snippet
+from customized_grpo.export.card import Scores, model_card, snippet
 from customized_grpo.redaction import redact, redact_text
 from customized_grpo.runs import generate, policy_with_adapter
 
@@ -94,8 +95,9 @@ def test_the_folder_is_complete_and_its_card_valid(make_run: Callable[..., Path]
     assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "image-to-image")
     assert "lora" in card.data.tags and card.data.license == "other" and card.data.base_model is None
     scores = {name: json.loads((run / "evaluation" / name / "scores.json").read_text()) for name in ("base", "tuned")}
-    before, after = (scores[name]["means"]["identity"] for name in ("base", "tuned"))
-    assert f"| identity | reward | {before:.2f} | {after:.2f} |" in card.text
+    base, tuned = (scores[name]["means"]["identity"] for name in ("base", "tuned"))
+    row = f"| identity | reward | {base:.2f} | {tuned:.2f} | {tuned - base:+.2f} |"
+    assert row in card.text
     assert "| copy-paste | watched |" in card.text
     assert "](before-after.png)" in card.text and "TODO: choose a licence" in card.text
     recipe = re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)
@@ -164,18 +166,17 @@ def test_a_base_model_of_the_hub_is_named_with_its_licence() -> None:
     assert 'BASE = "black-forest-labs/FLUX.1-Kontext-dev"' in card.text
 
 
-def test_prompts_and_names_cannot_break_the_card(tmp_path: Path) -> None:
-    rewards = [
-        *Config().rewards,
-        RewardConfig(kind="dino", role="identity", name="a | b", path="embedded/judge-identity"),
-    ]
+def test_prompts_and_names_cannot_break_the_card() -> None:
     prompt = 'a "dog"\\ that\'s\nred'
-    code = snippet(Config(rewards=rewards), prompt)
+    code = snippet(Config(), prompt)
     compile(code, "snippet", "exec")
     assert repr(prompt) in code
+    card = model_card(Config(), Scores([("a | b", True, 1.0, math.nan)], 2), ["a dog\n# in a hat"], None)
+    assert "| a   b | watched | 1.00 | - | - |" in card.text
+    assert "- a dog # in a hat\n" in card.text
 
 
-def test_the_embedded_models_snippet_names_it(make_run: Callable[..., Path]) -> None:
+def test_the_embedded_models_snippet_names_it() -> None:
     code = snippet(Config(), "a dog")
     assert 'resolve("embedded/pipeline")' in code
     compile(code, "snippet", "exec")
