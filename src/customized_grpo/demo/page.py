@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from customized_grpo.config import ConfigError  # noqa: E402
+from customized_grpo.config import ConfigError
 from customized_grpo.demo.results import EMPTY, error_line, results
 from customized_grpo.demo.studio import (
     MOST_REFERENCES,
