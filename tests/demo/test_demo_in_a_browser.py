@@ -204,6 +204,14 @@ def test_other_names_other_files_and_large_files_are_refused(page: str) -> None:
     assert status("gradio_api/upload", body % bytes(21 * 2**20), **form) == 413
 
 
+def test_a_taken_port_is_one_line(page: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "customized_grpo", "demo", "--port", str(urlsplit(page).port)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "give another --host or --port" in line
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False), (390, True)])
 def test_nothing_is_wider_than_the_screen(opened: Any, tmp_path: Path, width: int, dark: bool) -> None:
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

@@ -23,9 +23,8 @@ def serve_demo(
     The run's own configuration holds where no other is given, as in `cgrpo generate`.
 
     Raises:
-        ConfigError: Gradio is missing, or the folder is no finished run.
+        ConfigError: Gradio is missing, the folder is no finished run, or the port is taken.
         ModelError: a model cannot be loaded.
-        OSError: the port is taken.
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the demo needs Gradio, which is not installed; pip install 'customized-grpo[demo]'")

@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from customized_grpo.config import ConfigError
 from customized_grpo.demo.results import EMPTY, error_line, results
 from customized_grpo.demo.studio import (
     MOST_REFERENCES,
@@ -44,32 +45,35 @@ Sent = Sequence[tuple[str, str | None]] | None
 
 
 def serve(studio: Studio, host: str, port: int, console: Console) -> None:
-    """Serve the page until interrupted. Raises OSError where the port is taken."""
+    """Serve the page until interrupted. Raises ConfigError where the port is taken."""
     with tempfile.TemporaryDirectory(prefix="cgrpo-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(studio)
         page.queue(max_size=_WAITING, default_concurrency_limit=1)
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=MOST_BYTES,
-            ssr_mode=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            pwa=False,
-            footer_links=[],
-            theme=gr.themes.Base(
-                primary_hue="blue",
-                neutral_hue="slate",
-                font=["system-ui", "sans-serif"],
-                font_mono=["ui-monospace", "monospace"],
-            ),
-            css_paths=Path(__file__).with_name("page.css"),
-            app_kwargs={"middleware": _middleware(host)},
-        )
+        try:
+            _, url, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=MOST_BYTES,
+                ssr_mode=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                pwa=False,
+                footer_links=[],
+                theme=gr.themes.Base(
+                    primary_hue="blue",
+                    neutral_hue="slate",
+                    font=["system-ui", "sans-serif"],
+                    font_mono=["ui-monospace", "monospace"],
+                ),
+                css_paths=Path(__file__).with_name("page.css"),
+                app_kwargs={"middleware": _middleware(host)},
+            )
+        except OSError as error:
+            raise ConfigError(f"cannot listen at {host}, port {port}; give another --host or --port") from error
         console.print(f"open {url}", soft_wrap=True)
         if host not in _LOCAL:
             console.print(f"whoever reaches {host} can use this page; there is no password", soft_wrap=True)
