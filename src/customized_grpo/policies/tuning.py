@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig
 from customized_grpo.models import ModelError, first_line
+from customized_grpo.policies.low_rank import LowRankLinear
 
 _INIT_SEED = 0
 _PREFIX = "transformer."
@@ -79,6 +80,11 @@ class LoraTuning:
             target_modules=modules,
             init_lora_weights=False if outline else "gaussian",
         )
+        if all(
+            type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+            for layer in map(transformer.get_submodule, modules)
+        ):
+            adapter._register_custom_module({nn.Linear: LowRankLinear})  # quantised layers have kinds of their own
         drawn_on = "meta" if outline else "cpu"
         with torch.random.fork_rng(devices=[]), torch.device(drawn_on):
             # Not torch.manual_seed, which would seed the accelerators too. peft draws on the CPU.

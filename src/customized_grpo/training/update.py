@@ -14,6 +14,7 @@ from customized_grpo.noise import generator
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.training.rollout import Trajectories
 
+_PROBED = 8
 #: Sums tensors over processes, in place of each; the identity for a single process.
 Reduce = Callable[[Tensor], Tensor]
 
@@ -183,8 +184,8 @@ class Updater:
 
     @torch.no_grad()
     def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> float:
-        """KL to the reference policy for the log, in nats per latent element: one step each of some images."""
-        rows = torch.arange(min(len(batch), self.config.batch_size))
+        """KL to the reference policy for the log, in nats per latent element: one step each of a few images."""
+        rows = torch.linspace(0, len(batch) - 1, min(len(batch), _PROBED)).round().long()
         steps = trained[batch.images[rows], 0]
         items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
         mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])
