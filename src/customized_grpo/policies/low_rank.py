@@ -14,7 +14,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor
 
 
-class LowRankLinear(Linear):
+class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
     """peft's LoRA of an `nn.Linear`, computed as above while exactly one plain adapter is at work; else peft's way."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -24,7 +24,8 @@ class LowRankLinear(Linear):
             return result
         base = self.base_layer
         down, up = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
-        output: Tensor = _Product.apply(x, base.weight, base.bias, down, up, self.scaling[name])
+        product: Any = _Product
+        output: Tensor = product.apply(x, base.weight, base.bias, down, up, self.scaling[name])
         return output
 
     def _alone(self) -> str | None:

@@ -397,13 +397,14 @@ def device_of(config: PolicyConfig) -> torch.device:
 @contextmanager
 def _math_attention() -> Iterator[None]:
     """Attention by two products and a softmax, all in the precision of what comes in."""
-    reduced = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # which speaks of CPUs, too
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    switches: Any = torch.backends.cuda  # they speak of CPUs, too
+    reduced = switches.fp16_bf16_reduction_math_sdp_allowed()
+    switches.allow_fp16_bf16_reduction_math_sdp(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
+        switches.allow_fp16_bf16_reduction_math_sdp(reduced)
 
 
 def check_batch(latents: Tensor, sigma: Tensor, conditions: Conditions, latent_shape: tuple[int, ...]) -> None:
