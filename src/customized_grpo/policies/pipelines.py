@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import transformers
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
 from customized_grpo.outlines import outline_pipeline
+from customized_grpo.policies.attention import BackwardInFull
 from customized_grpo.policies.conditions import ConditionsFolder
 from customized_grpo.policies.quantisation import pipeline_quantisation, quantisation_of
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
@@ -46,8 +46,7 @@ class PipelinePolicy(ABC):
     are float32 throughout. Attention runs on torch's own choice of kernel, with gradients and
     without: a replay then has the very bits of its rollout. (On a CPU that is flash attention,
     faster in both modes than the math kernel; the environment variable DIFFUSERS_ATTN_BACKEND sets
-    another, again for both.) In half precision a CPU takes the math kernel instead, whose products run on the
-    processor's matrix units: flash attention's backward pass there is several times slower.
+    another, again for both.) In half precision its backward pass there is slow; see `BackwardInFull`.
 
     With `config.offload`, either the transformer is on the device or text encoders and VAE are, but for decoding, when
     the VAE joins it; the others wait in host memory. With `config.conditions`, a folder, conditions are read from
@@ -84,7 +83,7 @@ class PipelinePolicy(ABC):
         if config.compile:
             self._transformer.compile_repeated_blocks()
         self._device = device_of(config)
-        self._plain_products = self._device.type == "cpu" and self._dtype != torch.float32
+        self._slow_backward = self._device.type == "cpu" and self._dtype != torch.float32 and not config.compile
         self._transformer.to(self._device)
         if config.offload:
             self._make_room()
@@ -152,7 +151,7 @@ class PipelinePolicy(ABC):
             self._make_room()
         rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
         tokens, grids = self._tokens(latents, rows)
-        with _math_attention() if self._plain_products else nullcontext():
+        with BackwardInFull() if self._slow_backward else nullcontext():
             output: Tensor = self._transformer(
                 hidden_states=tokens, timestep=self._timestep(sigma), return_dict=False, **self._inputs(rows, grids)
             )[0]
@@ -392,19 +391,6 @@ def device_of(config: PolicyConfig) -> torch.device:
     if found is None:
         return torch.device("cpu")
     return torch.device(found.type, torch.accelerator.current_device_index())
-
-
-@contextmanager
-def _math_attention() -> Iterator[None]:
-    """Attention by two products and a softmax, all in the precision of what comes in."""
-    switches: Any = torch.backends.cuda  # they speak of CPUs, too
-    reduced = switches.fp16_bf16_reduction_math_sdp_allowed()
-    switches.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        switches.allow_fp16_bf16_reduction_math_sdp(reduced)
 
 
 def check_batch(latents: Tensor, sigma: Tensor, conditions: Conditions, latent_shape: tuple[int, ...]) -> None:
