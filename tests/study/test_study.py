@@ -46,6 +46,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = study(folder, "--processes", "2")
     assert ended.returncode == 0, ended.stderr + ended.stdout
     assert "hypervolume" in ended.stdout
+    assert "undominated are" in " ".join(ended.stdout.split())
     return folder
 
 
@@ -91,6 +92,15 @@ def test_results_alone_are_enough_for_the_report(done: Path, tmp_path: Path) -> 
     assert (tmp_path / "out/table.md").read_text(encoding="utf-8") == (done / "out/table.md").read_text(
         encoding="utf-8"
     )
+
+
+def test_results_of_other_rows_alone_are_no_results(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "study.yaml").write_text(STUDY.replace("both", "renamed").replace("naive ", "plain "), encoding="utf-8")
+    (tmp_path / "out/results.jsonl").write_bytes((done / "out/results.jsonl").read_bytes())
+    ended = study(tmp_path, "--report-only")
+    assert ended.returncode == 2
+    assert "holds no results of this study's rows" in " ".join(ended.stderr.split())
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(done: Path) -> None:

@@ -17,7 +17,7 @@ from customized_grpo.records import write_bytes, write_json
 from customized_grpo.study.gradients import read_cosines
 from customized_grpo.study.plan import StudyConfig, slug
 from customized_grpo.study.results import Result
-from customized_grpo.study.statistics import bootstrap_interval, dominates, hypervolume
+from customized_grpo.study.statistics import bootstrap_interval, dominates, front, hypervolume
 
 GRADIENTS = "gradients.json"
 #: Shares that advantages of independent noise would have, and those the paper reports, in per cent.
@@ -82,14 +82,16 @@ def summarise(
     }
 
 
-def front_hypervolume(rows: Mapping[str, list[Result]], front: Sequence[str], axes: tuple[str, str]) -> Estimate | None:
+def front_hypervolume(
+    rows: Mapping[str, list[Result]], static: Sequence[str], axes: tuple[str, str]
+) -> Estimate | None:
     """Of all static weights together: seed by seed, the area that any of them reaches. None where one is missing."""
-    if not front or any(name not in rows for name in front):
+    if not static or any(name not in rows for name in static):
         return None
-    seeds = set.intersection(*({r.seed for r in rows[name]} for name in front))
+    seeds = set.intersection(*({r.seed for r in rows[name]} for name in static))
     areas = []
     for seed in sorted(seeds):
-        at = [r for name in front for r in rows[name] if r.seed == seed]
+        at = [r for name in static for r in rows[name] if r.seed == seed]
         areas.append(hypervolume([(r.gain(axes[0]), r.gain(axes[1])) for r in at], (0.0, 0.0)))
     return Estimate.of(areas) if areas else None
 
@@ -108,6 +110,7 @@ def verdict(
         better = [name for name in study.front if name in gains and dominates(gains[name], mine)]
         told += f"; dominated by {', '.join(better)}" if better else "; no static weights dominate it"
         larger = [n for n, s in summaries.items() if n != study.ours and s.hypervolume[plane].mean >= area.mean]
+        told += f"; undominated are {', '.join(front(gains))}"
         told += f"; hypervolume {area.told('.0f')}"
         told += f", not above {', '.join(larger)}" if larger else ", the largest of all rows"
         static = [summaries[name] for name in study.front if name in summaries]
@@ -215,13 +218,13 @@ def _plane(path: Path, study: StudyConfig, rows: Mapping[str, list[Result]], axe
         intervals[name] = ((min(first[0], x), max(first[1], x)), (min(second[0], y), max(second[1], y)))
     base = next(iter(rows.values()))[0].base
     points["base"] = (base[axes[0]], base[axes[1]])
-    front = [points[name] for name in study.front if name in points]
+    static = [points[name] for name in study.front if name in points]
     identity_prompt_plane(
         path,
         points,
         intervals,
         f"{study.title}: {plane}",
-        front if len(front) > 1 else None,
+        static if len(static) > 1 else None,
         arrow=("base", study.ours),
         labels=axes,
     )

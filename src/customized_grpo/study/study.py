@@ -30,8 +30,8 @@ def run_study(path: Path, out: Path, processes: int | None, console: Console, *,
     ours = next(run for run in runs if run.row == study.ours)
     if report_only:
         results = read_results(out)
-        if not results:
-            raise ConfigError(f"{out}: holds no results; run the study without --report-only")
+        if not any(result.row in study.rows for result in results):
+            raise ConfigError(f"{out}: holds no results of this study's rows; run the study without --report-only")
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_bytes(out / "study.yaml", path.read_bytes())
