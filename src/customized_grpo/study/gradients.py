@@ -20,6 +20,7 @@ from customized_grpo.noise import generator
 from customized_grpo.protocols import PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.training.credit import assign_credit
+from customized_grpo.training.memory import BatchSize
 from customized_grpo.training.order import pairs_of_iteration
 from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.training.scoring import score_drawn
@@ -90,10 +91,11 @@ def _gradients(
     keys = [(pair.key, i) for pair, i in images]
     steps = range(rollout.steps - 1)  # all of them, also where training moves a window over them
     batches = draw_images(policy, conditions, keys, rollout, sigmas, steps, seed=config.seed, iteration=number)
-    scored = score_drawn(policy, batches, rewards, pairs, rollout.group_size)
+    scored = score_drawn(policy, batches, rewards, [pair for pair, _ in images])
     if scored.failure is not None:
         raise scored.failure
-    credit, _ = assign_credit(scored.scores, config.rewards, config.method)
+    scores = {name: values.view(len(pairs), rollout.group_size) for name, values in scored.scores.items()}
+    credit, _ = assign_credit(scores, config.rewards, config.method)
     identity, prompt = credit.advantages["identity"], credit.advantages["prompt"]
     bonus = SHAPINGS["sars"](identity, prompt, config.method.gamma)
     kinds = torch.stack([identity.flatten(), prompt.flatten(), bonus.flatten()])
@@ -111,7 +113,7 @@ def _at_step(
         rows = torch.arange(len(batch))
         items = Items.of(batch, rows, torch.full_like(rows, t), torch.zeros(len(rows)), sigmas)
         start = 0
-        for micro in items.split(config.train.batch_size):
+        for micro in items.split(BatchSize("train.batch_size", config.train.batch_size).size):
             step = SAMPLERS[config.rollout.sampler]
             _, _, log_density = replay(policy, micro, step, config.rollout.eta, sigmas[1])
             which = batch.images[start : start + len(micro)]

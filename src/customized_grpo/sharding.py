@@ -1,0 +1,31 @@
+"""Weights in shards (FSDP2, torch's `fully_shard`): telling them, making them whole, putting whole ones back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor. Of a sharded one this is a collective: all processes call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, the same on all processes, in the shards of `other`, where that is sharded."""
+    if not isinstance(other, DTensor):
+        return tensor
+    # Without a source every process cuts its shard out of its own copy.
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def writes(weights: Sequence[Tensor]) -> bool:
+    """Whether this process writes such weights to a file: of sharded ones, which all make whole, the first alone."""
+    return not any(map(is_sharded, weights)) or torch.distributed.get_rank() == 0
