@@ -48,7 +48,7 @@ def test_commands_run(document: Path, folder: Path) -> None:
 
 def test_the_readme_has_commands_and_its_two_first_lines() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {command[0] for command in commands(text)} == {"train", "generate", "evaluate", "info"}
+    assert {command[0] for command in commands(text)} == {"train", "generate", "evaluate", "report", "info"}
     assert re.findall(r"^```bash fresh-clone\n(.*)\n```", text, re.MULTILINE) == ["make train", "make test"]
 
 
@@ -63,8 +63,9 @@ def test_recipes_are_valid(recipe: Path) -> None:
     load_config(recipe)
 
 
-def test_the_papers_recipe_holds_its_published_constants() -> None:
-    config = load_config(ROOT / "recipes" / "kontext-dev.yaml")
+@pytest.mark.parametrize("recipe", ["kontext-dev.yaml", "paper.yaml"])
+def test_the_papers_recipe_holds_its_published_constants(recipe: str) -> None:
+    config = load_config(ROOT / "recipes" / recipe)
     rollout, train, method = config.rollout, config.train, config.method
     assert (rollout.steps, rollout.shift, rollout.eta, rollout.group_size) == (25, 3.0, 0.4, 12)
     assert (train.learning_rate, train.betas, train.weight_decay) == (2e-5, (0.9, 0.999), 1.1e-4)

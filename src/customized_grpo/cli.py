@@ -24,7 +24,10 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML file of what differs from the defaults.")
+    list[Path] | None,
+    typer.Option(
+        "--config", "-c", help="YAML file of what differs from the defaults; may be given again, the later over it."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -83,7 +86,7 @@ def train(
         from customized_grpo.runs import check_unused, new_folder, open_run, train_run
 
         if resume is not None:
-            if config is not None or set_ or data or out:
+            if config or set_ or data or out:
                 raise ConfigError("--resume goes on with the run's own settings; leave the other options out")
             run, resolved = resume, open_run(resume)
         else:
@@ -125,7 +128,7 @@ def generate(
         pictures = [load(path) for path in reference]
         if run is not None:
             open_run(run)
-        resolved = load_config(config or (run / CONFIG if run is not None else None), set_ or [])
+        resolved = load_config(config or ([] if run is None else run / CONFIG), set_ or [])
         policy = policy_with_adapter(resolved, run)
         out.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw(policy, prompt, pictures, steps=steps, seed=seed, images=images)
@@ -151,6 +154,124 @@ def evaluate(
         evaluate_run(run, Console(), set_ or [])
 
 
+RewardOption = Annotated[
+    list[str] | None,
+    typer.Option(help="A reward of --run or --config by name, or a kind; may be given again. All of them without."),
+]
+RunOption = Annotated[Path | None, typer.Option(help="Take the rewards of this run.")]
+KindPath = Annotated[str | None, typer.Option(help="Model of a kind: hub id, folder, or name at an endpoint.")]
+KindOption = Annotated[
+    list[str] | None, typer.Option("--option", help="One option of a kind; may be given again.", metavar="KEY=VALUE")
+]
+KindRole = Annotated[str | None, typer.Option(help="Role of a kind: identity (without), prompt or guard.")]
+
+
+@app.command()
+def score(
+    prompt: Annotated[str, typer.Option(help="What the pictures should show.")],
+    image: Annotated[list[Path] | None, typer.Option(help="Picture to score; may be given again.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures to score.")] = None,
+    reference: Annotated[list[Path] | None, typer.Option(help="Photo of the subject; may be given again.")] = None,
+    mask: Annotated[list[Path] | None, typer.Option(help="Where a reference's subject is; one for each.")] = None,
+    subject: Annotated[str | None, typer.Option(help="The subject in a word, for a VLM judge.")] = None,
+    reward: RewardOption = None,
+    path: KindPath = None,
+    option: KindOption = None,
+    role: KindRole = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write; a table is shown without.")] = None,
+    run: RunOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Score pictures by rewards, as a training would.
+
+    [dim]cgrpo score --reward dino --image a.png --reference b.jpg --prompt "a dog in the snow"[/dim]
+
+    [dim]cgrpo score --run runs/mine --images pictures --reference b.jpg --prompt "a dog" --out scores.csv[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.choice import choose, read_choices
+        from customized_grpo.policies.pipelines import device_of
+        from customized_grpo.scoring import find_pictures, read_pair, score_files, show, write_csv
+
+        resolved, source = read_choices(config or [], run, set_ or [])
+        chosen = choose(reward or [], resolved, source=source, path=path, options=option or [], role=role)
+        files = find_pictures(image or [], images)
+        pair = read_pair(prompt, reference or [], mask or [], subject)
+        scores = score_files(chosen, device_of(resolved.policy), files, pair)
+        if out is None:
+            show(Console(), files, scores)
+        else:
+            write_csv(out, files, scores)
+            Console().print(f"wrote {out}")
+
+
+@app.command("serve-reward")
+def serve_reward(
+    reward: RewardOption = None,
+    path: KindPath = None,
+    option: KindOption = None,
+    role: KindRole = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own are open.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8600,
+    token_variable: Annotated[
+        str, typer.Option(help="Environment variable that holds the token clients must send.")
+    ] = "CGRPO_REWARD_TOKEN",  # noqa: S107, a name
+    max_images: Annotated[int, typer.Option(min=1, help="Pictures of one request.")] = 64,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of each picture, reference and mask.")] = 2**22,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one request.")] = 2**26,
+    keep: Annotated[int, typer.Option(min=0, help="Bytes of references that are kept.")] = 2**30,
+    run: RunOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Serve rewards to trainings elsewhere, which name them by kind [b]remote[/b].
+
+    [dim]cgrpo serve-reward --reward dino --path facebook/dinov2-base[/dim]
+
+    [dim]cgrpo serve-reward --config run.yaml --reward identity --port 8600[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.choice import choose, read_choices
+        from customized_grpo.policies.pipelines import device_of
+        from customized_grpo.rewards.wire import Limits
+        from customized_grpo.serving.serve import serve
+
+        resolved, source = read_choices(config or [], run, set_ or [])
+        chosen = choose(reward or [], resolved, source=source, path=path, options=option or [], role=role)
+        serve(
+            chosen,
+            device_of(resolved.policy),
+            Console(),
+            host=host,
+            port=port,
+            token_variable=token_variable,
+            limits=Limits(images=max_images, pixels=max_pixels, bytes=max_bytes),
+            keep=keep,
+        )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; RUN/report.html where none is given.")] = None,
+) -> None:
+    """Write what a run has come to as one HTML file: scores, curves, pictures, warnings. It opens from the disk.
+
+    [dim]cgrpo report runs/mine[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.report import write_report
+        from customized_grpo.runs import open_run
+
+        Console().print(f"wrote {write_report(open_run(run), run, out)}", soft_wrap=True)
+
+
 @app.command()
 def study(
     plan: Annotated[Path, typer.Argument(help="YAML file of the study: rows of settings, seeds.")],
@@ -171,6 +292,31 @@ def study(
         from customized_grpo.study import run_study
 
         run_study(plan, out, processes, Console(), report_only=report_only)
+
+
+@app.command()
+def plan(
+    config: Annotated[
+        list[Path] | None, typer.Argument(help="YAML files of what differs, the later over the earlier.")
+    ] = None,
+    set_: SetOption = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What the device has, as 24GB; that of the device found, where none is given.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, one device each.")] = 1,
+    references: Annotated[int, typer.Option(min=0, help="Reference pictures of a pair.")] = 1,
+) -> None:
+    """Say what a run takes before anything is loaded, and refuse one that cannot fit, with settings that can.
+
+    [dim]cgrpo plan recipes/kontext-dev.yaml recipes/hardware/24gb.yaml --memory 24GB[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.configuration import load_config
+        from customized_grpo.planning import plan_run
+
+        resolved = load_config(config, set_ or [])
+        plan_run(resolved, Console(), memory=memory, processes=processes, references=references)
 
 
 @app.command()

@@ -22,6 +22,8 @@ from pydantic import (
 
 #: A path of this form means the folder of that name inside the package's own embedded models.
 EMBEDDED = "embedded"
+#: The kinds of generators that are built in.
+POLICIES = ("flux-kontext", "uno", "flux2", "qwen-image-edit")
 
 
 class ConfigError(ValueError):
@@ -58,7 +60,7 @@ class LoraConfig(_Section):
 class PolicyConfig(_Section):
     """The generator to tune."""
 
-    kind: Literal["flux-kontext", "uno", "flux2", "qwen-image-edit"] = "flux-kontext"
+    kind: str = Field("flux-kontext", description=f"{', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
     path: str = Field("embedded/pipeline", description="hub id or folder of a diffusers pipeline")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -72,10 +74,42 @@ class PolicyConfig(_Section):
     max_sequence_length: int = Field(24, ge=1, description="text tokens of the long text encoder")
     guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
+    options: dict[str, Any] = Field({}, description="whatever a class of your own wants to be told")
     gradient_checkpointing: bool = False
+    quantise: Literal["int8", "nf4"] | None = Field(
+        None, description="linear layers of the frozen transformer: int8 (torchao) or nf4 (bitsandbytes); needs a LoRA"
+    )
+    quantise_text_encoders: Literal["int8", "nf4"] | None = Field(None, description="the same of the text encoders")
+    offload: bool = Field(
+        False, description="what is not at work stays in host memory: text encoders and VAE, or the transformer"
+    )
+    conditions: Path | None = Field(
+        None,
+        description="folder that keeps what text encoders and VAE say of a pair; with it, those are loaded only for "
+        "pairs that are new",
+    )
+    compile: bool = Field(
+        False, description="torch.compile of the transformer's blocks; ratios are then 1 within rounding, not exactly"
+    )
     adapter: str | None = Field(
         None, description="LoRA that the model starts from, fused into its weights: a .safetensors file"
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, kind: str) -> str:
+        """A name of the list, or a path to a class, which says so by its colon."""
+        if ":" not in kind and kind not in POLICIES:
+            raise ValueError(f"should be {', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
+        return kind
+
+    @field_validator("quantise")
+    @classmethod
+    def _quantised_is_frozen(cls, quantise: str | None, info: ValidationInfo) -> str | None:
+        """Rounded weights cannot be tuned."""
+        if quantise is not None and info.data.get("lora", True) is None:
+            raise ValueError("a quantised transformer cannot be tuned itself; set policy.lora, or leave this at null")
+        return quantise
 
     @field_validator("adapter")
     @classmethod
@@ -84,6 +118,8 @@ class PolicyConfig(_Section):
         kind = info.data.get("kind", "uno")
         if adapter is not None and kind != "uno":
             raise ValueError(f"belongs to policy.kind=uno, not to {kind}; set that kind, or set this to null")
+        if adapter is not None and info.data.get("quantise") is not None:
+            raise ValueError("cannot be fused into quantised weights; set policy.quantise to null")
         return adapter
 
 
@@ -107,7 +143,7 @@ class RewardConfig(_Section):
 
     kind: str = Field(
         description="dino, dino-patches, clip-image, siglip-image (identity), clip, siglip, pickscore, hps-v2, hps-v3 "
-        "(prompt), copy-paste (guard), or package.module:Class, or file.py:function"
+        "(prompt), vlm, remote (either), copy-paste (guard), or package.module:Class, or file.py:function"
     )
     role: Literal["identity", "prompt", "guard"] = Field(description="a guard only watches: for monitors alone")
     name: str | None = None
@@ -218,6 +254,7 @@ class TrainConfig(_Section):
         "plain", description="guard: normalised, and steps weighed alike (GRPO-Guard, arXiv 2510.22319)"
     )
     kl_weight: float = Field(0.0, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, a step; 0: none")
     batch_size: SizeOrAuto = Field(
         48, description="(image, step) pairs of one forward and backward pass; auto: as memory is free"
     )

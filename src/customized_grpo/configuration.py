@@ -29,8 +29,10 @@ _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "i
 _TEXTS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "timestamp", "value"))
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file, or of the defaults where there is none, with overrides.
+
+    Of several files each is laid over those before it.
 
     An override is `a.b=VALUE`, its value YAML; parts of lists go by their number, as in
     `rewards.0.weight=2`. Sections are merged key by key with what they differ from; lists and free
@@ -39,8 +41,8 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     """
     reader = _Reader()
     values: dict[str, Any] = Config.model_validate({}).model_dump(mode="json")
-    if path is not None:
-        _merge(values, reader.file(path), ())
+    for file in [path] if isinstance(path, Path) else path or []:
+        _merge(values, reader.file(file), ())
     for override in overrides:
         reader.override(values, override)
     reader.stop_at_problems()
@@ -79,7 +81,12 @@ class _Reader:
             raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+        earlier, self._origins = self._origins, {}
         values = self._parse(text, str(path), (), lines=True)
+        # What a file replaces whole takes with it where its parts came from.
+        replaced = tuple(at for at in self._origins if _section(at) is None)
+        kept = {at: place for at, place in earlier.items() if not any(at[: len(new)] == new for new in replaced)}
+        self._origins = kept | self._origins
         self.stop_at_problems()
         if values is None:
             return {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from huggingface_hub import try_to_load_from_cache
+
 from customized_grpo.config import EMBEDDED
 
 #: The folder that holds the embedded models, one folder each.
@@ -37,6 +39,22 @@ def resolve(path: str) -> str | Path:
     if not path or local.exists() or len(parts) > 2 or path[0] in "/.~":
         raise ModelError(f"{path!r}: no such folder; give a model's folder or a hub id")
     return path
+
+
+def fingerprint(path: str, revision: str | None = None) -> str:
+    """What changes when the files of a model do: names, sizes and times of a folder's, or the hub's commit.
+
+    The commit is that of the local copy; where there is none yet, the path and the revision stand for it.
+
+    Raises:
+        ModelError: as `resolve` does.
+    """
+    source = resolve(path)
+    if isinstance(source, Path):
+        files = sorted(file for file in source.rglob("*") if file.is_file())
+        return repr([(str(f.relative_to(source)), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+    found = try_to_load_from_cache(source, "model_index.json", revision=revision)
+    return f"{source} {Path(found).parent.name if isinstance(found, str) else revision}"
 
 
 def embedded_models() -> dict[str, int]:

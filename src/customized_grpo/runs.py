@@ -8,6 +8,7 @@ RUN/samples/           the same held-out pairs, drawn every few iterations
 RUN/groups/            the best and the worst group of every few iterations
 RUN/evaluation/        held-out pictures and scores: base, tuned
 RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
+RUN/report.html        all of it in one page
 RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
 """
 
@@ -25,12 +26,12 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
+from rich.text import Text
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.configuration import load_config, save_config
 from customized_grpo.data import open_dataset
-from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, read_evaluation
-from customized_grpo.evaluation.evaluate import to_image
+from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, guards_of, read_evaluation
 from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
@@ -39,13 +40,18 @@ from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, read_records
+from customized_grpo.report import REPORT, Finding, collect, find_warnings, write_report
 from customized_grpo.rewards import build_reward
+from customized_grpo.rewards.frame import to_image
+from customized_grpo.sharding import is_sharded
 from customized_grpo.snapshots import keep_groups, keep_samples
 from customized_grpo.terminal import TrainingDisplay, score_table
 from customized_grpo.training.checkpoint import checkpointed_iterations
 from customized_grpo.training.credit import reward_name
 from customized_grpo.training.groups import Groups
 from customized_grpo.training.loop import Observer, train
+from customized_grpo.training.order import pairs_of_iteration
+from customized_grpo.training.processes import ALONE, Processes, start_processes
 from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
 
 LORA, CONFIG = "lora", "config.yaml"
@@ -97,9 +103,12 @@ def train_run(config: Config, run: Path, console: Console) -> None:
     """
     dataset = open_dataset(config.data)
     held_out = open_dataset(config.evaluation.data)
-    on_cpu = config.policy.device == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, log_with="tensorboard", project_dir=run)
+    accelerator = start_processes(config, run)
+    processes = Processes(accelerator)
+    processes.check(config.rollout)
+    run = Path(processes.text_of_main(str(run)))  # a folder named after the time may be another on each
     policy = build_policy(config.policy)
+    processes.share_weights(policy)
     judges = build_judges(config, policy.device)
     main = accelerator.is_main_process
     if main:
@@ -114,21 +123,28 @@ def train_run(config: Config, run: Path, console: Console) -> None:
         title = "read at shuffled positions, not at the step" if shuffled else None
         schedule(run / "weights.png", *_weights(config), sigmas=sigmas[:-1], title=title)
     done = checkpointed_iterations(run)
-    base = None
+    if config.policy.conditions is not None:
+        encode_ahead(config, policy, dataset, held_out, done, accelerator)
     if main:
         append_record(run / SESSIONS, _session(accelerator, policy, done))
-        base = _evaluation(config, run, "base", policy, held_out, judges, console)
+    base = _evaluation(config, run, "base", policy, held_out, judges, console, processes)
+    if main:
         keep_samples(run, 0, held_out, config.evaluation.images, base)
-    accelerator.wait_for_everyone()
+    warned: set[tuple[str, str]] = set()
     with TrainingDisplay(config.train.iterations, done=done, console=console) if main else nullcontext() as display:
 
         def on_iteration(record: Mapping[str, float]) -> None:
             accelerator.log({k: v for k, v in record.items() if k != "iteration"}, step=int(record["iteration"]))
             assert isinstance(display, TrainingDisplay)
             display.update(record)
+            if any(key.startswith("evaluation/") for key in record):
+                for finding in _findings(config, run):
+                    if (finding.kind, finding.about) not in warned:
+                        display.message(_warning(finding))
+                    warned.add((finding.kind, finding.about))
 
         def on_sample(iteration: int) -> dict[str, float]:
-            return _sample(config, run, iteration, policy, held_out, judges)
+            return _sample(config, run, iteration, policy, held_out, judges, processes)
 
         def on_groups(iteration: int, groups: Groups) -> None:
             keep_groups(run, iteration, groups)
@@ -143,11 +159,25 @@ def train_run(config: Config, run: Path, console: Console) -> None:
             Observer(on_iteration, on_sample, on_groups),
         )
     accelerator.end_training()
-    if main:
-        assert base is not None
+    if main or is_sharded(next(iter(policy.trainable().values()))):
         policy.save(run / LORA)
-        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console)
+    tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, processes)
+    if main:
         show(config, run, held_out, base, tuned, console)
+    accelerator.wait_for_everyone()
+
+
+def encode_ahead(
+    config: Config, policy: Policy, dataset: PairDataset, held_out: PairDataset, done: int, accelerator: Accelerator
+) -> None:
+    """Have the conditions of every pair that the run will meet in the policy's folder, a share by each process."""
+    iterations = range(done, config.train.iterations)
+    drawn = (pairs_of_iteration(len(dataset), config.rollout.pairs, config.seed, i) for i in iterations)
+    ahead = [(dataset, index) for index in sorted(set(itertools.chain.from_iterable(drawn)))]
+    ahead += [(held_out, index) for index in range(len(held_out))]
+    for source, index in ahead[accelerator.process_index :: accelerator.num_processes]:
+        pair = source[index]
+        policy.encode(pair.prompt, pair.references)
     accelerator.wait_for_everyone()
 
 
@@ -192,7 +222,7 @@ def show(
 ) -> None:
     """The pictures and the table that end a run."""
     evaluation_grid(run / "before-after.png", held_out, config.evaluation.images, {"base": base, "tuned": tuned})
-    guards = {reward_name(monitor) for monitor in config.evaluation.monitors if monitor.role == "guard"}
+    guards = guards_of(config)
     if (run / "metrics.jsonl").exists():
         start = {"iteration": 0, **{f"evaluation/{name}/mean": mean for name, mean in base.means.items()}}
         training_curves(run / "curves.png", [start, *read_records(run / "metrics.jsonl")], guards=guards)
@@ -203,8 +233,20 @@ def show(
     title = f"{len(held_out)} pairs of the evaluation"
     identity_prompt_plane(run / "plane.png", points, title=title, labels=(first["identity"], first["prompt"]))
     console.print(score_table(((name, base.mean(name), tuned.mean(name)) for name in base.scores), guards=guards))
-    names_shown = ("before-after.png", "curves.png", "plane.png", LORA)
+    for finding in _findings(config, run):
+        console.print(Text(_warning(finding), style="yellow"), soft_wrap=True)
+    write_report(open_run(run), run)
+    names_shown = (REPORT, "before-after.png", "curves.png", "plane.png", LORA)
     console.print("look at " + ", ".join(os.path.relpath(run / name) for name in names_shown if (run / name).exists()))
+
+
+def _findings(config: Config, run: Path) -> list[Finding]:
+    """What in the run's curves should worry its reader, as far as it has come."""
+    return find_warnings(config, collect(run, config).records)
+
+
+def _warning(finding: Finding) -> str:
+    return f"warning: {finding.told} {finding.remedy}"
 
 
 def _evaluation(
@@ -215,35 +257,48 @@ def _evaluation(
     held_out: PairDataset,
     judges: Judges,
     console: Console,
+    processes: Processes = ALONE,
     *,
     again: bool = False,
 ) -> Evaluation:
     """The run's evaluation of that name: "base" is that of the untuned model. Drawn once, or `again`."""
     folder = run / "evaluation" / name
     kept = None if again else read_evaluation(folder, config.evaluation)
-    if kept is not None:
+    if processes.least(int(kept is not None)) and kept is not None:
         return kept
-    console.print(f"drawing {len(held_out) * config.evaluation.images} pictures of the evaluation ({name})")
+    if processes.is_main:
+        console.print(f"drawing {len(held_out) * config.evaluation.images} pictures of the evaluation ({name})")
     with policy.reference() if name == "base" else nullcontext():
-        return _draw(config, folder, policy, held_out, judges)
+        return _draw(config, folder, policy, held_out, judges, processes)
 
 
-def _draw(config: Config, folder: Path, policy: Policy, held_out: PairDataset, judges: Judges) -> Evaluation:
-    return evaluate(policy, held_out, judges.all, config.evaluation, folder, batch_size=config.rollout.batch_size)
+def _draw(
+    config: Config, folder: Path, policy: Policy, held_out: PairDataset, judges: Judges, processes: Processes
+) -> Evaluation:
+    size = config.rollout.batch_size
+    return evaluate(policy, held_out, judges.all, config.evaluation, folder, batch_size=size, processes=processes)
 
 
 def _sample(
-    config: Config, run: Path, iteration: int, policy: Policy, held_out: PairDataset, judges: Judges
+    config: Config,
+    run: Path,
+    iteration: int,
+    policy: Policy,
+    held_out: PairDataset,
+    judges: Judges,
+    processes: Processes,
 ) -> dict[str, float]:
     """Draw and score the held-out pairs as the policy now is; keep the first few as a grid.
 
     The last iteration's are the run's own "tuned" ones.
     """
-    now = _draw(config, run / "evaluation" / "tuned", policy, held_out, judges)
-    base = read_evaluation(run / "evaluation" / "base", config.evaluation)
-    columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
-    keep_samples(run, iteration, held_out, config.evaluation.images, now)
-    evaluation_grid(run / "samples" / f"iteration-{iteration:06d}.png", held_out, config.evaluation.images, columns)
+    now = _draw(config, run / "evaluation" / "tuned", policy, held_out, judges, processes)
+    if processes.is_main:
+        base = read_evaluation(run / "evaluation" / "base", config.evaluation)
+        columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
+        keep_samples(run, iteration, held_out, config.evaluation.images, now)
+        grid = run / "samples" / f"iteration-{iteration:06d}.png"
+        evaluation_grid(grid, held_out, config.evaluation.images, columns)
     return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
 
 

@@ -13,6 +13,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard; all of a tensor that is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor. Of a sharded one this is a collective: all processes call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

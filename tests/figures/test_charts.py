@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -25,8 +26,10 @@ from customized_grpo.figures.canvas import (
     CONFLICTED,
     IDENTITY,
     PROMPT,
+    SILENT,
     TUNED,
 )
+from customized_grpo.figures.plane import journey
 
 PUBLISHED = {
     "UNO": (0.760, 7.87),
@@ -277,3 +280,29 @@ def test_an_old_picture_stays_whole_where_a_new_one_fails(tmp_path: Path) -> Non
     with pytest.raises(FigureError):
         schedule(path, [], [])
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_journey_joins_its_stations_and_names_the_ends(tmp_path: Path, drawn: list[Figure]) -> None:
+    names = ["base", *(f"iteration {i}" for i in range(10, 190, 10)), "tuned"]
+    points = {name: (40.0 + i, 60.0 + i % 3) for i, name in enumerate(names)}
+    journey(tmp_path / "plane.svg", points)
+    axes = drawn[0].axes[0]
+    arrows = [text for text in axes.texts if isinstance(text, Annotation) and text.arrow_patch]
+    stations = list(points.values())
+    assert [(arrow.xyann, arrow.xy) for arrow in arrows] == list(pairwise(stations))
+    told = [text.get_text() for text in axes.texts if text.get_text()]
+    assert told[0] == "base" and told[-1] == "tuned" and len(told) <= 9, "not all of many are named"
+
+
+def test_equal_figures_give_equal_svgs_whose_words_are_words(tmp_path: Path) -> None:
+    for name in ("one.svg", "two.svg"):
+        schedule(tmp_path / name, [0.7, 0.3], [0.3, 0.7])
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert ">weight of the reward</text>" in (tmp_path / "one.svg").read_text(encoding="utf-8")
+
+
+def test_silent_groups_fill_what_the_quadrants_leave(tmp_path: Path) -> None:
+    shares = {"share/conflicted": 0.3, "share/both_positive": 0.2, "share/both_negative": 0.1}
+    training_curves(tmp_path / "curves.png", [{"iteration": i, **shares} for i in range(5)])
+    silent, positive = (pixels_of(tmp_path / "curves.png", colour) for colour in (SILENT, BOTH_POSITIVE))
+    assert silent / positive == pytest.approx(40 / 20, rel=0.2)

@@ -78,7 +78,7 @@ def test_a_class_gets_its_options_path_and_device(judges: Path, make_pair: MakeP
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("vlm", {}, "unknown kind 'vlm'; give dino, dino-patches, .*, copy-paste, package.module:Class"),
+        ("judge", {}, "unknown kind 'judge'; give dino, dino-patches, .*, copy-paste, package.module:Class"),
         ("{0}/own_judges.py:", {}, "is not package.module:Class or file.py:function"),
         ("{0}/absent.py:f", {}, "there is no file .*absent.py"),
         ("{0}/torn.py:f", {}, "cannot be imported .SyntaxError"),

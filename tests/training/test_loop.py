@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from accelerate import Accelerator
 from running import run_training
 from safetensors.torch import load_file
 
 from customized_grpo.config import Config, MethodConfig, WindowConfig
 from customized_grpo.configuration import save_config
+from customized_grpo.data import open_dataset
+from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
+from customized_grpo.runs import encode_ahead
 from customized_grpo.training.checkpoint import newest_checkpoint
 
 LOGGED = {
@@ -180,3 +185,25 @@ def test_options_train_and_resume_alike(
     plain = tensors_of(tmp_path / "plain")
     weights = [name for name in whole if "lora_B" in name]
     assert weights and any(not torch.equal(whole[name], plain[name]) for name in weights)
+
+
+def test_conditions_encoded_ahead_leave_training_as_it_was_without_text_encoders(
+    make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(iterations=2)
+    run_training(config, tmp_path / "plain")
+    policy = config.policy.model_copy(update={"conditions": tmp_path / "kept", "offload": True})
+    config = config.model_copy(update={"policy": policy})
+    held_out = open_dataset(config.evaluation.data)
+    encode_ahead(config, build_policy(policy), open_dataset(config.data), held_out, 0, Accelerator(cpu=True))
+
+    def called(*_: object, **__: object) -> None:
+        raise AssertionError("a text encoder was asked for")
+
+    for kind in (transformers.CLIPTextModel, transformers.T5EncoderModel):
+        monkeypatch.setattr(kind, "from_pretrained", called)
+    tuned = run_training(config, tmp_path / "run")
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "plain")
+    tuned.encode(held_out[3].prompt, held_out[3].references)
+    with pytest.raises(ValueError, match="asked for"):
+        tuned.encode("a prompt of nobody's", [])

@@ -2,5 +2,14 @@
 
 from customized_grpo.evaluation.evaluate import Evaluation, evaluate, read_evaluation
 from customized_grpo.evaluation.grid import evaluation_grid, shown_pairs
+from customized_grpo.evaluation.planes import axes_of, guards_of
 
-__all__ = ["Evaluation", "evaluate", "evaluation_grid", "read_evaluation", "shown_pairs"]
+__all__ = [
+    "Evaluation",
+    "axes_of",
+    "evaluate",
+    "evaluation_grid",
+    "guards_of",
+    "read_evaluation",
+    "shown_pairs",
+]

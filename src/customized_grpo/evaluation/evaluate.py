@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import EvaluationConfig
-from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
+from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import write_json
-from customized_grpo.rewards import score
+from customized_grpo.rewards import RewardError
+from customized_grpo.rewards.frame import to_image
+from customized_grpo.sharding import is_sharded
+from customized_grpo.training.memory import BatchSize, measure_drawing
+from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures
+from customized_grpo.training.scoring import judge
 
 
 @dataclass(frozen=True)
@@ -49,45 +54,106 @@ def evaluate(
     config: EvaluationConfig,
     folder: Path,
     *,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """Draw `config.images` pictures of every pair into `folder` (PNG), score them, write scores.json."""
+    """Draw `config.images` pictures of every pair into `folder` (PNG), score them, write scores.json.
+
+    With several `processes`, all of which call this and see the folder, each draws some of the batches; these are the
+    same however many there are, and so are the scores, which all return.
+
+    Raises RewardError where a judge fails, on all processes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sigmas = policy.sigmas(config.steps).to(policy.device)
-    scores: dict[str, list[Tensor]] = {reward.name: [] for reward in rewards}
-    pictures: list[Path] = []
-    per_chunk = max(1, batch_size // config.images)
-    for start in range(0, len(dataset), per_chunk):
-        pairs = [dataset[i] for i in range(start, min(start + per_chunk, len(dataset)))]
+    sharded = any(map(is_sharded, policy.trainable().values()))
+    size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
+    if size.auto:
+        first, share = dataset[0], -(-len(dataset) * config.images // processes.count)
+        measure_drawing(size, policy, policy.encode(first.prompt, first.references), share, processes.least)
+    per_chunk = max(1, size.size // config.images)
+    chunks = [range(start, min(start + per_chunk, len(dataset))) for start in range(0, len(dataset), per_chunk)]
+    scores = torch.full((len(rewards), len(dataset) * config.images), torch.nan)
+    failure = None
+    for turn in range(0, len(chunks), processes.count):
+        mine = turn + processes.index
+        # A sharded model is called by all at once: one without a chunk draws another's along and drops it.
+        if mine >= len(chunks) and not sharded:
+            break
+        chunk = chunks[min(mine, len(chunks) - 1)]
+        pairs = [dataset[i] for i in chunk]
         drawn = [pair for pair in pairs for _ in range(config.images)]
-        encoded = [policy.encode(pair.prompt, pair.references) for pair in pairs]
-        conditions = [one for one in encoded for _ in range(config.images)]
-        noise = torch.cat(
-            [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
-        )
-        images: list[Tensor] = [torch.empty(0)] * len(drawn)
-        for rows in batches(conditions, batch_size):
-            batch = Conditions.join([conditions[i] for i in rows])
-            for i, picture in zip(rows, sample_pictures(policy, batch, noise[rows], sigmas), strict=True):
-                images[i] = picture
-        for name, values in score(rewards, torch.stack(images), drawn).items():
-            scores[name].append(values)
-        for picture in images:
-            path = folder / f"{len(pictures) // config.images:05d}-{len(pictures) % config.images}.png"
-            to_image(picture).save(path)
-            pictures.append(path)
-    result = Evaluation({name: torch.cat(parts).tolist() for name, parts in scores.items()}, pictures)
-    names = [path.name for path in pictures]
-    kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
-    write_json(folder / "scores.json", kept)
+        images = _draw(policy, pairs, config, sigmas, size, processes.most if sharded else lambda own: own)
+        if mine >= len(chunks):
+            break
+        rows = range(chunk.start * config.images, chunk.stop * config.images)
+        if failure is None:
+            judged = judge(rewards, torch.stack(images), drawn)
+            failure = judged.failure
+            for row, reward in enumerate(rewards):
+                scores[row, list(rows)] = judged.scores[reward.name]
+        if failure is not None and not sharded:
+            break
+        for number, picture in zip(rows, images, strict=True):
+            to_image(picture).save(folder / _name(number, config.images))
+    own = [i for chunk in chunks[processes.index :: processes.count] for i in chunk]
+    own = [pair * config.images + image for pair in own for image in range(config.images)]
+    failed = processes.sum(torch.tensor(float(failure is not None)))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RewardError("a judge failed on another process")
+    scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
+    names = [_name(number, config.images) for number in range(scores.shape[1])]
+    found = {reward.name: values.tolist() for reward, values in zip(rewards, scores, strict=True)}
+    result = Evaluation(found, [folder / name for name in names])
+    if processes.is_main:
+        kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
+        write_json(folder / "scores.json", kept)
+    processes.wait()
     return result
 
 
-def read_evaluation(folder: Path, config: EvaluationConfig) -> Evaluation | None:
-    """What `evaluate` left in a folder, or None where it did not finish or was set otherwise."""
+def _draw(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    config: EvaluationConfig,
+    sigmas: Tensor,
+    size: BatchSize,
+    rounds: Callable[[int], int],
+) -> list[Tensor]:
+    """`config.images` pictures (3, H, W) of each pair."""
+    encoded = [policy.encode(pair.prompt, pair.references) for pair in pairs]
+    conditions = [one for one in encoded for _ in range(config.images)]
+    noise = torch.cat(
+        [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
+    )
+    images: list[Tensor] = [torch.empty(0)] * len(conditions)
+
+    def draw(rows: Sequence[int]) -> Tensor:
+        batch = Conditions.join([conditions[i] for i in rows])
+        return sample_pictures(policy, batch, noise[rows], sigmas)
+
+    together = batches(conditions, size.size)
+    waits = rounds(len(together)) - len(together)
+    for rows in together:
+        drawn = torch.cat(list(size.run(len(rows), lambda part, rows=rows: draw(rows[part]))))  # type: ignore[misc]
+        for i, picture in zip(rows, drawn, strict=True):
+            images[i] = picture
+    for _ in range(waits):
+        draw(together[0])
+    return images
+
+
+def _name(number: int, images: int) -> str:
+    return f"{number // images:05d}-{number % images}.png"
+
+
+def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation | None:
+    """What `evaluate` left in a folder, or None where it did not finish or was set otherwise than `config`."""
     try:
         kept = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        if kept["settings"] != _settings(config):
+        if config is not None and kept["settings"] != _settings(config):
             return None
         scores = {name: [math.nan if v is None else v for v in values] for name, values in kept["scores"].items()}
         return Evaluation(scores, [folder / name for name in kept["pictures"]])
@@ -97,9 +163,3 @@ def read_evaluation(folder: Path, config: EvaluationConfig) -> Evaluation | None
 
 def _settings(config: EvaluationConfig) -> dict[str, object]:
     return config.model_dump(mode="json")
-
-
-def to_image(picture: Tensor) -> Image.Image:
-    """A picture (3, H, W) in [0, 1] as an 8-bit image."""
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

@@ -38,10 +38,13 @@ PROMPT: Final = VERMILLION
 CONFLICTED: Final = ORANGE
 BOTH_POSITIVE: Final = GREEN
 BOTH_NEGATIVE: Final = GREY
+SILENT: Final = "#D8D2E4"
+ON_AREA: Final = "#1A1A1A"  # words on any of the areas
 BASE: Final = GREY
 TUNED: Final = GREEN
 
 DPI: Final = 144
+POINTS: Final = 72  # an SVG's own units to an inch
 FONT: Final = "DejaVu Sans"  # comes with matplotlib: the same letters on every machine
 
 _LOOK: Final[dict[Any, Any]] = {
@@ -79,18 +82,22 @@ _LOOK: Final[dict[Any, Any]] = {
 
 @contextmanager
 def drawing(path: Path, width: float, height: float, title: str | None = None) -> Iterator[Figure]:
-    """A figure of `width` by `height` inches, written to `path` as PNG when the block ends.
+    """A figure of `width` by `height` inches, written to `path` when the block ends: PNG, or SVG by the name.
 
     Drawn without pyplot: no window, and no figure that outlives the block. Nothing is written
-    where the block raises.
+    where the block raises. Words of an SVG stay words, and equal figures give equal files.
     """
-    with matplotlib.rc_context(_LOOK):
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    with matplotlib.rc_context({**_LOOK, "svg.fonttype": "none", "svg.hashsalt": "figure"}):
+        vector = path.suffix == ".svg"
+        figure = Figure(figsize=(width, height), dpi=POINTS if vector else DPI, layout="constrained")
         if title:
             figure.suptitle(title, fontsize=12, fontweight="bold")
         yield figure
         buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI)
+        if vector:
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
+        else:
+            figure.savefig(buffer, format="png", dpi=DPI)
     write_bytes(path, buffer.getvalue())
 
 

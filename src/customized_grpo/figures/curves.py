@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
@@ -22,10 +22,12 @@ from customized_grpo.figures.canvas import (
     GREEN,
     IDENTITY,
     INK,
+    ON_AREA,
     ORANGE,
     PALETTE,
     PINK,
     PROMPT,
+    SILENT,
     FigureError,
     drawing,
     legend_above,
@@ -46,7 +48,17 @@ _STAGES = (
     ("seconds/scoring", "scoring", ORANGE),
     ("seconds/updating", "updating", GREEN),
 )
+QUADRANTS = "Signs of the two advantages"  #: title of the panel of the four quadrants
 _SMOOTHED_FROM = 10  # records: with fewer, a running mean says no more than the curve itself
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart of a training: its title, the metrics it shows, and how to draw it on given axes."""
+
+    title: str
+    keys: tuple[str, ...]
+    draw: Callable[[Axes], None]
 
 
 def training_curves(path: Path, records: Records, title: str | None = None, *, guards: Collection[str] = ()) -> None:
@@ -66,30 +78,7 @@ def training_curves(path: Path, records: Records, title: str | None = None, *, g
     for number, record in enumerate(records, start=1):
         if not isinstance(record.get("iteration"), int):
             raise FigureError(f"{path}: record {number} has no iteration; give it a whole number")
-    keys = {key for record in records for key in record if len(_series(records, key)[0])}
-    evaluated = _names(keys, "evaluation/")
-    held_out = [name for name in evaluated if name not in guards]
-    guarded = [name for name in evaluated if name in guards]
-    rewards = _names(keys, "reward/")
-    panels: list[Callable[[Axes], None]] = []
-    if "identity/mean" in keys:
-        panels.append(lambda axes: _reward(axes, records, "identity", IDENTITY))
-    if "prompt/mean" in keys:
-        panels.append(lambda axes: _reward(axes, records, "prompt", PROMPT))
-    if held_out:
-        panels.append(lambda axes: _changes(axes, records, "evaluation/", held_out, "Scores of the evaluation"))
-    if guarded:
-        panels.append(lambda axes: _guards(axes, records, guarded))
-    if len(rewards) > 2:  # with two, the panels of the roles show them already
-        panels.append(lambda axes: _changes(axes, records, "reward/", rewards, "Rewards, one by one"))
-    if _with_all(records, [key for key, _, _ in _QUADRANTS]):
-        panels.append(lambda axes: _quadrants(axes, records))
-    if keys & {"kl", "clip_fraction"}:
-        panels.append(lambda axes: _movement(axes, records))
-    if "gradient_norm" in keys:
-        panels.append(lambda axes: _gradient(axes, records))
-    if keys & {"seconds/total", *(key for key, _, _ in _STAGES)}:
-        panels.append(lambda axes: _seconds(axes, records, keys))
+    panels = training_panels(records, guards=guards)
     if not panels:
         raise FigureError(f"{path}: the records hold nothing to draw; give those of a training")
 
@@ -99,9 +88,52 @@ def training_curves(path: Path, records: Records, title: str | None = None, *, g
     with drawing(path, max(4.6, 4.2 * columns), 3.2 * rows, title) as figure:
         for place, panel in enumerate(panels, start=1):
             axes = figure.add_subplot(rows, columns, place)
-            panel(axes)
+            axes.set_title(panel.title)
+            panel.draw(axes)
+
+
+def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[Panel]:
+    """The panels for which there is anything in the records; arguments as in `training_curves`."""
+    keys = {key for record in records for key in record if len(_series(records, key)[0])}
+    evaluated = _names(keys, "evaluation/")
+    held_out = [name for name in evaluated if name not in guards]
+    guarded = [name for name in evaluated if name in guards]
+    rewards = _names(keys, "reward/")
+    panels: list[Panel] = []
+
+    def add(title: str, shown: Iterable[str], draw: Callable[..., None], *arguments: Any) -> None:
+        def on(axes: Axes) -> None:
+            draw(axes, records, *arguments)
             axes.set_xlabel("iteration")
             whole_numbers(axes)
+
+        panels.append(Panel(title, tuple(key for key in shown if key in keys), on))
+
+    for role, colour in (("identity", IDENTITY), ("prompt", PROMPT)):
+        if f"{role}/mean" in keys:
+            add(f"{role.capitalize()} reward", [f"{role}/mean", f"{role}/std"], _reward, role, colour)
+    if held_out:
+        means = [f"evaluation/{name}/mean" for name in held_out]
+        add("Scores of the evaluation", means, _changes, "evaluation/", held_out)
+    if guarded:
+        add("Only watched", [f"evaluation/{name}/mean" for name in guarded], _guards, guarded)
+    if len(rewards) > 2:  # with two, the panels of the roles show them already
+        add("Rewards, one by one", [f"reward/{name}/mean" for name in rewards], _changes, "reward/", rewards)
+    quadrants = [key for key, _, _ in _QUADRANTS]
+    if _with_all(records, quadrants):
+        add(QUADRANTS, quadrants, _quadrants)
+    if "diversity" in keys:
+        add("Diversity in a group", ["diversity"], _diversity)
+    if keys & {"kl", "clip_fraction"}:
+        add("How far the policy moves", ["kl", "clip_fraction"], _movement)
+    if "gradient_norm" in keys:
+        add("Gradient norm", ["gradient_norm"], _gradient)
+    if "learning_rate" in keys:
+        add("Learning rate", ["learning_rate"], _rate)
+    stages = [key for key, _, _ in _STAGES]
+    if keys & {"seconds/total", *stages}:
+        add("Time of an iteration", [*stages, "seconds/total"], _seconds, keys)
+    return panels
 
 
 def _series(records: Records, key: str) -> tuple[Values, Values]:
@@ -128,7 +160,6 @@ def _marker(xs: Values) -> str:
 
 
 def _reward(axes: Axes, records: Records, role: str, colour: str) -> None:
-    axes.set_title(f"{role.capitalize()} reward")
     axes.set_ylabel("score")
     xs, ys = _series(records, f"{role}/mean")
     paired = [record for record in records if f"{role}/mean" in record and f"{role}/std" in record]
@@ -166,9 +197,8 @@ def _running(values: Values, window: int) -> Values:
     return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
 
 
-def _changes(axes: Axes, records: Records, prefix: str, names: Sequence[str], title: str) -> None:
+def _changes(axes: Axes, records: Records, prefix: str, names: Sequence[str]) -> None:
     """Scores of any scale on one axis: in percent of what each was at first."""
-    axes.set_title(title)
     axes.set_ylabel("change since the first (%)")
     axes.axhline(0, color=INK, linewidth=0.8)
     others = cycle(colour for colour in PALETTE if colour not in (IDENTITY, PROMPT))
@@ -193,7 +223,6 @@ def _changes(axes: Axes, records: Records, prefix: str, names: Sequence[str], ti
 
 
 def _guards(axes: Axes, records: Records, names: Sequence[str]) -> None:
-    axes.set_title("Only watched")
     axes.set_ylabel("score")
     for name, colour in zip(
         names, cycle(colour for colour in PALETTE if colour not in (IDENTITY, PROMPT)), strict=False
@@ -204,9 +233,11 @@ def _guards(axes: Axes, records: Records, names: Sequence[str]) -> None:
 
 
 def _quadrants(axes: Axes, records: Records) -> None:
-    axes.set_title("Signs of the two advantages")
     axes.set_ylabel("share of images (%)")
-    shares = _areas(axes, records, _QUADRANTS, 100.0)
+    xs, shares = _areas(axes, records, _QUADRANTS, 100.0)
+    told = shares.sum(0)
+    if (told < 99.9).any():
+        axes.fill_between(xs, told, 100.0, color=SILENT, linewidth=0, label="silent: no signal in a role")
     for level in (50, 75):
         label = "noise only: 50 / 25 / 25" if level == 50 else None
         axes.axhline(level, color=INK, linestyle="--", linewidth=1, label=label)
@@ -217,19 +248,22 @@ def _quadrants(axes: Axes, records: Records) -> None:
             axes.plot(xs, 100 * ys, color=INK, linestyle=style, marker=_marker(xs), label=label)
     axes.set_ylim(0, 100)
     handles, labels = axes.get_legend_handles_labels()
-    # The areas are named where they lie; the legend is for the lines alone.
-    lines = [(h, name) for h, name in zip(handles, labels, strict=True) if isinstance(h, Line2D)]
+    # The areas are named where they lie; the legend is for the rest.
+    named = {name for _, name, _ in _QUADRANTS}
+    lines = [(h, name) for h, name in zip(handles, labels, strict=True) if name not in named]
     axes.legend(*zip(*lines, strict=True), loc="lower right", bbox_to_anchor=(1, 0.06))
     early = shares[:, : math.ceil(shares.shape[1] / 5)].mean(axis=1)
     middles = np.cumsum(early) - early / 2
     for middle, (_, name, colour) in zip(middles, _QUADRANTS, strict=True):
         plate = {"facecolor": colour, "edgecolor": "none", "pad": 1}  # no line through the word
         at = axes.get_yaxis_transform()
-        axes.text(0.03, middle, name, transform=at, va="center", bbox=plate)
+        axes.text(0.03, middle, name, transform=at, va="center", color=ON_AREA, bbox=plate)
 
 
-def _areas(axes: Axes, records: Records, parts: Sequence[tuple[str, str, str]], factor: float = 1.0) -> Values:
-    """Stack areas of (key, label, colour), and return their heights (parts, records drawn)."""
+def _areas(
+    axes: Axes, records: Records, parts: Sequence[tuple[str, str, str]], factor: float = 1.0
+) -> tuple[Values, Values]:
+    """Stack areas of (key, label, colour), and return where they stand and their heights (parts, places)."""
     whole = _with_all(records, [key for key, _, _ in parts])
     xs = np.array([record["iteration"] for record in whole], dtype=np.float64)
     stack = factor * np.array([[record[key] for record in whole] for key, _, _ in parts])
@@ -238,7 +272,7 @@ def _areas(axes: Axes, records: Records, parts: Sequence[tuple[str, str, str]], 
     labels, colours = [label for _, label, _ in parts], [colour for _, _, colour in parts]
     axes.stackplot(xs, stack, labels=labels, colors=colours, linewidth=0)
     axes.margins(x=0)
-    return stack
+    return xs, stack
 
 
 def _with_all(records: Records, keys: Sequence[str]) -> Records:
@@ -247,7 +281,6 @@ def _with_all(records: Records, keys: Sequence[str]) -> Records:
 
 
 def _movement(axes: Axes, records: Records) -> None:
-    axes.set_title("How far the policy moves")
     xs, ys = _series(records, "kl")
     clipped_xs, clipped = _series(records, "clip_fraction")
     right = axes
@@ -266,7 +299,6 @@ def _movement(axes: Axes, records: Records) -> None:
 
 
 def _gradient(axes: Axes, records: Records) -> None:
-    axes.set_title("Gradient norm")
     axes.set_ylabel("norm before clipping")
     xs, ys = _series(records, "gradient_norm")
     axes.plot(xs, ys, color=INK, marker=_marker(xs), markersize=5)
@@ -277,8 +309,22 @@ def _gradient(axes: Axes, records: Records) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def _rate(axes: Axes, records: Records) -> None:
+    axes.set_ylabel("learning rate")
+    xs, ys = _series(records, "learning_rate")
+    axes.plot(xs, ys, color=INK, marker=_marker(xs), markersize=5)
+    axes.set_ylim(bottom=0)
+    plain_numbers(axes.yaxis)
+
+
+def _diversity(axes: Axes, records: Records) -> None:
+    axes.set_ylabel("rms difference of two pictures (%)")
+    xs, ys = _series(records, "diversity")
+    axes.plot(xs, 100 * ys, color=GREEN, marker=_marker(xs), markersize=5)
+    axes.set_ylim(bottom=0)
+
+
 def _seconds(axes: Axes, records: Records, keys: set[str]) -> None:
-    axes.set_title("Time of an iteration")
     axes.set_ylabel("seconds")
     stages = [stage for stage in _STAGES if stage[0] in keys]
     if _with_all(records, [key for key, _, _ in stages]):

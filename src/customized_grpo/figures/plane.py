@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from matplotlib.transforms import Bbox
 
 from customized_grpo.figures.canvas import (
     BASE,
-    DPI,
     GREY,
     INK,
     PALETTE,
+    SKY,
     TUNED,
     FigureError,
     drawing,
@@ -30,6 +30,7 @@ Interval = tuple[tuple[float, float], tuple[float, float]]
 """((identity low, high), (prompt low, high)), bounds rather than half widths."""
 
 _MARKER = 9  # points across
+_NAMED = 8  # points of a journey that bear their names
 
 
 def identity_prompt_plane(
@@ -112,6 +113,35 @@ def identity_prompt_plane(
         _place_names(figure, axes, points, segments)
 
 
+def journey(path: Path, points: Mapping[str, Point], labels: tuple[str, str] = ("identity", "prompt")) -> None:
+    """Draw where one model has been on the plane, from the first point to the last; PNG, or SVG by the name.
+
+    Arguments and FigureError as for :func:`identity_prompt_plane`; every other name is left out where there are
+    many, the first and the last never.
+    """
+    _check(path, points, {}, ())
+    names, at = list(points), list(points.values())
+    with drawing(path, 4.4, 3.7) as figure:
+        axes = figure.add_subplot()
+        axes.ticklabel_format(useOffset=False)
+        axes.set_xlabel(f"{labels[0]} (higher is better)")
+        axes.set_ylabel(f"{labels[1]} (higher is better)")
+        _limits(axes, points, {}, ())
+        axes.axvline(at[0][0], color=GREY, linewidth=0.8, linestyle=":", zorder=1)
+        axes.axhline(at[0][1], color=GREY, linewidth=0.8, linestyle=":", zorder=1)
+        for start, end in pairwise(at):
+            axes.annotate(
+                "", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": INK, "linewidth": 1.2}, zorder=2
+            )
+        for i, (x, y) in enumerate(at):
+            ends = i in (0, len(at) - 1)
+            colour = (BASE if i == 0 else TUNED) if ends else SKY
+            axes.plot(x, y, "o", color=colour, markersize=_MARKER if ends else 6, zorder=3)
+        every = math.ceil(len(names) / _NAMED)
+        kept = {n: points[n] for i, n in enumerate(names) if i % every == 0 or i == len(names) - 1}
+        _place_names(figure, axes, kept, list(pairwise(at)))
+
+
 def _check(
     path: Path,
     points: Mapping[str, Point],
@@ -163,7 +193,7 @@ def _place_names(
     Greedy, in the order of the points. Where no place is free, the one that covers least.
     """
     figure.draw_without_rendering()  # the layout is settled from here on
-    pixels = DPI / 72
+    pixels = figure.dpi / 72
     to_pixels = axes.transData.transform
     radius = (_MARKER / 2 + 1) * pixels
     taken = [_around(to_pixels(point), radius) for point in points.values()]

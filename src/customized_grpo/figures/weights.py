@@ -23,15 +23,17 @@ def schedule(
     *,
     sigmas: Iterable[SupportsFloat] | None = None,
     title: str | None = None,
+    size: tuple[float, float] = (5.6, 3.4),
 ) -> None:
-    """Draw the weight of each reward at each denoising step, PNG.
+    """Draw the weight of each reward at each denoising step; PNG, or SVG by the name.
 
     Args:
-        path: the PNG to write; its folder is made.
+        path: the file to write; its folder is made.
         w_prompt: (T,) the prompt's weights; step 0 is the noisiest.
         w_identity: (T,) the identity's weights.
         sigmas: (T,) or (T + 1,) noise levels from 1 to 0, drawn on a second axis.
         title: a line over all.
+        size: width and height in inches.
 
     Raises:
         FigureError: if the lengths disagree or there is no step.
@@ -43,14 +45,14 @@ def schedule(
         raise FigureError(f"{path}: {steps} prompt and {len(identity)} identity weights; give T of each")
     if levels is not None and len(levels) not in (steps, steps + 1):
         raise FigureError(f"{path}: {len(levels)} noise levels for {steps} steps; give T or T + 1")
-    with drawing(path, 5.6, 3.4, title) as figure:
+    with drawing(path, *size, title) as figure:
         axes = figure.add_subplot()
         # The larger marks lie below: where the weights are equal both are seen.
-        for values, colour, size, label in (
+        for values, colour, marker, label in (
             (prompt, PROMPT, 6.5, "prompt"),
             (identity, IDENTITY, 3.5, "identity"),
         ):
-            axes.plot(range(steps), values, color=colour, marker="o", markersize=size, label=label)
+            axes.plot(range(steps), values, color=colour, marker="o", markersize=marker, label=label)
         axes.set_xlabel("denoising step t (0 is the noisiest)")
         axes.set_ylabel("weight of the reward")
         axes.set_ylim(0, max(1.0, *prompt, *identity) * 1.05)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
@@ -25,7 +27,7 @@ _LAST_PROJECTION = "proj_out"  # shares its name with layers of the single block
 
 
 class FluxPolicy(PipelinePolicy):
-    """A pipeline of FLUX.1's transformer; a model of this kind adds `encode` and its position ids.
+    """A pipeline of FLUX.1's transformer; a model of this kind adds its references and position ids.
 
     Args:
         config: model, size, precision and what to tune.
@@ -35,9 +37,7 @@ class FluxPolicy(PipelinePolicy):
     def __init__(self, config: PolicyConfig, pipeline: Any) -> None:
         super().__init__(config, pipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
+    def _decode(self, latents: Tensor) -> Tensor:
         factor = self._pipeline.vae_scale_factor
         height, width = (side * factor * PATCH for side in self._grid)
         vae = self._pipeline.vae
@@ -51,7 +51,7 @@ class FluxPolicy(PipelinePolicy):
     def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids (tokens, 3) of the image and its references, by their grids."""
 
-    def _encode_prompt(self, prompt: str) -> dict[str, Tensor]:
+    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """prompt_embeds (1, T, D) and pooled (1, P), cut at `config.max_sequence_length` tokens."""
         embeds, pooled, _ = self._pipeline.encode_prompt(
             prompt, device=self._device, max_sequence_length=self._config.max_sequence_length

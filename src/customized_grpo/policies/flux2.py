@@ -20,12 +20,10 @@ from customized_grpo.models import ModelError
 from customized_grpo.policies.pipelines import (
     ATTENTION,
     PATCH,
-    REFERENCE,
     Grid,
     PipelinePolicy,
     nearest_size,
 )
-from customized_grpo.protocols import Conditions
 
 #: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks.
 LORA_TARGETS = (
@@ -49,7 +47,7 @@ class Flux2Policy(PipelinePolicy):
     first coordinate (the image to draw has 0). References are first resized to the nearest in shape
     of `config.reference_sizes`; where that is null they keep their size. Then they go the pipeline's
     own way: shrunk to 1024 x 1024 pixels in area where they are larger, and cropped about the centre
-    to whole tokens. A pipeline refuses references with a side under 64 pixels or of more than 8:1;
+    to whole tokens; they may be none. A pipeline refuses references with a side under 64 pixels or of more than 8:1;
     the policy does so where `config.reference_sizes` is null.
 
     `Conditions.rows` holds prompt_embeds (B, T, D), and for each reference its tokens on their grid,
@@ -80,33 +78,22 @@ class Flux2Policy(PipelinePolicy):
         super().__init__(config, Flux2KleinPipeline, Flux2Pipeline, lora_targets=LORA_TARGETS)
         self._prompts_fit = False
 
-    @torch.no_grad()
-    def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        """The conditions of one pair, one row, in the model's precision and on its device.
+    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """prompt_embeds (1, T, D), cut to fit `config.max_sequence_length` together with the chat template.
 
-        Prompts are cut so that they fit `config.max_sequence_length` tokens together with the chat
-        template; references may be none.
-
-        Raises:
-            ModelError: `config.max_sequence_length` leaves no room for any prompt, or a reference or
-                a size of `config.reference_sizes` is too small or too narrow.
+        Raises ModelError where that leaves no room for any prompt.
         """
-        embeds = self._encode_prompt(prompt)
+        embeds = self._embed(prompt)
         if prompt and not self._prompts_fit:
-            if torch.equal(embeds, self._encode_prompt("")):
+            if torch.equal(embeds, self._embed("")):
                 raise ModelError(
                     f"policy.max_sequence_length: {self._config.max_sequence_length} tokens do not reach past "
                     f"the chat template of this model; give {self._pipeline.tokenizer_max_length}"
                 )
             self._prompts_fit = True
-        rows = {"prompt_embeds": embeds}
-        for k, picture in enumerate(references, 1):
-            rows[REFERENCE.format(k)] = self._encode_reference(picture)
-        return Conditions(rows)
+        return {"prompt_embeds": embeds}
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
+    def _decode(self, latents: Tensor) -> Tensor:
         vae = self._pipeline.vae
         packed = latents.to(self._device, self._dtype)
         ids = self._image_ids((self._grid,)).expand(len(packed), -1, -1)
@@ -134,7 +121,7 @@ class Flux2Policy(PipelinePolicy):
         shift: float = flux2.compute_empirical_mu(self.latent_shape[0], steps)
         return shift
 
-    def _encode_prompt(self, prompt: str) -> Tensor:
+    def _embed(self, prompt: str) -> Tensor:
         """Embeddings (1, T, D) of one prompt in its chat template."""
         embeds, _ = self._pipeline.encode_prompt(
             prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
@@ -142,10 +129,8 @@ class Flux2Policy(PipelinePolicy):
         converted: Tensor = embeds.to(self._dtype)
         return converted
 
-    def _encode_reference(self, picture: Image.Image) -> Tensor:
-        """Tokens of one reference on their grid, (1, rows, columns, channels)."""
+    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
-        picture = picture.convert("RGB")
         sizes = self._config.reference_sizes
         if sizes is not None:
             height, width = nearest_size(picture.height, picture.width, sizes)

@@ -6,8 +6,6 @@ that pipeline loads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import FluxKontextPipeline
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
@@ -16,8 +14,7 @@ from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.flux import FluxPolicy
-from customized_grpo.policies.pipelines import PATCH, REFERENCE, Grid, nearest_size
-from customized_grpo.protocols import Conditions
+from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
 
 
 class FluxKontextPolicy(FluxPolicy):
@@ -25,7 +22,8 @@ class FluxKontextPolicy(FluxPolicy):
 
     The k-th reference image, counted from 1, has k as the first coordinate of its position ids (the
     image to draw has 0): for one reference that is the pipeline's own choice. References are
-    resized to the nearest in shape of `config.reference_sizes`.
+    resized to the nearest in shape of `config.reference_sizes`; they may be none. Prompts longer than
+    `config.max_sequence_length` tokens are cut.
 
     `Conditions.rows` holds prompt_embeds (B, T, D), pooled (B, P), and for each reference its
     tokens on their grid, (B, rows, columns, channels), so that conditions of equal signature have
@@ -42,21 +40,8 @@ class FluxKontextPolicy(FluxPolicy):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__(config, FluxKontextPipeline)
 
-    @torch.no_grad()
-    def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        """The conditions of one pair, one row, in the model's precision and on its device.
-
-        Prompts longer than `config.max_sequence_length` tokens are cut; references may be none.
-        """
-        rows = self._encode_prompt(prompt)
-        for k, picture in enumerate(references, 1):
-            rows[REFERENCE.format(k)] = self._encode_reference(picture)
-        return Conditions(rows)
-
-    def _encode_reference(self, picture: Image.Image) -> Tensor:
-        """Tokens of one reference on their grid, (1, rows, columns, channels)."""
+    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
-        picture = picture.convert("RGB")
         # The pipeline measures a picture in whole tokens; less than one counts as one.
         shape = [max(side, multiple) for side in processor.get_default_height_width(picture)]
         sizes = self._config.reference_sizes

@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+from PIL import Image
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
+from customized_grpo.outlines import outline_pipeline
+from customized_grpo.policies.conditions import ConditionsFolder
+from customized_grpo.policies.quantisation import pipeline_quantisation, quantisation_of
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 
@@ -31,15 +36,21 @@ Grid = tuple[int, int]
 class PipelinePolicy(ABC):
     """A diffusers pipeline whose transformer sees the picture and its references as one row of packed tokens.
 
-    A model of this kind adds `encode`, `decode`, its transformer's further inputs and the shift of its noise levels,
-    and with them is a `protocols.Policy`. Latents are the pipeline's packed tokens, float32 (B, tokens, channels),
-    of pictures of `config.height` x `config.width`, floored to multiples of a token's side as the pipelines do.
+    A model of this kind adds what encodes a prompt and a reference, what decodes latents, its transformer's further
+    inputs and the shift of its noise levels, and with them is a `protocols.Policy`. Latents are the pipeline's packed
+    tokens, float32 (B, tokens, channels), of pictures of `config.height` x `config.width`, floored to multiples of a
+    token's side as the pipelines do.
 
     The weights may be stored in any precision; all are converted to `config.dtype`. LoRA parameters
     are float32 throughout. Attention runs on torch's own choice of kernel, with gradients and
     without: a replay then has the very bits of its rollout. (On a CPU that is flash attention,
     faster in both modes than the math kernel; the environment variable DIFFUSERS_ATTN_BACKEND sets
     another, again for both.)
+
+    With `config.offload`, either the transformer is on the device or text encoders and VAE are, but for decoding, when
+    the VAE joins it; the others wait in host memory. With `config.conditions`, a folder, conditions are read from
+    there, see `ConditionsFolder`; text encoders are then loaded when the first pair comes that it lacks, and with both
+    settings forgotten, not sent back.
 
     Args:
         config: model, size, precision and what to tune.
@@ -58,6 +69,8 @@ class PipelinePolicy(ABC):
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._pipeline = load_pipeline(config, *pipelines)
+        self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
+        self._away = False  # whether text encoders and VAE may be off the device
         self._transformer = self._pipeline.transformer
         self._tuning: Tuning
         if config.lora is not None:
@@ -66,8 +79,16 @@ class PipelinePolicy(ABC):
             self._tuning = FullTuning(self._transformer, self._load_transformer)
         if config.gradient_checkpointing:
             self._transformer.enable_gradient_checkpointing()
+        if config.compile:
+            self._transformer.compile_repeated_blocks()
         self._device = device_of(config)
-        self._pipeline.to(self._device)
+        self._transformer.to(self._device)
+        if config.offload:
+            self._make_room()
+        else:
+            self._pipeline.to(self._device)
+        folder = config.conditions
+        self._kept = None if folder is None else ConditionsFolder(folder.expanduser(), config, self._device)
         self._ids: dict[tuple[Grid, ...], Tensor] = {}
         self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
 
@@ -80,6 +101,23 @@ class PipelinePolicy(ABC):
         """(tokens, channels)."""
         rows, columns = self._grid
         return rows * columns, self._transformer.config.in_channels
+
+    def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
+        """The conditions of one pair, one row, in the model's precision and on its device.
+
+        Raises:
+            ModelError: the model can make nothing of this prompt or of these references; one line with the remedy.
+        """
+        pictures = [picture.convert("RGB") for picture in references]
+        if self._kept is None:
+            return self._encode(prompt, pictures)
+        return self._kept.get(prompt, pictures, lambda: self._encode(prompt, pictures))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
+        self._bring(self._pipeline.vae)
+        return self._decode(latents)
 
     def sigmas(self, steps: int) -> Tensor:
         """The scheduler's noise levels, on the CPU, shifted as the pipeline does for this size.
@@ -107,6 +145,8 @@ class PipelinePolicy(ABC):
             ValueError: shapes disagree.
         """
         check_batch(latents, sigma, conditions, self.latent_shape)
+        if self._config.offload and not self._away:
+            self._make_room()
         rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
         tokens, grids = self._tokens(latents, rows)
         output: Tensor = self._transformer(
@@ -115,7 +155,8 @@ class PipelinePolicy(ABC):
         return output[:, : latents.shape[1]].float()
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The LoRA's parameters, or all of the transformer's, by their names in the transformer."""
+        """The LoRA's parameters, or all of the transformer's, by their names in the transformer; on the device."""
+        self._transformer.to(self._device)  # so that an optimiser's state is made, or loaded, where the work is
         return self._tuning.trainable()
 
     def reference(self) -> AbstractContextManager[None]:
@@ -137,6 +178,48 @@ class PipelinePolicy(ABC):
             ModelError: the file is missing, damaged, or of another model; nothing is changed then.
         """
         self._tuning.load(folder)
+
+    @torch.no_grad()
+    def _encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
+        if self._config.offload:
+            self._transformer.to("cpu")
+        for name in self._encoders:
+            if getattr(self._pipeline, name) is None:
+                setattr(self._pipeline, name, load_part(self._config, self._pipeline, name))
+        self._bring(*(getattr(self._pipeline, name) for name in self._encoders), self._pipeline.vae)
+        rows = self._encode_prompt(prompt, references)
+        for k, picture in enumerate(references, 1):
+            rows[REFERENCE.format(k)] = self._encode_reference(picture, len(references))
+        return Conditions(rows)
+
+    def _bring(self, *parts: nn.Module) -> None:
+        """Have these parts of the pipeline on the device, too."""
+        for part in parts:
+            part.to(self._device)
+        self._away = False
+
+    def _make_room(self) -> None:
+        """Have the transformer alone on the device."""
+        for name in (*self._encoders, "vae"):
+            part = getattr(self._pipeline, name)
+            if self._config.conditions is not None and name in self._encoders:
+                setattr(self._pipeline, name, None)
+            elif part is not None:
+                part.to("cpu")
+        self._transformer.to(self._device)
+        self._away = True
+
+    @abstractmethod
+    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Those of `Conditions.rows` that speak of the prompt, one row; `references` are RGB."""
+
+    @abstractmethod
+    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+        """Tokens of one RGB reference of `count` on their grid, (1, rows, columns, channels)."""
+
+    @abstractmethod
+    def _decode(self, latents: Tensor) -> Tensor:
+        """What `decode` says."""
 
     @abstractmethod
     def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
@@ -205,7 +288,8 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
 def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
     """The diffusers pipeline at `config.path`, of one of the classes `pipelines`, in `config.dtype`.
 
-    Which class that is, the folder's model_index.json says. Frozen, for inference.
+    Which class that is, the folder's model_index.json says. Frozen, for inference. On the device "meta" it is an
+    outline, of its JSON configs alone, and has shapes but no numbers.
 
     Raises:
         ModelError: the path holds no such pipeline in safetensors; one line with the remedy.
@@ -216,12 +300,26 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         raise ModelError(f"policy.path: {error}") from None
     classes = {pipeline.__name__: pipeline for pipeline in pipelines}
     remedy = f"give the folder or hub id of a diffusers {' or '.join(classes)}"
+    if config.device == "meta":
+        try:
+            return outline_pipeline(config.path, config.revision, getattr(torch, config.dtype), classes)
+        except ModelError as error:
+            raise ModelError(f"policy.path: {error}") from None
     try:
-        kind = pipelines[0].load_config(source, revision=config.revision)["_class_name"]
+        index = pipelines[0].load_config(source, revision=config.revision)
+        kind = index["_class_name"]
         if kind not in classes:
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
         dtype = getattr(torch, config.dtype)
-        loaded = classes[kind].from_pretrained(source, revision=config.revision, dtype=dtype, use_safetensors=True)
+        later = [name for name in index if name.startswith("text_encoder")] if config.conditions is not None else []
+        loaded = classes[kind].from_pretrained(
+            source,
+            revision=config.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            quantization_config=pipeline_quantisation(config, index),
+            **dict.fromkeys(later),
+        )
     except ModelError:
         raise
     except Exception as error:  # Three libraries raise here, from many classes.
@@ -232,6 +330,33 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     return loaded
+
+
+def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
+    """The part of that name that the pipeline was loaded without, as `load_pipeline` would have; on the CPU.
+
+    Raises:
+        ModelError: it is not there in safetensors.
+    """
+    source = resolve(config.path)
+    _, kind = pipeline.load_config(source, revision=config.revision)[name]
+    try:
+        part: nn.Module = getattr(transformers, kind).from_pretrained(
+            source,
+            subfolder=name,
+            revision=config.revision,
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
+            quantization_config=quantisation_of(config, name, "transformers"),
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # Two libraries raise here, from many classes.
+        raise ModelError(
+            f"policy.path: cannot load {name} of {config.path} ({first_line(error)}); "
+            f"give the folder or hub id of a whole pipeline in safetensors"
+        ) from error
+    return part.requires_grad_(False).eval()
 
 
 def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:

@@ -20,13 +20,11 @@ from customized_grpo.models import ModelError
 from customized_grpo.policies.pipelines import (
     ATTENTION,
     PATCH,
-    REFERENCE,
     Grid,
     PipelinePolicy,
     nearest_size,
     sequence_shift,
 )
-from customized_grpo.protocols import Conditions
 
 #: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks. (Those
 #: of the last block that only move its text tokens reach no picture, and stay as they are.)
@@ -77,26 +75,15 @@ class QwenImageEditPolicy(PipelinePolicy):
                 f"give Qwen-Image-Edit-2509 or -2511"
             )
 
-    @torch.no_grad()
-    def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        """The conditions of one pair, one row, in the model's precision and on its device.
-
-        Raises:
-            ModelError: there is no reference, or a size of `config.reference_sizes` is less than one token.
-        """
+    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """prompt_embeds (1, T, D). Raises ModelError where there is no reference."""
         if not references:
             raise ModelError(f"a QwenImageEditPlusPipeline needs a reference image; give one to the prompt {prompt!r}")
-        pictures = [picture.convert("RGB") for picture in references]
-        seen = [self._view(picture) for picture in pictures]
+        seen = [self._view(picture) for picture in references]
         embeds, _ = self._pipeline.encode_prompt(prompt, image=seen, device=self._device)
-        rows = {"prompt_embeds": embeds.to(self._dtype)}
-        for k, picture in enumerate(pictures, 1):
-            rows[REFERENCE.format(k)] = self._encode_reference(picture)
-        return Conditions(rows)
+        return {"prompt_embeds": embeds.to(self._dtype)}
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
+    def _decode(self, latents: Tensor) -> Tensor:
         factor = self._pipeline.vae_scale_factor
         height, width = (side * factor * PATCH for side in self._grid)
         vae = self._pipeline.vae
@@ -124,8 +111,7 @@ class QwenImageEditPolicy(PipelinePolicy):
         resized: Image.Image = self._pipeline.image_processor.resize(picture, height, width)
         return resized
 
-    def _encode_reference(self, picture: Image.Image) -> Tensor:
-        """Tokens of one RGB reference on their grid, (1, rows, columns, channels)."""
+    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         multiple = self._pipeline.vae_scale_factor * PATCH
         if self._config.reference_sizes is None:
             width, height = plus.calculate_dimensions(plus.VAE_IMAGE_SIZE, picture.width / picture.height)

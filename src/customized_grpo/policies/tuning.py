@@ -66,15 +66,17 @@ class LoraTuning:
         if not modules:
             raise ModelError("policy.lora.targets: the list is empty; name layers or leave it out")
         transformer.requires_grad_(False)
+        outline = next(transformer.parameters()).device.type == "meta"  # shapes without numbers
         # peft's annotation says int, its arithmetic takes any number.
         alpha: Any = config.rank if config.alpha is None else config.alpha
         adapter = peft.LoraConfig(
             r=config.rank,
             lora_alpha=alpha,
             target_modules=modules,
-            init_lora_weights="gaussian",
+            init_lora_weights=False if outline else "gaussian",
         )
-        with torch.random.fork_rng(devices=[]):
+        drawn_on = "meta" if outline else "cpu"
+        with torch.random.fork_rng(devices=[]), torch.device(drawn_on):
             # Not torch.manual_seed, which would seed the accelerators too. peft draws on the CPU.
             torch.default_generator.manual_seed(_INIT_SEED)
             transformer.add_adapter(adapter)

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line
 from customized_grpo.policies.flux import FluxPolicy
-from customized_grpo.policies.pipelines import PATCH, REFERENCE, Grid, nearest_size
-from customized_grpo.protocols import Conditions
+from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
 
 #: The longer side of a reference in pixels, in UNO's own inference: where it is the only one, and where not.
 ALONE, SEVERAL = 512, 320
@@ -64,6 +63,8 @@ class UnoPolicy(FluxPolicy):
     of the picture's tokens, where UNO's code takes 1/64 of that number: at 512 x 512 `rollout.shift` 1.583 instead of
     null gives UNO's levels, exp(0.5 + (16 - 256) * 0.65 / 3840).
 
+    Prompts longer than `config.max_sequence_length` tokens (UNO: 512) are cut; references may be none.
+
     `Conditions.rows` holds prompt_embeds (B, T, D), pooled (B, P), and for each reference its tokens on their grid,
     (B, rows, columns, channels), so that conditions of equal signature have equal position ids.
 
@@ -76,25 +77,12 @@ class UnoPolicy(FluxPolicy):
     """
 
     def __init__(self, config: PolicyConfig) -> None:
-        if config.adapter is not None:
-            _file(config.adapter)  # before the large model is loaded
+        adapter = None if config.device == "meta" else config.adapter  # what has no numbers takes none
+        if adapter is not None:
+            _file(adapter)  # before the large model is loaded
         super().__init__(config, FluxPipeline)
-        if config.adapter is not None:
-            fuse_uno_lora(self._transformer, config.adapter)
-
-    @torch.no_grad()
-    def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        """The conditions of one pair, one row, in the model's precision and on its device.
-
-        Prompts longer than `config.max_sequence_length` tokens (UNO: 512) are cut; references may be none.
-
-        Raises:
-            ModelError: a reference would be less than one token on a side.
-        """
-        rows = self._encode_prompt(prompt)
-        for k, picture in enumerate(references, 1):
-            rows[REFERENCE.format(k)] = self._encode_reference(picture, ALONE if len(references) == 1 else SEVERAL)
-        return Conditions(rows)
+        if adapter is not None:
+            fuse_uno_lora(self._transformer, adapter)
 
     def _load_transformer(self) -> nn.Module:
         model = super()._load_transformer()
@@ -102,13 +90,11 @@ class UnoPolicy(FluxPolicy):
             fuse_uno_lora(model, self._config.adapter)
         return model
 
-    def _encode_reference(self, picture: Image.Image, longer: int) -> Tensor:
-        """Tokens of one reference on their grid, (1, rows, columns, channels)."""
-        picture = picture.convert("RGB")
+    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
         sizes = self._config.reference_sizes
         if sizes is None:
-            picture = self._crop(picture, longer)
+            picture = self._crop(picture, ALONE if count == 1 else SEVERAL)
         else:
             rows, columns = self._tokens_of(
                 "policy.reference_sizes", *nearest_size(picture.height, picture.width, sizes)

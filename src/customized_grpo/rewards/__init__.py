@@ -1,5 +1,5 @@
-"""Judges of pictures: identity, prompt following, a guard against copy-pasting, or a class or function of the
-user's own.
+"""Judges of pictures: identity, prompt following, a guard against copy-pasting, a vision-language model for
+either, a class or function of the user's own; or any of them on another machine.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ KINDS = {
     "pickscore": "pickscore:PickScoreReward",
     "hps-v2": "hps_v2:HpsV2Reward",
     "hps-v3": "hps_v3:HpsV3Reward",
+    "vlm": "vlm:VlmReward",
+    "remote": "remote:RemoteReward",
     "copy-paste": "copy_paste:CopyPasteReward",
 }
 
@@ -56,11 +58,13 @@ def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, de
     parameters = set(inspect.signature(judge).parameters)
     if config.path and "path" not in parameters:
         raise RewardError(f"reward {name!r}: {config.kind} needs no model; leave its path out, given {config.path!r}")
-    known = parameters - {"path", "name", "device"}
+    known = parameters - {"path", "name", "device", "role"}
     for option in config.options:
         if option not in known:
             raise RewardError(
                 f"reward {name!r}: unknown option {option!r}; {config.kind} has {', '.join(sorted(known))}"
             )
     arguments: dict[str, Any] = {"name": name, "device": device, **config.options}
+    if "role" in parameters:
+        arguments["role"] = config.role
     return judge(config.path, **arguments) if config.path else judge(**arguments)

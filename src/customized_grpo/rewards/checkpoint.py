@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from customized_grpo.models import resolve
-from customized_grpo.rewards.errors import RewardError, told
+from customized_grpo.named import told
+from customized_grpo.rewards.errors import RewardError
 
 F = TypeVar("F")
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")

@@ -10,8 +10,3 @@ class RewardError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
-
-
-def told(error: BaseException) -> str:
-    """What an exception says, as one line of bounded length."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -17,9 +17,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils import cached_file
 
 from customized_grpo.models import resolve
+from customized_grpo.named import told
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards.checkpoint import check_type, load_tokenizer
-from customized_grpo.rewards.errors import RewardError, told
+from customized_grpo.rewards.errors import RewardError
 
 FILE = "HPSv3.safetensors"
 REWARD_TOKEN = "<|Reward|>"  # noqa: S105

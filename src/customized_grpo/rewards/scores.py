@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from customized_grpo.named import told
 from customized_grpo.protocols import Pair, Reward
-from customized_grpo.rewards.errors import RewardError, told
+from customized_grpo.rewards.errors import RewardError
 
 _LOG = logging.getLogger(__name__)
 
 
-@torch.no_grad()
 def score(
     rewards: Sequence[Reward], images: Tensor, pairs: Sequence[Pair], *, batch_size: int = 64
 ) -> dict[str, Tensor]:
@@ -37,12 +37,14 @@ def score(
             raise RewardError(f"reward {name!r}: two judges have this name; give each a name of its own")
     chunks = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     return {
-        reward.name: torch.cat([torch.empty(0), *(_checked(reward, images[c], pairs[c]) for c in chunks)])
+        reward.name: torch.cat([torch.empty(0), *(judged(reward, images[c], pairs[c]) for c in chunks)])
         for reward in rewards
     }
 
 
-def _checked(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+@torch.no_grad()
+def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """Scores of one judge, float32 (B,), on the CPU, as `score` has them; raises RewardError as it does."""
     try:
         scores = reward(images, pairs)
     except Exception as error:

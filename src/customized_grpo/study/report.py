@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
-from customized_grpo.evaluation import Evaluation, evaluation_grid, read_evaluation
+from customized_grpo.evaluation import Evaluation, axes_of, evaluation_grid, guards_of, read_evaluation
 from customized_grpo.figures.comparison import gradient_cosines, learning_curves, quadrant_bars
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.records import write_bytes, write_json
@@ -18,7 +18,6 @@ from customized_grpo.study.gradients import read_cosines
 from customized_grpo.study.plan import StudyConfig, slug
 from customized_grpo.study.results import Result
 from customized_grpo.study.statistics import bootstrap_interval, dominates, hypervolume
-from customized_grpo.training.credit import reward_name
 
 GRADIENTS = "gradients.json"
 #: Shares that advantages of independent noise would have, and those the paper reports, in per cent.
@@ -58,27 +57,10 @@ class RowSummary:
     hypervolume: dict[str, Estimate]
 
 
-def axes_of(config: Config) -> dict[str, tuple[str, str]]:
-    """The planes: (identity, prompt) by the rewards themselves, and by judges that are never optimised."""
-    planes = {}
-    for name, judges in (("rewards", config.rewards), ("independent", config.evaluation.monitors)):
-        first = {
-            role: next((reward_name(j) for j in judges if j.role == role), None) for role in ("identity", "prompt")
-        }
-        if first["identity"] is not None and first["prompt"] is not None:
-            planes[name] = (first["identity"], first["prompt"])
-    return planes
-
-
 def by_row(study: StudyConfig, results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results of each row that has any, in the study's order, by rising seed."""
     rows = {name: sorted((r for r in results if r.row == name), key=lambda r: r.seed) for name in study.rows}
     return {name: found for name, found in rows.items() if found}
-
-
-def guards_of(config: Config) -> list[str]:
-    """Names of the scores that are only watched."""
-    return [reward_name(judge) for judge in config.evaluation.monitors if judge.role == "guard"]
 
 
 def summarise(

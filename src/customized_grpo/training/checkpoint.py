@@ -1,7 +1,7 @@
 """Checkpoints of a run: folders that are whole or not there, and hold all that the next iteration needs.
 
     checkpoints/000020/  trainable/         what the policy saves, in its own pipeline's form
-                         state.safetensors  the optimiser's tensors, the random generator
+                         state.safetensors  the optimiser's tensors, the random generator, a moving average
                          state.json         iteration, the optimiser's numbers, a hash of every file
 
 Written aside, flushed to the disk and renamed; a folder whose hashes disagree is passed over.
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,16 @@ class CheckpointError(ValueError):
     """A run that cannot be resumed; its text is one line that names the folder and the remedy."""
 
 
-def save_checkpoint(folder: Path, iteration: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-    """Write the state after `iteration` iterations, then drop all but the newest `keep` checkpoints."""
+def save_checkpoint(
+    folder: Path,
+    iteration: int,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+    further: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write the state after `iteration` iterations, `further` tensors included, then drop all but the newest `keep`
+    checkpoints."""
     final = folder / f"{iteration:06d}"
     aside = folder / f".{final.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -38,6 +47,7 @@ def save_checkpoint(folder: Path, iteration: int, policy: Policy, optimizer: tor
     policy.save(aside / _TRAINABLE)
     tensors, numbers = _flatten(optimizer.state_dict())
     tensors[_RNG] = torch.get_rng_state()
+    tensors |= {name: tensor.contiguous() for name, tensor in (further or {}).items()}
     save_file(tensors, aside / _TENSORS)
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     hashes = {str(path.relative_to(aside)): _hash(path) for path in files}
@@ -68,10 +78,13 @@ def checkpointed_iterations(run: Path) -> int:
     return 0 if newest is None else int(newest.name)
 
 
-def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the policy, the optimiser and the random generator; returns the iterations done.
+def load_checkpoint(
+    folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, further: Mapping[str, torch.Tensor] | None = None
+) -> int:
+    """Restore the policy, the optimiser and the random generator, and fill the `further` tensors; returns the
+    iterations done.
 
-    Raises CheckpointError where the checkpoint belongs to another policy.
+    Raises CheckpointError where the checkpoint belongs to another policy, or has none of the further tensors.
     """
     state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     try:
@@ -79,6 +92,11 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     tensors = load_file(folder / _TENSORS)
+    for name, tensor in (further or {}).items():
+        if name not in tensors:
+            raise CheckpointError(f"{folder}: holds no moving average; set train.ema to 0, or start a new run")
+        tensor.copy_(tensors.pop(name))
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
     torch.set_rng_state(tensors.pop(_RNG))
     optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
     return int(state["iteration"])

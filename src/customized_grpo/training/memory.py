@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from customized_grpo.config import ConfigError
+from customized_grpo.protocols import Conditions, Policy
 
 _LOG = logging.getLogger(__name__)
 _USED = 0.8  # of the free memory
@@ -44,17 +45,28 @@ class BatchSize:
         self.key, self.auto, self._recovers = key, size == "auto", recovers
         self.size = sys.maxsize if size == "auto" else size
 
-    def measure(self, device: torch.device, probe: Callable[[], object], *, most: int, kept: int = 0) -> None:
+    def measure(
+        self,
+        device: torch.device,
+        probe: Callable[[], object],
+        *,
+        most: int,
+        kept: int = 0,
+        later: int = 0,
+        agree: Callable[[int], int] = lambda size: size,
+    ) -> None:
         """Where the size is "auto", the greatest up to `most` that fits the free memory of the device.
 
-        `probe` takes one item through the model. `kept` bytes of what it needs are there once, however many items.
+        `probe` takes one item through the model. `kept` bytes of what it needs are there once, however many items;
+        `later` bytes will be. `agree` makes one size of all processes'.
         """
         if not self.auto:
             return
         each = max(1, peak_bytes(device, probe) - kept)
-        fitting = int(max(0, _USED * free_bytes(device) - kept) // each)
-        self.size = max(1, min(most, fitting))
+        fitting = int(max(0, _USED * free_bytes(device) - kept - later) // each)
+        self.size = agree(max(1, min(most, fitting)))
         self.auto = False
+        _LOG.info("%s: %d bytes an item, %d at once", self.key, each, self.size)
 
     def run(self, count: int, work: Callable[[slice], Result]) -> Iterator[Result]:
         """`work` on slices of `count` items, of at most `size` each; once more, and smaller, where memory runs out.
@@ -102,6 +114,19 @@ class BatchSize:
         _LOG.warning("%s: out of memory with %d items (%s); goes on with %d", self.key, failed, told, self.size)
 
 
+def measure_drawing(
+    size: BatchSize, policy: Policy, condition: Conditions, most: int, agree: Callable[[int], int]
+) -> None:
+    """Where `size` is "auto", what drawing and decoding one picture needs, and how many of `most` fit."""
+
+    @torch.no_grad()
+    def probe() -> None:
+        noise = torch.zeros(1, *policy.latent_shape, device=policy.device)
+        policy.decode(policy.velocity(noise, torch.ones(1, device=policy.device), condition))
+
+    size.measure(policy.device, probe, most=most, agree=agree)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller batch may help. The allocator of the CPU raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or (
@@ -112,7 +137,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_bytes(device: torch.device) -> int:
     """What can still be allocated there. On a CPU what the system calls available, or less if a container says so."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        free = int(torch.cuda.mem_get_info(device)[0])
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     found = []
     try:
@@ -135,17 +160,17 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return int(torch.cuda.max_memory_allocated(device) - before)
     with _Live() as live:
         work()
     return live.peak
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Counts the bytes of the storages that operations make, as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.now = self.peak = 0
         self._known: set[int] = set()
 
@@ -170,7 +195,7 @@ class _Live(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ does not depend on the number of processes, but for rounding.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model
 from torch import Tensor, nn
 
 from customized_grpo.config import Config, ConfigError, RolloutConfig
+from customized_grpo.protocols import Policy
 from customized_grpo.sharding import is_sharded
 
 _BUCKET = 2**26  # numbers of one message: 256 MiB of float32
@@ -70,6 +72,20 @@ class Processes:
                 f"rollout.pairs: {shares} {what} for {self.count} processes; give each at least one{remedy}"
             )
 
+    def share_weights(self, policy: Policy) -> None:
+        """Shard the policy's weights over the processes where the launcher asks for it (FSDP2). A collective.
+
+        Raises ConfigError where the policy cannot be sharded.
+        """
+        if self._accelerator is None or self._accelerator.distributed_type != DistributedType.FSDP:
+            return
+        shard = getattr(policy, "shard", None)
+        if shard is None:
+            raise ConfigError(
+                f"policy.kind: {type(policy).__name__} has no method `shard`; launch without FSDP, or define it"
+            )
+        shard(functools.partial(fsdp2_prepare_model, self._accelerator))
+
     def images(self, rollout: RolloutConfig) -> list[int]:
         """This process's images, by their numbers in the iteration, in rising order.
 
@@ -86,17 +102,6 @@ class Processes:
         """Those of `count` groups that are this process's to draw, or to show, whole."""
         return range(self.index, count, self.count)
 
-    def rounds(self, own: int, weights: Sequence[Tensor]) -> int:
-        """How often to call the model for `own` batches: as often as all others where `weights` are sharded.
-
-        A process that calls a sharded model less often than the others would leave them waiting. A collective.
-        """
-        return self.most(own) if any(map(is_sharded, weights)) else own
-
-    def divided(self, weights: Sequence[Tensor]) -> int:
-        """By what gradients are divided on their way to the weights: those of shards are means over processes."""
-        return self.count if any(map(is_sharded, weights)) else 1
-
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors of this shape, where it came from. A collective."""
         if self._accelerator is None or self.count == 1:
@@ -112,6 +117,10 @@ class Processes:
         own = torch.tensor([number], device=self._accelerator.device)
         return int(self._accelerator.gather(own).max())
 
+    def least(self, number: int) -> int:
+        """The least of all processes' numbers. A collective."""
+        return -self.most(-number)
+
     def collect(self, rows: Tensor, places: Sequence[int], total: int) -> Tensor:
         """All processes' rows (n, ...), each at its place among `total`, the same on all of them. A collective."""
         if self.count == 1 and list(places) == list(range(total)):
@@ -119,6 +128,11 @@ class Processes:
         together = rows.new_zeros(total, *rows.shape[1:])
         together[torch.as_tensor(list(places), dtype=torch.long, device=rows.device)] = rows
         return self.sum(together)  # zeros elsewhere: exact, and a NaN stays one
+
+    def grouped(self, values: Mapping[str, Tensor], images: Sequence[int], rollout: RolloutConfig) -> dict[str, Tensor]:
+        """All processes' values (n,) of their `images`, by groups: (groups, G) of each name. A collective."""
+        rows = self.collect(torch.stack(list(values.values()), 1), images, rollout.pairs * rollout.group_size)
+        return {name: rows[:, i].reshape(rollout.pairs, rollout.group_size) for i, name in enumerate(values)}
 
     def whole_groups(self, pictures: Tensor, images: Sequence[int], rollout: RolloutConfig) -> Tensor:
         """The pictures (groups * G, 3, H, W) of the groups of `groups`, of this process's `images`. A collective."""
@@ -152,7 +166,7 @@ class Processes:
         for bucket in _buckets([weight for weight in weights if not is_sharded(weight)]):
             gradients = [weight.grad for weight in bucket if weight.grad is not None]
             summed = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-            parts = summed.split([gradient.numel() for gradient in gradients])
+            parts = torch.split(summed, [gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 

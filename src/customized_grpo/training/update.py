@@ -13,7 +13,7 @@ from customized_grpo.config import TrainConfig
 from customized_grpo.method import StepFunction, Surrogate, clipped_surrogate, gaussian_kl, guarded_log_ratio
 from customized_grpo.noise import generator
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.sharding import whole
+from customized_grpo.sharding import is_sharded, local, whole
 from customized_grpo.training.memory import BatchSize
 from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import Trajectories
@@ -56,6 +56,12 @@ class Items:
         )
 
     @staticmethod
+    def idle(batch: Trajectories, sigmas: Tensor) -> Items:
+        """One transition of the batch that nothing is to be learnt of."""
+        row = torch.zeros(1, dtype=torch.long)
+        return Items.of(batch, row, batch.steps[:1, 0], torch.zeros(1), sigmas)
+
+    @staticmethod
     def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
         """The trained steps of the batch's images among `images`, step after step as the rollout took them.
 
@@ -85,6 +91,11 @@ class Items:
             yield self.part(slice(start, min(start + size, len(self))))
 
 
+def trained_count(stochastic: int, fraction: float) -> int:
+    """How many of an image's stochastic steps are trained: that share of them, one at least."""
+    return max(1, round(fraction * stochastic))
+
+
 def draw_trained_steps(
     stochastic: range, fraction: float, seed: int, iteration: int, images: Sequence[tuple[str, int]]
 ) -> Tensor:
@@ -92,7 +103,7 @@ def draw_trained_steps(
 
     Drawn among the `stochastic` steps from (seed, iteration, image), whatever the batch.
     """
-    count = max(1, round(fraction * len(stochastic)))
+    count = trained_count(len(stochastic), fraction)
     rows = []
     for image in images:
         order = torch.randperm(len(stochastic), generator=generator(seed, "trained steps", iteration, *image))
@@ -128,12 +139,37 @@ class Updater:
         step: StepFunction,
         eta: float,
         processes: Processes = ALONE,
-        size: BatchSize | None = None,
     ) -> None:
         self.policy, self.optimizer, self.config = policy, optimizer, config
         self.step, self.eta, self.processes = step, eta, processes
-        self.size = size or BatchSize("train.batch_size", config.batch_size)
         self.weights = list(policy.trainable().values())
+        self.sharded = any(map(is_sharded, self.weights))
+        self.size = BatchSize("train.batch_size", config.batch_size, recovers=not self.sharded)
+
+    def rounds(self, own: int) -> int:
+        """How often to call the model for `own` batches: as often as the others where its weights are sharded.
+
+        A process that calls a sharded model less often than the others would leave them waiting.
+        """
+        return self.processes.most(own) if self.sharded else own
+
+    def measure_size(self, condition: Conditions, sigmas: Tensor, most: int) -> None:
+        """Where the size of micro-batches is "auto", what one transition needs, and how many of `most` fit."""
+        latents = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
+        nothing = torch.zeros(1, device=self.policy.device)
+        mean = latents if self.config.ratio == "guard" else None
+        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, nothing, condition)
+
+        def probe() -> None:
+            self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)
+
+        gradients = sum(local(weight).nbytes for weight in self.weights)
+        # Adam's two averages come with the first step.
+        states = 0 if self.optimizer.state else 2 * gradients
+        self.size.measure(
+            self.policy.device, probe, most=most, kept=gradients, later=states, agree=self.processes.least
+        )
+        self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, groups: list[Items], sigma_max: Tensor, idle: Items | None = None) -> dict[str, float]:
         """One optimiser step on the mean over all items of all processes. Returns what the log says of it.
@@ -169,8 +205,8 @@ class Updater:
         device = self.policy.device
         self.optimizer.zero_grad(set_to_none=True)
         calls = sum(-(-len(group) // size) for group in groups)
-        waits = self.processes.rounds(calls, self.weights) - calls
-        scale = self.processes.divided(self.weights)
+        waits = self.rounds(calls) - calls
+        scale = self.processes.count if self.sharded else 1  # gradients of shards are means over processes
         sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
         micros = (part for group in groups for part in group.split(size))
         for micro in itertools.chain(micros, () if idle is None else itertools.repeat(idle, waits)):

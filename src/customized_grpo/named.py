@@ -1,0 +1,63 @@
+"""Code of the user's own by its path: `package.module:Name` or `file.py:Name`. What is named is run."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class NamedError(ValueError):
+    """A path that leads nowhere; its text is one line with the remedy, and does not say what it was for."""
+
+
+def find(path: str) -> Any:
+    """The class, function or other object that `package.module:Name` or `file.py:Name` leads to.
+
+    Raises:
+        NamedError: no such form, module, file or name, or an import that fails.
+    """
+    place, _, name = path.rpartition(":")
+    if not place or not name:
+        raise NamedError(f"{path!r} is not package.module:Class or file.py:function")
+    module = _load(place)
+    found = getattr(module, name, None)
+    if found is None:
+        near = difflib.get_close_matches(name, dir(module), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; name a class or function that it defines"
+        raise NamedError(f"{place} has no {name!r}{hint}")
+    if not callable(found):
+        raise NamedError(f"{path} is a {type(found).__name__}; name a class or function")
+    return found
+
+
+def told(error: BaseException) -> str:
+    """What an exception says, as one line of bounded length."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _load(place: str) -> ModuleType:
+    """The module of that name, or that a .py file holds."""
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        path = Path(place).expanduser()
+        if not path.is_file():
+            raise NamedError(f"there is no file {place}; paths start from the working directory")
+        spec = importlib.util.spec_from_file_location(f"customized_grpo_own_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise NamedError(f"{place} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except NamedError:
+        raise
+    except ModuleNotFoundError as error:
+        raise NamedError(
+            f"{place} cannot be imported, for want of {error.name!r}; install it or correct the name"
+        ) from error
+    except Exception as error:
+        raise NamedError(f"{place} cannot be imported ({told(error)}); correct it") from error

@@ -1,0 +1,223 @@
+"""The plan of a run, from its configuration alone: what it is and takes, and what to change where it cannot fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+
+from customized_grpo.config import Config
+from customized_grpo.models import resolve
+from customized_grpo.planning.memory import Model, Weights, Work, device_memory, host_memory, with_overhead
+from customized_grpo.planning.shapes import JUDGED, Shapes, judges_of, shapes_of
+from customized_grpo.training.loop import conditions_kept
+from customized_grpo.training.update import trained_count
+from customized_grpo.training.windows import stochastic_steps
+
+_LEAST_RANK = 8
+
+Change = tuple[str, Any, Any]
+"""A setting, its value, and the value to give it."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """Files of a hub model that are not here: which, and about how many bytes (None: unknown)."""
+
+    path: str
+    files: str
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes, for each of `processes`. Bytes by part; `device` by phase, too."""
+
+    processes: int
+    parameters: dict[str, int]
+    trainable: int
+    device: dict[str, dict[str, int]]
+    host: dict[str, int]
+    needed: int
+    images: int
+    sampling_evaluations: int  #: at most: what a group shares before its window is drawn once
+    training_evaluations: int
+    downloads: list[Download]
+    unknown_rewards: list[str]
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.device, key=lambda phase: sum(self.device[phase].values()))
+
+
+def make_plan(config: Config, *, processes: int = 1, references: int = 1, accelerator: bool = True) -> Plan:
+    """The plan of a configuration, for pairs of so many references; weights are neither loaded nor fetched.
+
+    Raises:
+        ConfigError, ModelError: a model that cannot be outlined from its configs.
+    """
+    shapes = shapes_of(config.policy, references)
+    judges, looking, unknown = judges_of([*config.rewards, *config.evaluation.monitors])
+    width = getattr(torch, config.policy.dtype).itemsize
+    work = _work(config, shapes, processes)
+    policy = config.policy
+    encoders = sum(model.bytes(width, policy.quantise_text_encoders) for model in shapes.text_encoders.values())
+    weights = Weights(
+        transformer=shapes.transformer.bytes(width, policy.quantise),
+        text_encoders=encoders,
+        vae=shapes.vae.bytes(width),
+        rewards=sum(model.bytes(4) for model in judges.values()),
+        trained=shapes.trained_bytes,
+        trained_tensors=shapes.trained_tensors,
+        full=policy.lora is None,
+        offload=policy.offload,
+        forgetful=policy.offload and policy.conditions is not None,
+        dequantised=shapes.largest_linear * width if policy.quantise else 0,
+        ema=config.train.ema > 0,
+    )
+    device = device_memory(weights, work, replace(shapes.activations, rewards=looking * min(JUDGED, work.images)))
+    peak = max(sum(parts.values()) for parts in device.values())
+    images = config.rollout.pairs * config.rollout.group_size
+    return Plan(
+        processes=processes,
+        parameters={
+            "transformer": shapes.transformer.parameters,
+            **{name: model.parameters for name, model in shapes.text_encoders.items()},
+            "vae": shapes.vae.parameters,
+            **{name: model.parameters for name, model in judges.items()},
+        },
+        trainable=shapes.trained,
+        device=device,
+        host=host_memory(weights) if accelerator else {},
+        needed=with_overhead(peak, accelerator),
+        images=images,
+        sampling_evaluations=images * config.rollout.steps,
+        training_evaluations=images * work.trained,
+        downloads=list(_downloads(config, shapes, judges, width)),
+        unknown_rewards=unknown,
+    )
+
+
+def nearest_that_fits(
+    config: Config, memory: int, *, processes: int = 1, references: int = 1, accelerator: bool = True
+) -> list[Change] | None:
+    """The fewest settings to change so that the run fits into `memory` bytes, least harm first; None: none will do.
+
+    In this order: smaller batches, which cost speed alone; gradient checkpointing and offloading, likewise; a quantised
+    base, which draws a little differently; a LoRA where all weights were tuned, or one of a lower rank.
+    """
+
+    def fits(changes: list[Change]) -> bool:
+        changed = _changed(config, changes)
+        plan = make_plan(changed, processes=processes, references=references, accelerator=accelerator)
+        return plan.needed <= memory
+
+    made: list[Change] = []
+    for change in _remedies(config):
+        made = [*[one for one in made if one[0] != change[0]], change]
+        if fits(made):
+            break
+    else:
+        return None
+    for change in list(made):  # what a later one has made needless
+        without = [one for one in made if one is not change]
+        if fits(without):
+            made = without
+    return [_relaxed(change, made, fits) for change in made]
+
+
+def _relaxed(change: Change, made: list[Change], fits: Callable[[list[Change]], bool]) -> Change:
+    """A batch size as large as fits, by halves of what was asked for; any other change as it is."""
+    key, before, after = change
+    if not key.endswith("batch_size"):
+        return change
+    size = before // 2
+    while size > after:
+        if fits([(key, before, size) if one is change else one for one in made]):
+            return key, before, size
+        size //= 2
+    return change
+
+
+def _remedies(config: Config) -> Iterator[Change]:
+    policy, train, rollout = config.policy, config.train, config.rollout
+    if train.batch_size != "auto" and train.batch_size > 1:
+        yield "train.batch_size", train.batch_size, 1
+    if rollout.batch_size != "auto" and rollout.batch_size > 1:
+        yield "rollout.batch_size", rollout.batch_size, 1
+    if not policy.gradient_checkpointing:
+        yield "policy.gradient_checkpointing", False, True
+    if not policy.offload:
+        yield "policy.offload", False, True
+    if policy.lora is None:
+        yield "policy.lora", None, {"rank": 16}
+    for scheme in ("int8", "nf4"):
+        if policy.quantise != "nf4" and policy.quantise != scheme:
+            yield "policy.quantise", policy.quantise, scheme
+    for scheme in ("int8", "nf4"):
+        if policy.quantise_text_encoders != "nf4" and policy.quantise_text_encoders != scheme:
+            yield "policy.quantise_text_encoders", policy.quantise_text_encoders, scheme
+    rank = 0 if policy.lora is None else policy.lora.rank // 2
+    while policy.lora is not None and rank >= _LEAST_RANK:
+        yield "policy.lora.rank", policy.lora.rank, rank
+        rank //= 2
+
+
+def _changed(config: Config, changes: list[Change]) -> Config:
+    values = config.model_dump()
+    for key, _, value in changes:
+        *sections, name = key.split(".")
+        reduce(getitem, sections, values)[name] = value
+    return Config.model_validate(values)
+
+
+def _work(config: Config, shapes: Shapes, processes: int) -> Work:
+    rollout, train = config.rollout, config.train
+    pairs = -(-rollout.pairs // processes)
+    stochastic = len(stochastic_steps(rollout, config.seed, 0))
+    return Work(
+        images=pairs * rollout.group_size,
+        stochastic=stochastic,
+        trained=trained_count(stochastic, train.trained_fraction),
+        updates=train.updates,
+        latent=shapes.latent,
+        condition=shapes.condition,
+        pixels=shapes.pixels,
+        # Sizes that follow memory go down to one item where they must.
+        sampling_batch=1 if rollout.batch_size == "auto" else rollout.batch_size,
+        training_batch=1 if train.batch_size == "auto" else train.batch_size,
+        conditions_kept=min(conditions_kept(config), pairs * train.iterations),
+    )
+
+
+def _downloads(config: Config, shapes: Shapes, judges: dict[str, Model], width: int) -> Iterator[Download]:
+    """Weights that the hub's local copy lacks, of the pipeline and of the judges."""
+    policy = config.policy
+    source = resolve(policy.path)
+    if isinstance(source, str):
+        parts = {"transformer": shapes.transformer, **shapes.text_encoders, "vae": shapes.vae}
+        # Published in bfloat16, all of them: 2 bytes a parameter, whatever policy.dtype makes of them.
+        for part, model in parts.items():
+            if not _here(source, policy.revision, f"{part}/*.safetensors"):
+                yield Download(source, f"{part}/*.safetensors", 2 * model.parameters)
+    for name, model in judges.items():
+        path = name.rpartition(": ")[2]
+        if isinstance(resolve(path), str) and not _here(path, None, "*.safetensors"):
+            yield Download(path, "*.safetensors", 4 * model.parameters)
+    if policy.adapter is not None and not Path(policy.adapter).expanduser().is_file():
+        yield Download(policy.adapter, "to be put there by hand", None)
+
+
+def _here(repository: str, revision: str | None, pattern: str) -> bool:
+    """Whether the hub's local copy has files of that pattern. Asks nothing of the hub."""
+    try:
+        folder = snapshot_download(repository, revision=revision, local_files_only=True)
+    except Exception:  # the hub's client has several for one that is not there
+        return False
+    return any(Path(folder).glob(pattern))

@@ -1,0 +1,186 @@
+"""Counts and activations of a configured policy and its rewards, from their outlines on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from customized_grpo.config import ConfigError, PolicyConfig, RewardConfig
+from customized_grpo.outlines import outline_judge
+from customized_grpo.planning.measure import peak_bytes
+from customized_grpo.planning.memory import Activations, Model
+from customized_grpo.policies import build_policy
+from customized_grpo.policies.pipelines import REFERENCE, PipelinePolicy
+from customized_grpo.protocols import Conditions
+
+# What of a policy's settings has no part in its outline.
+_IRRELEVANT = {"offload": False, "conditions": None, "quantise": None, "quantise_text_encoders": None, "compile": False}
+_LONGEST_LIST = 3  # blocks of a kind that are enough to see what each more takes
+JUDGED = 64
+"""Pictures that the rewards look at in one batch, where there are so many."""
+_DEFAULT_JUDGES = {"dino": "facebook/dinov2-base", "clip": "openai/clip-vit-large-patch14"}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What of a policy memory depends on, for pairs with one reference of `reference` (height, width) pixels."""
+
+    transformer: Model
+    text_encoders: dict[str, Model]
+    vae: Model
+    trained: int
+    trained_tensors: int
+    trained_bytes: int
+    largest_linear: int
+    latent: int
+    condition: int
+    pixels: int
+    activations: Activations
+
+
+def shapes_of(config: PolicyConfig, references: int) -> Shapes:
+    """The shapes of a policy, for pairs of so many references.
+
+    Raises:
+        ConfigError, ModelError: a policy of the user's own, which has no outline, or a model that cannot be outlined.
+    """
+    if ":" in config.kind:
+        raise ConfigError(f"policy.kind: {config.kind} is a class of your own, which has no plan; plan a built-in kind")
+    known = {name: value for name, value in _IRRELEVANT.items() if name in type(config).model_fields}
+    return _shapes(config.model_copy(update={**known, "device": "meta"}).model_dump_json(), references)
+
+
+@lru_cache(maxsize=32)
+def _shapes(config_json: str, references: int) -> Shapes:
+    config = PolicyConfig.model_validate_json(config_json)
+    policy = build_policy(config)
+    assert isinstance(policy, PipelinePolicy)
+    pipeline, transformer = policy._pipeline, policy._transformer
+    trained = list(policy.trainable().values())
+    whole = count(transformer)
+    own = 0 if config.lora is None else sum(weight.numel() for weight in trained)
+    adapted = [m for n, m in transformer.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n]
+    conditions = _conditions(policy, references)
+    latents = torch.empty(1, *policy.latent_shape, device="meta")
+    sigma = torch.empty(1, device="meta")
+    for weight in trained:
+        weight.grad = torch.empty_like(weight)
+
+    def forward() -> None:
+        with torch.no_grad():
+            policy.velocity(latents, sigma, conditions)
+
+    def training() -> None:
+        torch.autograd.backward(policy.velocity(latents, sigma, conditions).square().mean())
+
+    encode, decode = _vae_activations(pipeline.vae, config)
+    return Shapes(
+        Model(whole.parameters - own, sum(m.weight.numel() for m in adapted), sum(m.out_features for m in adapted)),
+        {name: count(getattr(pipeline, name)) for name in policy._encoders},
+        count(pipeline.vae),
+        sum(weight.numel() for weight in trained),
+        len(trained),
+        sum(weight.numel() * weight.element_size() for weight in trained),
+        max(module.weight.numel() for module in adapted),
+        latents.numel(),
+        sum(row.numel() * row.element_size() for row in conditions.rows.values()),
+        config.height * config.width,
+        Activations(_of_all_blocks(transformer, forward), _of_all_blocks(transformer, training), encode, decode, 0),
+    )
+
+
+def count(model: nn.Module) -> Model:
+    """The parameters of a model, tied ones once."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    weights = {id(module.weight): module.weight.numel() for module in linear}
+    rows = sum(module.out_features for module in linear)
+    return Model(sum(weight.numel() for weight in model.parameters()), sum(weights.values()), rows)
+
+
+def judges_of(rewards: Sequence[RewardConfig]) -> tuple[dict[str, Model], int, list[str]]:
+    """(models by path, bytes of the most activations of one on one picture, judges whose models are not known)."""
+    models: dict[str, Model] = {}
+    activations, unknown = 0, []
+    for reward in rewards:
+        path = reward.path or _DEFAULT_JUDGES.get(reward.kind)
+        if path is None or reward.kind not in _DEFAULT_JUDGES:
+            if ":" in reward.kind:
+                unknown.append(reward.name or reward.kind)
+            continue
+        model, taken = _judge(path)
+        models[f"{reward.name or reward.kind}: {path}"] = model
+        activations = max(activations, taken)
+    return models, activations, unknown
+
+
+@lru_cache(maxsize=32)
+def _judge(path: str) -> tuple[Model, int]:
+    outline: Any = outline_judge(path)
+    config = getattr(outline.config, "vision_config", outline.config)
+    side = config.image_size
+    pixels = torch.empty(1, 3, side, side, device="meta")
+    eyes = getattr(outline, "vision_model", outline)
+    with torch.no_grad():
+        taken = peak_bytes(lambda: eyes(pixel_values=pixels))
+    return count(outline), taken + pixels.numel() * pixels.element_size()
+
+
+def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
+    """Conditions of one pair whose prompt has as many tokens as are read, on meta."""
+    config, shape = policy._config, policy._transformer.config
+    dtype = getattr(torch, config.dtype)
+    rows: dict[str, Tensor] = {
+        "prompt_embeds": torch.empty(
+            1, config.max_sequence_length, shape.joint_attention_dim, dtype=dtype, device="meta"
+        )
+    }
+    if "pooled_projection_dim" in shape:
+        rows["pooled"] = torch.empty(1, shape.pooled_projection_dim, dtype=dtype, device="meta")
+    height, width = (config.reference_sizes or [(1024, 1024)])[0]
+    picture = Image.new("RGB", (width, height))
+    with torch.no_grad():
+        for k in range(1, references + 1):
+            rows[REFERENCE.format(k)] = policy._encode_reference(picture, references)
+    return Conditions(rows)
+
+
+def _vae_activations(vae: Any, config: PolicyConfig) -> tuple[int, int]:
+    """Bytes that encoding and decoding one picture of the configured size take."""
+    frames = (1,) if hasattr(vae, "temperal_downsample") else ()  # a VAE of videos
+    pixels = torch.empty(1, 3, *frames, config.height, config.width, dtype=vae.dtype, device="meta")
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode()
+        return peak_bytes(lambda: vae.encode(pixels)), peak_bytes(lambda: vae.decode(latents))
+
+
+def _of_all_blocks(transformer: nn.Module, compute: Callable[[], None]) -> int:
+    """What `peak_bytes` says, counted with few blocks of each kind and carried on: each more takes as much."""
+    lists = {name: part for name, part in transformer.named_children() if isinstance(part, nn.ModuleList)}
+    few = {name: min(len(blocks), _LONGEST_LIST - 1) for name, blocks in lists.items()}
+    with _cut(transformer, few):
+        total = base = peak_bytes(compute)
+    for name, blocks in lists.items():
+        if len(blocks) > few[name]:
+            with _cut(transformer, {**few, name: few[name] + 1}):
+                total += (len(blocks) - few[name]) * (peak_bytes(compute) - base)
+    return total
+
+
+@contextmanager
+def _cut(transformer: nn.Module, counts: dict[str, int]) -> Iterator[None]:
+    """Inside it the transformer has only the first so many blocks of each list."""
+    whole: dict[str, Any] = {name: getattr(transformer, name) for name in counts}
+    try:
+        for name, blocks in whole.items():
+            setattr(transformer, name, blocks[: counts[name]])
+        yield
+    finally:
+        for name, blocks in whole.items():
+            setattr(transformer, name, blocks)

@@ -1,0 +1,102 @@
+"""Conditions on disk: what the text encoders and the VAE say of a pair is computed once, for all runs and processes.
+
+FOLDER/KEY.safetensors holds the rows of one pair. KEY is a hash of the prompt's bytes, the references' pixels and of
+all that encoding depends on, so that another photo, prompt, model or setting is another file. Nothing is ever removed:
+a folder grows by each new pair (FLUX.1 with 512 text tokens and one reference of 512x512 pixels: 4.4 MB), and may be
+deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from customized_grpo.config import PolicyConfig
+from customized_grpo.models import fingerprint
+from customized_grpo.protocols import Conditions
+from customized_grpo.records import write_bytes
+
+# Settings that no condition depends on. One that is not named here is part of the key: at worst a file too many.
+_OTHER_SETTINGS = frozenset(
+    [
+        "adapter",
+        "compile",
+        "conditions",
+        "device",
+        "gradient_checkpointing",
+        "guidance",
+        "height",
+        "lora",
+        "offload",
+        "quantise",
+        "width",
+    ]
+)
+_LIBRARIES = ("diffusers", "torch", "transformers")
+
+
+class ConditionsFolder:
+    """Conditions by what they are made of. Any number of processes may share a folder: files are replaced in one move.
+
+    A file that is damaged, or whose numbers do not have the hash it was written with, is made anew.
+
+    Args:
+        folder: made where it is not there.
+        config: the policy that encodes: its model and its settings.
+        device: where it encodes, and where the conditions go. Another kind of device rounds otherwise.
+    """
+
+    def __init__(self, folder: Path, config: PolicyConfig, device: torch.device) -> None:
+        self._folder, self._device = folder, device
+        settings = config.model_dump_json(exclude=set(_OTHER_SETTINGS))
+        libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
+        self._model = repr((settings, fingerprint(config.path, config.revision), device.type, libraries))
+
+    def get(self, prompt: str, references: Sequence[Image.Image], encode: Callable[[], Conditions]) -> Conditions:
+        """The conditions of one pair, with the bits that `encode` gives; it is called only where there are none yet."""
+        path = self._folder / f"{self._key(prompt, references)}.safetensors"
+        kept = _read(path)
+        if kept is None:
+            encoded = encode()
+            rows = {name: row.detach().cpu().contiguous() for name, row in encoded.rows.items()}
+            write_bytes(path, save(rows, {"sha256": _digest(rows)}))
+            return encoded
+        return Conditions({name: row.to(self._device) for name, row in kept.items()})
+
+    def _key(self, prompt: str, references: Sequence[Image.Image]) -> str:
+        parts = [self._model.encode(), prompt.encode("utf-8", "surrogatepass")]
+        for reference in references:
+            picture = reference.convert("RGB")  # as the policies do
+            parts += [repr(picture.size).encode(), picture.tobytes()]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(len(part).to_bytes(8))
+            digest.update(part)
+        return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """The rows of a file; None where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            intact = (file.metadata() or {}).get("sha256") == _digest(rows)
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return rows if intact else None
+
+
+def _digest(rows: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, row in sorted(rows.items()):
+        digest.update(repr((name, row.dtype, tuple(row.shape))).encode())
+        digest.update(row.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

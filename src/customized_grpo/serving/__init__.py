@@ -1,0 +1,1 @@
+"""Rewards for others: the server at the other end of kind `remote`."""

@@ -1,0 +1,181 @@
+"""What the plan says of memory against what tiny real models take: counts exactly, activations within a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_flux2
+import torch
+from PIL import Image
+
+from customized_grpo.config import Config, LoraConfig, PolicyConfig, RolloutConfig, TrainConfig, WindowConfig
+from customized_grpo.planning import make_plan
+from customized_grpo.planning.measure import peak_bytes
+from customized_grpo.planning.memory import Model, Work, optimiser_bytes, with_overhead
+from customized_grpo.planning.shapes import count, shapes_of
+from customized_grpo.policies import build_policy
+from customized_grpo.policies.pipelines import PipelinePolicy
+from customized_grpo.training.rollout import draw_images, noise_levels
+from customized_grpo.training.update import Items, draw_trained_steps
+from customized_grpo.training.windows import stochastic_steps
+
+KINDS = ("flux-kontext", "uno", "flux2")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {kind: tmp_path_factory.mktemp("planned") / kind for kind in KINDS}
+    tiny.save_flux_kontext(made["flux-kontext"], layers=4)
+    tiny.save_flux(made["uno"], layers=2)
+    tiny_flux2.klein(layers=4).save_pretrained(made["flux2"])
+    return made
+
+
+def config_of(folders: dict[str, Path], kind: str, **changes: Any) -> PolicyConfig:
+    settings = {"device": "cpu", "height": 64, "width": 48, "reference_sizes": [(32, 32)], "lora": LoraConfig(rank=4)}
+    return PolicyConfig(kind=kind, path=str(folders[kind]), max_sequence_length=40, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def built(config: PolicyConfig) -> PipelinePolicy:
+    policy = build_policy(config)
+    assert isinstance(policy, PipelinePolicy)
+    return policy
+
+
+def conditions(policy: PipelinePolicy) -> Any:
+    return policy.encode("a red bird " * 30, [Image.radial_gradient("L").convert("RGB")])
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(rank=4), None], ids=["lora", "full"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_and_optimiser_state_are_exact(folders: dict[str, Path], kind: str, lora: LoraConfig | None) -> None:
+    config = config_of(folders, kind, lora=lora, dtype="bfloat16")
+    shapes, policy = shapes_of(config, 1), built(config)
+    trained = policy.trainable()
+    own = 0 if lora is None else sum(weight.numel() for weight in trained.values())
+    assert shapes.trained == sum(weight.numel() for weight in trained.values())
+    assert shapes.trained_tensors == len(trained)
+    assert shapes.trained_bytes == sum(weight.nbytes for weight in trained.values())
+    assert shapes.transformer.parameters == count(policy._transformer).parameters - own
+    for name, model in {**shapes.text_encoders, "vae": shapes.vae}.items():
+        assert model.parameters == sum(weight.numel() for weight in getattr(policy._pipeline, name).parameters()), name
+    frozen = [w for n, w in policy._transformer.named_parameters() if ".lora_" not in n]
+    assert shapes.transformer.bytes(2) == sum(weight.nbytes for weight in frozen)
+    assert shapes.latent == torch.Size(policy.latent_shape).numel()
+    optimizer = torch.optim.AdamW(trained.values())
+    for weight in trained.values():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    state = [v for entries in optimizer.state.values() for v in entries.values()]
+    assert optimiser_bytes(shapes.trained_bytes, shapes.trained_tensors) == sum(tensor.nbytes for tensor in state)
+
+
+@pytest.mark.parametrize("window", [None, WindowConfig(size=2, start=1)], ids=["all steps", "window"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rollout_transitions_and_conditions_are_exact(
+    folders: dict[str, Path], kind: str, window: WindowConfig | None
+) -> None:
+    config = config_of(folders, kind)
+    policy, shapes = built(config), shapes_of(config, 1)
+    one = conditions(policy)
+    assert shapes.condition == sum(row.nbytes for row in one.rows.values())
+    rollout, updates = RolloutConfig(steps=5, group_size=6, pairs=1, batch_size=4, window=window), 3
+    keys = [("pair", number) for number in range(6)]
+    sigmas = noise_levels(policy, rollout.steps, None)
+    stochastic = stochastic_steps(rollout, 0, 0)
+    drawn = list(draw_images(policy, [one] * 6, keys, rollout, sigmas, stochastic, seed=0, iteration=0))
+    trained = draw_trained_steps(stochastic, 0.6, 0, 0, keys)
+    work = Work(6, len(stochastic), trained.shape[1], updates, shapes.latent, shapes.condition, 64 * 48, 4, 8, 1)
+    assert work.rollout_bytes == sum(
+        b.latents.nbytes + b.mean.nbytes + b.log_density.nbytes + b.clean.nbytes for b in drawn
+    )
+    items = Items.chosen(drawn[0], {0, 3}, trained, torch.zeros(6, trained.shape[1]), sigmas)
+    tensors = [value for value in vars(items).values() if isinstance(value, torch.Tensor)]
+    assert work.items_bytes == sum(t.nbytes for t in [*tensors, *items.conditions.rows.values()])
+    planned = Config(policy=config, rollout=rollout, train=TrainConfig(updates=updates, trained_fraction=0.6))
+    plan = make_plan(planned, accelerator=False)
+    assert plan.device["training"]["transitions"] == work.items_bytes
+    assert plan.device["sampling"]["latents of the rollout"] == work.rollout_bytes
+    assert (plan.images, plan.sampling_evaluations, plan.training_evaluations) == (6, 30, 6 if window else 12)
+
+
+def saved_bytes(policy: PipelinePolicy, compute: Callable[[], torch.Tensor]) -> int:
+    """Bytes of the distinct storages that a real computation saves for its backward pass; weights are not counted."""
+    storages: dict[int, int] = {}
+    weights = {weight.untyped_storage().data_ptr() for weight in policy._transformer.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = compute()
+    assert kept.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_are_those_that_autograd_keeps_on_a_cpu(folders: dict[str, Path], kind: str, dtype: str) -> None:
+    config = config_of(folders, kind, dtype=dtype)
+    policy, shapes = built(config), shapes_of(config, 1)
+    one, batch = conditions(policy), 3
+    rows = one.select(torch.zeros(batch, dtype=torch.long))
+    latents, sigma = torch.randn(batch, *policy.latent_shape), torch.full((batch,), 0.5)
+    saved = saved_bytes(policy, lambda: policy.velocity(latents, sigma, rows))
+    # The peak of the backward pass has the gradients of a block on top of all that was saved.
+    assert saved <= 1.02 * batch * shapes.activations.training
+    assert batch * shapes.activations.training <= 1.5 * saved
+
+
+def test_few_blocks_carried_on_are_all_blocks(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from customized_grpo.planning import shapes
+
+    for checkpointing in (False, True):
+        carried = shapes_of(config_of(folders, "flux-kontext", gradient_checkpointing=checkpointing), 1)
+        shapes._shapes.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(shapes, "_LONGEST_LIST", 100)
+            whole = shapes_of(config_of(folders, "flux-kontext", gradient_checkpointing=checkpointing), 1)
+        shapes._shapes.cache_clear()
+        assert carried.activations.training == pytest.approx(whole.activations.training, rel=0.02)
+        assert carried.activations.forward == pytest.approx(whole.activations.forward, rel=0.02)
+
+
+def test_checkpointing_and_more_references_count(folders: dict[str, Path]) -> None:
+    plain = shapes_of(config_of(folders, "flux-kontext"), 1).activations
+    checkpointed = shapes_of(config_of(folders, "flux-kontext", gradient_checkpointing=True), 1).activations
+    assert checkpointed.training < 0.7 * plain.training
+    assert checkpointed.forward == plain.forward
+    assert shapes_of(config_of(folders, "flux-kontext"), 2).activations.training > 1.1 * plain.training
+
+
+def test_peak_bytes_follows_what_lives() -> None:
+    given = torch.empty(1000, device="meta")
+
+    def compute() -> torch.Tensor:
+        one = given + 1  # 4000
+        two = one * 2  # 8000
+        del one
+        three = two + two  # 8000
+        return three[:10].view(2, 5)  # a view holds no more
+
+    assert peak_bytes(compute) == 8000
+    assert peak_bytes(lambda: given.add_(1).view(10, 100)) == 0
+    wide = torch.empty(1, 2, 5000, 8, device="meta")
+    assert peak_bytes(lambda: torch.nn.functional.scaled_dot_product_attention(wide, wide, wide)) < 1e6
+
+
+def test_quantised_weights_take_what_their_formats_say() -> None:
+    model = Model(1000, linear=800, rows=10)
+    assert model.bytes(2) == 2000
+    assert model.bytes(2, "int8") == 200 * 2 + 800 + 10 * 2
+    assert model.bytes(2, "nf4") == 200 * 2 + int(800 * (0.5 + 1 / 64 + 1 / 4096))
+    assert with_overhead(10**9, accelerator=False) == 10**9
+    assert with_overhead(10**9, accelerator=True) == 2_050_000_000

@@ -1,0 +1,200 @@
+"""Plans of real models from their configs alone, and the refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import DiffusionPipeline
+from rich.console import Console
+from test_cli import cgrpo
+
+from customized_grpo.config import Config, ConfigError, LoraConfig, PolicyConfig, RewardConfig
+from customized_grpo.models import ModelError
+from customized_grpo.outlines import config_reader, outline_judge, outline_pipeline
+from customized_grpo.planning import make_plan, plan_run
+from customized_grpo.planning.plan import _changed, nearest_that_fits
+from customized_grpo.planning.report import bytes_of
+from customized_grpo.planning.shapes import count
+
+#: Published sizes in billions of parameters: the model cards of each, and of its text encoders.
+PUBLISHED = {
+    "black-forest-labs/FLUX.1-dev": {
+        "transformer": 11.90, "text_encoder": 0.123, "text_encoder_2": 4.76, "vae": 0.084},
+    "black-forest-labs/FLUX.1-Kontext-dev": {
+        "transformer": 11.90, "text_encoder": 0.123, "text_encoder_2": 4.76, "vae": 0.084},
+    "black-forest-labs/FLUX.2-dev": {"transformer": 32.2, "text_encoder": 24.0, "vae": 0.084},
+    "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3.88, "text_encoder": 4.02, "vae": 0.084},
+    "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19, "vae": 0.084},
+    "Qwen/Qwen-Image-Edit-2509": {"transformer": 20.4, "text_encoder": 8.29, "vae": 0.127},
+    "Qwen/Qwen-Image-Edit-2511": {"transformer": 20.4, "text_encoder": 8.29, "vae": 0.127},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_known_models_have_their_published_sizes(path: str) -> None:
+    import diffusers
+
+    kind = config_reader(path)("model_index.json")["_class_name"]
+    pipeline = outline_pipeline(path, None, torch.bfloat16, {kind: getattr(diffusers, kind)})
+    for part, billions in PUBLISHED[path].items():
+        assert count(getattr(pipeline, part)).parameters / 1e9 == pytest.approx(billions, rel=0.005), part
+
+
+def test_known_judges_have_their_published_sizes() -> None:
+    assert count(outline_judge("facebook/dinov2-base")).parameters == pytest.approx(86.6e6, rel=0.005)
+    assert count(outline_judge("openai/clip-vit-large-patch14")).parameters == pytest.approx(427.6e6, rel=0.005)
+
+
+def configs_alone(folder: Path, to: Path) -> Path:
+    """A copy of a pipeline's folder without its weights."""
+    return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+def hub_config(**changes: Any) -> Config:
+    settings = {"device": "cpu", "height": 64, "width": 64, "reference_sizes": [(64, 64)], **changes}
+    return Config(policy=PolicyConfig(**settings))
+
+
+def test_a_hubs_local_copy_of_configs_is_enough(tmp_path: Path) -> None:
+    folder = tiny.save_flux_kontext(tmp_path / "whole", layers=2)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    configs_alone(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    plan = make_plan(hub_config(path="someone/tiny"), accelerator=False)
+    assert plan.parameters["transformer"] == count(DiffusionPipeline.from_pretrained(folder).transformer).parameters
+    missing = {(one.path, one.files): one.bytes for one in plan.downloads}
+    assert missing["someone/tiny", "transformer/*.safetensors"] == 2 * plan.parameters["transformer"]
+    shutil.copy(next((folder / "vae").glob("*.safetensors")), repository / "snapshots" / commit / "vae")
+    again = {one.files for one in make_plan(hub_config(path="someone/tiny"), accelerator=False).downloads}
+    assert again == {f"{part}/*.safetensors" for part in ("transformer", "text_encoder", "text_encoder_2")}
+    assert make_plan(hub_config(path=str(folder)), accelerator=False).downloads == []
+
+
+def test_what_cannot_be_outlined_is_one_line(tmp_path: Path) -> None:
+    folder = configs_alone(tiny.save_flux_kontext(tmp_path / "whole"), tmp_path / "configs")
+
+    def refused(path: str | Path, *words: str) -> None:
+        with pytest.raises((ModelError, ConfigError)) as caught:
+            make_plan(hub_config(path=str(path)))
+        assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+
+    refused("nobody/nothing", "nobody/nothing", "connect once")
+    refused(tmp_path / "nowhere", "policy.path", "no such folder")
+    refused("black-forest-labs/FLUX.1-dev", "is a FluxPipeline", "FluxKontextPipeline")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "NoSuchVAE"]}))
+    refused(folder, "NoSuchVAE", "update")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "transformer" / "config.json").write_text("{")
+    refused(folder, "transformer/config.json", "JSON")
+    with pytest.raises(ConfigError, match="class of your own"):
+        make_plan(Config(policy=PolicyConfig(kind="some.module:Policy")))
+
+
+def test_own_rewards_are_told_and_not_counted() -> None:
+    rewards = [
+        RewardConfig(kind="judges.py:mine", role="identity"),
+        RewardConfig(kind="clip", role="prompt", path="embedded/reward-prompt"),
+    ]
+    plan = make_plan(hub_config().model_copy(update={"rewards": rewards}), accelerator=False)
+    assert plan.unknown_rewards == ["judges.py:mine"]
+
+
+def klein(**changes: Any) -> Config:
+    path = "black-forest-labs/FLUX.2-klein-4B"
+    policy = {"kind": "flux2", "path": path, "dtype": "bfloat16", "height": 512, "width": 512,
+              "reference_sizes": [(512, 512)], "max_sequence_length": 512, "lora": LoraConfig(rank=64)}  # fmt: skip
+    config = Config(policy=PolicyConfig(**{**policy, **changes}))  # type: ignore[arg-type]
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 4})})
+
+
+def test_the_nearest_settings_fit_and_each_is_needed() -> None:
+    config = klein()
+    needed = make_plan(config).needed
+    assert nearest_that_fits(config, needed) is not None
+    seen = []
+    for memory in (40e9, 12e9):
+        changes = nearest_that_fits(config, int(memory))
+        assert changes is not None, memory
+        assert make_plan(_changed(config, changes)).needed <= memory
+        for change in changes:
+            fewer = _changed(config, [one for one in changes if one is not change])
+            assert make_plan(fewer).needed > memory, (memory, change)
+        seen.append(changes)
+    assert len({tuple(map(str, changes)) for changes in seen}) == 2
+    assert ("policy.quantise" in {key for key, *_ in seen[-1]}) and "policy.quantise" not in {k for k, *_ in seen[0]}
+    assert nearest_that_fits(hub_config(), 10**6) is None
+    full = nearest_that_fits(klein(lora=None), int(40e9))
+    assert full is not None and "policy.lora" in {key for key, *_ in full}
+
+
+def test_processes_share_the_images_and_not_the_weights() -> None:
+    config = klein()
+    one, four = make_plan(config), make_plan(config, processes=4)
+    assert four.images == one.images
+    parts = [plan.device["training"] for plan in (one, four)]
+    assert parts[1]["latents of the rollout"] * 4 == parts[0]["latents of the rollout"]
+    assert parts[1]["transformer"] == parts[0]["transformer"]
+
+
+def test_a_moving_average_and_offloading_count() -> None:
+    config = klein()
+    averaged = config.model_copy(update={"train": config.train.model_copy(update={"ema": 0.99})})
+    training = make_plan(averaged).device["training"]
+    assert training["moving average"] == training["LoRA"]
+    offloaded = make_plan(klein(offload=True))
+    assert "text encoders" not in offloaded.device["training"] and "text encoders" in offloaded.device["encoding"]
+    assert "text encoders" in offloaded.host
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GB", 24e9), ("24g", 24e9), ("1.5 GiB", 1.5 * 2**30), ("8e9", 8e9), ("512MiB", 2**29)]
+)
+def test_sizes_are_read(text: str, size: float) -> None:
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "12XB", "1.2.3GB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--memory"):
+        bytes_of(text)
+
+
+def test_a_plan_that_fits_is_told_and_one_that_does_not_is_refused() -> None:
+    console = Console(record=True, width=200)
+    plan_run(klein(), console, memory="200GB", processes=1, references=1)
+    told = console.export_text()
+    for word in ("3,875,544,576", "optimiser state", "model evaluations", "It fits", "text_encoder/*.safetensors"):
+        assert word in told
+    with pytest.raises(ConfigError) as caught:
+        plan_run(klein(), console, memory="24GB", processes=1, references=1)
+    assert "\n" not in str(caught.value) and "gradient_checkpointing false -> true" in str(caught.value)
+
+
+def test_the_command_needs_no_weights_and_exits_2_where_it_cannot_fit(tmp_path: Path) -> None:
+    folder = configs_alone(tiny.save_flux_kontext(tmp_path / "whole"), tmp_path / "configs")
+    (tmp_path / "run.yaml").write_text(f"policy: {{path: {folder}, device: cpu}}\n")
+    (tmp_path / "more.yaml").write_text("train: {batch_size: 4096}\n")
+    done = cgrpo("plan", "run.yaml", folder=tmp_path)
+    assert done.returncode == 0 and "It fits" in done.stdout, done.stderr
+    done = cgrpo("plan", "run.yaml", "more.yaml", "--memory", "100MB", folder=tmp_path)
+    assert done.returncode == 2, done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "train.batch_size 4096 ->" in errors[0] and "Traceback" not in done.stderr
+    assert cgrpo("plan", "nowhere.yaml", folder=tmp_path).returncode == 2

@@ -1,0 +1,162 @@
+"""A policy of the user's own by its path: the guide's file as it stands, on a model that only this test defines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import proofs
+import pytest
+import tiny
+import torch
+import yaml
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from proofs import refused
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from customized_grpo.config import Config, DataConfig, PolicyConfig, RewardConfig, RolloutConfig, TrainConfig
+from customized_grpo.configuration import load_config
+from customized_grpo.data import open_dataset
+from customized_grpo.policies import build_policy
+from customized_grpo.records import read_records
+from customized_grpo.rewards import build_reward
+from customized_grpo.training.loop import Observer, train
+from customized_grpo.training.rollout import draw_images, noise_levels
+
+GUIDE = Path(__file__).parents[2] / "docs" / "add-a-model.md"
+REWARDS = """
+def red(images, pairs):
+    return images[:, 0].mean((1, 2))
+
+
+def green(images, pairs):
+    return images[:, 1].mean((1, 2))
+"""
+
+
+@pytest.fixture(scope="module")
+def blocks() -> dict[str, str]:
+    """The guide's files by their names."""
+    return dict(
+        re.findall(r"^```\w+ (\S+\.\w+)\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    )
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny StableDiffusion3Pipeline of the shapes that this test gives it."""
+    parts, clip = tiny.flux_kontext(), tiny.clip_tokenizer()
+    end = clip.eos_token_id
+    text = CLIPTextConfig(
+        vocab_size=len(clip), hidden_size=8, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=tiny.CLIP_TOKENS, projection_dim=16,
+        bos_token_id=clip.bos_token_id, eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    pipeline = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=16, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+            joint_attention_dim=24, caption_projection_dim=32, pooled_projection_dim=32, out_channels=4,
+            pos_embed_max_size=16,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=parts.vae,
+        text_encoder=CLIPTextModelWithProjection(text), tokenizer=clip,
+        text_encoder_2=CLIPTextModelWithProjection(text), tokenizer_2=clip,
+        text_encoder_3=parts.text_encoder_2, tokenizer_3=parts.tokenizer_2,
+    )  # fmt: skip
+    assert isinstance(pipeline.vae, AutoencoderKL)
+    generator = torch.Generator().manual_seed(0)
+    for weight in pipeline.transformer.parameters():
+        nn.init.normal_(weight, 0.0, 0.2, generator=generator)
+    folder = tmp_path_factory.mktemp("sd3")
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture
+def own(blocks: dict[str, str], sd3: Path, tmp_path: Path) -> Callable[..., PolicyConfig]:
+    """The configuration of the guide's policy on the tiny model."""
+    file = tmp_path / "diptych.py"
+    file.write_text(blocks["diptych.py"], encoding="utf-8")
+
+    def make(**changes: object) -> PolicyConfig:
+        settings = {"kind": f"{file}:DiptychPolicy", "path": str(sd3), "device": "cpu", "height": 32, "width": 24}
+        return PolicyConfig(max_sequence_length=24, **{**settings, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+def test_the_guide_is_short_and_its_settings_are_valid(blocks: dict[str, str], tmp_path: Path) -> None:
+    assert set(blocks) == {"diptych.py", "run.yaml"}
+    assert len(GUIDE.read_text(encoding="utf-8").splitlines()) < 150
+    (tmp_path / "run.yaml").write_text(blocks["run.yaml"])
+    assert load_config(tmp_path / "run.yaml").policy.kind == yaml.safe_load(blocks["run.yaml"])["policy"]["kind"]
+
+
+def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Path) -> None:
+    (tmp_path / "judges.py").write_text(REWARDS)
+    config = Config(
+        policy=own(),
+        data=DataConfig(size=3),
+        rewards=[
+            RewardConfig(kind=f"{tmp_path / 'judges.py'}:red", role="identity", name="red"),
+            RewardConfig(kind=f"{tmp_path / 'judges.py'}:green", role="prompt", name="green"),
+        ],
+        rollout=RolloutConfig(steps=3, group_size=3, pairs=2),
+        train=TrainConfig(iterations=1, updates=1),
+    )
+    policy = build_policy(config.policy)
+    rewards = [build_reward(reward, "cpu") for reward in config.rewards]
+    observer = Observer(lambda record: None, lambda iteration: {})
+    train(config, tmp_path / "run", policy, open_dataset(config.data), rewards, Accelerator(cpu=True), observer)
+    tuned = policy.trainable()
+    untuned = build_policy(config.policy).trainable()
+    assert any(not torch.equal(weight, untuned[name]) for name, weight in tuned.items())
+    (record,) = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert record["gradient_norm"] > 0 and record["clip_fraction"] == 0
+
+
+def test_the_guides_model_stands_the_proofs(own: Callable[..., PolicyConfig], sd3: Path, tmp_path: Path) -> None:
+    policy = build_policy(own())
+    pair = open_dataset(DataConfig(size=1))[0]
+    conditions = policy.encode(pair.prompt, pair.references)
+    assert policy.latent_shape == (4, 8, 6)
+    proofs.frozen_row(conditions)
+    proofs.tune(policy)
+    sigmas = noise_levels(policy, 4, None)
+    rollout = RolloutConfig(steps=4, group_size=2, pairs=1)
+    (drawn,) = draw_images(policy, [conditions] * 2, [("a", 0), ("a", 1)], rollout, sigmas, seed=0, iteration=0)
+    proofs.ratios_are_one(policy, drawn, rollout.sampler, rollout.eta, sigmas)
+    other = build_policy(own())
+    policy.save(tmp_path / "lora")
+    other.load(tmp_path / "lora")
+    assert all(torch.equal(weight, other.trainable()[name]) for name, weight in policy.trainable().items())
+    stock = StableDiffusion3Pipeline.from_pretrained(sd3)
+    stock.load_lora_weights(tmp_path / "lora")
+    pictures = policy.decode(drawn.clean)
+    assert pictures.shape == (2, 3, 32, 24) and pictures.min() >= 0 and pictures.max() <= 1
+    refused(lambda: policy.encode("a dog", []), "one reference, not 0")
+    refused(lambda: build_policy(own(lora=None)), "policy.lora", "rank")
+
+
+def test_what_is_no_policy_is_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "class Empty:\n    def __init__(self, config):\n        pass\n\n\nclass Broken:\n"
+        "    def __init__(self, config):\n        raise KeyError('what\\nnot')\n\n\nnumber = 3\n"
+    )
+
+    def of(kind: str) -> Callable[[], object]:
+        return lambda: build_policy(PolicyConfig(kind=kind))
+
+    refused(of(f"{file}:Empty"), "policy.kind", "Empty has no", "protocols.Policy")
+    refused(of(f"{file}:Broken"), "policy.kind", "could not be constructed", "KeyError")
+    refused(of(f"{file}:Empti"), "policy.kind", "did you mean 'Empty'")
+    refused(of(f"{file}:number"), "policy.kind", "is a int")
+    refused(of("nowhere.py:Policy"), "policy.kind", "no file nowhere.py")
+    refused(of("no_such_package.module:Policy"), "policy.kind", "no_such_package", "install")
+    with pytest.raises(ValueError, match="flux-kontext, uno, flux2, qwen-image-edit, or package"):
+        load_config(None, ["policy.kind=flux3"])

@@ -1,0 +1,49 @@
+"""A real run, cut short by settings alone, whose prompts try to break out of the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import cgrpo, settings
+
+PROMPTS = (
+    "a dog <script>document.title='broken'</script> in the snow",
+    'a cat\'s "hat" & <img src=x onerror=alert(1)>',
+)
+
+
+@pytest.fixture(scope="session")
+def prompts() -> tuple[str, str]:
+    return PROMPTS
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of three iterations. Not to be changed."""
+    folder = tmp_path_factory.mktemp("report")
+    lines = []
+    for i, prompt in enumerate(PROMPTS):
+        picture = Image.radial_gradient("L") if i else Image.linear_gradient("L")
+        Image.merge("RGB", [picture, picture.rotate(90), picture.rotate(180)]).save(folder / f"{i}.jpg")
+        lines.append(json.dumps({"prompt": prompt, "references": [f"{i}.jpg"]}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    short = settings("train.iterations=3", "train.updates=2", "train.sample_every=1")
+    done = cgrpo("train", "--data", "pairs.jsonl", "--out", "run", *short, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout.replace("\n", "")
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Makes a copy of the run that a test may change."""
+
+    def copy() -> Path:
+        return Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tensor*")))
+
+    return copy

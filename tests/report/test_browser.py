@@ -1,0 +1,147 @@
+"""The page in a real browser, by keyboard alone. Skipped where there is no Chromium or no selenium."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+SWITCHES = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+# The lowest contrast of any word with the nearest ground behind it that is not transparent.
+CONTRASTS = """
+const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
+const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = e => {
+  for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor);
+    if (c.length === 3 || c[3] === 1) return c;
+  }
+};
+const found = [];
+const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) {
+  const e = walk.currentNode.parentElement;
+  if (!walk.currentNode.data.trim() || e.closest("script, svg")) continue;
+  const [low, high] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((a, b) => a - b);
+  found.push([(high + 0.05) / (low + 0.05), walk.currentNode.data.trim().slice(0, 40)]);
+}
+return found.sort((a, b) => a[0] - b[0]).slice(0, 3);
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("no Chromium with its driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def look(browser: Any, page: Path, *, width: int = 1280, dark: bool = False) -> None:
+    """Open the page as on a screen of that width whose system is light or dark."""
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.as_uri())
+    browser.execute_script("try { localStorage.clear() } catch {} delete document.documentElement.dataset.theme")
+
+
+def screenshot(browser: Any) -> np.ndarray:
+    with Image.open(BytesIO(browser.get_screenshot_as_png())) as image:
+        return np.asarray(image.convert("L"), dtype=float)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_fits_the_screen_and_says_nothing_on_the_console(browser: Any, trained: Path, width: int) -> None:
+    look(browser, trained / "report.html", width=width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.title.startswith("run"), "no prompt's script has run"
+    assert browser.get_log("browser") == []
+    unloaded = "return [...document.images].filter(image => !image.complete || !image.naturalWidth).length"
+    assert browser.execute_script(unloaded) == 0
+    drawings = browser.find_elements(By.CSS_SELECTOR, "svg")
+    assert len(drawings) >= 12
+    assert all(width / 5 < drawing.rect["width"] <= width and drawing.rect["height"] > 100 for drawing in drawings)
+    assert screenshot(browser).std() > 10, "not a blank page"
+
+
+def test_light_and_dark_follow_the_system(browser: Any, trained: Path) -> None:
+    middles = []
+    for dark in (False, True):
+        look(browser, trained / "report.html", dark=dark)
+        middles.append(float(np.median(screenshot(browser))))
+        lowest = browser.execute_script(CONTRASTS)
+        assert lowest[0][0] >= 4.5, lowest
+    assert middles[0] > 230 and middles[1] < 40
+
+
+def test_the_toggle_works_by_keyboard_and_is_remembered(browser: Any, trained: Path) -> None:
+    look(browser, trained / "report.html")
+    button = browser.find_element(By.ID, "theme")
+    for key, pressed, dark in ((Keys.ENTER, "true", True), (Keys.SPACE, "false", False), (Keys.ENTER, "true", True)):
+        button.send_keys(key)
+        assert button.get_attribute("aria-pressed") == pressed
+        assert (np.median(screenshot(browser)) < 40) == dark
+    browser.refresh()
+    assert browser.find_element(By.ID, "theme").get_attribute("aria-pressed") == "true"
+    assert np.median(screenshot(browser)) < 40
+
+
+def test_the_slider_moves_all_pairs_by_keyboard(browser: Any, trained: Path) -> None:
+    look(browser, trained / "report.html")
+    slider = browser.find_element(By.ID, "frame")
+
+    def shown() -> set[str]:
+        frames = browser.find_elements(By.CSS_SELECTOR, ".strip figure.frame")
+        visible = [frame for frame in frames if frame.is_displayed()]
+        assert len(visible) == 2, "one picture of each pair"
+        return {frame.find_element(By.TAG_NAME, "figcaption").text for frame in visible}
+
+    assert shown() == {"tuned"}
+    for key, label in (
+        (Keys.ARROW_LEFT, "iteration 2"),
+        (Keys.ARROW_LEFT, "iteration 1"),
+        (Keys.HOME, "base"),
+        (Keys.ARROW_RIGHT, "iteration 1"),
+        (Keys.END, "tuned"),
+    ):
+        slider.send_keys(key)
+        assert shown() == {label}
+        assert slider.get_attribute("aria-valuetext") == label
+        assert browser.find_element(By.ID, "frame-label").text == label
+
+
+def test_without_scripts_all_pictures_are_there(browser: Any, trained: Path) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get((trained / "report.html").as_uri())
+        frames = browser.find_elements(By.CSS_SELECTOR, ".strip figure.frame")
+        assert len(frames) == 8 and all(frame.is_displayed() for frame in frames)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

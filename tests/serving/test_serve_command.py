@@ -1,0 +1,104 @@
+"""`cgrpo serve-reward` as a user starts it, and a reward that is far from it."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from customized_grpo.cli import app
+from customized_grpo.config import RewardConfig
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import build_reward
+from customized_grpo.rewards.wire import TOKEN_VARIABLE
+
+TOKEN = "token-of-the-command-9876"
+COMMAND = [sys.executable, "-m", "customized_grpo", "serve-reward"]
+
+
+def test_a_reward_of_a_file_is_served_until_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    (tmp_path / "run.yaml").write_text(
+        "evaluation: {monitors: [{kind: 'mine.py:brightness', role: guard, name: bright, options: {factor: 3.0}}]}\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "def brightness(images, pairs, factor):\n    return factor * images.mean((1, 2, 3))\n"
+    )
+    arguments = ["--config", "run.yaml", "--reward", "bright", "--port", "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None and server.stderr is not None
+    try:
+        assert select.select([server.stdout], [], [], 120)[0]
+        line = server.stdout.readline()
+        found = re.fullmatch(r"serving bright on (http://127\.0\.0\.1:\d+); stop it by Ctrl-C\n", line)
+        assert found, line + (server.stderr.read() if server.poll() is not None else "")
+        options = {"url": found[1], "reward": "bright"}
+        for _ in range(100):
+            try:
+                reward = build_reward(RewardConfig(kind="remote", role="prompt", options=options), "cpu")
+                break
+            except ValueError:
+                time.sleep(0.05)
+        images = torch.full((2, 3, 4, 4), 51 / 255)
+        assert reward(images, [Pair("a", "a cat", (), ())] * 2).tolist() == pytest.approx([0.6, 0.6])
+        server.send_signal(signal.SIGINT)
+        out, told = server.communicate(timeout=30)
+    finally:
+        server.kill()
+    assert server.returncode in (0, 130) and "Traceback" not in told
+    assert TOKEN not in line + out + told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--reward", "copy-paste", "--token-variable", "NOT_SET"], "NOT_SET is not set"),
+        (["--reward", "copy-paste", "--port", "{port}"], "cannot be listened on"),
+        (["--reward", "copy-paste", "--host", "no such host"], "--host no such host --port 8600 cannot be listened on"),
+        ([], "no --reward; give a kind"),
+        (["--reward", "nonsense", "--port", "0"], "unknown kind 'nonsense'"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = [part.replace("{port}", str(taken.getsockname()[1])) for part in arguments]
+        done = CliRunner().invoke(app, ["serve-reward", *given])
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+    assert line.startswith("error:") and told in line and TOKEN not in done.output
+
+
+@pytest.mark.parametrize("library", ["uvicorn", "starlette"])
+def test_a_missing_library_is_named_with_its_remedy(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    for module in [name for name in sys.modules if name.split(".")[0] == library or name.endswith("serving.app")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Absent(library), *sys.meta_path])
+    done = CliRunner().invoke(app, ["serve-reward", "--reward", "copy-paste", "--port", "0"])
+    assert done.exit_code == 2
+    assert f"serve-reward needs {library}, which is not installed; pip install 'customized-grpo[serve]'" in done.stderr
+
+
+class Absent:
+    """A finder by which a library is not installed."""
+
+    def __init__(self, library: str) -> None:
+        self._library = library
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.split(".")[0] == self._library:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

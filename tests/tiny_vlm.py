@@ -1,0 +1,134 @@
+"""A LlavaForConditionalGeneration of few and random weights that answers with digits, and a small server around it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from tokenizers import Tokenizer, decoders, models
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+def save_vlm(folder: Path) -> Path:
+    """The folder, with a model that decodes greedily and among the digits 0 to 4 alone, by its generation config."""
+    special = ["<pad>", "<s>", "</s>", "<image>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *sorted(ByteLevel.alphabet())])}
+    spelling = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    spelling.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    spelling.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=spelling,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=8),
+            text_config=LlamaConfig(**small, **ids, vocab_size=len(vocabulary), max_position_embeddings=8192),
+            image_token_index=vocabulary["<image>"],
+            vision_feature_layer=-1,
+        )
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            # What pictures say is made loud: text outnumbers it.
+            gain = 40.0 if "projector" in name else 2.0
+            torch.nn.init.normal_(weight, 0, gain / weight[0].numel() ** 0.5, generator=generator)
+    digits = tokenizer.convert_tokens_to_ids(list("01234"))
+    model.lm_head.weight.data[digits] *= 5  # so that digits are what it likes to say
+    others = [i for i in range(len(vocabulary)) if i not in digits]
+    model.generation_config = GenerationConfig(do_sample=False, suppress_tokens=others, **ids)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+class TinyCompletions:
+    """POST /v1/chat/completions of the model in a folder, with `response_format` and `logprobs` for real.
+
+    A JSON schema's answer is decoded by constraint: its fixed text is given, its digit is the likeliest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.model = LlavaForConditionalGeneration.from_pretrained(folder)
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.digits = self.processor.tokenizer.convert_tokens_to_ids(list("01234"))
+        self.requests: list[dict[str, Any]] = []
+        self.app = Starlette(
+            routes=[
+                Route("/v1/models", lambda request: JSONResponse({"object": "list", "data": []})),
+                Route("/v1/chat/completions", self.complete, methods=["POST"]),
+            ]
+        )
+
+    @torch.no_grad()
+    def logprobs(self, messages: list[dict[str, Any]], begun: str = "") -> torch.Tensor:
+        """Log-probabilities (vocabulary,) of the token that follows the messages and what is said already."""
+        text, pictures = "", []
+        for message in messages:
+            content = message["content"]
+            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+                if part["type"] == "text":
+                    text += part["text"]
+                else:
+                    data = part["image_url"]["url"].removeprefix("data:image/png;base64,")
+                    pictures.append(Image.open(io.BytesIO(base64.b64decode(data))))
+                    text += "<image>"
+        inputs = self.processor(text=text + begun, images=pictures, return_tensors="pt")
+        return self.model(**inputs).logits[0, -1].float().log_softmax(-1)
+
+    async def complete(self, request: Request) -> JSONResponse:
+        body = await request.json()
+        self.requests.append(body)
+        choice: dict[str, Any]
+        if "response_format" in body:
+            begun = '{"score": '
+            assert body["response_format"]["json_schema"]["schema"]["properties"]["score"]["enum"] == [0, 1, 2, 3, 4]
+            digit = int(self.logprobs(body["messages"], begun)[self.digits].argmax())
+            choice = {"message": {"role": "assistant", "content": json.dumps({"score": digit})}}
+        else:
+            assert body["logprobs"] is True
+            found = self.logprobs(body["messages"]).topk(body["top_logprobs"])
+            tokens = [self.processor.tokenizer.decode([int(i)]) for i in found.indices]
+            listed = [{"token": t, "logprob": float(v)} for t, v in zip(tokens, found.values, strict=True)]
+            content = [{**listed[0], "top_logprobs": listed}]
+            choice = {"message": {"role": "assistant", "content": tokens[0]}, "logprobs": {"content": content}}
+        return JSONResponse({"object": "chat.completion", "model": body["model"], "choices": [{"index": 0, **choice}]})
