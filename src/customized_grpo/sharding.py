@@ -1,16 +1,32 @@
-"""Weights in shards (FSDP2, torch's `fully_shard`): telling them, making them whole, putting whole ones back."""
+"""Weights in shards (FSDP2, torch's `fully_shard`): telling them, making them whole, cutting whole ones again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
+
+
+def sum_over_processes(module: nn.Module) -> None:
+    """Have the gradients of all shards in a module summed over processes, where they would be means."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+
+def reshard(module: nn.Module) -> None:
+    """Have a module's parameters be the shards again, which a forward pass may have left whole."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def free_bytes(device: torch.device) -> int:
     """What can still be allocated there. On a CPU what the system calls available, or less if a container says so."""
     if device.type == "cuda":
         free = int(torch.cuda.mem_get_info(device)[0])
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + int(torch.cuda.memory_reserved(device)) - int(torch.cuda.memory_allocated(device))
     found = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -206,7 +206,6 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         calls = sum(-(-len(group) // size) for group in groups)
         waits = self.rounds(calls) - calls
-        scale = self.processes.count if self.sharded else 1  # gradients of shards are means over processes
         sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
         micros = (part for group in groups for part in group.split(size))
         for micro in itertools.chain(micros, () if idle is None else itertools.repeat(idle, waits)):
@@ -218,7 +217,7 @@ class Updater:
                 loss = loss + self.config.kl_weight * divergence.sum()
                 measured = torch.stack([divergence.sum().detach(), torch.tensor(float(len(micro)), device=device)])
                 sums[2:] += counts * measured
-            torch.autograd.backward(loss / total * (counts * scale))
+            torch.autograd.backward(loss / total * counts)
             sums[:2] += counts * torch.stack([loss.detach(), surrogate.clipped.sum().to(loss.dtype)])
         return sums
 
