@@ -158,13 +158,13 @@ def train_run(config: Config, run: Path, console: Console) -> None:
             accelerator,
             Observer(on_iteration, on_sample, on_groups),
         )
-    accelerator.end_training()
     if main or is_sharded(next(iter(policy.trainable().values()))):
         policy.save(run / LORA)
     tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, processes)
     if main:
         show(config, run, held_out, base, tuned, console)
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # which ends the processes' group, too
 
 
 def encode_ahead(

@@ -33,9 +33,9 @@ def group_diversity(pictures: Tensor, group_size: int) -> float:
     """How much the pictures of a group differ: 0 where all are the same, at most 1.
 
     The root mean square difference of two pictures' values, averaged over all twos of a group, then over
-    groups. `pictures` is (groups * G, 3, H, W) in [0, 1]. A group of one picture has 0.
+    groups. `pictures` is (groups * G, 3, H, W) in [0, 1]. A group of one picture has 0, and so have no groups.
     """
-    if group_size < 2:
+    if group_size < 2 or not len(pictures):
         return 0.0
     values = pictures.reshape(len(pictures) // group_size, group_size, -1)
     # Not by matrix products, which lose the small differences of pictures that are nearly the same.

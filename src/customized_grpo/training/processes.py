@@ -38,10 +38,15 @@ def start_processes(config: Config, run: Path) -> Accelerator:
     if os.environ.get(_DEEPSPEED, "").lower() == "true":
         raise ConfigError("accelerate: DeepSpeed is not supported; launch with recipes/accelerate/fsdp2.yaml instead")
     waiting = InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout))
-    accelerator = Accelerator(
-        cpu=config.policy.device == "cpu", log_with="tensorboard", project_dir=run, kwargs_handlers=[waiting]
-    )
-    kind = accelerator.distributed_type
+    # Without being told so, accelerate takes the processes of a machine without a GPU for so many single ones.
+    on_cpu = config.policy.device == "cpu" or torch.accelerator.current_accelerator(check_available=True) is None
+    accelerator = Accelerator(cpu=on_cpu, log_with="tensorboard", project_dir=run, kwargs_handlers=[waiting])
+    kind, started = accelerator.distributed_type, int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != started:
+        raise ConfigError(
+            f"accelerate: {started} processes were started, {accelerator.num_processes} work together; "
+            "launch with a file of recipes/accelerate"
+        )
     if kind == DistributedType.FSDP:
         if accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ConfigError("accelerate: FSDP of version 1 is not supported; set fsdp_version: 2")
