@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from running import run_training
 from safetensors.torch import load_file
 
 from customized_grpo.config import Config, MethodConfig, WindowConfig
-from customized_grpo.configuration import save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records

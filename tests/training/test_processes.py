@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from running import run_training
 from safetensors.torch import load_file
 from torch import nn
@@ -23,12 +24,15 @@ from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutCon
 from customized_grpo.configuration import save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
+from customized_grpo.models import ModelError
+from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
 from customized_grpo.rewards import build_reward
 from customized_grpo.training.checkpoint import newest_checkpoint
 from customized_grpo.training.processes import Processes, start_processes
 
 Make = Callable[..., Config]
+FILES = Path(__file__).parents[2] / "recipes" / "accelerate"
 
 
 @dataclass
@@ -44,7 +48,9 @@ class Standing(Processes):
 def test_every_image_is_drawn_by_one_process(layout: str, pairs: int, size: int, count: int) -> None:
     rollout = RolloutConfig(pairs=pairs, group_size=size, layout=layout)  # type: ignore[arg-type]
     if layout == "groups" and pairs < count:
-        with pytest.raises(ConfigError, match=r"rollout\.pairs: \d groups for \d processes.*set rollout\.layout=spread"):
+        with pytest.raises(
+            ConfigError, match=r"rollout\.pairs: \d groups for \d processes.*set rollout\.layout=spread"
+        ):
             Standing(0, count).check(rollout)
         return
     shares = [Standing(index, count).images(rollout) for index in range(count)]
@@ -67,28 +73,45 @@ def test_one_process_sums_nothing_and_gives_every_weight_a_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
-    [({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported; launch with recipes/accelerate/fsdp2.yaml")],
+    ("variable", "value", "told"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported; launch with recipes/accelerate/fsdp2.yaml"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP needs GPUs, and none was found"),
+        ("WORLD_SIZE", "3", "3 processes were started, 1 work together"),
+    ],
 )
 def test_what_is_not_supported_is_refused(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
 ) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=told):
         start_processes(make_config(), tmp_path)
 
 
-def launch(folder: Path, plan: Mapping[str, Any], processes: int = 2) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize("file", sorted(FILES.glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_knows_every_key_of_its_files(file: Path) -> None:
+    known = load_config_from_file(str(file))
+    assert known.num_processes == {"cpu-2.yaml": 2, "two-nodes.yaml": 16}.get(file.name, 8)
+    assert known.mixed_precision == "no", "the policy's own precision stands"
+
+
+def test_a_policy_that_cannot_be_sharded_says_so(make_config: Make) -> None:
+    for name in ("offload", "compile"):
+        policy = build_policy(make_config().policy.model_copy(update={name: True}))
+        with pytest.raises(ModelError, match=rf"policy\.{name}: does not go with FSDP"):
+            policy.shard(lambda module: None)  # type: ignore[attr-defined]
+
+
+def launch(folder: Path, file: str, plan: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Two processes on the CPU by a file of recipes/accelerate."""
     (folder / "plan.json").write_text(json.dumps(plan))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
-    script = Path(__file__).with_name("together.py")
-    return subprocess.run(
-        [*command, str(script), str(folder / "plan.json")], capture_output=True, text=True, timeout=300
-    )
+    options = ["--config_file", str(FILES / file), "--num_processes", "2", "--main_process_port", str(port)]
+    script = [str(Path(__file__).with_name("together.py")), str(folder / "plan.json")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def planned(folder: Path, name: str, config: Config, *, evaluated: bool = False) -> dict[str, Any]:
@@ -129,12 +152,12 @@ def evaluated_alone(config: Config, policy: Any, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def configs(make_config: Make) -> dict[str, Config]:
-    # Three groups of three images, in batches of six, micro-batches of four: nothing divides evenly.
-    common = {"iterations": 4, "checkpoint_every": 2, "schedule": "constant", "updates": 2}
+    # Three groups of three images, in batches of six, micro-batches of two: little divides evenly.
+    common = {"iterations": 4, "checkpoint_every": 2, "schedule": "constant", "batch_size": 2}
     batch = MethodConfig(spread="batch")
     spread = make_config(layout="spread", trained_fraction=0.6, **{**common, "iterations": 2, "checkpoint_every": 1})
     return {
-        "groups": make_config(batch_size=2, **common),
+        "groups": make_config(**common),
         "spread": spread.model_copy(update={"method": batch}),
         "few": make_config(layout="spread", pairs=1, ratio="guard", **{**common, "iterations": 1}),
     }
@@ -158,7 +181,7 @@ def together(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.T
     runs = [planned(folder, name, config) for name, config in configs.items()]
     runs.append(planned(folder, "taken over", configs["groups"], evaluated=True))
     begun(alone / "groups", folder / "taken over")
-    done = launch(folder, {"shard": False, "fail": None, "runs": runs})
+    done = launch(folder, "cpu-2.yaml", {"fail": None, "runs": runs})
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -205,9 +228,7 @@ def test_an_evaluation_is_the_same_by_any_number_of_processes(alone: Path, toget
 
 @pytest.fixture(scope="module")
 def full(make_config: Make) -> Config:
-    config = make_config(
-        iterations=2, checkpoint_every=1, kl_weight=0.1, layout="spread", pairs=1, updates=2
-    )
+    config = make_config(iterations=2, checkpoint_every=1, kl_weight=0.1, layout="spread", pairs=1, updates=2)
     return config.model_copy(update={"policy": config.policy.model_copy(update={"lora": None})})
 
 
@@ -219,7 +240,7 @@ def sharded(
     folder = tmp_path_factory.mktemp("sharded")
     runs = [planned(folder, "lora", configs["groups"], evaluated=True), planned(folder, "full", full)]
     begun(alone / "groups", folder / "lora")
-    done = launch(folder, {"shard": True, "fail": str(folder / "failed"), "runs": runs})
+    done = launch(folder, "fsdp2.yaml", {"fail": str(folder / "failed"), "runs": runs})
     assert (folder / "failed").exists(), done.stderr[-3000:]
     return folder, done, time.time() - float((folder / "failed").read_text())
 

@@ -1,8 +1,8 @@
-"""Run by torchrun on every process: the trainings of a list, one after another, and what a test asks of them.
+"""Run by `accelerate launch` on every process: the trainings of a list, one after another, for a test.
 
-    torchrun ... together.py PLAN.json
+    accelerate launch --config_file FILE together.py PLAN.json
 
-The plan: {"shard": bool, "fail": RUN or null, "runs": [{"config": FILE, "run": FOLDER, "evaluate": bool}, ...]}
+The plan: {"fail": FILE or null, "runs": [{"config": FILE, "run": FOLDER, "evaluate": bool}, ...]}
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,18 @@ messages: list[int] = []
 updates: list[dict[str, Any]] = []
 
 
+def counted(collective: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        messages.append(max(x.numel() for x in args if isinstance(x, torch.Tensor)))
+        return collective(*args, **kwargs)
+
+    return call
+
+
 def count_messages() -> None:
     """Note the length of every collective's tensor, and which of them an update makes, by how many micro-batches."""
     for name in COLLECTIVES:
-
-        def counted(*args: Any, original: Any = getattr(dist, name), **kwargs: Any) -> Any:
-            messages.append(max(x.numel() for x in args if isinstance(x, torch.Tensor)))
-            return original(*args, **kwargs)
-
-        setattr(dist, name, counted)
+        setattr(dist, name, counted(getattr(dist, name)))
     whole, replay = update.Updater.update, update.replay
 
     def watched(self: update.Updater, *args: Any) -> dict[str, float]:
@@ -56,15 +60,14 @@ def count_messages() -> None:
 
 def main(plan: dict[str, Any]) -> None:
     config = load_config(Path(plan["runs"][0]["config"]))
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true"
     accelerator = start_processes(config, Path(plan["runs"][0]["run"]))
-    if plan["shard"]:
-        # accelerate itself offers FSDP to accelerators alone; torch's shards CPUs as well.
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
-        )
-        AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    if asked:
+        # accelerate itself offers FSDP to accelerators alone; torch shards on CPUs as well. The rest is the file's.
+        AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
         for state in (AcceleratorState, PartialState):
             state._shared_state["distributed_type"] = DistributedType.FSDP
+        assert accelerator.state.fsdp_plugin.fsdp_version == 2
     processes = Processes(accelerator)
     count_messages()
     for one in plan["runs"]:
@@ -83,9 +86,7 @@ def main(plan: dict[str, Any]) -> None:
         if one["evaluate"]:
             rewards = [build_reward(reward, policy.device) for reward in config.rewards]
             held_out = open_dataset(config.evaluation.data)
-            evaluate(
-                policy, held_out, rewards, config.evaluation, run / "pictures", batch_size=2, processes=processes
-            )
+            evaluate(policy, held_out, rewards, config.evaluation, run / "pictures", batch_size=2, processes=processes)
     if plan["fail"]:
         Path(plan["fail"]).write_text(str(time.time()))
         if processes.index == 1:

@@ -23,7 +23,7 @@ from customized_grpo.protocols import Policy
 from customized_grpo.sharding import is_sharded
 
 _BUCKET = 2**26  # numbers of one message: 256 MiB of float32
-_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
+_DEEPSPEED, _FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
 _WHOLE = (
     DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU,
     DistributedType.MULTI_XPU, DistributedType.MULTI_MLU,
@@ -50,6 +50,8 @@ def start_processes(config: Config, run: Path) -> Accelerator:
     if kind == DistributedType.FSDP:
         if accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ConfigError("accelerate: FSDP of version 1 is not supported; set fsdp_version: 2")
+    elif os.environ.get(_FSDP, "").lower() == "true":
+        raise ConfigError("accelerate: FSDP needs GPUs, and none was found; launch with recipes/accelerate/cpu-2.yaml")
     elif kind not in _WHOLE:
         raise ConfigError(f"accelerate: {kind.value} is not supported; launch with a file of recipes/accelerate")
     return accelerator
