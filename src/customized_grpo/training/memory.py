@@ -161,7 +161,8 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return int(torch.cuda.max_memory_allocated(device) - before)
-    with _Live() as live:
+    live = _Live()
+    with live:
         work()
     return live.peak
 
@@ -171,7 +172,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.now = self.peak = 0
+        self.now, self.peak = 0, 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
