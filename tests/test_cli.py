@@ -139,6 +139,8 @@ def test_real_photos_train_from_start_to_end(tmp_path: Path) -> None:
         (["train", "--resume", "nowhere"], "nowhere"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["evaluate", "nowhere"], "nowhere"),
+        (["export", "nowhere", "--out", "out"], "nowhere"),
+        (["merge", "nowhere", "--out", "out"], "nowhere"),
         (["generate", "--reference", "nowhere.jpg", "--prompt", "a dog"], "nowhere.jpg"),
         (["generate", "--reference", "broken.jpg", "--prompt", "a dog"], "broken.jpg"),
     ],

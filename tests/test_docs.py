@@ -52,8 +52,8 @@ def test_commands_run(document: Path, folder: Path) -> None:
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *settings()]
         launched = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=600)
         assert launched.returncode == 0, f"{' '.join(command)}: {launched.stderr}"
-        session = (folder / command[command.index("--out") + 1] / "sessions.jsonl").read_text(encoding="utf-8")
-        assert '"processes": "2"' in session
+        started = (folder / command[command.index("--out") + 1] / "starts.jsonl").read_text(encoding="utf-8")
+        assert '"processes": "2"' in started
 
 
 def test_the_readme_has_commands_and_its_two_first_lines() -> None:

@@ -56,6 +56,16 @@ def test_a_log_gets_one_short_line_for_each_iteration() -> None:
     assert len(first) <= 80
 
 
+def test_images_without_a_score_are_told_of() -> None:
+    console = log()
+    with TrainingDisplay(60, console=console, clock=Clock()) as display:
+        display.update({**RECORD, "share/missing": 0.0})
+        display.update({**RECORD, "share/missing": 1 / 48})
+    first, second = lines(console)
+    assert "not scored" not in first
+    assert "  not scored 2.1%  " in second
+
+
 def test_the_time_left_of_a_resumed_run_counts_its_own_iterations_alone() -> None:
     console, clock = log(), Clock()
     with TrainingDisplay(10, done=8, console=console, clock=clock) as display:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -270,6 +271,66 @@ def report(
         from customized_grpo.runs import open_run
 
         Console().print(f"wrote {write_report(open_run(run), run, out)}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or not there.")],
+) -> None:
+    """Write a run's LoRA for others: diffusers' file, a model card, the picture of before and after.
+
+    [dim]cgrpo export runs/mine --out my-lora && hf upload me/my-lora my-lora[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.export import export_run
+
+        export_run(run, out)
+        Console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and look at its pictures and prompts")
+
+
+class Precision(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or not there.")],
+    dtype: Annotated[Precision | None, typer.Option(help="Of the weights; policy.dtype where none is given.")] = None,
+) -> None:
+    """Write the whole pipeline with what a run has learned in its weights.
+
+    [dim]cgrpo merge runs/mine --out my-pipeline --dtype bfloat16[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.export import merge_run
+
+        merge_run(run, out, dtype.value if dtype else None)
+        Console().print(f"wrote {out}")
+
+
+@app.command()
+def demo(
+    lora: Annotated[Path | None, typer.Option(help="Folder of a finished run to show beside the base model.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Open a page: drop a photo, write a prompt, see base and tuned side by side with their scores.
+
+    [dim]cgrpo demo --lora runs/mine[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.demo import serve_demo
+
+        serve_demo(config or [], set_ or [], lora, host, port, Console())
 
 
 @app.command()

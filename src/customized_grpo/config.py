@@ -265,6 +265,9 @@ class TrainConfig(_Section):
     checkpoint_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     sample_every: int = Field(15, ge=1, description="iterations between grids of sample images")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        ["tensorboard"], description="where the training is followed, besides metrics.jsonl; [] for nowhere"
+    )
 
 
 class EvaluationConfig(_Section):

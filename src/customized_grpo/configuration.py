@@ -63,7 +63,12 @@ def save_config(config: Config, path: Path) -> None:
 
 def as_yaml(config: Config) -> str:
     """All of `config` as YAML that `load_config` reads back equal."""
-    text: str = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Values of JSON as YAML, in their order."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 

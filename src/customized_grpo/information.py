@@ -14,7 +14,7 @@ from customized_grpo.configuration import as_yaml
 from customized_grpo.models import embedded_models
 
 #: The file of a run that holds, a line for each start, what it ran with.
-SESSIONS = "sessions.jsonl"
+STARTS = "starts.jsonl"
 
 _LIBRARIES = (
     "customized-grpo",

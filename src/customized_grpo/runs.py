@@ -1,9 +1,9 @@
 """A run from its configuration to its pictures: opens the parts, trains them, leaves all in one folder.
 
 RUN/config.yaml        the resolved configuration
-RUN/metrics.jsonl      one record of each iteration; tensorboard/ holds the same
+RUN/metrics.jsonl      one record of each iteration; tensorboard/ (of train.trackers) holds the same
 RUN/checkpoints/       what a resumed run starts from
-RUN/sessions.jsonl     one line for each start or resumption: versions, hardware
+RUN/starts.jsonl       one line for each start or resumption: versions, hardware
 RUN/samples/           the same held-out pairs, drawn every few iterations
 RUN/groups/            the best and the worst group of every few iterations
 RUN/evaluation/        held-out pictures and scores: base, tuned
@@ -35,7 +35,7 @@ from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, gu
 from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
-from customized_grpo.information import SESSIONS, hardware, versions
+from customized_grpo.information import STARTS, hardware, versions
 from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
@@ -46,6 +46,7 @@ from customized_grpo.rewards.frame import to_image
 from customized_grpo.sharding import is_sharded
 from customized_grpo.snapshots import keep_groups, keep_samples
 from customized_grpo.terminal import TrainingDisplay, score_table
+from customized_grpo.trackers import check_trackers, log_picture, start_trackers, trackers_of
 from customized_grpo.training.checkpoint import checkpointed_iterations
 from customized_grpo.training.credit import reward_name
 from customized_grpo.training.groups import Groups
@@ -101,9 +102,10 @@ def train_run(config: Config, run: Path, console: Console) -> None:
 
     The folder is made once all parts are open: bad input leaves nothing behind.
     """
+    check_trackers(config.train.trackers)
     dataset = open_dataset(config.data)
     held_out = open_dataset(config.evaluation.data)
-    accelerator = start_processes(config, run)
+    accelerator = start_processes(config, run, trackers_of(config.train.trackers, run))
     processes = Processes(accelerator)
     processes.check(config.rollout)
     run = Path(processes.text_of_main(str(run)))  # a folder named after the time may be another on each
@@ -114,7 +116,7 @@ def train_run(config: Config, run: Path, console: Console) -> None:
     if main:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / CONFIG)
-    accelerator.init_trackers("tensorboard")
+    start_trackers(accelerator, config)
     if main:
         count = sum(weight.numel() for weight in policy.trainable().values())
         console.print(f"{len(dataset)} pairs, {count:,} trainable parameters on {policy.device}; run folder {run}")
@@ -126,7 +128,7 @@ def train_run(config: Config, run: Path, console: Console) -> None:
     if config.policy.conditions is not None:
         encode_ahead(config, policy, dataset, held_out, done, accelerator)
     if main:
-        append_record(run / SESSIONS, _session(accelerator, policy, done))
+        append_record(run / STARTS, _start(accelerator, policy, done))
     base = _evaluation(config, run, "base", policy, held_out, judges, console, processes)
     if main:
         keep_samples(run, 0, held_out, config.evaluation.images, base)
@@ -144,7 +146,10 @@ def train_run(config: Config, run: Path, console: Console) -> None:
                     warned.add((finding.kind, finding.about))
 
         def on_sample(iteration: int) -> dict[str, float]:
-            return _sample(config, run, iteration, policy, held_out, judges, processes)
+            means = _sample(config, run, iteration, policy, held_out, judges, processes)
+            if main:
+                log_picture(accelerator, "samples", sample_grid(run, iteration), iteration)
+            return means
 
         def on_groups(iteration: int, groups: Groups) -> None:
             keep_groups(run, iteration, groups)
@@ -297,12 +302,16 @@ def _sample(
         base = read_evaluation(run / "evaluation" / "base", config.evaluation)
         columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
         keep_samples(run, iteration, held_out, config.evaluation.images, now)
-        grid = run / "samples" / f"iteration-{iteration:06d}.png"
-        evaluation_grid(grid, held_out, config.evaluation.images, columns)
+        evaluation_grid(sample_grid(run, iteration), held_out, config.evaluation.images, columns)
     return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
 
 
-def _session(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, object]:
+def sample_grid(run: Path, iteration: int) -> Path:
+    """The picture of the held-out pairs as they were drawn after that many iterations."""
+    return run / "samples" / f"iteration-{iteration:06d}.png"
+
+
+def _start(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, object]:
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "iterations done": done,

@@ -74,6 +74,8 @@ class TrainingDisplay:
         numbers = [
             f"{label} {form(value)}" for label, key, form in _LIVE if (value := _number(record.get(key))) is not None
         ]
+        if missing := _number(record.get("share/missing")):
+            numbers.append(f"not scored {missing:.1%}")
         left = f"{_clock_time(self._seconds_left())} left"
         if self._bar is not None:
             self._bar.show(self._done, left, "  ".join(numbers))

@@ -36,14 +36,6 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants as hub
-
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
 @pytest.mark.parametrize("path", PUBLISHED)
 def test_known_models_have_their_published_sizes(path: str) -> None:
     import diffusers

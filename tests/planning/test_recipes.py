@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_plan import offline  # noqa: F401 (a fixture)
 
 from customized_grpo.config import Config
 from customized_grpo.configuration import load_config

@@ -30,8 +30,8 @@ def test_a_finished_run_is_read_whole(trained: Path) -> None:
     changed = {change.key: (change.default, change.value) for change in run.changes}
     assert changed["rollout.pairs"] == ("4", "2") and changed["train.iterations"] == ("60", "3")
     assert "train.learning_rate" not in changed
-    (session,) = run.sessions
-    assert session["versions"]["torch"] and session["hardware"]["device"]
+    (start,) = run.starts
+    assert start["versions"]["torch"] and start["hardware"]["device"]
 
 
 def test_kept_scores_are_those_of_the_evaluation_and_of_the_log(trained: Path) -> None:
@@ -143,7 +143,7 @@ def test_the_command_writes_where_it_is_told_and_names_what_is_wrong(copied: Cal
     assert done.exit_code == 2 and "nowhere: holds no config.yaml" in done.stderr
 
 
-def test_a_resumed_run_keeps_both_sessions(copied: Callable[[], Path], trained: Path) -> None:
+def test_a_resumed_run_keeps_both_starts(copied: Callable[[], Path], trained: Path) -> None:
     run = copied()
     shutil.copytree(trained / "checkpoints", run / "checkpoints")
     before = read_records(run / "metrics.jsonl")
@@ -156,7 +156,7 @@ def test_a_resumed_run_keeps_both_sessions(copied: Callable[[], Path], trained: 
         shutil.copy(picture, run.parent)
     done = cgrpo("train", "--resume", "run", folder=run.parent)
     assert done.returncode == 0, done.stderr
-    assert [session["iterations done"] for session in collect(run, open_run(run)).sessions] == [0, 2]
+    assert [start["iterations done"] for start in collect(run, open_run(run)).starts] == [0, 2]
     for one, other in zip(before, read_records(run / "metrics.jsonl"), strict=True):
         untimed = [{k: v for k, v in r.items() if not k.startswith("seconds/")} for r in (one, other)]
         assert untimed[0] == untimed[1]

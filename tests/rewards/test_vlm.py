@@ -171,7 +171,7 @@ def test_answers_are_kept_by_content(tmp_path: Path, make_pair: MakePair) -> Non
         images = pictures("red", "red", "blue")
         first = reward(images, [pairs[0], pairs[0], pairs[1]])
         assert first.tolist() == [0, 0, 1] and len(server.times) == 2, "one picture is asked about once"
-        again = judge(server.url, cache=str(tmp_path / "kept"))
+        again = judge(server.url, concurrency=1, cache=str(tmp_path / "kept"))
         assert again(images, [make_pair("other key", 1), pairs[0], pairs[1]]).tolist() == [0, 0, 1]
         assert len(server.times) == 2, "a pair read anew is the same content"
         files = sorted((tmp_path / "kept").rglob("*.json"))

@@ -195,6 +195,15 @@ class PipelinePolicy(ABC):
         """
         self._tuning.load(folder)
 
+    def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the whole pipeline in safetensors and `dtype`, with what training changed in its weights.
+
+        The pipeline's own class loads it by `from_pretrained`. The policy itself is of no use after it.
+        """
+        self._tuning.merge(dtype)
+        self._pipeline.to(dtype)
+        self._pipeline.save_pretrained(folder, safe_serialization=True)
+
     @torch.no_grad()
     def _encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
         if self._config.offload:

@@ -37,6 +37,10 @@ class Tuning(Protocol):
 
     def load(self, folder: Path) -> None: ...
 
+    def merge(self, dtype: torch.dtype) -> None:
+        """Make the transformer a plain one of that precision, changed for good: nothing is trainable after it."""
+        ...
+
 
 class LoraTuning:
     """A LoRA (arXiv 2106.09685) in float32 on a frozen transformer; B starts at 0, A is Gaussian.
@@ -140,6 +144,15 @@ class LoraTuning:
         shards = {name.removeprefix(_PREFIX): like(weight, own[name]) for name, weight in saved.items()}
         peft.set_peft_model_state_dict(self._transformer, shards)
 
+    def merge(self, dtype: torch.dtype) -> None:
+        # The sum is taken in the finer precision of the two, and rounded once.
+        for name, weight in self._transformer.named_parameters():
+            if ".lora_" not in name:
+                weight.data = weight.data.to(torch.promote_types(weight.dtype, dtype))
+        self._transformer.fuse_lora(safe_fusing=True)
+        self._transformer.unload_lora()
+        self._transformer.requires_grad_(False).to(dtype)
+
     @property
     def _config(self) -> Any:
         return self._transformer.peft_config["default"]
@@ -225,6 +238,9 @@ class FullTuning:
         own = self._transformer.state_dict()
         _check_fit(path, saved, own, "policy.path")
         self._transformer.load_state_dict({name: like(weight, own[name]) for name, weight in saved.items()})
+
+    def merge(self, dtype: torch.dtype) -> None:
+        self._transformer.requires_grad_(False).to(dtype)
 
 
 def _exchange(parameter: nn.Parameter, other: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from customized_grpo.config import Config
 from customized_grpo.configuration import load_config
 from customized_grpo.evaluation import Evaluation, read_evaluation
-from customized_grpo.information import SESSIONS
+from customized_grpo.information import STARTS
 from customized_grpo.records import RecordError, read_records
 from customized_grpo.snapshots import GroupChoice, Samples, read_groups, read_samples
 
@@ -29,7 +29,7 @@ class Run:
     """One run, as far as it has come.
 
     `records` are those of metrics.jsonl, by rising iteration, after one of iteration 0 with the base model's
-    evaluation where there is one. `sessions` say what each start ran with. `samples` and `groups` are kept
+    evaluation where there is one. `starts` say what each start ran with. `samples` and `groups` are kept
     pictures by their folder. `notes` say what a reader has to know of what is missing.
     """
 
@@ -37,7 +37,7 @@ class Run:
     config: Config
     changes: list[Change]
     records: list[dict[str, Any]]
-    sessions: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
     base: Evaluation | None
     tuned: Evaluation | None
     samples: dict[Path, Samples]
@@ -70,7 +70,7 @@ def collect(folder: Path, config: Config) -> Run:
         config,
         list(changes(config)),
         records,
-        _lines(folder / SESSIONS),
+        _lines(folder / STARTS),
         base,
         tuned,
         # A process that was killed may have drawn pictures of an iteration that is to be done again.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model
 from torch import Tensor, nn
 
@@ -30,8 +31,8 @@ _WHOLE = (
 )  # fmt: skip
 
 
-def start_processes(config: Config, run: Path) -> Accelerator:
-    """This process among those that a launcher has started, if any; `run` is where trackers write.
+def start_processes(config: Config, run: Path, trackers: Sequence[GeneralTracker] = ()) -> Accelerator:
+    """This process among those that a launcher has started, if any; `trackers` follow the run in its folder `run`.
 
     Raises ConfigError where the launcher asks for a way of sharing that there is none of here.
     """
@@ -40,7 +41,7 @@ def start_processes(config: Config, run: Path) -> Accelerator:
     waiting = InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout))
     # Without being told so, accelerate takes the processes of a machine without a GPU for so many single ones.
     on_cpu = config.policy.device == "cpu" or torch.accelerator.current_accelerator(check_available=True) is None
-    accelerator = Accelerator(cpu=on_cpu, log_with="tensorboard", project_dir=run, kwargs_handlers=[waiting])
+    accelerator = Accelerator(cpu=on_cpu, log_with=[*trackers], project_dir=run, kwargs_handlers=[waiting])
     kind, started = accelerator.distributed_type, int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != started:
         raise ConfigError(
