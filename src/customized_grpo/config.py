@@ -258,7 +258,7 @@ class TrainConfig(_Section):
     batch_size: SizeOrAuto = Field(
         48, description="(image, step) pairs of one forward and backward pass; auto: as memory is free"
     )
-    timeout: float = Field(120.0, gt=0, description="minutes that a process waits for the others before it fails")
+    timeout: float = Field(30.0, gt=0, description="minutes that a process waits for the others before it fails")
     max_missing: float = Field(
         0.1, ge=0, le=1, description="share of an iteration's images that may lack a score; above it the run stops"
     )

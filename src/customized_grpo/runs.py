@@ -52,7 +52,7 @@ from customized_grpo.training.credit import reward_name
 from customized_grpo.training.groups import Groups
 from customized_grpo.training.loop import Observer, train
 from customized_grpo.training.order import pairs_of_iteration
-from customized_grpo.training.processes import ALONE, Processes, start_processes
+from customized_grpo.training.processes import ALONE, Processes, lost_processes_told, start_processes
 from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
 
 LORA, CONFIG = "lora", "config.yaml"
@@ -97,6 +97,7 @@ def build_judges(config: Config, device: torch.device) -> Judges:
     )
 
 
+@lost_processes_told()
 def train_run(config: Config, run: Path, console: Console) -> None:
     """Train, or go on training, the run in its folder; then draw, score and show what it has learned.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.commands.config.config_args import load_config_from_file
 from running import run_training
 from safetensors.torch import load_file
@@ -29,7 +32,7 @@ from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
 from customized_grpo.rewards import build_reward
 from customized_grpo.training.checkpoint import newest_checkpoint
-from customized_grpo.training.processes import Processes, start_processes
+from customized_grpo.training.processes import LostProcessError, Processes, lost_processes_told, start_processes
 
 Make = Callable[..., Config]
 FILES = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -102,16 +105,26 @@ def test_a_policy_that_cannot_be_sharded_says_so(make_config: Make) -> None:
             policy.shard(lambda module: None)  # type: ignore[attr-defined]
 
 
-def launch(folder: Path, file: str, plan: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Two processes on the CPU by a file of recipes/accelerate."""
-    (folder / "plan.json").write_text(json.dumps(plan))
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--config_file", str(FILES / file), "--num_processes", "2", "--main_process_port", str(port)]
+        return str(free.getsockname()[1])
+
+
+def launch(folder: Path, file: str, plan: Mapping[str, Any], machines: int = 1) -> tuple[int, str]:
+    """Two processes on the CPU by a file of recipes/accelerate, as if on so many machines; exit code, stderr."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    options = ["--config_file", str(FILES / file), "--num_processes", "2", "--main_process_port", free_port()]
+    if machines > 1:
+        options += ["--main_process_ip", "127.0.0.1"]
     script = [str(Path(__file__).with_name("together.py")), str(folder / "plan.json")]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *script]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    launchers = []
+    for rank in range(machines):
+        own = ["--machine_rank", str(rank)] if machines > 1 else []
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *own, *script]
+        launchers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    told = "".join(launcher.communicate(timeout=300)[1] for launcher in launchers)
+    return max(abs(launcher.returncode) for launcher in launchers), told
 
 
 def planned(folder: Path, name: str, config: Config, *, evaluated: bool = False) -> dict[str, Any]:
@@ -176,13 +189,13 @@ def alone(configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def together(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes train every configuration, then the first from the older checkpoint of one process."""
+    """A process on each of two machines trains every configuration, then the first from a checkpoint of one process."""
     folder = tmp_path_factory.mktemp("together")
     runs = [planned(folder, name, config) for name, config in configs.items()]
     runs.append(planned(folder, "taken over", configs["groups"], evaluated=True))
     begun(alone / "groups", folder / "taken over")
-    done = launch(folder, "cpu-2.yaml", {"fail": None, "runs": runs})
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, told = launch(folder, "two-nodes.yaml", {"fail": None, "runs": runs}, machines=2)
+    assert code == 0, told[-3000:]
     return folder
 
 
@@ -214,7 +227,7 @@ def test_gradients_are_summed_once_an_update(together: Path) -> None:
 
 def test_processes_wait_as_long_as_configured(configs: dict[str, Config], together: Path) -> None:
     seen = json.loads((together / "groups" / "process-1.json").read_text())
-    assert seen["timeout"] == 60 * configs["groups"].train.timeout == 7200
+    assert seen["timeout"] == 60 * configs["groups"].train.timeout == 1800
 
 
 def test_an_evaluation_is_the_same_by_any_number_of_processes(alone: Path, together: Path) -> None:
@@ -232,23 +245,29 @@ def full(make_config: Make) -> Config:
     return config.model_copy(update={"policy": config.policy.model_copy(update={"lora": None})})
 
 
+@dataclass(frozen=True)
+class Sharded:
+    """What two processes left, how they ended, and how many seconds after one of them had failed."""
+
+    folder: Path
+    code: int
+    told: str
+    seconds: float
+
+
 @pytest.fixture(scope="module")
-def sharded(
-    configs: dict[str, Config], full: Config, alone: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.CompletedProcess[str], float]:
+def sharded(configs: dict[str, Config], full: Config, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Sharded:
     """Two processes with a transformer in shards; at the end one of them fails."""
     folder = tmp_path_factory.mktemp("sharded")
     runs = [planned(folder, "lora", configs["groups"], evaluated=True), planned(folder, "full", full)]
     begun(alone / "groups", folder / "lora")
-    done = launch(folder, "fsdp2.yaml", {"fail": str(folder / "failed"), "runs": runs})
-    assert (folder / "failed").exists(), done.stderr[-3000:]
-    return folder, done, time.time() - float((folder / "failed").read_text())
+    code, told = launch(folder, "fsdp2.yaml", {"fail": str(folder / "failed"), "runs": runs})
+    assert (folder / "failed").exists(), told[-3000:]
+    return Sharded(folder, code, told, time.time() - float((folder / "failed").read_text()))
 
 
-def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(
-    alone: Path, sharded: tuple[Path, subprocess.CompletedProcess[str], float]
-) -> None:
-    folder, _, _ = sharded
+def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(alone: Path, sharded: Sharded) -> None:
+    folder = sharded.folder
     same(alone / "groups", folder / "lora")
     seen = [json.loads((folder / "lora" / f"process-{index}.json").read_text()) for index in (0, 1)]
     assert all(one["sharded"] for one in seen)
@@ -260,20 +279,65 @@ def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(
         assert two["scores"][name] == pytest.approx(scores, rel=1e-3, abs=1e-3)
 
 
-def test_all_weights_in_shards_learn_what_they_learn_whole(
-    full: Config, tmp_path: Path, sharded: tuple[Path, subprocess.CompletedProcess[str], float]
-) -> None:
+def test_all_weights_in_shards_learn_what_they_learn_whole(full: Config, tmp_path: Path, sharded: Sharded) -> None:
     """With a KL term, for which the untuned weights take the place of the shards and leave it again."""
-    folder, _, _ = sharded
     run_training(full, tmp_path)
-    same(tmp_path, folder / "full", kl=True)
+    same(tmp_path, sharded.folder / "full", kl=True)
     assert [record["kl"] > 0 for record in read_records(tmp_path / "metrics.jsonl")] == [True, True]
 
 
-def test_a_process_that_fails_ends_the_others(
-    sharded: tuple[Path, subprocess.CompletedProcess[str], float],
-) -> None:
-    _, done, seconds = sharded
-    assert done.returncode != 0
-    assert "this process fails" in done.stderr
-    assert seconds < 60, "and not after the two hours that processes wait for each other"
+def test_a_process_that_fails_ends_the_others(sharded: Sharded) -> None:
+    assert sharded.code != 0
+    assert "this process fails" in sharded.told
+    assert sharded.seconds < 60, "and not after the half hour that processes wait for each other"
+
+
+KILLS = """
+import os, signal, time
+
+def kills(images, pairs):
+    \"\"\"Redness, which does not survive its second time on the main process.\"\"\"
+    kills.times += 1
+    if os.environ["RANK"] == "0" and kills.times == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 100 * images[:, 0].mean((1, 2))
+
+kills.times = 0
+"""
+
+
+def test_a_process_that_is_killed_ends_the_others(make_config: Make, tmp_path: Path) -> None:
+    """Also without a launcher to see to it: on another machine there is none that would know."""
+    (tmp_path / "kills.py").write_text(KILLS)
+    config = make_config()
+    reward = config.rewards[0].model_copy(update={"kind": f"{tmp_path}/kills.py:kills"})
+    (tmp_path / "run").mkdir()
+    save_config(config.model_copy(update={"rewards": [reward, config.rewards[1]]}), tmp_path / "run" / "config.yaml")
+    command = [sys.executable, "-m", "customized_grpo", "train", "--resume", str(tmp_path / "run")]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for rank in "01"
+    ]
+    killed, left = started
+    assert killed.communicate(timeout=120) and killed.returncode == -signal.SIGKILL
+    told = left.communicate(timeout=20)[1].decode().splitlines()
+    assert left.returncode == 2
+    assert told[-1].startswith("error: another process of this run ended"), told
+    assert not any("Traceback" in line for line in told)
+
+
+def test_what_processes_wait_for_in_vain_is_one_line() -> None:
+    waited = "[/x/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 5ms for recv to complete"
+    words = r"\((Timed out waiting 5ms|NCCL error)"
+    for error in (RuntimeError(waited), dist.DistBackendError("NCCL error\nmore")):
+        with (
+            pytest.raises(LostProcessError, match=words) as lost,
+            lost_processes_told(),
+        ):
+            raise error
+        assert len(str(lost.value).splitlines()) == 1
+    with pytest.raises(RuntimeError, match="shapes differ"), lost_processes_told():
+        raise RuntimeError("shapes differ")

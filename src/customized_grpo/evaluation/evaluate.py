@@ -24,7 +24,7 @@ from customized_grpo.sharding import is_sharded
 from customized_grpo.training.memory import BatchSize, measure_drawing
 from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures
-from customized_grpo.training.scoring import judge
+from customized_grpo.training.scoring import judge, why_stop
 
 
 @dataclass(frozen=True)
@@ -74,35 +74,26 @@ def evaluate(
     per_chunk = max(1, size.size // config.images)
     chunks = [range(start, min(start + per_chunk, len(dataset))) for start in range(0, len(dataset), per_chunk)]
     scores = torch.full((len(rewards), len(dataset) * config.images), torch.nan)
-    failure = None
+    own: list[int] = []
     for turn in range(0, len(chunks), processes.count):
-        mine = turn + processes.index
-        # A sharded model is called by all at once: one without a chunk draws another's along and drops it.
-        if mine >= len(chunks) and not sharded:
-            break
-        chunk = chunks[min(mine, len(chunks) - 1)]
-        pairs = [dataset[i] for i in chunk]
-        drawn = [pair for pair in pairs for _ in range(config.images)]
-        images = _draw(policy, pairs, config, sigmas, size, processes.most if sharded else lambda own: own)
-        if mine >= len(chunks):
-            break
-        rows = range(chunk.start * config.images, chunk.stop * config.images)
-        if failure is None:
-            judged = judge(rewards, torch.stack(images), drawn)
+        mine, failure = turn + processes.index, None
+        has_one = mine < len(chunks)
+        if has_one or sharded:  # a sharded model is called by all at once: without a chunk, for the last one's pictures
+            chunk = chunks[min(mine, len(chunks) - 1)]
+            pairs = [dataset[i] for i in chunk]
+            images = _draw(policy, pairs, config, sigmas, size, processes.most if sharded else lambda own: own)
+        if has_one:
+            rows = range(chunk.start * config.images, chunk.stop * config.images)
+            judged = judge(rewards, torch.stack(images), [pair for pair in pairs for _ in range(config.images)])
             failure = judged.failure
             for row, reward in enumerate(rewards):
                 scores[row, list(rows)] = judged.scores[reward.name]
-        if failure is not None and not sharded:
-            break
-        for number, picture in zip(rows, images, strict=True):
-            to_image(picture).save(folder / _name(number, config.images))
-    own = [i for chunk in chunks[processes.index :: processes.count] for i in chunk]
-    own = [pair * config.images + image for pair in own for image in range(config.images)]
-    failed = processes.sum(torch.tensor(float(failure is not None)))
-    if failure is not None:
-        raise failure
-    if failed:
-        raise RewardError("a judge failed on another process")
+            for number, picture in zip(rows, images, strict=True):
+                to_image(picture).save(folder / _name(number, config.images))
+            own += rows
+        trouble = why_stop(0, 1, failure, 1.0, processes.sum)
+        if trouble is not None:
+            raise RewardError(trouble) from failure
     scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
     names = [_name(number, config.images) for number in range(scores.shape[1])]
     found = {reward.name: values.tolist() for reward, values in zip(rewards, scores, strict=True)}

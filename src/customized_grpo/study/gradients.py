@@ -20,7 +20,6 @@ from customized_grpo.noise import generator
 from customized_grpo.protocols import PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.training.credit import assign_credit
-from customized_grpo.training.memory import BatchSize
 from customized_grpo.training.order import pairs_of_iteration
 from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.training.scoring import score_drawn
@@ -108,12 +107,12 @@ def _at_step(
     """(3, parameters) at step t: gradients of the mean of each kind's advantage times the log-density."""
     weights = list(policy.trainable().values())
     total = torch.zeros(len(kinds), sum(weight.numel() for weight in weights))
-    count = kinds.shape[1]
+    count, size = kinds.shape[1], config.train.batch_size
     for batch in drawn:
         rows = torch.arange(len(batch))
         items = Items.of(batch, rows, torch.full_like(rows, t), torch.zeros(len(rows)), sigmas)
         start = 0
-        for micro in items.split(BatchSize("train.batch_size", config.train.batch_size).size):
+        for micro in items.split(len(items) if size == "auto" else size):
             step = SAMPLERS[config.rollout.sampler]
             _, _, log_density = replay(policy, micro, step, config.rollout.eta, sigmas[1])
             which = batch.images[start : start + len(micro)]

@@ -28,6 +28,21 @@ class Groups:
     credit: Credit
     learned: Tensor
 
+    @staticmethod
+    def of(
+        shown: Mapping[int, Pair], pictures: Tensor, scores: Mapping[str, Tensor], credit: Credit, learned: Tensor
+    ) -> Groups:
+        """The groups `shown`, by their numbers: `pictures` (shown * G, ...) is theirs, the rest that of all groups."""
+        rows = list(shown)
+        images = torch.arange(learned.numel()).view_as(learned)[rows]
+        return Groups(
+            list(shown.values()),
+            pictures.cpu().view(*images.shape, *pictures.shape[1:]),
+            {name: values[rows] for name, values in scores.items()},
+            credit.of(images),
+            learned[rows],
+        )
+
 
 def group_diversity(pictures: Tensor, group_size: int) -> float:
     """How much the pictures of a group differ: 0 where all are the same, at most 1.

@@ -101,7 +101,7 @@ def train(
         keys = [(pair.key, number) for pair, number in images]
         conditions = [encode(pair) for pair, _ in images]
         trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, iteration, keys)
-        if iteration == first:
+        if iteration == first:  # what of one image, of one step, fits into memory, where sizes are "auto"
             measure_drawing(drawing, policy, conditions[0], len(mine), processes.least)
             updater.measure_size(conditions[0], sigmas, len(mine) * trained.shape[1])
         batches = draw_images(
@@ -120,8 +120,7 @@ def train(
         )
 
         # 2. Their scores, made beside the drawing of the next batch where that helps, and (groups, G) over processes.
-        shown = [pair for pair, _ in images]
-        scored = score_drawn(policy, batches, rewards, shown, overlap=overlap, size=drawing)
+        scored = score_drawn(policy, batches, rewards, [pair for pair, _ in images], overlap=overlap, size=drawing)
         scores = processes.grouped(scored.scores, mine, rollout)
         began_updating = time.perf_counter()
 
@@ -154,9 +153,8 @@ def train(
         seconds = (*scored.seconds, time.perf_counter() - began_updating)
         measured |= {f"seconds/{name}": s for name, s in zip(("sampling", "scoring", "updating"), seconds, strict=True)}
         measured["seconds/total"] = time.perf_counter() - began
-        whole = processes.groups(rollout.pairs)
         pictures = processes.whole_groups(scored.pictures, mine, rollout)
-        record |= processes.mean({"diversity": group_diversity(pictures, rollout.group_size)}, len(whole))
+        record |= processes.mean({"diversity": group_diversity(pictures, rollout.group_size)}, len(pictures))
         record |= processes.mean(measured, len(mine))
         record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
@@ -165,11 +163,8 @@ def train(
         if done % tuning.sample_every == 0 or last:
             learned = processes.grouped({"": advantages.mean(1)}, mine, rollout)[""]
             if processes.is_main:
-                numbers = torch.arange(rollout.pairs * rollout.group_size).view(-1, rollout.group_size)[list(whole)]
-                shown = [dataset[indices[group]] for group in whole]
-                kept = {name: values[list(whole)] for name, values in scores.items()}
-                grid = pictures.cpu().view(*numbers.shape, *pictures.shape[1:])
-                observer.on_groups(done, Groups(shown, grid, kept, credit.of(numbers), learned[list(whole)]))
+                shown = {group: dataset[indices[group]] for group in processes.groups(rollout.pairs)}
+                observer.on_groups(done, Groups.of(shown, pictures, scores, credit, learned))
             with averaged.applied():
                 record |= observer.on_sample(done)
         if processes.is_main:

@@ -135,7 +135,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be allocated there. On a CPU what the system calls available, or less if a container says so."""
+    """What can still be allocated there.
+
+    On a CPU what the system calls available, or less if a container says so; this process's share of it.
+    """
     if device.type == "cuda":
         free = int(torch.cuda.mem_get_info(device)[0])
         return free + int(torch.cuda.memory_reserved(device)) - int(torch.cuda.memory_allocated(device))
@@ -150,7 +153,7 @@ def free_bytes(device: torch.device) -> int:
         found.append(max(0, limit - used))
     except (OSError, ValueError):  # no container, or one without a limit
         pass
-    return min(found)
+    return min(found) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:

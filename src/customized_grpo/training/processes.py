@@ -10,10 +10,12 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model
@@ -24,11 +26,35 @@ from customized_grpo.protocols import Policy
 from customized_grpo.sharding import is_sharded
 
 _BUCKET = 2**26  # numbers of one message: 256 MiB of float32
+_GLOO = "gloo/transport"  # in the errors of its connections, which have no class of their own
 _DEEPSPEED, _FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
 _WHOLE = (
     DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU,
     DistributedType.MULTI_XPU, DistributedType.MULTI_MLU,
 )  # fmt: skip
+
+
+class LostProcessError(ConnectionError):
+    """Another process of the run ended, or does not answer; its text is one line."""
+
+
+@contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Inside it the error of a collective that another process did not come to is a LostProcessError.
+
+    gloo raises at once where a process has ended, and both gloo and NCCL after `train.timeout` where it hangs.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not isinstance(error, dist.DistError) and _GLOO not in told:
+            raise
+        what = told.split("] ", 1)[-1].split(". ")[0]
+        raise LostProcessError(
+            f"another process of this run ended, or does not answer within train.timeout ({what}): "
+            "see its own last lines; go on by cgrpo train --resume"
+        ) from error
 
 
 def start_processes(config: Config, run: Path, trackers: Sequence[GeneralTracker] = ()) -> Accelerator:
@@ -120,10 +146,9 @@ class Processes:
 
     def most(self, number: int) -> int:
         """The greatest of all processes' numbers. A collective."""
-        if self._accelerator is None or self.count == 1:
-            return number
-        own = torch.tensor([number], device=self._accelerator.device)
-        return int(self._accelerator.gather(own).max())
+        every = torch.zeros(self.count, dtype=torch.long)
+        every[self.index] = number
+        return int(self.sum(every).max())
 
     def least(self, number: int) -> int:
         """The least of all processes' numbers. A collective."""
