@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,11 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands(text: str) -> list[list[str]]:
-    """The `cgrpo` lines of the blocks that are marked bash and nothing more."""
+def commands(text: str, program: str = "cgrpo") -> list[list[str]]:
+    """The lines of a program, in the blocks that are marked bash and nothing more; without its name."""
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("cgrpo ")]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")]
+    return [shlex.split(line)[1:] for line in lines]
 
 
 @pytest.fixture
@@ -35,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
     listed = f"Classes\n\nsubject_name,class\ndog,dog\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     listed += f"\nLive Subject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     (tmp_path / "dreambench" / "prompts_and_classes.txt").write_text(listed, encoding="utf-8")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     return tmp_path
 
 
@@ -44,6 +48,12 @@ def test_commands_run(document: Path, folder: Path) -> None:
         short = settings() if command[0] == "train" and "--resume" not in command else []
         done = cgrpo(*command, *short, folder=folder)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    for command in commands(document.read_text(encoding="utf-8"), "accelerate"):
+        launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *settings()]
+        launched = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=600)
+        assert launched.returncode == 0, f"{' '.join(command)}: {launched.stderr}"
+        started = (folder / command[command.index("--out") + 1] / "starts.jsonl").read_text(encoding="utf-8")
+        assert '"processes": "2"' in started
 
 
 def test_the_readme_has_commands_and_its_two_first_lines() -> None:

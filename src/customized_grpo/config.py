@@ -6,9 +6,19 @@ A YAML file names what differs, `--set a.b=c` what differs from the file; unknow
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 #: A path of this form means the folder of that name inside the package's own embedded models.
 EMBEDDED = "embedded"
@@ -22,6 +32,21 @@ class ConfigError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _size_or_auto(value: object, inner: ValidatorFunctionWrapHandler) -> object:
+    # One line for the key, where pydantic would give one for each of the two types.
+    try:
+        size = inner(value)
+    except ValidationError:
+        size = 0
+    if size != "auto" and size < 1:
+        raise ValueError("should be a number of at least 1, or auto")
+    return size
+
+
+#: Items of one forward pass, or as many as memory is free for.
+SizeOrAuto = Annotated[int | Literal["auto"], WrapValidator(_size_or_auto)]
 
 
 class LoraConfig(_Section):
@@ -191,7 +216,10 @@ class RolloutConfig(_Section):
     group_size: int = Field(12, ge=1)
     pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
     shared_noise: bool = Field(True, description="one initial noise for a whole group")
-    batch_size: int = Field(48, ge=1, description="images of one forward pass")
+    layout: Literal["groups", "spread"] = Field(
+        "groups", description="of several processes, each draws whole groups; or all the same share of all images"
+    )
+    batch_size: SizeOrAuto = Field(48, description="images of one forward pass; auto: as memory is free")
     overlap: bool | None = Field(
         None, description="score a batch while the next is drawn; null: where the policy is on an accelerator"
     )
@@ -227,7 +255,10 @@ class TrainConfig(_Section):
     )
     kl_weight: float = Field(0.0, ge=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, a step; 0: none")
-    batch_size: int = Field(48, ge=1, description="(image, step) pairs of one forward and backward pass")
+    batch_size: SizeOrAuto = Field(
+        48, description="(image, step) pairs of one forward and backward pass; auto: as memory is free"
+    )
+    timeout: float = Field(30.0, gt=0, description="minutes that a process waits for the others before it fails")
     max_missing: float = Field(
         0.1, ge=0, le=1, description="share of an iteration's images that may lack a score; above it the run stops"
     )

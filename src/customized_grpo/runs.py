@@ -43,6 +43,7 @@ from customized_grpo.records import append_record, read_records
 from customized_grpo.report import REPORT, Finding, collect, find_warnings, write_report
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.frame import to_image
+from customized_grpo.sharding import is_sharded
 from customized_grpo.snapshots import keep_groups, keep_samples
 from customized_grpo.terminal import TrainingDisplay, score_table
 from customized_grpo.trackers import check_trackers, log_picture, start_trackers, trackers_of
@@ -51,6 +52,7 @@ from customized_grpo.training.credit import reward_name
 from customized_grpo.training.groups import Groups
 from customized_grpo.training.loop import Observer, train
 from customized_grpo.training.order import pairs_of_iteration
+from customized_grpo.training.processes import ALONE, Processes, lost_processes_told, start_processes
 from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
 
 LORA, CONFIG = "lora", "config.yaml"
@@ -95,6 +97,7 @@ def build_judges(config: Config, device: torch.device) -> Judges:
     )
 
 
+@lost_processes_told()
 def train_run(config: Config, run: Path, console: Console) -> None:
     """Train, or go on training, the run in its folder; then draw, score and show what it has learned.
 
@@ -103,9 +106,12 @@ def train_run(config: Config, run: Path, console: Console) -> None:
     check_trackers(config.train.trackers)
     dataset = open_dataset(config.data)
     held_out = open_dataset(config.evaluation.data)
-    on_cpu = config.policy.device == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, log_with=trackers_of(config.train.trackers, run), project_dir=run)
+    accelerator = start_processes(config, run, trackers_of(config.train.trackers, run))
+    processes = Processes(accelerator)
+    processes.check(config.rollout)
+    run = Path(processes.text_of_main(str(run)))  # a folder named after the time may be another on each
     policy = build_policy(config.policy)
+    processes.share_weights(policy)
     judges = build_judges(config, policy.device)
     main = accelerator.is_main_process
     if main:
@@ -122,12 +128,11 @@ def train_run(config: Config, run: Path, console: Console) -> None:
     done = checkpointed_iterations(run)
     if config.policy.conditions is not None:
         encode_ahead(config, policy, dataset, held_out, done, accelerator)
-    base = None
     if main:
         append_record(run / STARTS, _start(accelerator, policy, done))
-        base = _evaluation(config, run, "base", policy, held_out, judges, console)
+    base = _evaluation(config, run, "base", policy, held_out, judges, console, processes)
+    if main:
         keep_samples(run, 0, held_out, config.evaluation.images, base)
-    accelerator.wait_for_everyone()
     warned: set[tuple[str, str]] = set()
     with TrainingDisplay(config.train.iterations, done=done, console=console) if main else nullcontext() as display:
 
@@ -142,8 +147,9 @@ def train_run(config: Config, run: Path, console: Console) -> None:
                     warned.add((finding.kind, finding.about))
 
         def on_sample(iteration: int) -> dict[str, float]:
-            means = _sample(config, run, iteration, policy, held_out, judges)
-            log_picture(accelerator, "samples", sample_grid(run, iteration), iteration)
+            means = _sample(config, run, iteration, policy, held_out, judges, processes)
+            if main:
+                log_picture(accelerator, "samples", sample_grid(run, iteration), iteration)
             return means
 
         def on_groups(iteration: int, groups: Groups) -> None:
@@ -158,13 +164,13 @@ def train_run(config: Config, run: Path, console: Console) -> None:
             accelerator,
             Observer(on_iteration, on_sample, on_groups),
         )
-    accelerator.end_training()
-    if main:
-        assert base is not None
+    if main or is_sharded(next(iter(policy.trainable().values()))):
         policy.save(run / LORA)
-        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console)
+    tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, processes)
+    if main:
         show(config, run, held_out, base, tuned, console)
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # which ends the processes' group, too
 
 
 def encode_ahead(
@@ -257,35 +263,47 @@ def _evaluation(
     held_out: PairDataset,
     judges: Judges,
     console: Console,
+    processes: Processes = ALONE,
     *,
     again: bool = False,
 ) -> Evaluation:
     """The run's evaluation of that name: "base" is that of the untuned model. Drawn once, or `again`."""
     folder = run / "evaluation" / name
     kept = None if again else read_evaluation(folder, config.evaluation)
-    if kept is not None:
+    if processes.least(int(kept is not None)) and kept is not None:
         return kept
-    console.print(f"drawing {len(held_out) * config.evaluation.images} pictures of the evaluation ({name})")
+    if processes.is_main:
+        console.print(f"drawing {len(held_out) * config.evaluation.images} pictures of the evaluation ({name})")
     with policy.reference() if name == "base" else nullcontext():
-        return _draw(config, folder, policy, held_out, judges)
+        return _draw(config, folder, policy, held_out, judges, processes)
 
 
-def _draw(config: Config, folder: Path, policy: Policy, held_out: PairDataset, judges: Judges) -> Evaluation:
-    return evaluate(policy, held_out, judges.all, config.evaluation, folder, batch_size=config.rollout.batch_size)
+def _draw(
+    config: Config, folder: Path, policy: Policy, held_out: PairDataset, judges: Judges, processes: Processes
+) -> Evaluation:
+    size = config.rollout.batch_size
+    return evaluate(policy, held_out, judges.all, config.evaluation, folder, batch_size=size, processes=processes)
 
 
 def _sample(
-    config: Config, run: Path, iteration: int, policy: Policy, held_out: PairDataset, judges: Judges
+    config: Config,
+    run: Path,
+    iteration: int,
+    policy: Policy,
+    held_out: PairDataset,
+    judges: Judges,
+    processes: Processes,
 ) -> dict[str, float]:
     """Draw and score the held-out pairs as the policy now is; keep the first few as a grid.
 
     The last iteration's are the run's own "tuned" ones.
     """
-    now = _draw(config, run / "evaluation" / "tuned", policy, held_out, judges)
-    base = read_evaluation(run / "evaluation" / "base", config.evaluation)
-    columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
-    keep_samples(run, iteration, held_out, config.evaluation.images, now)
-    evaluation_grid(sample_grid(run, iteration), held_out, config.evaluation.images, columns)
+    now = _draw(config, run / "evaluation" / "tuned", policy, held_out, judges, processes)
+    if processes.is_main:
+        base = read_evaluation(run / "evaluation" / "base", config.evaluation)
+        columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
+        keep_samples(run, iteration, held_out, config.evaluation.images, now)
+        evaluation_grid(sample_grid(run, iteration), held_out, config.evaluation.images, columns)
     return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
 
 

@@ -70,19 +70,24 @@ def two_pairs(make_config: Callable[..., Config]) -> list[Pair]:
     return [dataset[0], dataset[1]]
 
 
+def of_images(pairs: list[Pair]) -> list[Pair]:
+    """The pair of each image, of groups of three."""
+    return [pair for pair in pairs for _ in range(3)]
+
+
 def test_overlapped_scores_are_the_same(
     policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]]
 ) -> None:
     pairs = two_pairs(make_config)
     one, other = Redness(), Redness()
-    plain = score_drawn(policy, batches(), [one], pairs, 3)
-    beside = score_drawn(policy, batches(), [other], pairs, 3, overlap=True)
+    plain = score_drawn(policy, batches(), [one], of_images(pairs))
+    beside = score_drawn(policy, batches(), [other], of_images(pairs), overlap=True)
     assert one.threads == {"MainThread"} and "MainThread" not in other.threads
     assert one.seen == other.seen == [[pairs[0].key] * 2, [pairs[0].key, pairs[1].key], [pairs[1].key] * 2]
     assert torch.equal(plain.scores["redness"], beside.scores["redness"])
     assert torch.equal(plain.pictures, beside.pictures)
-    assert plain.scores["redness"].shape == (2, 3)
-    torch.testing.assert_close(plain.pictures[:, 0].mean((1, 2)).view(2, 3), plain.scores["redness"])
+    assert plain.scores["redness"].shape == (6,)
+    torch.testing.assert_close(plain.pictures[:, 0].mean((1, 2)), plain.scores["redness"])
 
 
 def test_drawing_does_not_run_ahead_of_the_scores(
@@ -103,7 +108,7 @@ def test_drawing_does_not_run_ahead_of_the_scores(
                 assert not asked_for_fourth.wait(0.3)
             return super().__call__(images, pairs)
 
-    scored = score_drawn(policy, watched(), [Slow()], two_pairs(make_config), 3, overlap=True)
+    scored = score_drawn(policy, watched(), [Slow()], of_images(two_pairs(make_config)), overlap=True)
     assert scored.failure is None and asked_for_fourth.is_set()
 
 
@@ -111,7 +116,7 @@ def test_drawing_does_not_run_ahead_of_the_scores(
 def test_a_reward_that_dies_leaves_its_batches_without_scores(
     policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]], overlap: bool
 ) -> None:
-    scored = score_drawn(policy, batches(), [Redness(), Broken()], two_pairs(make_config), 3, overlap=overlap)
+    scored = score_drawn(policy, batches(), [Redness(), Broken()], of_images(two_pairs(make_config)), overlap=overlap)
     assert "reward 'broken' failed on pair" in str(scored.failure)
     assert bool(scored.scores["broken"].isnan().all())
 

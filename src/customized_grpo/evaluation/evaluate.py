@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from customized_grpo.config import EvaluationConfig
-from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
+from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import write_json
-from customized_grpo.rewards import score
+from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.frame import to_image
+from customized_grpo.sharding import is_sharded
+from customized_grpo.training.memory import BatchSize, measure_drawing
+from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures
+from customized_grpo.training.scoring import judge, why_stop
 
 
 @dataclass(frozen=True)
@@ -49,38 +54,90 @@ def evaluate(
     config: EvaluationConfig,
     folder: Path,
     *,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """Draw `config.images` pictures of every pair into `folder` (PNG), score them, write scores.json."""
+    """Draw `config.images` pictures of every pair into `folder` (PNG), score them, write scores.json.
+
+    With several `processes`, all of which call this and see the folder, each draws some of the batches; these are the
+    same however many there are, and so are the scores, which all return.
+
+    Raises RewardError where a judge fails, on all processes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sigmas = policy.sigmas(config.steps).to(policy.device)
-    scores: dict[str, list[Tensor]] = {reward.name: [] for reward in rewards}
-    pictures: list[Path] = []
-    per_chunk = max(1, batch_size // config.images)
-    for start in range(0, len(dataset), per_chunk):
-        pairs = [dataset[i] for i in range(start, min(start + per_chunk, len(dataset)))]
-        drawn = [pair for pair in pairs for _ in range(config.images)]
-        encoded = [policy.encode(pair.prompt, pair.references) for pair in pairs]
-        conditions = [one for one in encoded for _ in range(config.images)]
-        noise = torch.cat(
-            [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
-        )
-        images: list[Tensor] = [torch.empty(0)] * len(drawn)
-        for rows in batches(conditions, batch_size):
-            batch = Conditions.join([conditions[i] for i in rows])
-            for i, picture in zip(rows, sample_pictures(policy, batch, noise[rows], sigmas), strict=True):
-                images[i] = picture
-        for name, values in score(rewards, torch.stack(images), drawn).items():
-            scores[name].append(values)
-        for picture in images:
-            path = folder / f"{len(pictures) // config.images:05d}-{len(pictures) % config.images}.png"
-            to_image(picture).save(path)
-            pictures.append(path)
-    result = Evaluation({name: torch.cat(parts).tolist() for name, parts in scores.items()}, pictures)
-    names = [path.name for path in pictures]
-    kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
-    write_json(folder / "scores.json", kept)
+    sharded = any(map(is_sharded, policy.trainable().values()))
+    size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
+    if size.auto:
+        first, share = dataset[0], -(-len(dataset) * config.images // processes.count)
+        measure_drawing(size, policy, policy.encode(first.prompt, first.references), share, processes.least)
+    per_chunk = max(1, size.size // config.images)
+    chunks = [range(start, min(start + per_chunk, len(dataset))) for start in range(0, len(dataset), per_chunk)]
+    scores = torch.full((len(rewards), len(dataset) * config.images), torch.nan)
+    own: list[int] = []
+    for turn in range(0, len(chunks), processes.count):
+        mine, failure = turn + processes.index, None
+        has_one = mine < len(chunks)
+        if has_one or sharded:  # a sharded model is called by all at once: without a chunk, for the last one's pictures
+            chunk = chunks[min(mine, len(chunks) - 1)]
+            pairs = [dataset[i] for i in chunk]
+            images = _draw(policy, pairs, config, sigmas, size, processes.most if sharded else lambda own: own)
+        if has_one:
+            rows = range(chunk.start * config.images, chunk.stop * config.images)
+            judged = judge(rewards, torch.stack(images), [pair for pair in pairs for _ in range(config.images)])
+            failure = judged.failure
+            for row, reward in enumerate(rewards):
+                scores[row, list(rows)] = judged.scores[reward.name]
+            for number, picture in zip(rows, images, strict=True):
+                to_image(picture).save(folder / _name(number, config.images))
+            own += rows
+        trouble = why_stop(0, 1, failure, 1.0, processes.sum)
+        if trouble is not None:
+            raise RewardError(trouble) from failure
+    scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
+    names = [_name(number, config.images) for number in range(scores.shape[1])]
+    found = {reward.name: values.tolist() for reward, values in zip(rewards, scores, strict=True)}
+    result = Evaluation(found, [folder / name for name in names])
+    if processes.is_main:
+        kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
+        write_json(folder / "scores.json", kept)
+    processes.wait()
     return result
+
+
+def _draw(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    config: EvaluationConfig,
+    sigmas: Tensor,
+    size: BatchSize,
+    rounds: Callable[[int], int],
+) -> list[Tensor]:
+    """`config.images` pictures (3, H, W) of each pair."""
+    encoded = [policy.encode(pair.prompt, pair.references) for pair in pairs]
+    conditions = [one for one in encoded for _ in range(config.images)]
+    noise = torch.cat(
+        [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
+    )
+    images: list[Tensor] = [torch.empty(0)] * len(conditions)
+
+    def draw(rows: Sequence[int]) -> Tensor:
+        batch = Conditions.join([conditions[i] for i in rows])
+        return sample_pictures(policy, batch, noise[rows], sigmas)
+
+    together = batches(conditions, size.size)
+    waits = rounds(len(together)) - len(together)
+    for rows in together:
+        drawn = torch.cat(list(size.run(len(rows), lambda part, rows=rows: draw(rows[part]))))  # type: ignore[misc]
+        for i, picture in zip(rows, drawn, strict=True):
+            images[i] = picture
+    for _ in range(waits):
+        draw(together[0])
+    return images
+
+
+def _name(number: int, images: int) -> str:
+    return f"{number // images:05d}-{number % images}.png"
 
 
 def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation | None:

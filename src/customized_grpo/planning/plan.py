@@ -147,9 +147,9 @@ def _relaxed(change: Change, made: list[Change], fits: Callable[[list[Change]], 
 
 def _remedies(config: Config) -> Iterator[Change]:
     policy, train, rollout = config.policy, config.train, config.rollout
-    if train.batch_size > 1:
+    if train.batch_size != "auto" and train.batch_size > 1:
         yield "train.batch_size", train.batch_size, 1
-    if rollout.batch_size > 1:
+    if rollout.batch_size != "auto" and rollout.batch_size > 1:
         yield "rollout.batch_size", rollout.batch_size, 1
     if not policy.gradient_checkpointing:
         yield "policy.gradient_checkpointing", False, True
@@ -189,8 +189,9 @@ def _work(config: Config, shapes: Shapes, processes: int) -> Work:
         latent=shapes.latent,
         condition=shapes.condition,
         pixels=shapes.pixels,
-        sampling_batch=rollout.batch_size,
-        training_batch=train.batch_size,
+        # Sizes that follow memory go down to one item where they must.
+        sampling_batch=1 if rollout.batch_size == "auto" else rollout.batch_size,
+        training_batch=1 if train.batch_size == "auto" else train.batch_size,
         conditions_kept=min(conditions_kept(config), pairs * train.iterations),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from customized_grpo.policies.conditions import ConditionsFolder
 from customized_grpo.policies.quantisation import pipeline_quantisation, quantisation_of
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
+from customized_grpo.sharding import sum_over_processes
 
 REFERENCE = "reference_{}"
 """Name in Conditions.rows of the k-th reference's tokens, from 1."""
@@ -73,6 +74,7 @@ class PipelinePolicy(ABC):
         self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
         self._away = False  # whether text encoders and VAE may be off the device
         self._transformer = self._pipeline.transformer
+        self._kind = type(self._transformer)  # before it is sharded, which makes another class of it
         self._tuning: Tuning
         if config.lora is not None:
             self._tuning = LoraTuning(self._transformer, config.lora, lora_targets, exclude=lora_exclude)
@@ -161,6 +163,20 @@ class PipelinePolicy(ABC):
         """The LoRA's parameters, or all of the transformer's, by their names in the transformer; on the device."""
         self._transformer.to(self._device)  # so that an optimiser's state is made, or loaded, where the work is
         return self._tuning.trainable()
+
+    def shard(self, fully_shard: Callable[[nn.Module], object]) -> None:
+        """Spread the transformer's weights over processes by `fully_shard`, which makes FSDP2's shards of a module.
+
+        From then on all processes call `velocity`, `reference`, `save` and `load` together.
+
+        Raises:
+            ModelError: a setting of the policy does not go with shards.
+        """
+        for name in ("offload", "quantise", "compile"):
+            if getattr(self._config, name):
+                raise ModelError(f"policy.{name}: does not go with FSDP; leave it out, or launch without FSDP")
+        fully_shard(self._transformer)
+        sum_over_processes(self._transformer)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it `velocity` is that of the untuned model, and no gradient is recorded."""
@@ -275,7 +291,7 @@ class PipelinePolicy(ABC):
 
     def _load_transformer(self) -> nn.Module:
         """The untuned transformer again, on the CPU."""
-        return load_transformer(self._config, type(self._transformer))
+        return load_transformer(self._config, self._kind)
 
 
 def sequence_shift(scheduler: Any, tokens: int) -> float:

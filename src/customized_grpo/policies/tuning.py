@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from customized_grpo.config import LoraConfig
 from customized_grpo.models import ModelError, first_line
 from customized_grpo.policies.low_rank import LowRankLinear
+from customized_grpo.sharding import is_sharded, like, local, reshard, whole, writes
 
 _INIT_SEED = 0
 _PREFIX = "transformer."
@@ -95,6 +96,7 @@ class LoraTuning:
         self._inside = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        reshard(self._transformer)
         return {n: p for n, p in self._transformer.named_parameters() if ".lora_" in n}
 
     @contextmanager
@@ -104,6 +106,8 @@ class LoraTuning:
             return
         self._inside = True
         self._transformer.disable_adapters()
+        for weight in self.trainable().values():
+            weight.requires_grad_(True)  # peft freezes them; shards would be made whole as frozen ones
         try:
             with torch.no_grad():
                 yield
@@ -112,13 +116,15 @@ class LoraTuning:
             self._inside = False
 
     def save(self, folder: Path) -> None:
+        state = self._state()
+        weights = {name: whole(weight.detach()).cpu().contiguous() for name, weight in state.items()}
+        if not writes(list(state.values())):
+            return
         metadata = self._config.to_dict()
         metadata["target_modules"] = sorted(metadata["target_modules"])
         FluxKontextPipeline.save_lora_weights(
             folder,
-            transformer_lora_layers={
-                name: weight.detach().cpu().contiguous() for name, weight in self._state().items()
-            },
+            transformer_lora_layers=weights,
             transformer_lora_adapter_metadata=metadata,
         )
 
@@ -141,7 +147,8 @@ class LoraTuning:
                 f"{path}: its alpha is {alpha}, the policy's {self._config.lora_alpha}; "
                 f"set policy.lora.alpha to {alpha}"
             )
-        peft.set_peft_model_state_dict(self._transformer, {name.removeprefix(_PREFIX): w for name, w in saved.items()})
+        shards = {name.removeprefix(_PREFIX): like(weight, own[name]) for name, weight in saved.items()}
+        peft.set_peft_model_state_dict(self._transformer, shards)
 
     def merge(self, dtype: torch.dtype) -> None:
         # The sum is taken in the finer precision of the two, and rounded once.
@@ -158,6 +165,7 @@ class LoraTuning:
 
     def _state(self) -> dict[str, Tensor]:
         """The LoRA's weights by the names of its file, which leave out the adapter's name."""
+        reshard(self._transformer)
         state: dict[str, Tensor] = peft.get_peft_model_state_dict(self._transformer)
         return state
 
@@ -175,12 +183,13 @@ class FullTuning:
 
     def __init__(self, transformer: Any, reload: Callable[[], Any]) -> None:
         transformer.requires_grad_(True)
-        self._transformer = transformer
+        self._transformer, self._class = transformer, type(transformer)
         self._reload = reload
         self._untuned: dict[str, Tensor] | None = None
         self._inside = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        reshard(self._transformer)
         return dict(self._transformer.named_parameters())
 
     @contextmanager
@@ -188,32 +197,38 @@ class FullTuning:
         if self._inside:
             yield
             return
+        parameters = self.trainable()
         if self._untuned is None:
             weights = self._reload().named_parameters()
-            self._untuned = {name: weight.detach() for name, weight in weights}
-        parameters = self.trainable()
-        tuned = {name: parameter.data for name, parameter in parameters.items()}
+            self._untuned = {name: local(like(weight.detach(), parameters[name])).cpu() for name, weight in weights}
+        tuned = {name: _exchange(parameter, self._untuned[name]) for name, parameter in parameters.items()}
         self._inside = True
         try:
-            # `.data` is no change in autograd's eyes: a graph built before stays valid.
-            for name, parameter in parameters.items():
-                parameter.data = self._untuned[name].to(parameter.device)
             with torch.no_grad():
                 yield
         finally:
+            reshard(self._transformer)
             for name, parameter in parameters.items():
-                parameter.data = tuned[name]
+                _exchange(parameter, tuned[name])
             self._inside = False
 
     def save(self, folder: Path) -> None:
-        self._transformer.save_pretrained(folder / _FOLDER, safe_serialization=True)
+        model = self._transformer
+        if any(map(is_sharded, self.trainable().values())):
+            state = {name: whole(weight).cpu() for name, weight in model.state_dict().items()}
+            if not writes(list(self.trainable().values())):
+                return
+            with torch.device("meta"):
+                model = self._class.from_config(model.config)
+            model.load_state_dict(state, assign=True)
+        model.save_pretrained(folder / _FOLDER, safe_serialization=True)
 
     def load(self, folder: Path) -> None:
         path = folder / _FOLDER
         if not (path / "config.json").is_file():
             raise ModelError(f"{path}: no saved transformer; give the folder of a full tuning")
         try:
-            model, report = type(self._transformer).from_pretrained(
+            model, report = self._class.from_pretrained(
                 path,
                 dtype=self._transformer.dtype,
                 use_safetensors=True,
@@ -225,11 +240,27 @@ class FullTuning:
         if report["missing_keys"]:  # which diffusers would leave at random values
             raise ModelError(f"{path}: lacks {report['missing_keys'][0]}; save it again")
         saved = model.state_dict()
-        _check_fit(path, saved, self._transformer.state_dict(), "policy.path")
-        self._transformer.load_state_dict(saved)
+        reshard(self._transformer)
+        own = self._transformer.state_dict()
+        _check_fit(path, saved, own, "policy.path")
+        self._transformer.load_state_dict({name: like(weight, own[name]) for name, weight in saved.items()})
 
     def merge(self, dtype: torch.dtype) -> None:
         self._transformer.requires_grad_(False).to(dtype)
+
+
+def _exchange(parameter: nn.Parameter, other: Tensor) -> Tensor:
+    """Give a parameter, or this process's shard of it, other numbers; those that it had.
+
+    In autograd's eyes nothing changes: a graph that was built before stays valid.
+    """
+    own = local(parameter).data
+    if is_sharded(parameter):  # FSDP2 gathers from the memory that the shard has
+        before = own.clone()
+        own.copy_(other)
+        return before
+    parameter.data = other.to(parameter.device)
+    return own
 
 
 def _check_fit(path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: str) -> None:

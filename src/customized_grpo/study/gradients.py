@@ -90,10 +90,11 @@ def _gradients(
     keys = [(pair.key, i) for pair, i in images]
     steps = range(rollout.steps - 1)  # all of them, also where training moves a window over them
     batches = draw_images(policy, conditions, keys, rollout, sigmas, steps, seed=config.seed, iteration=number)
-    scored = score_drawn(policy, batches, rewards, pairs, rollout.group_size)
+    scored = score_drawn(policy, batches, rewards, [pair for pair, _ in images])
     if scored.failure is not None:
         raise scored.failure
-    credit, _ = assign_credit(scored.scores, config.rewards, config.method)
+    scores = {name: values.view(len(pairs), rollout.group_size) for name, values in scored.scores.items()}
+    credit, _ = assign_credit(scores, config.rewards, config.method)
     identity, prompt = credit.advantages["identity"], credit.advantages["prompt"]
     bonus = SHAPINGS["sars"](identity, prompt, config.method.gamma)
     kinds = torch.stack([identity.flatten(), prompt.flatten(), bonus.flatten()])
@@ -106,12 +107,12 @@ def _at_step(
     """(3, parameters) at step t: gradients of the mean of each kind's advantage times the log-density."""
     weights = list(policy.trainable().values())
     total = torch.zeros(len(kinds), sum(weight.numel() for weight in weights))
-    count = kinds.shape[1]
+    count, size = kinds.shape[1], config.train.batch_size
     for batch in drawn:
         rows = torch.arange(len(batch))
         items = Items.of(batch, rows, torch.full_like(rows, t), torch.zeros(len(rows)), sigmas)
         start = 0
-        for micro in items.split(config.train.batch_size):
+        for micro in items.split(len(items) if size == "auto" else size):
             step = SAMPLERS[config.rollout.sampler]
             _, _, log_density = replay(policy, micro, step, config.rollout.eta, sigmas[1])
             which = batch.images[start : start + len(micro)]

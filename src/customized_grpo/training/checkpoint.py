@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.protocols import Policy
+from customized_grpo.sharding import like, whole, writes
 
 _STATE, _TENSORS, _TRAINABLE = "state.json", "state.safetensors", "trainable"
 _RNG = "rng"
@@ -39,15 +40,22 @@ def save_checkpoint(
     further: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write the state after `iteration` iterations, `further` tensors included, then drop all but the newest `keep`
-    checkpoints."""
+    checkpoints.
+
+    Where weights are sharded all processes call this, and the first of them writes.
+    """
     final = folder / f"{iteration:06d}"
     aside = folder / f".{final.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    writer = writes(_weights(optimizer))
+    if writer:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
     policy.save(aside / _TRAINABLE)
     tensors, numbers = _flatten(optimizer.state_dict())
+    tensors |= {name: whole(tensor).contiguous() for name, tensor in (further or {}).items()}
+    if not writer:
+        return final
     tensors[_RNG] = torch.get_rng_state()
-    tensors |= {name: tensor.contiguous() for name, tensor in (further or {}).items()}
     save_file(tensors, aside / _TENSORS)
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     hashes = {str(path.relative_to(aside)): _hash(path) for path in files}
@@ -95,10 +103,10 @@ def load_checkpoint(
     for name, tensor in (further or {}).items():
         if name not in tensors:
             raise CheckpointError(f"{folder}: holds no moving average; set train.ema to 0, or start a new run")
-        tensor.copy_(tensors.pop(name))
+        tensor.copy_(like(tensors.pop(name), tensor))
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
     torch.set_rng_state(tensors.pop(_RNG))
-    optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
+    optimizer.load_state_dict(_unflatten(tensors, state["optimizer"], _weights(optimizer)))
     return int(state["iteration"])
 
 
@@ -108,18 +116,27 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, 
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.contiguous()
+                tensors[f"{index}.{name}"] = whole(value).contiguous()
             else:
                 numbers[f"{index}.{name}"] = value
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
 
 
-def _unflatten(tensors: dict[str, torch.Tensor], kept: dict[str, Any]) -> dict[str, Any]:
+def _unflatten(
+    tensors: dict[str, torch.Tensor], kept: dict[str, Any], weights: Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    """The state of an optimiser of `weights`: what has the shape of a sharded one is sharded like it."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *kept["numbers"].items()]:
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        weight = weights[int(index)]
+        fits = isinstance(value, torch.Tensor) and value.shape == weight.shape
+        state.setdefault(int(index), {})[name] = like(value, weight) if fits else value
     return {"state": state, "param_groups": kept["param_groups"]}
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _folders(folder: Path) -> list[Path]:

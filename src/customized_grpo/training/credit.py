@@ -36,6 +36,16 @@ class Credit:
     valid: Tensor
     of_sum: Tensor | None = None
 
+    def of(self, images: Tensor) -> Credit:
+        """That of the images of these numbers, each in the shape of `images`."""
+
+        def pick(values: Tensor) -> Tensor:
+            return values.flatten()[images]
+
+        advantages = {role: pick(values) for role, values in self.advantages.items()}
+        of_sum = None if self.of_sum is None else pick(self.of_sum)
+        return Credit(advantages, pick(self.bonus), pick(self.valid), of_sum)
+
     def at(self, method: MethodConfig, total_steps: int, weighed_at: Tensor) -> Tensor:
         """The advantage of each trained step, of the shape of `weighed_at`.
 
@@ -85,20 +95,18 @@ def assign_credit(
     scores: Mapping[str, Tensor],
     rewards: Sequence[RewardConfig],
     method: MethodConfig,
-    reduce: Callable[[Tensor], Tensor] = lambda summed: summed,
 ) -> tuple[Credit, dict[str, float]]:
     """Advantages of scores (name -> (groups, G), NaN where missing), and what the log says of them.
 
     An image that lacks the score of a reward of weight drops out: its group's advantages are those of the others.
     The log always tells of the roles' own advantages, also where `method.normalise` is "sum" and the policy learns
     from the sum's alone. That one is divided by the sum's own standard deviation: no role's `std_floor` applies.
-    `reduce` sums over processes, for a `method.spread` of the whole batch.
     """
     advantages: dict[Role, Tensor] = {}
     totals: dict[Role, Tensor] = {}
     counted = torch.stack([scores[reward_name(r)] for r in rewards if r.weight > 0])
     valid = counted.isfinite().all(0)
-    pool = reduce if method.spread == "batch" else None
+    pool: Callable[[Tensor], Tensor] | None = (lambda summed: summed) if method.spread == "batch" else None
     record = {"share/missing": float((~valid).float().mean())}
     for role in ROLES:
         mine = {reward_name(r): r.weight for r in rewards if r.role == role and r.weight > 0}

@@ -28,14 +28,29 @@ class Groups:
     credit: Credit
     learned: Tensor
 
+    @staticmethod
+    def of(
+        shown: Mapping[int, Pair], pictures: Tensor, scores: Mapping[str, Tensor], credit: Credit, learned: Tensor
+    ) -> Groups:
+        """The groups `shown`, by their numbers: `pictures` (shown * G, ...) is theirs, the rest that of all groups."""
+        rows = list(shown)
+        images = torch.arange(learned.numel()).view_as(learned)[rows]
+        return Groups(
+            list(shown.values()),
+            pictures.cpu().view(*images.shape, *pictures.shape[1:]),
+            {name: values[rows] for name, values in scores.items()},
+            credit.of(images),
+            learned[rows],
+        )
+
 
 def group_diversity(pictures: Tensor, group_size: int) -> float:
     """How much the pictures of a group differ: 0 where all are the same, at most 1.
 
     The root mean square difference of two pictures' values, averaged over all twos of a group, then over
-    groups. `pictures` is (groups * G, 3, H, W) in [0, 1]. A group of one picture has 0.
+    groups. `pictures` is (groups * G, 3, H, W) in [0, 1]. A group of one picture has 0, and so have no groups.
     """
-    if group_size < 2:
+    if group_size < 2 or not len(pictures):
         return 0.0
     values = pictures.reshape(len(pictures) // group_size, group_size, -1)
     # Not by matrix products, which lose the small differences of pictures that are nearly the same.

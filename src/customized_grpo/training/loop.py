@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from customized_grpo.config import Config, ConfigError, TrainConfig
+from customized_grpo.config import Config, TrainConfig
 from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, truncate_records
@@ -21,7 +20,9 @@ from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoi
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
 from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups, group_diversity
+from customized_grpo.training.memory import BatchSize, measure_drawing
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
+from customized_grpo.training.processes import Processes
 from customized_grpo.training.rollout import draw_images, noise_levels
 from customized_grpo.training.scoring import score_drawn, why_stop
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
@@ -32,11 +33,11 @@ _CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory, where t
 
 @dataclass(frozen=True)
 class Observer:
-    """What a caller wants to hear of a running training; all are called on the main process alone.
+    """What a caller wants to hear of a running training.
 
-    `on_iteration(record)` follows every iteration, `on_sample(iterations_done)` every `sample_every`-th and the
-    last; what the latter returns joins the record. Before it, `on_groups(iterations_done, groups)` gets the groups
-    of the main process.
+    `on_sample(iterations_done)` is called on every process, each `sample_every`-th iteration and the last; what it
+    returns joins the record. The others are called on the main process alone: `on_groups(iterations_done, groups)`
+    before that with the groups that are its to show, `on_iteration(record)` after every iteration.
     """
 
     on_iteration: Callable[[Mapping[str, float]], None]
@@ -55,19 +56,16 @@ def train(
 ) -> None:
     """Train `policy` for the configured iterations, from the run's newest checkpoint where it has one.
 
-    Leaves metrics.jsonl and checkpoints in the folder `run`. Groups are dealt to the processes in turn;
-    gradients are summed over all of them, so that their number does not change what is learned. Where
-    `train.ema` asks for a moving average, the policy has it for weights at the end, and in samples.
+    Leaves metrics.jsonl and checkpoints in the folder `run`. Images are dealt to the processes, scores collected from
+    them, gradients summed over them, so that their number does not change what is learned. Where `train.ema` asks for
+    a moving average, the policy has it for weights at the end, and in samples.
 
     Raises:
-        ConfigError: there are more processes than groups.
+        ConfigError: there are more processes than groups, or than images; memory does not suffice for one item.
         RewardError: a reward failed, or too many scores are missing; a checkpoint holds all iterations before.
     """
-    if config.rollout.pairs < accelerator.num_processes:
-        raise ConfigError(
-            f"rollout.pairs: {config.rollout.pairs} groups for {accelerator.num_processes} processes; "
-            "give each at least one"
-        )
+    processes = Processes(accelerator)
+    processes.check(config.rollout)
     rollout, tuning = config.rollout, config.train
     step = SAMPLERS[rollout.sampler]
     sigmas = noise_levels(policy, rollout.steps, rollout.shift)
@@ -81,83 +79,100 @@ def train(
     encode = _Encoder(policy, conditions_kept(config))
     overlap = policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
 
-    def reduce(tensor: Tensor) -> Tensor:
-        return _sum(accelerator, tensor)
+    updater = Updater(policy, optimizer, tuning, step, rollout.eta, processes)
+    drawing = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not updater.sharded)
 
     def save(done: int) -> None:
-        if accelerator.is_main_process:
+        if processes.is_main or updater.sharded:
             save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints, averaged.tensors)
 
-    updater = Updater(policy, optimizer, tuning, step, rollout.eta, reduce)
     first = resume(run, policy, optimizer, averaged)
+    processes.wait()  # until all have read it
 
     for iteration in range(first, tuning.iterations):
         began = time.perf_counter()
         indices = pairs_of_iteration(len(dataset), rollout.pairs, config.seed, iteration)
-        mine = range(accelerator.process_index, rollout.pairs, accelerator.num_processes)
-        pairs = [dataset[indices[group]] for group in mine]
+        mine = processes.images(rollout)
+        pairs = {group: dataset[indices[group]] for group in sorted({image // rollout.group_size for image in mine})}
 
         # 1. Every pair's group of images, by stochastic steps: all of them, or those of a moving window.
         stochastic = stochastic_steps(rollout, config.seed, iteration)
-        images = [(pair, number) for pair in pairs for number in range(rollout.group_size)]
+        images = [(pairs[image // rollout.group_size], image % rollout.group_size) for image in mine]
         keys = [(pair.key, number) for pair, number in images]
         conditions = [encode(pair) for pair, _ in images]
+        trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, iteration, keys)
+        if iteration == first:  # what of one image, of one step, fits into memory, where sizes are "auto"
+            measure_drawing(drawing, policy, conditions[0], len(mine), processes.least)
+            updater.measure_size(conditions[0], sigmas, len(mine) * trained.shape[1])
         batches = draw_images(
-            policy, conditions, keys, rollout, sigmas, stochastic, seed=config.seed, iteration=iteration
+            policy,
+            conditions,
+            keys,
+            rollout,
+            sigmas,
+            stochastic,
+            seed=config.seed,
+            iteration=iteration,
+            trained=trained,
+            means=tuning.ratio == "guard",
+            size=drawing,
+            rounds=updater.rounds,
         )
 
-        # 2. Their scores, (groups, G) of each reward, made beside the drawing of the next batch where that helps.
-        scored = score_drawn(policy, batches, rewards, pairs, rollout.group_size, overlap=overlap)
+        # 2. Their scores, made beside the drawing of the next batch where that helps, and (groups, G) over processes.
+        scored = score_drawn(policy, batches, rewards, [pair for pair, _ in images], overlap=overlap, size=drawing)
+        scores = processes.grouped(scored.scores, mine, rollout)
         began_updating = time.perf_counter()
 
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
-        credit, record = assign_credit(scored.scores, config.rewards, config.method, reduce)
-        unscored = set((~credit.valid).flatten().nonzero().flatten().tolist())
-        trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, reduce)
+        credit, record = assign_credit(scores, config.rewards, config.method)
+        own = credit.of(torch.tensor(mine))
+        unscored = set((~own.valid).nonzero().flatten().tolist())
+        trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, processes.sum)
         if trouble is not None:
             save(iteration)
-            accelerator.wait_for_everyone()
+            processes.wait()
             raise RewardError(f"{trouble} (in iteration {iteration + 1}; those before are kept: --resume {run})")
-        record["diversity"] = group_diversity(scored.pictures, rollout.group_size)
-        trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, iteration, keys)
         weighed_at = steps_to_weigh_at(config.method.weighting, trained, config.seed, iteration, keys)
-        advantages = credit.at(config.method, rollout.steps, weighed_at)
+        advantages = own.at(config.method, rollout.steps, weighed_at)
 
         # 4. The clipped surrogate, over this process's part of each update's images.
         rate = _learning_rate(tuning, iteration)
         for parameters in optimizer.param_groups:
             parameters["lr"] = rate
         moved = []
+        places = {image: place for place, image in enumerate(mine)}
         for update in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
-            local = _local(update, mine, rollout.group_size) - unscored
+            local = {places[image] for image in update if image in places} - unscored
             items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
-            moved.append(updater.update(items, sigmas[1]))
+            moved.append(updater.update(items, sigmas[1], Items.idle(scored.drawn[0], sigmas)))
             averaged.update()
-        if "kl" not in moved[0]:
-            record["kl"] = updater.probe(scored.drawn[0], trained, sigmas)
+        measured = {} if "kl" in moved[0] else {"kl": updater.probe(scored.drawn[0], trained, sigmas)}
 
         # 5. The log, the pictures, the checkpoint.
         seconds = (*scored.seconds, time.perf_counter() - began_updating)
-        record |= {f"seconds/{name}": s for name, s in zip(("sampling", "scoring", "updating"), seconds, strict=True)}
-        record["seconds/total"] = time.perf_counter() - began
-        record = _mean_over_processes(accelerator, record, len(pairs))
+        measured |= {f"seconds/{name}": s for name, s in zip(("sampling", "scoring", "updating"), seconds, strict=True)}
+        measured["seconds/total"] = time.perf_counter() - began
+        pictures = processes.whole_groups(scored.pictures, mine, rollout)
+        record |= processes.mean({"diversity": group_diversity(pictures, rollout.group_size)}, len(pictures))
+        record |= processes.mean(measured, len(mine))
         record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
         record = {"iteration": done, **record, "learning_rate": rate}
         last = done == tuning.iterations
-        if accelerator.is_main_process:
-            if done % tuning.sample_every == 0 or last:
-                shape = (len(pairs), rollout.group_size)
-                shown = scored.pictures.cpu().view(*shape, *scored.pictures.shape[1:])
-                learned = advantages.mean(1).view(shape)
-                observer.on_groups(done, Groups(pairs, shown, scored.scores, credit, learned))
-                with averaged.applied():
-                    record |= observer.on_sample(done)
+        if done % tuning.sample_every == 0 or last:
+            learned = processes.grouped({"": advantages.mean(1)}, mine, rollout)[""]
+            if processes.is_main:
+                shown = {group: dataset[indices[group]] for group in processes.groups(rollout.pairs)}
+                observer.on_groups(done, Groups.of(shown, pictures, scores, credit, learned))
+            with averaged.applied():
+                record |= observer.on_sample(done)
+        if processes.is_main:
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)
         if done % tuning.checkpoint_every == 0 or last:
             save(done)
-        accelerator.wait_for_everyone()
+        processes.wait()
     averaged.apply()
 
 
@@ -198,29 +213,3 @@ class _Encoder:
 def _learning_rate(config: TrainConfig, iteration: int) -> float:
     """The rate of an iteration, counted from 0: a function of it alone, so that a resumed run goes on alike."""
     return config.learning_rate * (1 - iteration / config.iterations if config.schedule == "linear" else 1)
-
-
-def _local(images: Sequence[int], groups: range, group_size: int) -> set[int]:
-    """Those of the iteration's images that are in this process's groups, by their number in this process."""
-    places = {group: place for place, group in enumerate(groups)}
-    return {
-        places[image // group_size] * group_size + image % group_size
-        for image in images
-        if image // group_size in places
-    }
-
-
-def _sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    if accelerator.num_processes == 1:
-        return tensor
-    summed: Tensor = accelerator.reduce(tensor, "sum")
-    return summed
-
-
-def _mean_over_processes(accelerator: Accelerator, record: dict[str, float], groups: int) -> dict[str, float]:
-    """Means of the processes' own means, weighted by their groups."""
-    if accelerator.num_processes == 1:
-        return record
-    values = torch.tensor([*record.values(), 1.0], device=accelerator.device) * groups
-    *totals, count = _sum(accelerator, values).tolist()
-    return {name: total / count for name, total in zip(record, totals, strict=True)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,28 +13,38 @@ from customized_grpo.config import RolloutConfig
 from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
 from customized_grpo.noise import normal
 from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.training.memory import BatchSize
 
 
 @dataclass(frozen=True)
 class Trajectories:
     """What B images went through on their way: enough to take every stochastic step again.
 
-    These are the W steps from `first` on. `latents` (B, W + 1, ...) float32 before each of them and after the
-    last, `mean` (B, W, ...) and `log_density` (B, W) of each. Steps outside them are deterministic and carry no
-    policy gradient, as is the last one, to the clean image. `conditions` has B rows, `clean` (B, ...) is what
-    `Policy.decode` takes, and `images` (B,) says which images of the iteration these are.
+    Those are the S `steps` (B, S) of each image, in rising order: its stochastic ones, or those of them that will be
+    trained. `latents` (B, K, ...) float32 holds an image's states before and after them, each once; the state before
+    the j-th is at `places` (B, S) [:, j], the state after it follows. `log_density` (B, S) and, where it is kept,
+    `mean` (B, S, ...) are those of each step. Other steps need no replay: deterministic ones carry no policy gradient.
+    `conditions` has B rows, `clean` (B, ...) is what `Policy.decode` takes, and `images` (B,) says which images of the
+    iteration these are.
     """
 
     images: Tensor
-    first: int
+    steps: Tensor
+    places: Tensor
     latents: Tensor
-    mean: Tensor
+    mean: Tensor | None
     log_density: Tensor
     clean: Tensor
     conditions: Conditions
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the states and numbers that are kept for the replay."""
+        kept = (self.latents, self.log_density, *(() if self.mean is None else (self.mean,)))
+        return sum(tensor.nbytes for tensor in kept)
 
 
 def noise_levels(policy: Policy, steps: int, shift: float | None) -> Tensor:
@@ -66,14 +76,24 @@ def draw_images(
     *,
     seed: int,
     iteration: int,
+    trained: Tensor | None = None,
+    means: bool = False,
+    size: BatchSize | None = None,
+    rounds: Callable[[int], int] = lambda own: own,
 ) -> Iterator[Trajectories]:
     """Draw an iteration's images in batches of at most `config.batch_size`, one after another.
 
     `conditions[i]` (one row) and `keys[i]` (its pair's key, its number in the group) belong to image i; the steps
     `stochastic` are. Each image has its own noise of every step; a group may share the noise that it starts from,
     and then takes the steps before the stochastic ones as one image.
+
+    Kept are the steps `trained` (images, S), all stochastic ones where it is None, and with `means` the mean of each.
+    Batches shrink with `size` where memory runs out. `rounds` tells how often to draw for so many batches; what is
+    drawn beyond them, the first once more, keeps this process in step with others and is dropped.
     """
-    for images in batches(conditions, config.batch_size):
+    size = size or BatchSize("rollout.batch_size", config.batch_size)
+
+    def draw(images: Sequence[int]) -> Trajectories:
         starts: dict[tuple[int | str, ...], int] = {}  # each initial noise of the batch, and an image that has it
         rows = []
         for i in images:
@@ -87,10 +107,28 @@ def draw_images(
         alone = Conditions.join([conditions[i] for i in starts.values()])
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         joined = Conditions.join([conditions[i] for i in images])
-        step = SAMPLERS[config.sampler]
-        yield sample_trajectories(
-            policy, torch.tensor(images), joined, before[rows], noise, sigmas, stochastic.start, step, config.eta
+        step, which = SAMPLERS[config.sampler], torch.tensor(images)
+        every = torch.arange(stochastic.start, stochastic.stop).expand(len(which), -1)
+        return sample_trajectories(
+            policy,
+            which,
+            joined,
+            before[rows],
+            noise,
+            sigmas,
+            stochastic.start,
+            step,
+            config.eta,
+            steps=every if trained is None else trained[which],
+            means=means,
         )
+
+    together = batches(conditions, size.size)
+    ahead = rounds(len(together)) - len(together)
+    for images in together:
+        yield from size.run(len(images), lambda part, images=images: draw(images[part]))  # type: ignore[misc]
+    for _ in range(ahead):
+        draw(together[0])
 
 
 @torch.no_grad()
@@ -104,15 +142,22 @@ def sample_trajectories(
     first: int,
     step: StepFunction,
     eta: float,
+    *,
+    steps: Tensor,
+    means: bool,
 ) -> Trajectories:
     """Draw B images by W stochastic steps from step `first` on, and deterministic ones to the clean image.
 
     `latents` (B, ...) are those before step `first`, `step_noise` is (B, W, ...), `sigmas` (T + 1,) run from 1 to 0;
-    `images` (B,) is passed on.
+    `images` (B,) is passed on. Of these steps `steps` (B, S) are kept, and with `means` the mean of each.
     """
     latents = latents.to(policy.device).float()
-    visited, means, densities = [latents], [], []
-    for t in range(first, first + step_noise.shape[1]):
+    stop = first + step_noise.shape[1]
+    visited = _Kept(_states(steps, first, stop), latents)
+    densities = _Kept(_chosen(steps, first, stop), latents.new_zeros(len(latents)))
+    averages = _Kept(_chosen(steps, first, stop), latents) if means else None
+    visited.add(latents)
+    for t in range(first, stop):
         sigma = sigmas[t].expand(len(latents))
         taken = step(
             latents,
@@ -124,12 +169,44 @@ def sample_trajectories(
             sigma_max=sigmas[1],
         )
         latents = taken.next_sample
-        visited.append(latents)
-        means.append(taken.mean)
-        densities.append(taken.log_density)
-    clean = euler(policy, conditions, latents, sigmas[first + len(densities) :])
-    x, mean, log_density = (torch.stack(part, 1) for part in (visited, means, densities))
-    return Trajectories(images, first, x, mean, log_density, clean, conditions)
+        visited.add(latents)
+        densities.add(taken.log_density)
+        if averages is not None:
+            averages.add(taken.mean)
+    clean = euler(policy, conditions, latents, sigmas[stop:])
+    before = visited.places.gather(1, steps - first)
+    mean = None if averages is None else averages.values
+    return Trajectories(images, steps, before, visited.values, mean, densities.values, clean, conditions)
+
+
+class _Kept:
+    """Some of what is added, of each row only what `wanted` (B, number of additions), bool, says: `values` (B, K, ...).
+
+    An addition's place in `values` is `places` (B, additions), for the rows that want it. `like` (B, ...) is one.
+    """
+
+    def __init__(self, wanted: Tensor, like: Tensor) -> None:
+        self.places = wanted.cumsum(1) - 1
+        self._wanted, self._added = wanted, 0
+        self.values = like.new_zeros(len(like), int(wanted.sum(1).max()), *like.shape[1:])
+
+    def add(self, values: Tensor) -> None:
+        rows = self._wanted[:, self._added].nonzero().flatten()
+        places = self.places[rows, self._added]
+        self._added += 1
+        self.values[rows.to(values.device), places.to(values.device)] = values[rows.to(values.device)]
+
+
+def _chosen(steps: Tensor, first: int, stop: int) -> Tensor:
+    """Which of the steps from `first` to before `stop` are among an image's `steps` (B, S), (B, stop - first)."""
+    return (steps[:, None] == torch.arange(first, stop)[None, :, None]).any(2)
+
+
+def _states(steps: Tensor, first: int, stop: int) -> Tensor:
+    """Which of the states from before step `first` to after the last one lie before or after one of `steps`."""
+    chosen = _chosen(steps, first, stop)
+    none = chosen.new_zeros(len(chosen), 1)
+    return torch.cat([chosen, none], 1) | torch.cat([none, chosen], 1)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from customized_grpo.protocols import Pair, Policy, Reward
 from customized_grpo.rewards import RewardError, score
+from customized_grpo.training.memory import BatchSize
 from customized_grpo.training.rollout import Trajectories
 
 _WAITING = 2  # batches that may wait for their scores while the next is drawn
@@ -21,7 +22,7 @@ _WAITING = 2  # batches that may wait for their scores while the next is drawn
 
 @dataclass(frozen=True)
 class Scored:
-    """The batches that were drawn, and the `pictures` (images, 3, H, W) in [0, 1] and `scores` (groups, G) of all.
+    """The batches that were drawn, and the `pictures` (images, 3, H, W) in [0, 1] and `scores` (images,) of all.
 
     Pictures and scores, by the rewards' names, are in the order of the images. A missing score is NaN; `failure` is
     the first error of a reward that failed altogether, in whose batch all scores are missing. `seconds` is how long
@@ -40,25 +41,28 @@ def score_drawn(
     batches: Iterable[Trajectories],
     rewards: Sequence[Reward],
     pairs: Sequence[Pair],
-    group_size: int,
     *,
     overlap: bool = False,
+    size: BatchSize | None = None,
 ) -> Scored:
-    """Decode and score batches, made of groups of `group_size` images for each of `pairs`, as they are drawn.
+    """Decode and score batches of images, pairs[i] being what image i should show, as they are drawn.
 
     With `overlap` a thread scores them while the next are drawn, at most two waiting for it; without, they are scored
     when all are drawn. The judges see the same batches in the same order either way, so the scores are the same.
+    Where memory runs out, `size` shrinks, and a batch is decoded in parts.
     """
+    size = size or BatchSize("rollout.batch_size", "auto")
     began = time.perf_counter()
     drawn: list[Trajectories] = []
     pictures: list[Tensor] = []
-    waiting: deque[Callable[[], _Judged]] = deque()
-    judged: list[_Judged] = []
+    waiting: deque[Callable[[], Judged]] = deque()
+    judged: list[Judged] = []
     with ThreadPoolExecutor(1, thread_name_prefix="scoring") if overlap else nullcontext() as thread:
         for batch in batches:
             drawn.append(batch)
-            pictures.append(policy.decode(batch.clean))
-            shown = [pairs[image // group_size] for image in batch.images.tolist()]
+            parts = size.run(len(batch), lambda part, batch=batch: policy.decode(batch.clean[part]))  # type: ignore[misc]
+            pictures.append(torch.cat(list(parts)))
+            shown = [pairs[image] for image in batch.images.tolist()]
             if thread is not None and len(waiting) == _WAITING:
                 judged.append(waiting.popleft()())
             waiting.append(_begin(thread, rewards, pictures[-1], shown))
@@ -70,7 +74,7 @@ def score_drawn(
     return Scored(
         drawn,
         together[order.to(together.device)],
-        {name: values.view(len(pairs), group_size) for name, values in scores.items()},
+        scores,
         next((part.failure for part in judged if part.failure is not None), None),
         (done_drawing - began, time.perf_counter() - done_drawing),
     )
@@ -94,24 +98,27 @@ def why_stop(
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
+    """Scores (B,) by the rewards' names, all missing where a reward failed."""
+
     scores: dict[str, Tensor]
     failure: RewardError | None = None
 
 
 def _begin(
     thread: Executor | None, rewards: Sequence[Reward], pictures: Tensor, pairs: list[Pair]
-) -> Callable[[], _Judged]:
+) -> Callable[[], Judged]:
     """What gives the scores of a batch when called: those that the thread is making, or made then."""
     if thread is None:
-        return lambda: _judge(rewards, pictures, pairs)
-    future: Future[_Judged] = thread.submit(_judge, rewards, pictures, pairs)
+        return lambda: judge(rewards, pictures, pairs)
+    future: Future[Judged] = thread.submit(judge, rewards, pictures, pairs)
     return future.result
 
 
-def _judge(rewards: Sequence[Reward], pictures: Tensor, pairs: list[Pair]) -> _Judged:
+def judge(rewards: Sequence[Reward], pictures: Tensor, pairs: Sequence[Pair]) -> Judged:
+    """Scores of pictures (B, 3, H, W), and the error of a reward that fails."""
     try:
-        return _Judged(score(rewards, pictures, pairs))
+        return Judged(score(rewards, pictures, pairs))
     except RewardError as error:
         # All processes must learn of it before any of them stops, or the others would wait for it.
-        return _Judged({reward.name: torch.full((len(pairs),), torch.nan) for reward in rewards}, error)
+        return Judged({reward.name: torch.full((len(pairs),), torch.nan) for reward in rewards}, error)

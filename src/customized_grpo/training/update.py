@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +13,19 @@ from customized_grpo.config import TrainConfig
 from customized_grpo.method import StepFunction, Surrogate, clipped_surrogate, gaussian_kl, guarded_log_ratio
 from customized_grpo.noise import generator
 from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.sharding import is_sharded, local, whole
+from customized_grpo.training.memory import BatchSize
+from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import Trajectories
 
-_PROBED = 8
-#: Sums tensors over processes, in place of each; the identity for a single process.
-Reduce = Callable[[Tensor], Tensor]
+_PROBED = 8  # images whose KL to the reference policy the log shows
 
 
 @dataclass(frozen=True)
 class Items:
     """N transitions of equal shapes, ready to be scored again under the present policy.
 
-    `latents`, `next_latents` and the step's `mean` when it was drawn (N, ...);
+    `latents`, `next_latents` and, where it was kept, the step's `mean` when it was drawn (N, ...);
     `sigma`, `sigma_next`, `log_density`, `advantages` (N,).
     """
 
@@ -31,7 +33,7 @@ class Items:
     next_latents: Tensor
     sigma: Tensor
     sigma_next: Tensor
-    mean: Tensor
+    mean: Tensor | None
     log_density: Tensor
     advantages: Tensor
     conditions: Conditions
@@ -41,18 +43,25 @@ class Items:
 
     @staticmethod
     def of(batch: Trajectories, rows: Tensor, steps: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
-        """The transitions `steps` (N,) of the images `rows` (N,) of a batch of trajectories."""
-        kept = steps - batch.first
+        """The transitions `steps` (N,), which the batch has kept, of its images `rows` (N,)."""
+        kept = (batch.steps[rows] == steps[:, None]).int().argmax(1)
+        before = batch.places[rows, kept]
         return Items(
-            batch.latents[rows, kept],
-            batch.latents[rows, kept + 1],
+            batch.latents[rows, before],
+            batch.latents[rows, before + 1],
             sigmas[steps],
             sigmas[steps + 1],
-            batch.mean[rows, kept],
+            None if batch.mean is None else batch.mean[rows, kept],
             batch.log_density[rows, kept],
             advantages.to(batch.latents.device),
             batch.conditions.select(rows),
         )
+
+    @staticmethod
+    def idle(batch: Trajectories, sigmas: Tensor) -> Items:
+        """One transition of the batch that nothing is to be learnt of."""
+        row = torch.zeros(1, dtype=torch.long)
+        return Items.of(batch, row, batch.steps[:1, 0], torch.zeros(1), sigmas)
 
     @staticmethod
     def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
@@ -66,20 +75,22 @@ class Items:
         rows = rows.repeat_interleave(trained.shape[1])[order]
         return Items.of(batch, rows, steps, advantages[which].flatten()[order], sigmas)
 
+    def part(self, part: slice) -> Items:
+        rows = torch.arange(len(self))[part]
+        return Items(
+            self.latents[part],
+            self.next_latents[part],
+            self.sigma[part],
+            self.sigma_next[part],
+            None if self.mean is None else self.mean[part],
+            self.log_density[part],
+            self.advantages[part],
+            self.conditions.select(rows),
+        )
+
     def split(self, size: int) -> Iterator[Items]:
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            rows = torch.arange(len(self))[part]
-            yield Items(
-                self.latents[part],
-                self.next_latents[part],
-                self.sigma[part],
-                self.sigma_next[part],
-                self.mean[part],
-                self.log_density[part],
-                self.advantages[part],
-                self.conditions.select(rows),
-            )
+            yield self.part(slice(start, min(start + size, len(self))))
 
 
 def trained_count(stochastic: int, fraction: float) -> int:
@@ -129,39 +140,57 @@ class Updater:
         config: TrainConfig,
         step: StepFunction,
         eta: float,
-        reduce: Reduce,
+        processes: Processes = ALONE,
     ) -> None:
         self.policy, self.optimizer, self.config = policy, optimizer, config
-        self.step, self.eta, self.reduce = step, eta, reduce
+        self.step, self.eta, self.processes = step, eta, processes
         self.weights = list(policy.trainable().values())
+        self.sharded = any(map(is_sharded, self.weights))
+        self.size = BatchSize("train.batch_size", config.batch_size, recovers=not self.sharded)
 
-    def update(self, groups: list[Items], sigma_max: Tensor) -> dict[str, float]:
+    def rounds(self, own: int) -> int:
+        """How often to call the model for `own` batches: as often as the others where its weights are sharded.
+
+        A process that calls a sharded model less often than the others would leave them waiting.
+        """
+        return self.processes.most(own) if self.sharded else own
+
+    def measure_size(self, condition: Conditions, sigmas: Tensor, most: int) -> None:
+        """Where the size of micro-batches is "auto", what one transition needs, and how many of `most` fit."""
+        latents = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
+        nothing = torch.zeros(1, device=self.policy.device)
+        mean = latents if self.config.ratio == "guard" else None
+        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, nothing, condition)
+
+        def probe() -> None:
+            self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)
+
+        gradients = sum(local(weight).nbytes for weight in self.weights)
+        # Adam's two averages come with the first step.
+        states = 0 if self.optimizer.state else 2 * gradients
+        self.size.measure(
+            self.policy.device, probe, most=most, kept=gradients, later=states, agree=self.processes.least
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self, groups: list[Items], sigma_max: Tensor, idle: Items | None = None) -> dict[str, float]:
         """One optimiser step on the mean over all items of all processes. Returns what the log says of it.
 
-        Without any item there is no step.
+        Without any item there is no step. Gradients are summed over processes once, after all micro-batches. Where
+        memory runs out in one of them, the update begins anew with smaller ones: nothing of it counts twice. `idle` is
+        replayed, and counts for nothing, where weights are sharded and other processes have more micro-batches.
         """
-        device = self.policy.device
-        total = self.reduce(torch.tensor(float(sum(map(len, groups))), device=device))
+        total = self.processes.sum(torch.tensor(float(sum(map(len, groups))), device=self.policy.device))
         if not float(total):
             measured = {"kl": 0.0} if self.config.kl_weight > 0 else {}
             return {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, **measured}
-        sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
-        for micro in (part for group in groups for part in group.split(self.config.batch_size)):
-            mean, std, log_density = replay(self.policy, micro, self.step, self.eta, sigma_max)
-            surrogate, loss = self._surrogate(micro, mean, std, log_density)
-            if self.config.kl_weight > 0:
-                divergence = gaussian_kl(mean, self._reference_mean(micro, sigma_max), std)
-                loss = loss + self.config.kl_weight * divergence.sum()
-                sums[2:] += torch.stack([divergence.sum().detach(), torch.tensor(float(len(micro)), device=device)])
-            torch.autograd.backward(loss / total)
-            sums[:2] += torch.stack([loss.detach(), surrogate.clipped.sum().to(loss.dtype)])
-        for weight in self.weights:
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            weight.grad = self.reduce(gradient)
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm)
+        most = max(map(len, groups), default=1)
+        sums = self.size.anew(most, lambda size: self._accumulate(groups, size, total, sigma_max, idle))
+        self.processes.sum_gradients(self.weights)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, clipped, divergence_sum, divergences = self.reduce(sums).tolist()
+        loss_sum, clipped, divergence_sum, divergences = self.processes.sum(sums).tolist()
         record = {
             "loss": loss_sum / float(total),
             "clip_fraction": clipped / float(total),
@@ -171,6 +200,29 @@ class Updater:
             record["kl"] = divergence_sum / divergences
         return record
 
+    def _accumulate(
+        self, groups: list[Items], size: int, total: Tensor, sigma_max: Tensor, idle: Items | None
+    ) -> Tensor:
+        """Leave the gradients of this process's items in the weights, by micro-batches of `size`; (4,) for the log."""
+        device = self.policy.device
+        self.optimizer.zero_grad(set_to_none=True)
+        calls = sum(-(-len(group) // size) for group in groups)
+        waits = self.rounds(calls) - calls
+        sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
+        micros = (part for group in groups for part in group.split(size))
+        for micro in itertools.chain(micros, () if idle is None else itertools.repeat(idle, waits)):
+            counts = float(micro is not idle)
+            mean, std, log_density = replay(self.policy, micro, self.step, self.eta, sigma_max)
+            surrogate, loss = self._surrogate(micro, mean, std, log_density)
+            if self.config.kl_weight > 0:
+                divergence = gaussian_kl(mean, self._reference_mean(micro, sigma_max), std)
+                loss = loss + self.config.kl_weight * divergence.sum()
+                measured = torch.stack([divergence.sum().detach(), torch.tensor(float(len(micro)), device=device)])
+                sums[2:] += counts * measured
+            torch.autograd.backward(loss / total * counts)
+            sums[:2] += counts * torch.stack([loss.detach(), surrogate.clipped.sum().to(loss.dtype)])
+        return sums
+
     def _surrogate(self, items: Items, mean: Tensor, std: Tensor, log_density: Tensor) -> tuple[Surrogate, Tensor]:
         """The clipped surrogate of items replayed now, and the sum of its loss as the policy learns from it."""
         log_ratio = log_density - items.log_density
@@ -178,6 +230,8 @@ class Updater:
         if self.config.ratio == "plain":
             surrogate = clipped_surrogate(log_ratio, items.advantages, *ranges)
             return surrogate, surrogate.loss.sum()
+        if items.mean is None:
+            raise ValueError("train.ratio=guard needs the means of the steps, which were not kept")
         surrogate = clipped_surrogate(guarded_log_ratio(log_ratio, mean, items.mean, std), items.advantages, *ranges)
         # GRPO-Guard's second part: a step's mean moves by the velocity times its length, and so does its gradient.
         return surrogate, (surrogate.loss / (items.sigma - items.sigma_next)).sum()
