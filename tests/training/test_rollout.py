@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
@@ -25,14 +27,14 @@ def policy(make_config: Callable[..., Config]) -> Policy:
     return made
 
 
-def drawn(policy: Policy, config: Config, rows: list[int]) -> Trajectories:
+def drawn(policy: Policy, config: Config, rows: list[int], stochastic: range | None = None) -> Trajectories:
     """The chosen ones of the six images of two groups, drawn as one batch."""
     dataset = open_dataset(config.data)
     images = [(dataset[row // 3], row % 3) for row in rows]
     conditions = [policy.encode(pair.prompt, pair.references) for pair, _ in images]
     keys = [(pair.key, number) for pair, number in images]
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
-    stochastic = range(config.rollout.steps - 1)
+    stochastic = stochastic or range(config.rollout.steps - 1)
     (batch,) = draw_images(policy, conditions, keys, config.rollout, sigmas, stochastic, seed=0, iteration=0)
     return batch
 
@@ -85,3 +87,37 @@ def test_batches_keep_equal_shapes_together() -> None:
     assert batches(shapes, 2) == [[0, 2], [3], [1, 4]]
     with pytest.raises(ValueError, match="different shapes"):
         Conditions.join(shapes)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_images_that_start_alike_have_one_velocity_forth_and_back(
+    policy: Policy, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """The model sees a group's common start once, and what comes of it is what comes of images each their own."""
+    config = make_config()
+    sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
+    seen: list[int] = []
+    velocity = policy.velocity
+
+    def watched(latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        seen.append(len(latents))
+        return velocity(latents, sigma, conditions)
+
+    monkeypatch.setattr(policy, "velocity", watched)
+    window = range(first, config.rollout.steps - 1)
+    batch = drawn(policy, config, list(range(6)), window)
+    assert seen == [2] * (first + 1) + [6] * (config.rollout.steps - first - 1), "two groups, then six images"
+    everyone = torch.arange(6).repeat_interleave(2)
+    steps = torch.tensor([first, first + 1]).repeat(6)
+    advantages = torch.linspace(-1, 1, 12)
+    found = []
+    for together in (True, False):
+        items = Items.of(batch, everyone, steps, advantages, sigmas)
+        if not together:
+            items = dataclasses.replace(items, same=torch.arange(12))
+        seen.clear()
+        _, _, density = replay(policy, items, SAMPLERS["dance"], config.rollout.eta, sigmas[1])
+        assert seen == [8 if together else 12]
+        found.append((density, *torch.autograd.grad((density * advantages).sum(), list(policy.trainable().values()))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

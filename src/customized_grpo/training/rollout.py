@@ -24,11 +24,14 @@ class Trajectories:
     trained. `latents` (B, K, ...) float32 holds an image's states before and after them, each once; the state before
     the j-th is at `places` (B, S) [:, j], the state after it follows. `log_density` (B, S) and, where it is kept,
     `mean` (B, S, ...) are those of each step. Other steps need no replay: deterministic ones carry no policy gradient.
-    `conditions` has B rows, `clean` (B, ...) is what `Policy.decode` takes, and `images` (B,) says which images of the
-    iteration these are.
+    Images of equal `starts` (B,), numbers below B, have one state and one condition before the first stochastic step,
+    `first`. `conditions` has B rows, `clean` (B, ...) is what `Policy.decode` takes, and `images` (B,) says which
+    images of the iteration these are.
     """
 
     images: Tensor
+    first: int
+    starts: Tensor
     steps: Tensor
     places: Tensor
     latents: Tensor
@@ -108,7 +111,6 @@ def draw_images(
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         joined = Conditions.join([conditions[i] for i in images])
         step, which = SAMPLERS[config.sampler], torch.tensor(images)
-        every = torch.arange(stochastic.start, stochastic.stop).expand(len(which), -1)
         return sample_trajectories(
             policy,
             which,
@@ -119,8 +121,9 @@ def draw_images(
             stochastic.start,
             step,
             config.eta,
-            steps=every if trained is None else trained[which],
+            steps=None if trained is None else trained[which],
             means=means,
+            starts=torch.tensor(rows),
         )
 
     together = batches(conditions, size.size)
@@ -143,16 +146,22 @@ def sample_trajectories(
     step: StepFunction,
     eta: float,
     *,
-    steps: Tensor,
-    means: bool,
+    steps: Tensor | None = None,
+    means: bool = False,
+    starts: Tensor | None = None,
 ) -> Trajectories:
     """Draw B images by W stochastic steps from step `first` on, and deterministic ones to the clean image.
 
     `latents` (B, ...) are those before step `first`, `step_noise` is (B, W, ...), `sigmas` (T + 1,) run from 1 to 0;
-    `images` (B,) is passed on. Of these steps `steps` (B, S) are kept, and with `means` the mean of each.
+    `images` (B,) is passed on. Of these steps `steps` (B, S) are kept, all where it is None, and with `means` the mean
+    of each. Rows of equal `starts` (B,), numbers below B, have equal latents and conditions, and take their first
+    velocity together; where it is None, each its own.
     """
     latents = latents.to(policy.device).float()
     stop = first + step_noise.shape[1]
+    own = torch.arange(len(latents))
+    starts = own if starts is None else starts
+    steps = torch.arange(first, stop).expand(len(latents), -1) if steps is None else steps
     visited = _Kept(_states(steps, first, stop), latents)
     densities = _Kept(_chosen(steps, first, stop), latents.new_zeros(len(latents)))
     averages = _Kept(_chosen(steps, first, stop), latents) if means else None
@@ -161,7 +170,7 @@ def sample_trajectories(
         sigma = sigmas[t].expand(len(latents))
         taken = step(
             latents,
-            policy.velocity(latents, sigma, conditions),
+            velocity_once(policy, latents, sigma, conditions, starts if t == first else own),
             sigma,
             sigmas[t + 1].expand(len(latents)),
             eta=eta,
@@ -176,7 +185,20 @@ def sample_trajectories(
     clean = euler(policy, conditions, latents, sigmas[stop:])
     before = visited.places.gather(1, steps - first)
     mean = None if averages is None else averages.values
-    return Trajectories(images, steps, before, visited.values, mean, densities.values, clean, conditions)
+    return Trajectories(images, first, starts, steps, before, visited.values, mean, densities.values, clean, conditions)
+
+
+def velocity_once(policy: Policy, latents: Tensor, sigma: Tensor, conditions: Conditions, same: Tensor) -> Tensor:
+    """`Policy.velocity` (B, ...), with one row of the model's batch for all rows of equal numbers in `same` (B,).
+
+    Such rows must have the same arguments. A group that starts from one noise has as many of them as images.
+    """
+    numbers, place = torch.unique(same, return_inverse=True)
+    if len(numbers) == len(same):
+        return policy.velocity(latents, sigma, conditions)
+    rows = torch.full_like(numbers, len(same)).scatter_reduce(0, place, torch.arange(len(same)), "amin")
+    here = rows.to(latents.device)
+    return policy.velocity(latents[here], sigma[here], conditions.select(rows))[place.to(latents.device)]
 
 
 class _Kept:

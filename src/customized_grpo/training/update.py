@@ -16,7 +16,7 @@ from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.sharding import is_sharded, local, whole
 from customized_grpo.training.memory import BatchSize
 from customized_grpo.training.processes import ALONE, Processes
-from customized_grpo.training.rollout import Trajectories
+from customized_grpo.training.rollout import Trajectories, velocity_once
 
 _PROBED = 8  # images whose KL to the reference policy the log shows
 
@@ -26,7 +26,8 @@ class Items:
     """N transitions of equal shapes, ready to be scored again under the present policy.
 
     `latents`, `next_latents` and, where it was kept, the step's `mean` when it was drawn (N, ...);
-    `sigma`, `sigma_next`, `log_density`, `advantages` (N,).
+    `sigma`, `sigma_next`, `log_density`, `advantages` (N,). Items of equal numbers in `same` (N,) differ in what
+    follows them alone: the policy has one velocity for them.
     """
 
     latents: Tensor
@@ -37,6 +38,7 @@ class Items:
     log_density: Tensor
     advantages: Tensor
     conditions: Conditions
+    same: Tensor
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -55,6 +57,7 @@ class Items:
             batch.log_density[rows, kept],
             advantages.to(batch.latents.device),
             batch.conditions.select(rows),
+            torch.where(steps == batch.first, batch.starts[rows], len(batch) + torch.arange(len(rows))),
         )
 
     @staticmethod
@@ -86,6 +89,7 @@ class Items:
             self.log_density[part],
             self.advantages[part],
             self.conditions.select(rows),
+            self.same[part],
         )
 
     def split(self, size: int) -> Iterator[Items]:
@@ -117,7 +121,7 @@ def replay(
     policy: Policy, items: Items, step: StepFunction, eta: float, sigma_max: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (N, ...), standard deviation (N,) and log-density (N,) of the transitions under the present policy."""
-    velocity = policy.velocity(items.latents, items.sigma, items.conditions)
+    velocity = velocity_once(policy, items.latents, items.sigma, items.conditions, items.same)
     taken = step(
         items.latents,
         velocity,
@@ -160,7 +164,7 @@ class Updater:
         latents = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
         nothing = torch.zeros(1, device=self.policy.device)
         mean = latents if self.config.ratio == "guard" else None
-        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, nothing, condition)
+        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, nothing, condition, torch.zeros(1))
 
         def probe() -> None:
             self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)
