@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tiny
@@ -74,10 +74,12 @@ def test_parameters_and_optimiser_state_are_exact(folders: dict[str, Path], kind
     assert optimiser_bytes(shapes.trained_bytes, shapes.trained_tensors) == sum(tensor.nbytes for tensor in state)
 
 
-@pytest.mark.parametrize("window", [None, WindowConfig(size=2, start=1)], ids=["all steps", "window"])
+@pytest.mark.parametrize(
+    ("window", "ratio"), [(None, "plain"), (None, "guard"), (WindowConfig(size=2, start=1), "plain")]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rollout_transitions_and_conditions_are_exact(
-    folders: dict[str, Path], kind: str, window: WindowConfig | None
+    folders: dict[str, Path], kind: str, window: WindowConfig | None, ratio: Literal["plain", "guard"]
 ) -> None:
     config = config_of(folders, kind)
     policy, shapes = built(config), shapes_of(config, 1)
@@ -87,16 +89,18 @@ def test_rollout_transitions_and_conditions_are_exact(
     keys = [("pair", number) for number in range(6)]
     sigmas = noise_levels(policy, rollout.steps, None)
     stochastic = stochastic_steps(rollout, 0, 0)
-    drawn = list(draw_images(policy, [one] * 6, keys, rollout, sigmas, stochastic, seed=0, iteration=0))
-    trained = draw_trained_steps(stochastic, 0.6, 0, 0, keys)
-    work = Work(6, len(stochastic), trained.shape[1], updates, shapes.latent, shapes.condition, 64 * 48, 4, 8, 1)
-    assert work.rollout_bytes == sum(
-        b.latents.nbytes + b.mean.nbytes + b.log_density.nbytes + b.clean.nbytes for b in drawn
-    )
+    trained = draw_trained_steps(stochastic, 0.6, 2, 0, keys)  # some in each batch are apart, as the plan reckons
+    means = ratio == "guard"
+    kept = {"trained": trained, "means": means}
+    drawn = list(draw_images(policy, [one] * 6, keys, rollout, sigmas, stochastic, seed=0, iteration=0, **kept))
+    work = Work(6, len(stochastic), trained.shape[1], updates, shapes.latent, shapes.condition, 64 * 48, 4, 8, 1, means)
+    assert work.rollout_bytes == sum(b.nbytes + b.clean.nbytes for b in drawn)
     items = Items.chosen(drawn[0], {0, 3}, trained, torch.zeros(6, trained.shape[1]), sigmas)
     tensors = [value for value in vars(items).values() if isinstance(value, torch.Tensor)]
     assert work.items_bytes == sum(t.nbytes for t in [*tensors, *items.conditions.rows.values()])
-    planned = Config(policy=config, rollout=rollout, train=TrainConfig(updates=updates, trained_fraction=0.6))
+    planned = Config(
+        policy=config, rollout=rollout, train=TrainConfig(updates=updates, trained_fraction=0.6, ratio=ratio)
+    )
     plan = make_plan(planned, accelerator=False)
     assert plan.device["training"]["transitions"] == work.items_bytes
     assert plan.device["sampling"]["latents of the rollout"] == work.rollout_bytes

@@ -6,15 +6,14 @@ take is added up as they come and go, so that gradient checkpointing, casts and 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from customized_grpo.live import LiveBytes
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
@@ -23,47 +22,10 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     Tensors that were there before count nothing. Attention counts as a fused kernel (flash or memory-efficient) holds
     it: queries, keys, values, output and one number for each query, but no matrix of all pairs of tokens.
     """
-    live = _Live()
+    live = LiveBytes()
     with _fused_attention(), live:
         compute()
     return live.peak
-
-
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Bytes of the storages made inside it and not freed yet, and the most there were."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._bytes = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for given in tree_leaves((args, kwargs)):
-            if isinstance(given, Tensor):
-                self._enter(given, counted=False)
-        made = func(*args, **kwargs)
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._enter(tensor, counted=True)
-        self.peak = max(self.peak, self._bytes)
-        return made
-
-    def _enter(self, tensor: Tensor, *, counted: bool) -> None:
-        """Know a tensor's storage from now on until it is freed."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes() if counted else 0
-        self._known.add(key)
-        self._bytes += size
-        weakref.finalize(storage, self._leave, key, size)
-
-    def _leave(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._bytes -= size
 
 
 @contextmanager

@@ -6,7 +6,7 @@ What a run holds on its device, in each of its four phases:
                the LoRA, Adam's state of what is trained, conditions kept in memory
     encoding   + text encoders and VAE where `offload`, in place of transformer and LoRA; the VAE's activations on one
                  reference
-    sampling   + latents kept of all images, one batch's twice (they are stacked), activations of one forward pass
+    sampling   + latents kept of all images, those of one step of a batch, activations of one forward pass
     scoring    + latents kept, VAE where `offload`, all pictures, activations of the VAE on one batch or of the rewards
     training   + latents kept, the transitions of one update, gradients, activations of one forward and backward pass
 
@@ -59,17 +59,23 @@ class Work:
     sampling_batch: int
     training_batch: int
     conditions_kept: int
+    means: bool
 
     @property
     def rollout_bytes(self) -> int:
-        """Of the stochastic steps latents, mean and log-density, float32; the latents after them and the clean ones."""
-        return self.images * FLOAT32 * ((2 * self.stochastic + 2) * self.latent + self.stochastic)
+        """Of the trained steps latents before and after, each once, mean where kept and log-density; clean latents.
+
+        All float32. Steps that are drawn next to each other share latents: this is the most that they take.
+        """
+        states = min(2 * self.trained, self.stochastic + 1)
+        latents = states + self.means * self.trained + 1
+        return self.images * FLOAT32 * (latents * self.latent + self.trained)
 
     @property
     def items_bytes(self) -> int:
-        """The transitions of one update: two latents, a mean, four numbers and the conditions of each."""
+        """The transitions of one update: two latents, the mean where kept, four numbers, the conditions of each."""
         items = -(-self.images // min(self.updates, self.images)) * self.trained
-        return items * (FLOAT32 * (3 * self.latent + 4) + self.condition)
+        return items * (FLOAT32 * ((2 + self.means) * self.latent + 4) + self.condition)
 
     @property
     def conditions_bytes(self) -> int:
@@ -128,7 +134,7 @@ def device_memory(weights: Weights, work: Work, activations: Activations) -> dic
     }
     batch = min(work.sampling_batch, work.images)
     kept = {"latents of the rollout": work.rollout_bytes}
-    stacked = batch * (2 * work.stochastic + 1) * work.latent * FLOAT32
+    drawn = batch * 4 * work.latent * FLOAT32  # before and after a step, velocity and mean
     pictures = 2 * work.images * 3 * work.pixels * FLOAT32
     training = {
         "transitions": work.items_bytes,
@@ -143,7 +149,7 @@ def device_memory(weights: Weights, work: Work, activations: Activations) -> dic
         "pictures": pictures,
         "activations": max(batch * activations.decode, activations.rewards),
     }
-    sampling = {"latents being drawn": stacked, "activations": batch * activations.forward + weights.dequantised}
+    sampling = {"latents being drawn": drawn, "activations": batch * activations.forward + weights.dequantised}
     elsewhere = ("transformer", "LoRA") if weights.offload else ()
     phases = {
         "encoding": {**always, **encoding, **dict.fromkeys(elsewhere, 0)},

@@ -193,6 +193,7 @@ def _work(config: Config, shapes: Shapes, processes: int) -> Work:
         sampling_batch=1 if rollout.batch_size == "auto" else rollout.batch_size,
         training_batch=1 if train.batch_size == "auto" else train.batch_size,
         conditions_kept=min(conditions_kept(config), pairs * train.iterations),
+        means=train.ratio == "guard",
     )
 
 

@@ -11,16 +11,14 @@ import gc
 import logging
 import os
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from customized_grpo.config import ConfigError
+from customized_grpo.live import LiveBytes
 from customized_grpo.protocols import Conditions, Policy
 
 _LOG = logging.getLogger(__name__)
@@ -164,43 +162,7 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return int(torch.cuda.max_memory_allocated(device) - before)
-    live = _Live()
+    live = LiveBytes()
     with live:
         work()
     return live.peak
-
-
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Counts the bytes of the storages that operations make, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.now, self.peak = 0, 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = {_storage(value) for value in _tensors((args, kwargs or {}))}
-        made = func(*args, **(kwargs or {}))
-        for tensor in _tensors(made):
-            storage = tensor.untyped_storage()
-            address = _storage(tensor)
-            if address not in given and address not in self._known:
-                self._known.add(address)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, address, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return made
-
-    def _freed(self, address: int, size: int) -> None:
-        self._known.discard(address)
-        self.now -= size
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
