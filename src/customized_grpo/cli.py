@@ -381,6 +381,33 @@ def plan(
 
 
 @app.command()
+def bench(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A setting to compare with, as [b]policy.dtype=bfloat16[/b]; may be given again.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed iterations, of which the median counts.")] = 3,
+    growth: Annotated[bool, typer.Option(help="Also measure how time and memory grow with the work.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json.")] = Path("runs/bench"),
+) -> None:
+    """Measure an iteration, stage by stage: against one image at a time, and against the machine's own peak.
+
+    [dim]cgrpo bench --against policy.dtype=bfloat16[/dim]
+    """
+    _quiet()
+    with _one_line_errors():
+        from customized_grpo.configuration import load_config
+        from customized_grpo.speed import bench as run_bench
+
+        rival = load_config(config, [*(set_ or []), *against]) if against else None
+        run_bench(load_config(config, set_ or []), rival, out, Console(), repeats=repeats, growing=growth)
+
+
+@app.command()
 def info() -> None:
     """What is installed, which device is used, which defaults hold."""
     _quiet()

@@ -1,0 +1,117 @@
+"""`cgrpo bench`: an iteration in its shape and in rival ones, in one run, as tables, ratios and a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from customized_grpo.config import Config
+from customized_grpo.data import open_dataset
+from customized_grpo.information import hardware
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import Pair
+from customized_grpo.records import write_json
+from customized_grpo.rewards import build_reward
+from customized_grpo.speed.growth import growth
+from customized_grpo.speed.iteration import OURS, RELEASED, STAGES, Shape, Stage, measure, runs_of
+from customized_grpo.speed.peak import matmul_peak
+from customized_grpo.training.order import pairs_of_iteration
+
+_WHOLE = "iteration"
+Stages = Mapping[str, Stage]
+
+
+def bench(config: Config, rival: Config | None, out: Path, console: Console, *, repeats: int, growing: bool) -> None:
+    """Measure an iteration of `config`, print the tables, and leave bench.json in the folder `out`.
+
+    Whole groups are measured against one image at a time, and against whole groups under the settings `rival`.
+    `growing`: also how time and memory grow with the work, as growth.md and growth.png.
+
+    Raises:
+        ConfigError, ModelError, RewardError, DataError: a part cannot be opened.
+    """
+    pairs, (ours, released) = _first_pairs(config), _measured(config, (OURS, RELEASED), repeats, console)
+    contenders = {OURS.name: ours, RELEASED.name: released}
+    if rival is not None:
+        contenders["the settings compared"] = _measured(rival, (OURS,), repeats, console)[0]
+    device = build_policy(config.policy).device
+    peaks = {str(dtype).removeprefix("torch."): matmul_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    machine = hardware(device)
+    images = len(pairs) * config.rollout.group_size
+    told = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in peaks.items())
+    console.print(f"{machine['device']}, {machine['CPU threads']} CPU threads; matrix products in GFLOP/s: {told}")
+    for name, stages in contenders.items():
+        console.print(_table(name, stages, images, peaks["float32"]))
+    lines = [f"{OURS.name}: {_ratios(stages, ours)} as fast as {name}" for name, stages in contenders.items()][1:]
+    for line in lines:
+        console.print(line, highlight=False)
+    write_json(
+        out / "bench.json",
+        {
+            "machine": machine,
+            "peak flops": peaks,
+            "images": images,
+            "stages": {
+                name: {stage: asdict(one) for stage, one in {**stages, _WHOLE: _whole(stages)}.items()}
+                for name, stages in contenders.items()
+            },
+        },
+    )
+    if growing:
+        growth(config, pairs, out, console, repeats)
+    console.print(f"look at {out}/{'growth.png, growth.md, ' if growing else ''}bench.json")
+
+
+def _measured(config: Config, shapes: Sequence[Shape], repeats: int, console: Console) -> list[Stages]:
+    policy = build_policy(config.policy)
+    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
+    pairs = _first_pairs(config)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("iterations", total=runs_of(len(shapes), repeats))
+        found = measure(config, policy, rewards, pairs, shapes, repeats, lambda: progress.advance(task))
+    return [found[shape.name] for shape in shapes]
+
+
+def _first_pairs(config: Config) -> list[Pair]:
+    """Those of a training's first iteration."""
+    dataset = open_dataset(config.data)
+    return [dataset[index] for index in pairs_of_iteration(len(dataset), config.rollout.pairs, config.seed, 0)]
+
+
+def _whole(stages: Stages) -> Stage:
+    """The iteration: the sum of its stages, and the highest of their peaks."""
+    each = [stages[stage] for stage in STAGES]
+    return Stage(sum(s.seconds for s in each), sum(s.flops for s in each), max(s.peak_bytes for s in each))
+
+
+def _table(name: str, stages: Stages, images: int, peak: float) -> Table:
+    table = Table("stage", "seconds", "images/s", "GFLOP", "GFLOP/s", "% of float32 peak", "peak MB", title=name)
+    for stage, one in {**stages, _WHOLE: _whole(stages)}.items():
+        rate = one.flops / max(one.seconds, 1e-9)
+        table.add_row(
+            stage,
+            f"{one.seconds:.3f}",
+            f"{images / max(one.seconds, 1e-9):.1f}",
+            f"{one.flops / 1e9:.1f}",
+            f"{rate / 1e9:.1f}",
+            f"{100 * rate / peak:.0f}",
+            f"{one.peak_bytes / 1e6:.0f}",
+            style="bold" if stage == _WHOLE else None,
+        )
+    return table
+
+
+def _ratios(slower: Stages, ours: Stages) -> str:
+    """How many times as fast ours is: in all, and stage by stage."""
+
+    def ratio(one: Stage, other: Stage) -> str:
+        return f"{one.seconds / max(other.seconds, 1e-9):.1f}x"
+
+    each = ", ".join(f"{stage} {ratio(slower[stage], ours[stage])}" for stage in STAGES)
+    return f"{ratio(_whole(slower), _whole(ours))} ({each})"

@@ -1,0 +1,31 @@
+"""What the machine's matrix products reach: the measure that makes a time mean something elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+_SECONDS = 0.5  # of measuring
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of the fastest of some square matrix products, with this process's threads.
+
+    The best of many, so that other work on the machine lowers it least.
+    """
+    sizes = (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192)
+    return max(_rate(device, dtype, size) for size in sizes)
+
+
+def _rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = a @ b  # warms up
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < _SECONDS:
+        started = time.perf_counter()
+        torch.matmul(a, b, out=out)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

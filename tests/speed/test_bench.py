@@ -1,0 +1,95 @@
+"""The benchmark counts what it says it counts, and leaves what it says it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import cgrpo
+
+from customized_grpo.config import Config
+from customized_grpo.configuration import load_config
+from customized_grpo.data import open_dataset
+from customized_grpo.policies import build_policy
+from customized_grpo.rewards import build_reward
+from customized_grpo.speed.growth import Point, by_axis, slope
+from customized_grpo.speed.iteration import OURS, RELEASED, STAGES, Stage, measure, runs_of
+
+GROUP, STEPS, PAIRS = 3, 4, 2
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    sizes = {"rollout.group_size": GROUP, "rollout.steps": STEPS, "rollout.pairs": PAIRS, "train.updates": 1}
+    return load_config(None, [f"{key}={value}" for key, value in sizes.items()])
+
+
+@pytest.fixture(scope="module")
+def measured(config: Config) -> dict[str, dict[str, Stage]]:
+    policy, dataset = build_policy(config.policy), open_dataset(config.data)
+    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
+    calls: list[None] = []
+    found = measure(config, policy, rewards, [dataset[0], dataset[1]], (OURS, RELEASED), 1, lambda: calls.append(None))
+    assert len(calls) == runs_of(2, 1)
+    return found
+
+
+def test_every_stage_takes_time_work_and_memory(measured: dict[str, dict[str, Stage]]) -> None:
+    for stages in measured.values():
+        assert tuple(stages) == STAGES
+        for stage in stages.values():
+            assert stage.seconds > 0 and stage.flops > 0 and stage.peak_bytes > 0
+
+
+def test_operations_are_those_of_the_work(measured: dict[str, dict[str, Stage]]) -> None:
+    """Of the same algorithmic work, whole groups spare what images have in common, and nothing else."""
+    ours, released = measured[OURS.name], measured[RELEASED.name]
+    images = PAIRS * GROUP
+    assert released["encode"].flops == GROUP * ours["encode"].flops
+    calls = PAIRS + images * (STEPS - 1)  # a group's first step is one image's
+    assert released["sample"].flops / ours["sample"].flops == pytest.approx(images * STEPS / calls)
+    assert released["decode"].flops == ours["decode"].flops
+    trained = PAIRS + images * (STEPS - 2)
+    assert released["update"].flops / ours["update"].flops == pytest.approx(images * (STEPS - 1) / trained, rel=0.01)
+    # Back through the adapted layers takes about what forth takes, once more.
+    forth = ours["sample"].flops / calls
+    assert 1.8 < ours["update"].flops / trained / forth < 3
+
+
+def test_whole_groups_take_more_memory(measured: dict[str, dict[str, Stage]]) -> None:
+    for stage in ("sample", "update"):
+        assert measured[OURS.name][stage].peak_bytes > 2 * measured[RELEASED.name][stage].peak_bytes
+
+
+def test_a_slope_is_the_power_of_growth() -> None:
+    points = [Point("side", at, 3 * at**2, 5 * at) for at in (16, 32, 64)]
+    assert slope(points, "seconds") == pytest.approx(2)
+    assert slope(points, "peak_bytes") == pytest.approx(1)
+    assert by_axis([*points, Point("other", 1, 1, 1)]).keys() == {"side", "other"}
+
+
+def test_the_command_leaves_its_files(tmp_path: Path) -> None:
+    small = ["--set", "rollout.group_size=2", "--set", "rollout.steps=2", "--set", "rollout.pairs=1"]
+    done = cgrpo(
+        "bench", *small, "--against", "policy.dtype=bfloat16", "--repeats", "1", "--growth", "--out", "out",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "whole groups: " in done.stdout and "as fast as one image at a time" in " ".join(done.stdout.split())
+    kept = json.loads((tmp_path / "out/bench.json").read_text(encoding="utf-8"))
+    assert set(kept["stages"]) == {OURS.name, RELEASED.name, "the settings compared"}
+    for stages in kept["stages"].values():
+        assert tuple(stages) == (*STAGES, "iteration")
+        assert stages["iteration"]["seconds"] == pytest.approx(sum(stages[stage]["seconds"] for stage in STAGES))
+    assert kept["peak flops"]["float32"] > 1e9
+    with Image.open(tmp_path / "out/growth.png") as picture:
+        assert min(picture.size) > 200
+    table = (tmp_path / "out/growth.md").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 2 + 4 * 4
+
+
+def test_a_key_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = cgrpo("bench", "--against", "policy.dtyp=bfloat16", folder=tmp_path)
+    assert done.returncode == 2 and "policy.dtyp" in done.stderr and "Traceback" not in done.stderr
