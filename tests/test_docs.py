@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
     listed = f"Classes\n\nsubject_name,class\ndog,dog\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     listed += f"\nLive Subject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     (tmp_path / "dreambench" / "prompts_and_classes.txt").write_text(listed, encoding="utf-8")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     return tmp_path
 
 
@@ -44,6 +48,28 @@ def test_commands_run(document: Path, folder: Path) -> None:
         short = settings() if command[0] == "train" and "--resume" not in command else []
         done = cgrpo(*command, *short, folder=folder)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_examples_hold(document: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    if "assert" in "".join(blocks):
+        exec(compile("\n".join(blocks), document.name, "exec"), {})
+
+
+def test_the_site_is_built_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.html")}
+    assert pages.keys() - {"404"} == {path.stem for path in (ROOT / "docs").glob("*.md")}, "every document is a page"
+    for name, page in pages.items():
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]*"', page), name
 
 
 def test_the_readme_has_commands_and_its_two_first_lines() -> None:
