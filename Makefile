@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check format
+.PHONY: train test check docs format
 
 train: $(READY)
 	$(BIN)/cgrpo train
@@ -17,6 +17,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/mkdocs build
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -54,6 +55,28 @@ def test_commands_run(document: Path, folder: Path) -> None:
         assert launched.returncode == 0, f"{' '.join(command)}: {launched.stderr}"
         started = (folder / command[command.index("--out") + 1] / "starts.jsonl").read_text(encoding="utf-8")
         assert '"processes": "2"' in started
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_examples_hold(document: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    if "assert" in "".join(blocks):
+        exec(compile("\n".join(blocks), document.name, "exec"), {})
+
+
+def test_the_site_is_built_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.html")}
+    assert pages.keys() - {"404"} == {path.stem for path in (ROOT / "docs").glob("*.md")}, "every document is a page"
+    for name, page in pages.items():
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]*"', page), name
 
 
 def test_the_readme_has_commands_and_its_two_first_lines() -> None:
