@@ -240,11 +240,11 @@ class RolloutConfig(_Section):
 class TrainConfig(_Section):
     """How the policy is moved."""
 
-    iterations: int = Field(60, ge=1)
+    iterations: int = Field(120, ge=1)
     updates: int = Field(2, ge=1, description="optimiser steps of one iteration")
     trained_fraction: float = Field(1.0, gt=0, le=1, description="share of the stochastic steps, drawn per image")
-    learning_rate: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "linear"] = Field("linear", description="linear: the rate falls to 0 over the run")
+    learning_rate: float = Field(7.5e-4, gt=0)
+    schedule: Literal["constant", "linear"] = Field("constant", description="linear: the rate falls to 0 over the run")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1.1e-4, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
