@@ -25,6 +25,7 @@ from customized_grpo.figures.grids import Picture, image_grid
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane, planes_side_by_side
 from customized_grpo.records import write_bytes, write_json
 from customized_grpo.tables import markdown_table
+from customized_grpo.terminal import ABSENT
 
 _SIGN = "+.2f"
 
@@ -61,35 +62,11 @@ def compare(
     evaluated = [one for one in found if one is not None]
     if len(evaluated) < len(systems):
         return
-    rows = _rows(evaluated)
-    write_bytes(out / "table.md", _markdown(evaluated, rows, task).encode())
+    write_bytes(out / "table.md", _markdown(evaluated, task).encode())
     write_json(out / "comparison.json", _plain(evaluated, task))
     drawn = [_plane(out / "plane.png", evaluated, task, beside), _grid(out / "grid.png", evaluated, task)]
-    _show(console, evaluated, rows, task)
+    _show(console, evaluated, task)
     console.print("look at " + ", ".join(str(p) for p in (*filter(None, drawn), out / "table.md")), soft_wrap=True)
-
-
-Rows = list[tuple[str, str, list[Estimate | None], list[Estimate | None]]]
-"""(section, score, of each system, of each system less the first)."""
-
-
-def _rows(evaluated: Sequence[Evaluated]) -> Rows:
-    first, *others = (one.scores for one in evaluated)
-    return [
-        (
-            title,
-            name,
-            [one.scores.estimate(name, kind) for one in evaluated],
-            [paired(other, first, name, kind) for other in others],
-        )
-        for title, kind in first.sections
-        for name in first.values
-    ]
-
-
-def _headings(evaluated: Sequence[Evaluated]) -> list[str]:
-    first, *others = (one.system.name for one in evaluated)
-    return [first, *others, *(f"{other} - {first}" for other in others)]
 
 
 def _certain(change: Estimate | None) -> bool:
@@ -97,14 +74,20 @@ def _certain(change: Estimate | None) -> bool:
     return change is not None and change.low < change.high and not change.low <= 0 <= change.high
 
 
-def _markdown(evaluated: Sequence[Evaluated], rows: Rows, task: Task) -> str:
-    cells = [
-        [section, name, *(told(one) for one in scores),
-         *(f"**{told(one, _SIGN)}**" if _certain(one) else told(one, _SIGN) for one in changes)]
-        for section, name, scores, changes in rows
-    ]  # fmt: skip
+def _markdown(evaluated: Sequence[Evaluated], task: Task) -> str:
+    """Notes, and one table: a line for each kind of prompts and score, each system and its difference to the first."""
+    first, *others = (one.scores for one in evaluated)
+    base, *names = (one.system.name for one in evaluated)
+    rows = []
+    for title, kind in first.sections:
+        for name in first.values:
+            changes = [paired(other, first, name, kind) for other in others]
+            rows.append(
+                [title, name, *(told(one.scores.estimate(name, kind)) for one in evaluated),
+                 *(f"**{told(one, _SIGN)}**" if _certain(one) else told(one, _SIGN) for one in changes)]
+            )  # fmt: skip
     notes = [*task.notes, "differences are paired by subject; bold where the interval leaves out 0"]
-    table = markdown_table(["prompts", "score", *_headings(evaluated)], cells)
+    table = markdown_table(["prompts", "score", base, *names, *(f"{name} - {base}" for name in names)], rows)
     return "# Comparison\n\n" + "\n".join(f"- {note}" for note in notes) + f"\n\n{table}\n"
 
 
@@ -129,21 +112,23 @@ def _plain(evaluated: Sequence[Evaluated], task: Task) -> dict[str, object]:
     }
 
 
-def _show(console: Console, evaluated: Sequence[Evaluated], rows: Rows, task: Task) -> None:
-    table = Table("prompts", "score", *(Column(Text(heading)) for heading in _headings(evaluated)))
-    sections = [row[0] for row in rows]
-    for i, (section, name, scores, changes) in enumerate(rows):
-        first = i == 0 or sections[i - 1] != section
-        if first and i:
-            table.add_section()
-        table.add_row(
-            section if first else "",
-            Text(name),
-            *(Text(told(one)) for one in scores),
-            *(Text(told(one, _SIGN), style="bold" if _certain(one) else "") for one in changes),
-        )
+def _show(console: Console, evaluated: Sequence[Evaluated], task: Task) -> None:
+    """The means over all prompts; table.md has the kinds of prompts and the intervals."""
+    first = evaluated[0]
+    table = Table("", *(Column(Text(name), justify="right") for name in first.scores.values))
+    for one in evaluated:
+        cells = []
+        for name in one.scores.values:
+            mean = one.scores.estimate(name)
+            cell = Text(ABSENT if mean is None else f"{mean.mean:.2f}")
+            change = None if one is first else paired(one.scores, first.scores, name)
+            if change is not None:
+                cell.append(f"\n{change.mean:+.2f}", style="bold" if _certain(change) else "dim")
+                cell.append("*" if _certain(change) else " ")
+            cells.append(cell)
+        table.add_row(Text(one.system.name), *cells)
     console.print(table)
-    for note in [*task.notes, "differences are paired by subject; bold where the interval leaves out 0"]:
+    for note in [*task.notes, f"below each score its difference to {first.system.name}; * its interval leaves out 0"]:
         console.print(Text(note), soft_wrap=True)
 
 

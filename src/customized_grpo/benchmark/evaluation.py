@@ -218,7 +218,7 @@ def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[],
     def advance() -> None:
         nonlocal done
         done += 1
-        if done % every == 0 and total > _LINES:
+        if done % every == 0 and total > 5 * _LINES:
             console.print(f"{done}/{total}")
             console.file.flush()
 
