@@ -29,6 +29,7 @@ from customized_grpo.policies.pipelines import device_of
 from customized_grpo.records import write_bytes, write_json
 
 _LINES = 20  # of progress in a log file
+_FEW = 10  # subjects: with fewer, resampled means stay too close together
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class Task:
     @property
     def notes(self) -> list[str]:
         """What a reader of the scores must know."""
-        subjects = len({case.subject for case in self.cases})
-        whole = len(self.benchmark.cases)
+        benchmark, units = self.benchmark, self.benchmark.units
+        count = len({case.subject for case in self.cases})
+        whole = len(benchmark.cases)
         part = f"all {whole}" if len(self.cases) == whole else f"{len(self.cases)} of {whole}"
+        few = f"; of so few {units} they are too narrow" if count < _FEW else ""
         told = [
-            f"{self.benchmark.name}: {subjects} subjects, {part} cases of a subject and a prompt, "
-            f"{self.protocol.images} pictures of each; bootstrap 95% intervals over subjects",
+            f"{benchmark.name}: {count} {units}, {part} prompts, {self.protocol.images} pictures of each prompt",
+            f"intervals hold 95% of bootstrap means over {units}{few}",
             f"protocol {self.protocol.title}: "
             + "; ".join(
                 f"{m.name} by {m.kind}{f' of {m.path}' if m.path else ''}" for m in self.measures.metrics.values()

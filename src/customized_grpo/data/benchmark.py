@@ -42,9 +42,11 @@ class Case:
 
 
 class Benchmark(Protocol):
-    """`digest` is another where any prompt or photo is; `masked` says whether every photo has a mask."""
+    """`units` is what its subjects are called, in the plural; `digest` is another where any prompt or photo is; `masked`
+    says whether every photo has a mask."""
 
     name: str
+    units: str
     cases: tuple[Case, ...]
     digest: str
     masked: bool
@@ -90,6 +92,7 @@ class DreamBench:
         self.cases = self._asked(asked) if asked else self._all(groups or [(name,) for name in self._listing.classes])
         alone = all(len(parts) == 1 for parts in self._shown.values())
         self.name = "DreamBench" if alone else "DreamBench, two subjects"
+        self.units = "subjects" if alone else "combinations"
         self.digest = _digest(self.cases, ((photo, masks[photo]) for photo in photos))
 
     def shown(self, case: Case) -> Pair:
@@ -137,7 +140,7 @@ class EachPair:
     """Any dataset: each pair is a subject of its own, with its one prompt; its references are all its photos."""
 
     def __init__(self, name: str, pairs: PairDataset) -> None:
-        self.name = name
+        self.name, self.units = name, "pairs"
         self._pairs = pairs
         seen = [pairs[i] for i in range(len(pairs))]
         self.cases = tuple(Case(f"{i:05}", 0, pair.prompt) for i, pair in enumerate(seen))
@@ -229,17 +232,18 @@ def _read_combinations(
         where = f"{path}: entry {number}"
         record = isinstance(entry, dict)
         named = entry.get("image_paths") if record else entry
-        if not isinstance(named, list) or len(named) != 2 or not all(isinstance(one, str) and one for one in named):
+        texts = named if isinstance(named, list) and all(isinstance(one, str) for one in named) else []
+        parts = [Path(one).parent.name for one in texts] if record else texts
+        if len(set(parts)) != 2 or len(parts) != 2:
             problems.append(f"{where}: names no two subjects; write [SUBJECT, SUBJECT], or prompt and two image_paths")
             continue
-        parts = [Path(one).parent.name for one in named] if record else named
         if unknown := [name for name in parts if name not in known]:
             problems.append(f"{where}: {unknown[0]!r} is no subject of {dreambench.LIST}; correct it")
             continue
         if not record:
             groups.append(tuple(parts))
             continue
-        photos = tuple(folder / name / Path(one).name for name, one in zip(parts, named, strict=True))
+        photos = tuple(folder / name / Path(one).name for name, one in zip(parts, texts, strict=True))
         if not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
             problems.append(f"{where}: no prompt; add it")
         elif absent := [photo for photo in photos if not photo.is_file()]:
