@@ -265,7 +265,7 @@ def test_a_missing_score_is_told_of_and_left_out(
     )
     own = tmp_path / "own.yaml"
     own.write_text(
-        f"{{title: odd, images: 1, steps: 1, metrics: [{{name: odd, kind: '{tmp_path / 'odd.py'}:odd', role: prompt}}]}}",
+        f"{{title: odd, images: 1, steps: 1, metrics: [{{name: odd, kind: '{tmp_path}/odd.py:odd', role: prompt}}]}}",
         "utf-8",
     )
     task = open_task(str(dreambench), protocol=str(own), subjects=["plush", "brolly"])
@@ -275,6 +275,27 @@ def test_a_missing_score_is_told_of_and_left_out(
     assert told["missing"] == {"odd": 2}
     assert (told["overall"]["odd"]["mean"], told["property"]["odd"]) == (1.0, None)
     assert evaluate_system(find_system(str(recipe)), task, tmp_path / "out", quiet()) is not None
+
+
+def test_a_judge_that_cannot_be_loaded_is_known_before_anything_is_drawn(
+    tmp_path: Path, dreambench: Path, recipe: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("{title: own, metrics: [{name: a, kind: dino, role: identity, path: ./nowhere}]}", "utf-8")
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate_system(
+            find_system(str(recipe)), open_task(str(dreambench), protocol=str(own)), tmp_path / "o", quiet()
+        )
+    assert not (tmp_path / "o" / "pictures").exists()
+
+
+def test_the_built_in_world_has_masks_for_the_subject(tmp_path: Path, recipe: Path) -> None:
+    task = open_task("world", protocol="embedded", images=2, steps=1, subjects=["00003", "00007"])
+    assert not task.measures.left_out
+    found = evaluate_system(find_system(str(recipe)), task, tmp_path / "out", quiet())
+    assert found is not None
+    assert found.scores.values["DINO-I (subject)"] != found.scores.values["DINO-I"]
+    assert found.scores.kinds == []
 
 
 def test_two_subjects(tmp_path: Path, dreambench: Path, protocol: Path, recipe: Path, dino: Path) -> None:

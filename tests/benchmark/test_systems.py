@@ -97,6 +97,8 @@ def test_paths_that_lead_nowhere(tmp_path: Path, recipe: Path) -> None:
         find_system("nowhere")
     with pytest.raises(ConfigError, match="no such run, model"):
         find_system(f"name={tmp_path}/nowhere.yaml")
+    with pytest.raises(ModelError, match="no such folder"):
+        find_system(str(recipe), overrides=["policy.path=./nowhere"])
     shutil.copyfile(recipe, tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match="holds no lora yet; finish it"):
         find_system(str(tmp_path))

@@ -27,6 +27,7 @@ from customized_grpo.config import ConfigError
 from customized_grpo.data.benchmark import Benchmark, Case, open_benchmark, select
 from customized_grpo.policies.pipelines import device_of
 from customized_grpo.records import write_bytes, write_json
+from customized_grpo.rewards import build_reward
 
 _LINES = 20  # of progress in a log file
 _FEW = 10  # subjects: with fewer, resampled means stay too close together
@@ -154,7 +155,7 @@ def evaluate_system(system: System, task: Task, out: Path, console: Console) -> 
     found = collect(replace(system, pictures=source), task, folder)
     if found is None:
         left = len(unscored(source, task.cases, measures, folder.records()))
-        console.print(f"{system.name}: {left} subjects and prompts are left to other processes")
+        console.print(f"{system.name}: {left} subjects and prompts are left to other processes", markup=False)
         return None
     sums = {"system": system.name, "benchmark": task.benchmark.name, "protocol": task.protocol.model_dump(mode="json"),
             "left out": measures.left_out, **summary(found.scores)}  # fmt: skip
@@ -182,6 +183,10 @@ def _draw(system: System, task: Task, folder: EvaluationFolder, console: Console
     count = sum(len(indices) for _, indices in todo)
     if not count:
         return
+    if task.process == 0:
+        # A judge that cannot be loaded should be known before the drawing, which may take days.
+        for metric in task.measures.metrics.values():
+            build_reward(metric.reward(), "cpu")
     with _progress(console, f"{system.name}: drawing {count} pictures", count) as advance:
         steps, seed = task.protocol.steps, task.protocol.seed
         draw(system.open(), task.benchmark, todo, folder, steps=steps, seed=seed, on_picture=advance)
@@ -215,7 +220,7 @@ def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[],
             task = bar.add_task(title, total=total)
             yield lambda: bar.advance(task)
         return
-    console.print(title, soft_wrap=True)
+    console.print(title, soft_wrap=True, markup=False)
     done, every = 0, max(1, total // _LINES)
 
     def advance() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from customized_grpo.benchmark.folder import PICTURES, SETTINGS, TEMPLATE, PictureFolder
 from customized_grpo.config import EMBEDDED, Config, ConfigError
 from customized_grpo.configuration import load_config
-from customized_grpo.models import fingerprint
+from customized_grpo.models import fingerprint, resolve
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.adapters import lora_file, lora_settings
 from customized_grpo.protocols import Policy
@@ -65,7 +65,7 @@ def find_system(
         name, rest = "", given
     path = Path(rest).expanduser()
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return System(name or path.stem, load_config([*files, path], overrides))
+        return _of_model(System(name or path.stem, load_config([*files, path], overrides)))
     if path.suffix == ".safetensors" and path.is_file():
         return _lora(name or path.stem, path, load_config(files, overrides))
     if rest.startswith(f"{EMBEDDED}/"):
@@ -76,7 +76,7 @@ def find_system(
     if (path / CONFIG).is_file():
         if not (path / LORA).exists():
             raise ConfigError(f"{path}: holds no {LORA} yet; finish it by cgrpo train --resume {path}")
-        return System(name, load_config(path / CONFIG, overrides), adapter=path / LORA, run=path)
+        return _of_model(System(name, load_config(path / CONFIG, overrides), adapter=path / LORA, run=path))
     config = load_config(files, overrides)
     if (path / SETTINGS).is_file() and (path / PICTURES).is_dir():
         return System(name, config, pictures=PictureFolder(path / PICTURES), evaluation=path)
@@ -89,12 +89,20 @@ def find_system(
 
 def _pipeline(name: str, path: str, files: Sequence[Path], overrides: Sequence[str]) -> System:
     config = load_config(files, overrides)
-    return System(name, config.model_copy(update={"policy": config.policy.model_copy(update={"path": path})}))
+    policy = config.policy.model_copy(update={"path": path})
+    return _of_model(System(name, config.model_copy(update={"policy": policy})))
 
 
 def _lora(name: str, path: Path, config: Config) -> System:
     policy = config.policy.model_copy(update={"lora": lora_settings(path)})
-    return System(name, config.model_copy(update={"policy": policy}), adapter=path)
+    return _of_model(System(name, config.model_copy(update={"policy": policy}), adapter=path))
+
+
+def _of_model(system: System) -> System:
+    """The same. Raises ModelError where its model can only be local and is not there; nothing is loaded yet."""
+    if ":" not in system.config.policy.kind:
+        resolve(system.config.policy.path)
+    return system
 
 
 def _digest(adapter: Path) -> str:

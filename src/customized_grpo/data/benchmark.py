@@ -42,8 +42,9 @@ class Case:
 
 
 class Benchmark(Protocol):
-    """`units` is what its subjects are called, in the plural; `digest` is another where any prompt or photo is; `masked`
-    says whether every photo has a mask."""
+    """`units` is what its subjects are called, in the plural; `digest` is another where any prompt or photo is;
+    `masked` says whether every photo has a mask.
+    """
 
     name: str
     units: str
@@ -93,7 +94,13 @@ class DreamBench:
         alone = all(len(parts) == 1 for parts in self._shown.values())
         self.name = "DreamBench" if alone else "DreamBench, two subjects"
         self.units = "subjects" if alone else "combinations"
-        self.digest = _digest(self.cases, ((photo, masks[photo]) for photo in photos))
+        hasher = hashlib.blake2b(digest_size=8)
+        for case in self.cases:
+            hasher.update(repr((case.key, case.text, [photo.name for _, photo in self._shown[case.key]])).encode())
+        for photo, mask in masks.items():
+            hasher.update(photo.name.encode() + photo.read_bytes())
+            hasher.update(mask.read_bytes() if mask else b"")
+        self.digest = hasher.hexdigest()
 
     def shown(self, case: Case) -> Pair:
         parts = self._shown[case.key]
@@ -130,7 +137,7 @@ class DreamBench:
     def _word(self, names: Sequence[str]) -> str:
         return " and ".join(self._listing.classes[name] for name in names)
 
-    @lru_cache(maxsize=32)  # noqa: B019 - photos of a few subjects; a benchmark lives as long as its process
+    @lru_cache(maxsize=16)  # noqa: B019 - photos of a few subjects; a benchmark lives as long as its process
     def _read(self, photo: Path) -> tuple[Any, Any]:
         picture, mask = pictures.load(photo), self._masks[photo]
         return picture, pictures.load_mask(mask, picture.size) if mask else None
@@ -142,10 +149,18 @@ class EachPair:
     def __init__(self, name: str, pairs: PairDataset) -> None:
         self.name, self.units = name, "pairs"
         self._pairs = pairs
-        seen = [pairs[i] for i in range(len(pairs))]
-        self.cases = tuple(Case(f"{i:05}", 0, pair.prompt) for i, pair in enumerate(seen))
-        self.masked = all(mask is not None for pair in seen for mask in pair.masks)
-        self.digest = _digest(self.cases, (), (image.tobytes() for pair in seen for image in pair.references))
+        self.masked = True
+        cases = []
+        hasher = hashlib.blake2b(digest_size=8)
+        for i in range(len(pairs)):  # one at a time: they may not all fit into memory
+            pair = pairs[i]
+            cases.append(Case(f"{i:05}", 0, pair.prompt))
+            self.masked &= all(mask is not None for mask in pair.masks)
+            hasher.update(pair.prompt.encode())
+            for picture in (*pair.references, *pair.masks):
+                hasher.update(b"" if picture is None else picture.tobytes())
+        self.cases = tuple(cases)
+        self.digest = hasher.hexdigest()
 
     def shown(self, case: Case) -> Pair:
         return self._pairs[int(case.subject)]
@@ -258,15 +273,3 @@ def _read_combinations(
     if problems:
         raise DataError(problems)
     return (groups, None) if groups else (None, asked)
-
-
-def _digest(cases: Iterable[Case], files: Iterable[tuple[Path, Path | None]], contents: Iterable[bytes] = ()) -> str:
-    hasher = hashlib.blake2b(digest_size=8)
-    for case in cases:
-        hasher.update(repr((case.key, case.text)).encode())
-    for photo, mask in files:
-        hasher.update(photo.name.encode() + photo.read_bytes())
-        hasher.update(mask.read_bytes() if mask else b"")
-    for content in contents:
-        hasher.update(content)
-    return hasher.hexdigest()
