@@ -153,8 +153,10 @@ ProtocolOption = Annotated[str, typer.Option(help="Measures: published, embedded
 ImagesOption = Annotated[int | None, typer.Option(min=1, help="Pictures of each subject and prompt.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Denoising steps.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of the noise.")]
-PicturesAs = Annotated[str, typer.Option(help="How another system's pictures are named.")]
-NAMED = "{subject}/{prompt:02}_{index}.png"
+PicturesAs = Annotated[
+    str | None,
+    typer.Option(help="How another system's pictures are named; {subject}/{prompt:02}_{index}.png without."),
+]
 
 
 @app.command()
@@ -171,7 +173,7 @@ def evaluate(
     images: ImagesOption = None,
     steps: StepsOption = None,
     seed: SeedOption = None,
-    pictures_as: PicturesAs = NAMED,
+    pictures_as: PicturesAs = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the evaluation; RUN/benchmark, or evaluations/NAME, without.")
     ] = None,
@@ -194,8 +196,8 @@ def evaluate(
             from customized_grpo.config import ConfigError
             from customized_grpo.runs import evaluate_run
 
-            needs = (two_subjects, combinations, subject, prompt, images, steps, seed, out, config)
-            if any(needs) or protocol != "published" or pictures_as != NAMED:
+            given = (combinations, subject, prompt, images, steps, seed, pictures_as, out, config)
+            if two_subjects or protocol != "published" or any(value is not None for value in given):
                 raise ConfigError("a run's own evaluation is set by --set evaluation...; or give --benchmark")
             evaluate_run(Path(system), Console(), set_ or [])
             return
@@ -235,7 +237,7 @@ def compare(
     images: ImagesOption = None,
     steps: StepsOption = None,
     seed: SeedOption = None,
-    pictures_as: PicturesAs = NAMED,
+    pictures_as: PicturesAs = None,
     published: Annotated[bool, typer.Option(help="Published points beside the plane, on DreamBench.")] = True,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; what it holds already is not drawn again.")] = (
         Path("comparison")

@@ -38,7 +38,7 @@ def compare(
     *,
     files: Sequence[Path] = (),
     overrides: Sequence[str] = (),
-    template: str = TEMPLATE,
+    template: str | None = None,
     beside: bool = True,
 ) -> None:
     """`cgrpo compare`: evaluates what is not evaluated yet in folders under `out`, then shows all systems together.
@@ -46,6 +46,7 @@ def compare(
     Differences are those to the first system. `beside`: with published points next to the plane, where the benchmark
     is theirs. Raises ConfigError, DataError or ModelError before anything is drawn.
     """
+    template = TEMPLATE if template is None else template
     check_template(template, task.protocol.images)
     systems = [find_system(one, files, overrides, template) for one in given]
     names = [system.name for system in systems]

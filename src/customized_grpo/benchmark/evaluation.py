@@ -109,9 +109,10 @@ def evaluate_on(
     *,
     files: Sequence[Path] = (),
     overrides: Sequence[str] = (),
-    template: str = TEMPLATE,
+    template: str | None = None,
 ) -> None:
     """`cgrpo evaluate` on a benchmark: a folder with pictures, scores, summary.json and table.md."""
+    template = TEMPLATE if template is None else template
     check_template(template, task.protocol.images)
     system = find_system(given, files, overrides, template)
     folder = out or (system.run / "benchmark" if system.run else Path("evaluations") / system.name)

@@ -61,7 +61,8 @@ class SimilarityReward:
             raise RewardError(f"reward {self.name!r}: segment_pictures needs a model; name one as segmenter")
         if segmenter is not None and not (segmented or segment_pictures):
             raise RewardError(f"reward {self.name!r}: segmented=false leaves the segmenter nothing to do; drop one")
-        if (resize is None) != (crop is None) or not 1 <= (crop or 1) <= (resize or 1):
+        framed = resize is not None and crop is not None and 1 <= crop <= resize
+        if not framed and (resize, crop) != (None, None):
             raise RewardError(f"reward {self.name!r}: resize and crop belong together, crop 1 to resize; give both")
         self._batch_size = batch_size
         self._device = torch.device(device)
