@@ -21,6 +21,7 @@ from customized_grpo.benchmark.systems import System, find_system
 from customized_grpo.config import ConfigError, RewardConfig
 from customized_grpo.data import DataError
 from customized_grpo.data.pictures import load
+from customized_grpo.noise import normal
 from customized_grpo.protocols import Pair
 from customized_grpo.records import read_records
 from customized_grpo.rewards import build_reward
@@ -73,6 +74,15 @@ def test_what_it_leaves(whole: Evaluated) -> None:
     text = (folder / "table.md").read_text(encoding="utf-8")
     assert all(f"| {row} |" in text for row in ("overall", "place", "property", "accessory", "rex", "brolly"))
     assert "| style |" not in text
+
+
+def test_noise_belongs_to_seed_subject_prompt_and_index(whole: Evaluated, recipe: Path, dreambench: Path) -> None:
+    policy = find_system(str(recipe)).open()
+    conditions = policy.encode("a stuffed animal on the beach", [load(dreambench / "plush" / "00.png")])
+    noise = normal((1, *policy.latent_shape), 0, "benchmark", "plush/01", 1)
+    (picture,) = drawing.sample_pictures(policy, conditions, noise, policy.sigmas(2))
+    kept = load(folder_of(whole) / "pictures" / "plush/01_1.png")
+    assert torch.equal((picture * 255).round(), (to_tensor(kept) * 255).round())
 
 
 def test_scores_are_the_judges_own_against_all_photos(whole: Evaluated, dreambench: Path, dino: Path) -> None:
