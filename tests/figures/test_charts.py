@@ -17,6 +17,7 @@ from PIL import Image
 from customized_grpo.figures import (
     FigureError,
     identity_prompt_plane,
+    planes_side_by_side,
     schedule,
     training_curves,
 )
@@ -221,6 +222,31 @@ def test_the_plane_joins_base_and_tuned_and_shows_intervals_and_front(tmp_path: 
     assert [[58.0, 24.5], [60.0, 24.0], [62.0, 22.0]] in curves
     assert [[62.5, 25.0], [63.6, 25.0]] in curves and [[63.0, 24.8], [63.0, 25.1]] in curves
     assert pixels_of(path, TUNED) > 50
+
+
+def test_published_points_have_a_plane_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:
+    path = tmp_path / "planes.png"
+    measured = {"base": (60.0, 24.0), "tuned": (63.0, 25.0)}
+    planes_side_by_side(
+        path,
+        measured,
+        {"tuned": ((62.5, 63.6), (24.8, 25.1))},
+        PUBLISHED,
+        labels=("DINO-I", "CLIP-T"),
+        published_labels=("DINO", "HPS"),
+        titles=("measured", "published"),
+        caveat="as published",
+    )
+    left, right = drawn[0].axes
+    names = [{text.get_text() for text in axes.texts} for axes in (left, right)]
+    assert names == [set(measured), set(PUBLISHED)]
+    assert (left.get_xlabel(), right.get_xlabel()) == ("DINO-I (higher is better)", "DINO (higher is better)")
+    assert [62.5, 25.0] in [np.asarray(line.get_xydata()).tolist()[0] for line in left.lines]
+    assert "as published" in {text.get_text() for text in drawn[0].texts} | {drawn[0].get_supxlabel()}
+    with pytest.raises(FigureError, match="no point"):
+        planes_side_by_side(
+            path, measured, {}, {}, labels=("", ""), published_labels=("", ""), titles=("", ""), caveat=""
+        )
 
 
 def test_one_point_is_a_plane_too(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -12,9 +12,10 @@ import pytest
 import tiny_judges
 import torch
 from PIL import Image
+from tiny_judges import MEAN, STD
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModel
+from transformers import AutoModel, ViTConfig, ViTModel
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
@@ -225,3 +226,39 @@ def test_other_models_are_refused(build: Callable[..., Any], segformer_folder: P
     config = RewardConfig(kind=judge.kind, role="identity", path=str(segformer_folder))
     with pytest.raises(RewardError, match=rf"^reward '{judge.kind}': .* holds a segformer model; give one of"):
         build_reward(config, "cpu")
+
+
+def test_dinos_own_framing_of_a_photo_of_any_shape(tmp_path: Path, make_pair: MakePair) -> None:
+    """As the first DINO is published: a ViT without pooler, whose image processor knows no crop."""
+    torch.manual_seed(0)
+    settings = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTModel(ViTConfig(**settings, image_size=32, patch_size=8, initializer_range=0.3), add_pooling_layer=False)
+    model.save_pretrained(tmp_path)
+    old = {"size": 32, "do_resize": True, "do_normalize": True, "resample": 2, "image_mean": MEAN, "image_std": STD}
+    tiny_judges.write_frame(tmp_path, "ViTImageProcessor", old)
+    options = {"segmented": False, "resize": 36, "crop": 32}
+    judge = build_reward(RewardConfig(kind="dino", role="identity", path=str(tmp_path), options=options), "cpu")
+    pair = make_pair("a", sizes=((60, 40),))
+    picture = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+
+    def token(image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        size = (height * 36 // min(height, width), width * 36 // min(height, width))
+        small = functional.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (size[0] - 32) // 2, (size[1] - 32) // 2
+        mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in (MEAN, STD))
+        pixels = (small[..., top : top + 32, left : left + 32] - mean) / std
+        return model.eval()(pixels).last_hidden_state[0, 0]
+
+    with torch.no_grad():
+        by_hand = functional.cosine_similarity(token(picture), token(to_tensor(pair.references[0])[None]), dim=0)
+    assert float(judge(picture, [pair])) == pytest.approx(100 * float(by_hand), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"resize": 36}, {"crop": 32}, {"resize": 32, "crop": 36}, {"resize": 3, "crop": 0}]
+)
+def test_a_framing_is_both_numbers(folders: dict[str, Path], options: dict[str, int]) -> None:
+    path = str(folders["DINOv3"])
+    with pytest.raises(RewardError, match="resize and crop belong together"):
+        build_reward(RewardConfig(kind="dino", role="identity", path=path, options=options), "cpu")

@@ -11,7 +11,7 @@
 from customized_grpo.figures.canvas import FigureError
 from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.grids import Picture, image_grid
-from customized_grpo.figures.plane import Interval, identity_prompt_plane
+from customized_grpo.figures.plane import Interval, identity_prompt_plane, planes_side_by_side
 from customized_grpo.figures.weights import schedule
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Picture",
     "identity_prompt_plane",
     "image_grid",
+    "planes_side_by_side",
     "schedule",
     "training_curves",
 ]

@@ -61,56 +61,107 @@ def identity_prompt_plane(
     _check(path, points, intervals or {}, front or ())
     with drawing(path, 6.0, 5.0, title) as figure:
         axes = figure.add_subplot()
-        axes.ticklabel_format(useOffset=False)
-        axes.set_xlabel(f"{labels[0]} (higher is better)")
-        axes.set_ylabel(f"{labels[1]} (higher is better)")
-        _limits(axes, points, intervals or {}, front or ())
-        if front:
-            xs, ys = zip(*front, strict=True)
-            axes.plot(xs, ys, color=GREY, linestyle="--", marker=".", linewidth=1.2, zorder=1)
-        colours = _colours(points, arrow)
-        for name, ((x0, x1), (y0, y1)) in (intervals or {}).items():
-            x, y = points[name]
-            style: dict[str, Any] = {
-                "color": colours[name],
-                "linewidth": 1.2,
-                "alpha": 0.7,
-                "zorder": 2,
-            }
-            axes.plot([x0, x1], [y, y], **style)
-            axes.plot([x, x], [y0, y1], **style)
-        for name, (x, y) in points.items():
-            axes.plot(
-                x,
-                y,
-                "o",
-                color=colours[name],
-                markersize=_MARKER,
-                markeredgecolor="white",
-                zorder=4,
-            )
-        start, end = arrow
-        joined = start in points and end in points and points[start] != points[end]
-        if joined:
-            axes.annotate(
-                "",
-                xy=points[end],
-                xytext=points[start],
-                arrowprops={
-                    "arrowstyle": "-|>",
-                    "color": INK,
-                    "linewidth": 1.4,
-                    "shrinkA": _MARKER * 0.7,
-                    "shrinkB": _MARKER * 0.7,
-                },
-                zorder=3,
-            )
-        segments = [(points[start], points[end])] if joined else []
-        for name, ((x0, x1), (y0, y1)) in (intervals or {}).items():
-            x, y = points[name]
-            segments += [((x0, y), (x1, y)), ((x, y0), (x, y1))]
-        segments += list(zip(front or (), (front or ())[1:], strict=False))
-        _place_names(figure, axes, points, segments)
+        _draw_plane(figure, axes, points, intervals or {}, front or (), arrow, labels, _colours(points, arrow))
+
+
+def planes_side_by_side(
+    path: Path,
+    points: Mapping[str, Point],
+    intervals: Mapping[str, Interval],
+    published: Mapping[str, Point],
+    *,
+    labels: tuple[str, str],
+    published_labels: tuple[str, str],
+    titles: tuple[str, str],
+    caveat: str,
+) -> None:
+    """Draw measured models on one plane and published ones on another of its own scales, PNG.
+
+    Two planes, because scores of other encoders lie on other scales: only where points of one plane stand to each
+    other can be read.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        points, intervals, labels: what was measured, as for :func:`identity_prompt_plane`.
+        published: (identity, prompt) of models by others.
+        published_labels: what those axes show.
+        titles: of the two planes.
+        caveat: a line below both.
+
+    Raises:
+        FigureError: as for :func:`identity_prompt_plane`.
+    """
+    _check(path, points, intervals, ())
+    _check(path, published, {}, ())
+    nobody = ("", "")
+    with drawing(path, 11.0, 5.2) as figure:
+        figure.supxlabel(caveat, fontsize=8, color=INK)
+        left, right = figure.subplots(1, 2)
+        left.set_title(titles[0])
+        right.set_title(titles[1])
+        _draw_plane(figure, left, points, intervals, (), nobody, labels, _colours(points, nobody))
+        _draw_plane(figure, right, published, {}, (), nobody, published_labels, dict.fromkeys(published, GREY))
+
+
+def _draw_plane(
+    figure: Figure,
+    axes: Axes,
+    points: Mapping[str, Point],
+    intervals: Mapping[str, Interval],
+    front: Sequence[Point],
+    arrow: tuple[str, str],
+    labels: tuple[str, str],
+    colours: Mapping[str, str],
+) -> None:
+    axes.ticklabel_format(useOffset=False)
+    axes.set_xlabel(f"{labels[0]} (higher is better)")
+    axes.set_ylabel(f"{labels[1]} (higher is better)")
+    _limits(axes, points, intervals, front)
+    if front:
+        xs, ys = zip(*front, strict=True)
+        axes.plot(xs, ys, color=GREY, linestyle="--", marker=".", linewidth=1.2, zorder=1)
+    for name, ((x0, x1), (y0, y1)) in intervals.items():
+        x, y = points[name]
+        style: dict[str, Any] = {
+            "color": colours[name],
+            "linewidth": 1.2,
+            "alpha": 0.7,
+            "zorder": 2,
+        }
+        axes.plot([x0, x1], [y, y], **style)
+        axes.plot([x, x], [y0, y1], **style)
+    for name, (x, y) in points.items():
+        axes.plot(
+            x,
+            y,
+            "o",
+            color=colours[name],
+            markersize=_MARKER,
+            markeredgecolor="white",
+            zorder=4,
+        )
+    start, end = arrow
+    joined = start in points and end in points and points[start] != points[end]
+    if joined:
+        axes.annotate(
+            "",
+            xy=points[end],
+            xytext=points[start],
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": INK,
+                "linewidth": 1.4,
+                "shrinkA": _MARKER * 0.7,
+                "shrinkB": _MARKER * 0.7,
+            },
+            zorder=3,
+        )
+    segments = [(points[start], points[end])] if joined else []
+    for name, ((x0, x1), (y0, y1)) in intervals.items():
+        x, y = points[name]
+        segments += [((x0, y), (x1, y)), ((x, y0), (x, y1))]
+    segments += list(pairwise(front))
+    _place_names(figure, axes, points, segments)
 
 
 def journey(path: Path, points: Mapping[str, Point], labels: tuple[str, str] = ("identity", "prompt")) -> None:

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import peft
 import torch
 from diffusers import FluxKontextPipeline
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.training_utils import cast_training_params
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig
 from customized_grpo.models import ModelError, first_line
+from customized_grpo.policies.adapters import lora_file
 from customized_grpo.policies.low_rank import LowRankLinear
 from customized_grpo.sharding import is_sharded, like, local, reshard, whole, writes
 
@@ -129,7 +130,7 @@ class LoraTuning:
         )
 
     def load(self, folder: Path) -> None:
-        path = folder / LORA_WEIGHT_NAME_SAFE
+        path = lora_file(folder)
         if not path.is_file():
             raise ModelError(f"{path}: no such file; give the folder of a saved LoRA")
         try:

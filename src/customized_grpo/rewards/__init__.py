@@ -17,7 +17,7 @@ from customized_grpo.rewards.custom import load_custom
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.scores import score
 
-__all__ = ["KINDS", "RewardError", "build_reward", "score"]
+__all__ = ["KINDS", "RewardError", "build_reward", "default_path", "score"]
 
 #: module:class by kind; a module is imported when its kind is asked for.
 KINDS = {
@@ -68,3 +68,14 @@ def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, de
     if "role" in parameters:
         arguments["role"] = config.role
     return judge(config.path, **arguments) if config.path else judge(**arguments)
+
+
+def default_path(kind: str) -> str | None:
+    """The hub id that a kind loads where no path is given; None where it has none, or is a class of the user's own."""
+    if kind not in KINDS:
+        return None
+    module, _, name = KINDS[kind].partition(":")
+    judge = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    parameter = inspect.signature(judge).parameters.get("path")
+    found = getattr(judge, "default_path", None) or (parameter.default if parameter else None)
+    return found if isinstance(found, str) else None

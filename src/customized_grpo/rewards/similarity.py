@@ -14,7 +14,7 @@ from customized_grpo.protocols import Pair
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.frame import AnyFrame, open_frame, to_tensor
+from customized_grpo.rewards.frame import AnyFrame, Frame, open_frame, to_tensor
 from customized_grpo.rewards.segmentation import Segmenter
 
 
@@ -25,8 +25,9 @@ class SimilarityReward:
     reference has no mask, `segmenter` (a hub id or folder, see `segmentation`) makes one, and without a segmenter,
     or where `segmented` is false, the whole reference counts. With `segment_pictures` the subject of the generated
     picture is cut out by the segmenter, too. Of several references the mean counts. The features of a pair's
-    references are computed once and kept, those of at most `cache_size` pairs. Weights stored in any precision work
-    in float32; no gradient.
+    references are computed once and kept, those of at most `cache_size` pairs. `resize` and `crop` replace the
+    processor's framing: the shorter side is brought to the one (bicubic), the middle of the other's side is seen.
+    Weights stored in any precision work in float32; no gradient.
     """
 
     kind: ClassVar[str]
@@ -46,6 +47,8 @@ class SimilarityReward:
         segmented: bool = True,
         segmenter: str | None = None,
         segment_pictures: bool = False,
+        resize: int | None = None,
+        crop: int | None = None,
         batch_size: int = 64,
         cache_size: int | None = None,
         revision: str = "main",
@@ -58,6 +61,9 @@ class SimilarityReward:
             raise RewardError(f"reward {self.name!r}: segment_pictures needs a model; name one as segmenter")
         if segmenter is not None and not (segmented or segment_pictures):
             raise RewardError(f"reward {self.name!r}: segmented=false leaves the segmenter nothing to do; drop one")
+        framed = resize is not None and crop is not None and 1 <= crop <= resize
+        if not framed and (resize, crop) != (None, None):
+            raise RewardError(f"reward {self.name!r}: resize and crop belong together, crop 1 to resize; give both")
         self._batch_size = batch_size
         self._device = torch.device(device)
         self._cache: FeatureCache[PairKey] = FeatureCache(self.default_cache_size if cache_size is None else cache_size)
@@ -71,6 +77,8 @@ class SimilarityReward:
             self.unused,
             framed=open_frame,
         )
+        if resize is not None and crop is not None:
+            frame = Frame(mean=frame.mean, std=frame.std, shortest=resize, crop=(crop, crop))
         self.frame = frame
         self.segmenter = (
             None

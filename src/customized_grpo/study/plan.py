@@ -9,33 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.configuration import load_config
+from customized_grpo.sections import Section, read_section
 
 Settings = dict[str, Any]
 """Dotted configuration keys and their values, as `--set` takes them."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RowConfig(_Section):
+class RowConfig(Section):
     """One way of training."""
 
-    set: Settings = {}
+    set: Settings = Field({})
     seeds: int | None = Field(None, ge=1, description="seeds 0, 1, ... of this row; the study's number where none")
 
 
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """A study's YAML file."""
 
     title: str = "Comparison"
     config: Path | None = Field(None, description="YAML of the runs, from the study's folder; the defaults where none")
-    set: Settings = {}
+    set: Settings = Field({})
     seeds: int = Field(3, ge=1)
     rows: dict[str, RowConfig] = Field(min_length=1)
     ours: str = Field(description="the row that the others are compared with")
@@ -77,18 +73,7 @@ def slug(name: str) -> str:
 
 def load_study(path: Path) -> StudyConfig:
     """The study of a YAML file. Raises ConfigError, one line for each problem."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); correct the path") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML; correct it") from error
-    try:
-        study = StudyConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_problem(detail)}" for detail in error.errors())) from error
+    study = read_section(path, StudyConfig)
     return study if study.config is None else study.model_copy(update={"config": path.parent / study.config})
 
 
@@ -112,9 +97,3 @@ def plan(study: StudyConfig) -> list[StudyRun]:
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-
-
-def _problem(detail: Any) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message[0].lower()}{message[1:]}" if place else message

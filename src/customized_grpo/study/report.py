@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
+from customized_grpo.estimates import Estimate
 from customized_grpo.evaluation import Evaluation, axes_of, evaluation_grid, guards_of, read_evaluation
 from customized_grpo.figures.comparison import gradient_cosines, learning_curves, quadrant_bars
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
@@ -17,32 +18,14 @@ from customized_grpo.records import write_bytes, write_json
 from customized_grpo.study.gradients import read_cosines
 from customized_grpo.study.plan import StudyConfig, slug
 from customized_grpo.study.results import Result
-from customized_grpo.study.statistics import bootstrap_interval, dominates, front, hypervolume
+from customized_grpo.study.statistics import dominates, front, hypervolume
+from customized_grpo.tables import markdown_table
 
 GRADIENTS = "gradients.json"
 #: Shares that advantages of independent noise would have, and those the paper reports, in per cent.
 NOISE_SHARES = (50.0, 25.0, 25.0)
 PAPER_SHARES = (50.2, 26.8, 23.0)
 _SAME_BASE = 0.05  # points of a score: other processors round otherwise
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and its bootstrap 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(values: Sequence[float]) -> Estimate:
-        return Estimate(sum(values) / len(values), *bootstrap_interval(values))
-
-    def told(self, form: str = "+.1f") -> str:
-        """The mean and, where there is more than one seed to take it from, the interval."""
-        if self.low == self.high:
-            return f"{self.mean:{form}}"
-        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
 @dataclass(frozen=True)
@@ -138,9 +121,7 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     told = [*_uneven_bases(rows), *verdict(study, summaries, planes)]
     scores = list(next(iter(summaries.values())).gains)
     headings, rows_told = _headings(scores, planes, guards), _cells(summaries, scores, planes)
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in rows_told]
-    write_bytes(out / "table.md", ("\n".join(lines) + "\n").encode())
+    write_bytes(out / "table.md", (markdown_table(headings, rows_told) + "\n").encode())
     static = {plane: front_hypervolume(rows, study.front, axes) for plane, axes in planes.items()}
     write_json(
         out / "summary.json",
@@ -210,12 +191,8 @@ def _plane(path: Path, study: StudyConfig, rows: Mapping[str, list[Result]], axe
     points: dict[str, Point] = {}
     intervals: dict[str, Interval] = {}
     for name, found in rows.items():
-        tuned = [[r.tuned[axis] for r in found] for axis in axes]
-        x, y = (sum(values) / len(values) for values in tuned)
-        points[name] = (x, y)
-        first, second = (bootstrap_interval(values) for values in tuned)
-        # A mean may fall outside by rounding alone.
-        intervals[name] = ((min(first[0], x), max(first[1], x)), (min(second[0], y), max(second[1], y)))
+        x, y = (Estimate.of([r.tuned[axis] for r in found]) for axis in axes)
+        points[name], intervals[name] = (x.mean, y.mean), (x.bounds, y.bounds)
     base = next(iter(rows.values()))[0].base
     points["base"] = (base[axes[0]], base[axes[1]])
     static = [points[name] for name in study.front if name in points]

@@ -1,4 +1,4 @@
-"""What can be said of a few seeds and of many rows: intervals, dominance and the area that points cover.
+"""What can be said of many rows: dominance and the area that points cover.
 
 A point is (identity, prompt), scores or their gains over the base in per cent; more is better in both.
 """
@@ -8,46 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 Point = tuple[float, float]
 """(identity, prompt)."""
-
-
-def bootstrap_interval(
-    values: ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean; the same for the same arguments.
-
-    With few seeds it is too narrow: the resampled means never leave the range of the values.
-
-    Args:
-        values: (seeds,) one value of each seed, at least one.
-        level: share of the resampled means within the interval, above 0 and below 1.
-        resamples: how many means are drawn, at least 1.
-        seed: of the drawing.
-
-    Returns:
-        (low, high), in the unit of the values; twice the value where there is but one.
-
-    Raises:
-        ValueError: if there is no value, one is not finite, or an argument is out of its range.
-    """
-    kept = np.asarray(values, dtype=np.float64)
-    if kept.ndim != 1 or kept.size == 0:
-        raise ValueError(f"values have shape {kept.shape}; give one value of each seed, at least one")
-    if not np.isfinite(kept).all():
-        raise ValueError(f"values are not all finite: {kept.tolist()}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be above 0 and below 1, not {level}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples}")
-    chosen = np.random.default_rng(seed).integers(kept.size, size=(resamples, kept.size))
-    # Clipped, because a mean of equal values may differ from them in its last digit.
-    means = kept[chosen].mean(axis=1).clip(kept.min(), kept.max())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def hypervolume(points: Iterable[Point], origin: Point) -> float:

@@ -1,0 +1,135 @@
+"""A small benchmark of DreamBench's form, a tiny random pipeline and tiny random judges to put to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_judges
+import torch
+import yaml
+from PIL import Image
+from tiny import save_flux_kontext
+from transformers import Dinov2Config, Dinov2Model
+
+from customized_grpo.config import Config, LoraConfig, PolicyConfig
+from customized_grpo.configuration import save_config
+from customized_grpo.policies import build_policy
+
+LIST = """Classes
+
+subject_name,class
+rex,dog
+plush,stuffed animal
+brolly,umbrella
+
+Prompts
+
+Object Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+'a {0} {1} on the beach'.format(unique_token, class_token),
+'a red {0} {1}'.format(unique_token, class_token)
+]
+
+Live Subject Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+'a {0} {1} wearing a red hat'.format(unique_token, class_token),
+'a red {0} {1}'.format(unique_token, class_token)
+]
+"""
+COLOURS = """
+def redness(images, pairs):
+    return 100 * images[:, 0].mean((1, 2))
+"""
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_flux_kontext(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def dreambench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three subjects, of two, three and two photos of noise. Not to be changed."""
+    folder = tmp_path_factory.mktemp("dreambench")
+    (folder / "prompts_and_classes.txt").write_text(LIST, encoding="utf-8")
+    rng = np.random.default_rng(0)
+    for subject, count in (("rex", 2), ("plush", 3), ("brolly", 2)):
+        (folder / subject).mkdir()
+        for i in range(count):
+            pixels = rng.integers(0, 256, (20 + 4 * i, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / subject / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dino")
+    small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2Model(Dinov2Config(**small, initializer_range=0.3)).save_pretrained(folder)
+    tiny_judges.write_frame(folder, "BitImageProcessor")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def protocol(tmp_path_factory: pytest.TempPathFactory, dino: Path) -> Path:
+    """Identity by a tiny DINO, prompt by a function of a file, the guard; two pictures, two steps."""
+    folder = tmp_path_factory.mktemp("protocol")
+    (folder / "colours.py").write_text(COLOURS, encoding="utf-8")
+    metrics = [
+        {"name": "DINO-I", "kind": "dino", "role": "identity", "path": str(dino), "options": {"segmented": False}},
+        {"name": "redness", "kind": f"{folder / 'colours.py'}:redness", "role": "prompt"},
+        {"name": "copy-paste", "kind": "copy-paste", "role": "guard"},
+    ]
+    axes = {"identity_axis": ["DINO-I"], "prompt_axis": ["redness"]}
+    text = yaml.safe_dump({"title": "tiny", "images": 2, "steps": 2, "metrics": metrics, "diversity": "DINO-I", **axes})
+    (folder / "protocol.yaml").write_text(text, encoding="utf-8")
+    return folder / "protocol.yaml"
+
+
+@pytest.fixture(scope="session")
+def config(pipeline: Path) -> Config:
+    policy = PolicyConfig(
+        path=str(pipeline), device="cpu", height=16, width=16, reference_sizes=[(16, 16)], max_sequence_length=32,
+        lora=LoraConfig(rank=3, alpha=6),
+    )  # fmt: skip
+    return Config(policy=policy)
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "base.yaml"
+    save_config(config, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Callable[[], Path]:
+    """Makes a finished run, whose LoRA was moved by nobody but this file."""
+
+    def make() -> Path:
+        run = tmp_path_factory.mktemp("runs") / "tuned"
+        run.mkdir()
+        save_config(config, run / "config.yaml")
+        policy = build_policy(config.policy)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in policy.trainable().values():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        policy.save(run / "lora")
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tuned(make_run: Callable[[], Path]) -> Path:
+    """Such a run. Not to be changed."""
+    return make_run()
