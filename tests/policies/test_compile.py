@@ -1,0 +1,45 @@
+"""torch.compile as an option: the same velocity and gradients within rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import save_flux_kontext
+
+from customized_grpo.config import LoraConfig, PolicyConfig
+from customized_grpo.policies import FluxKontextPolicy
+
+
+def velocity_and_gradients(folder: Path, compile_: bool) -> list[torch.Tensor]:
+    config = PolicyConfig(
+        path=str(folder), height=16, width=16, reference_sizes=[(16, 16)], lora=LoraConfig(rank=2), compile=compile_
+    )
+    policy = FluxKontextPolicy(config)
+    draws = torch.Generator().manual_seed(0)
+    weights = policy.trainable()
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=draws))
+    conditions = policy.encode("a dog", [Image.radial_gradient("L").resize((16, 16)).convert("RGB")])
+    latents = torch.randn(1, *policy.latent_shape, generator=draws)
+    velocity = policy.velocity(latents, torch.tensor([0.5]), conditions)
+    return [velocity.detach(), *torch.autograd.grad(velocity.square().sum(), list(weights.values()))]
+
+
+def test_a_compiled_policy_is_the_same_within_rounding(tmp_path: Path) -> None:
+    folder = save_flux_kontext(tmp_path)
+    plain = velocity_and_gradients(folder, False)
+    try:
+        compiled = velocity_and_gradients(folder, True)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if "InvalidCxxCompiler" in str(error) or "No working C++ compiler" in str(error):
+            pytest.skip("torch.compile needs a C++ compiler on a CPU")
+        raise
+    assert len(plain) == len(compiled) > 2
+    for one, other in zip(plain, compiled, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "something was compiled"
