@@ -15,8 +15,8 @@ _PREFIX, _A = "transformer.", ".lora_A.weight"
 
 
 def lora_file(path: Path) -> Path:
-    """The file of a LoRA: `path` itself, or the one of diffusers' name in the folder `path`."""
-    return path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path
+    """The file of a LoRA: `path` itself where it is one, or the one of diffusers' name in the folder `path`."""
+    return path if path.is_file() or path.suffix == ".safetensors" else path / LORA_WEIGHT_NAME_SAFE
 
 
 def lora_settings(path: Path) -> LoraConfig:
