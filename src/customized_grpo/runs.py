@@ -315,9 +315,9 @@ def _weights(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
 
 def policy_with_adapter(config: Config, run: Path | None) -> Policy:
     """The configured policy, with the adapter of `run` where one is given."""
+    if run is not None and not (run / LORA).exists():
+        raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
     policy = build_policy(config.policy)
     if run is not None:
-        if not (run / LORA).exists():
-            raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
         policy.load(run / LORA)
     return policy

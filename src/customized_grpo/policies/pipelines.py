@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
 from customized_grpo.outlines import outline_pipeline
-from customized_grpo.policies.conditions import ConditionsFolder
+from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.quantisation import pipeline_quantisation, quantisation_of
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
@@ -68,6 +68,8 @@ class PipelinePolicy(ABC):
     ) -> None:
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
+        self._device = device_of(config)
+        folder = conditions_folder(config)
         self._pipeline = load_pipeline(config, *pipelines)
         self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
         self._away = False  # whether text encoders and VAE may be off the device
@@ -81,16 +83,17 @@ class PipelinePolicy(ABC):
             self._transformer.enable_gradient_checkpointing()
         if config.compile:
             self._transformer.compile_repeated_blocks()
-        self._device = device_of(config)
         self._transformer.to(self._device)
         if config.offload:
             self._make_room()
         else:
             self._pipeline.to(self._device)
-        folder = config.conditions
-        self._kept = None if folder is None else ConditionsFolder(folder.expanduser(), config, self._device)
+        # By now the model's files are there, which its keys depend on.
+        self._kept = None if folder is None else ConditionsFolder(folder, config, self._device)
         self._ids: dict[tuple[Grid, ...], Tensor] = {}
         self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
+        for size in config.reference_sizes or ():
+            self._tokens_of("policy.reference_sizes", *size)
 
     @property
     def device(self) -> torch.device:
@@ -381,10 +384,21 @@ def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:
 
 
 def device_of(config: PolicyConfig) -> torch.device:
-    """The configured device, else the accelerator that a launcher has set for its process, else the CPU."""
-    if config.device:
-        return torch.device(config.device)
+    """The configured device, else the accelerator that a launcher has set for its process, else the CPU.
+
+    Raises:
+        ModelError: the configured device is none, or is not there.
+    """
     found = torch.accelerator.current_accelerator(check_available=True)
+    if config.device is not None:
+        try:
+            device = torch.device(config.device)
+        except RuntimeError as error:
+            raise ModelError(f"policy.device: {config.device!r} is no device; give cpu, cuda or null") from error
+        there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
+        if (device.index or 0) >= there.get(device.type, 0):
+            raise ModelError(f"policy.device: {config.device} is not there; give another, or null for the best there is")
+        return device
     if found is None:
         return torch.device("cpu")
     return torch.device(found.type, torch.accelerator.current_device_index())

@@ -15,6 +15,7 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Reward
 from customized_grpo.rewards.custom import load_custom
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.options import check_options
 from customized_grpo.rewards.scores import score
 
 __all__ = ["KINDS", "RewardError", "build_reward", "score"]
@@ -64,6 +65,7 @@ def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, de
             raise RewardError(
                 f"reward {name!r}: unknown option {option!r}; {config.kind} has {', '.join(sorted(known))}"
             )
+    check_options(judge, config.options, name)
     arguments: dict[str, Any] = {"name": name, "device": device, **config.options}
     if "role" in parameters:
         arguments["role"] = config.role

@@ -15,6 +15,7 @@ from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import AnyFrame, open_frame, to_tensor
+from customized_grpo.rewards.options import Count
 from customized_grpo.rewards.segmentation import Segmenter
 
 
@@ -46,7 +47,7 @@ class SimilarityReward:
         segmented: bool = True,
         segmenter: str | None = None,
         segment_pictures: bool = False,
-        batch_size: int = 64,
+        batch_size: Count = 64,
         cache_size: int | None = None,
         revision: str = "main",
         segmenter_revision: str = "main",

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.configuration import load_config
+from customized_grpo.configuration import load_config, nearest, read_mapping
 
 Settings = dict[str, Any]
 """Dotted configuration keys and their values, as `--set` takes them."""
@@ -77,18 +76,12 @@ def slug(name: str) -> str:
 
 def load_study(path: Path) -> StudyConfig:
     """The study of a YAML file. Raises ConfigError, one line for each problem."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); correct the path") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML; correct it") from error
+    values, origin = read_mapping(path)
     try:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_problem(detail)}" for detail in error.errors())) from error
+        problems = ((origin(detail["loc"]) or f"{path}: ") + _problem(detail) for detail in error.errors())
+        raise ConfigError(*problems) from error
     return study if study.config is None else study.model_copy(update={"config": path.parent / study.config})
 
 
@@ -102,11 +95,11 @@ def plan(study: StudyConfig) -> list[StudyRun]:
                 try:
                     config = load_config(study.config, _overrides({**study.set, **row.set, "seed": seed}))
                 except ConfigError as error:
-                    problems += [f"row {name!r}: {line}" for line in str(error).splitlines()]
+                    problems += [f"row {name!r}: {line}" for line in error.problems]
                 else:
                     runs.append(StudyRun(name, seed, config))
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError(*dict.fromkeys(problems))
     return runs
 
 
@@ -116,5 +109,11 @@ def _overrides(settings: Mapping[str, Any]) -> list[str]:
 
 def _problem(detail: Any) -> str:
     place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        *around, key = detail["loc"]
+        section = RowConfig if around else StudyConfig
+        near = nearest(str(key), section.model_fields)
+        remedy = f"did you mean {near}?" if near else f"known are {', '.join(section.model_fields)}"
+        return f"{place}: unknown key; {remedy}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{place}: {message[0].lower()}{message[1:]}" if place else message

@@ -1,0 +1,23 @@
+"""Every bad input ends in exit code 2 and one line for each of its problems, or is used rightly; none in a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bad_datasets
+import bad_images
+import bad_settings
+import pytest
+from bad_cases import COUNTS, Case, hold
+
+CASES = [*bad_images.CASES, *bad_datasets.CASES, *bad_settings.CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.name}")
+def test_input(case: Case, folder: Path) -> None:
+    outcome = "failed"
+    try:
+        hold(case, folder)
+        outcome = "refused" if case.refused else "used"
+    finally:
+        COUNTS[case.kind, outcome] += 1
