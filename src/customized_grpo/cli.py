@@ -127,12 +127,15 @@ def generate(
     _quiet()
     with _one_line_errors():
         from customized_grpo.configuration import load_config
-        from customized_grpo.data.pictures import load
+        from customized_grpo.data.pictures import check_suffix, load
         from customized_grpo.prompts import check_prompt
+        from customized_grpo.records import check_place
         from customized_grpo.runs import CONFIG, open_run, policy_with_adapter
         from customized_grpo.runs import generate as draw
 
         check_prompt(prompt, "--prompt")
+        check_suffix(out, "--out")
+        check_place(out, "--out")
         pictures = [load(path) for path in reference]
         if run is not None:
             open_run(run)
@@ -201,8 +204,11 @@ def score(
     with _one_line_errors():
         from customized_grpo.choice import choose, read_choices
         from customized_grpo.policies.pipelines import device_of
+        from customized_grpo.records import check_place
         from customized_grpo.scoring import find_pictures, read_pair, score_files, show, write_csv
 
+        if out is not None:
+            check_place(out, "--out")
         resolved, source = read_choices(config or [], run, set_ or [])
         chosen = choose(reward or [], resolved, source=source, path=path, options=option or [], role=role)
         files = find_pictures(image or [], images)

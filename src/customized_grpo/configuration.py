@@ -25,6 +25,7 @@ Location = tuple[str | int, ...]
 
 #: Numbers such as 1e-4, which YAML 1.1 takes for text because they have no point.
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+_LARGEST_FILE = 2**20  # bytes
 _LONGEST_KEY = 40  # letters of a key that are held against known ones
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
 _TEXTS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "timestamp", "value"))
@@ -97,6 +98,8 @@ class _Reader:
 
     def file(self, path: Path) -> dict[str, Any]:
         try:
+            if path.is_file() and path.stat().st_size > _LARGEST_FILE:
+                raise ConfigError(f"{path}: more than {_LARGEST_FILE // 2**20} MB; give a configuration")
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error

@@ -33,6 +33,8 @@ def resolve(path: str) -> str | Path:
             known = ", ".join(f"{EMBEDDED}/{name}" for name in names) or "none"
             raise ModelError(f"{path}: no such embedded model; there are: {known}")
         return folder
+    if not path:
+        raise ModelError("'': no such folder; give a model's folder or a hub id")
     try:
         local = local_path(path)
         if local.is_dir():
@@ -40,7 +42,7 @@ def resolve(path: str) -> str | Path:
         there = local.exists()
     except OSError as error:  # a name too long, a loop of links
         raise ModelError(f"{path!r}: cannot be read ({first_line(error)}); give a model's folder or a hub id") from error
-    if not path or there or len(parts) > 2 or path[0] in "/.~":
+    if there or len(parts) > 2 or path[0] in "/.~":
         raise ModelError(f"{path!r}: no such folder; give a model's folder or a hub id")
     return path
 

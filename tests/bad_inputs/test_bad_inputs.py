@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bad_commands
 import bad_datasets
 import bad_images
+import bad_prompts
 import bad_settings
+import bad_weights
 import pytest
 from bad_cases import COUNTS, Case, hold
 
-CASES = [*bad_images.CASES, *bad_datasets.CASES, *bad_settings.CASES]
+CASES = [*bad_images.CASES, *bad_datasets.CASES, *bad_settings.CASES, *bad_prompts.CASES, *bad_weights.CASES, *bad_commands.CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.name}")

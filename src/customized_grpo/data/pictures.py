@@ -66,6 +66,12 @@ def check(path: Path, *, quick: bool = False) -> None:
         _rgb(_upright(image))
 
 
+def check_suffix(path: Path, option: str) -> None:
+    """Raises DataError, before there is anything to write, where `path`, which `option` gave, names no picture."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in FORMATS:
+        raise DataError([f"{option} {path}: no name of a picture; give one that ends in .png"])
+
+
 def check_mask(path: Path) -> None:
     """Raises DataError where `load_mask` would, at the mask's own size."""
     with _opened(path) as image:

@@ -338,9 +338,12 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         raise ModelError(
             f"policy.path: cannot load {config.path} ({first_line(error)}); {remedy} in safetensors"
         ) from error
-    for part in loaded.components.values():
+    for name, part in loaded.components.items():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
+        # transformers makes an empty one where its files are missing.
+        if isinstance(part, transformers.PreTrainedTokenizerBase) and len(part) <= len(part.all_special_tokens):
+            raise ModelError(f"policy.path: cannot load {config.path} (no files of its {name}); {remedy} in safetensors")
     return loaded
 
 

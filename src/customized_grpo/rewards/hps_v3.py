@@ -24,8 +24,8 @@ from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.options import Count
 
 FILE = "HPSv3.safetensors"
-REWARD_TOKEN = "<|Reward|>"  # noqa: S105
-_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105
+REWARD_TOKEN = "<|Reward|>"  # noqa: S105, a token of text
+_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105, a token of text
 _HEAD = "rm_head."
 #: Pictures are brought to about this many pixels, whatever their shape.
 _PIXELS = 256 * 28 * 28
