@@ -35,9 +35,18 @@ def ask(service: list[str], requirements: list[str]) -> list[dict[str, Any]] | N
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "requirements.txt"
         listed.write_text("\n".join(requirements), encoding="utf-8")
-        command = [sys.executable, "-m", "pip_audit", *service, "--requirement", str(listed), "--no-deps", "--disable-pip"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip_audit",
+            *service,
+            "--requirement",
+            str(listed),
+            "--no-deps",
+            "--disable-pip",
+        ]
         command += ["--format", "json", "--progress-spinner", "off", "--cache-dir", folder]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)  # noqa: S603 - our own interpreter
     try:
         answer: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):

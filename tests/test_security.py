@@ -80,7 +80,9 @@ def test_every_model_is_asked_for_in_safetensors() -> None:
                 given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
                 weightless = re.search("Config|Tokenizer|Processor|Scheduler|tokenizer|processor", loader)
                 in_memory = "state_dict" in given
-                assert weightless or in_memory or given.get("use_safetensors") == "True", f"{source.name}:{node.lineno}: {loader}"
+                assert weightless or in_memory or given.get("use_safetensors") == "True", (
+                    f"{source.name}:{node.lineno}: {loader}"
+                )
 
 
 def test_servers_listen_to_this_machine_alone_unless_told() -> None:

@@ -13,11 +13,11 @@ from customized_grpo.terminal import print_error
 class OneLineGroup(TyperGroup):
     """Commands whose errors of usage are one line, which names the command, and exit code 2."""
 
-    def main(self, *arguments: Any, standalone_mode: bool = True, **further: Any) -> Any:
-        if not standalone_mode:
-            return super().main(*arguments, standalone_mode=False, **further)
+    def main(self, *arguments: Any, **further: Any) -> Any:
+        if not further.get("standalone_mode", True):
+            return super().main(*arguments, **further)
         try:
-            code = super().main(*arguments, standalone_mode=False, **further)
+            code = super().main(*arguments, **{**further, "standalone_mode": False})
         except Exception as error:
             # Not by type: some releases of Typer bring their own copy of Click, whose errors are others.
             say = getattr(error, "format_message", None)

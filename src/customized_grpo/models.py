@@ -41,7 +41,9 @@ def resolve(path: str) -> str | Path:
             return local
         there = local.exists()
     except OSError as error:  # a name too long, a loop of links
-        raise ModelError(f"{path!r}: cannot be read ({first_line(error)}); give a model's folder or a hub id") from error
+        raise ModelError(
+            f"{path!r}: cannot be read ({first_line(error)}); give a model's folder or a hub id"
+        ) from error
     if there or len(parts) > 2 or path[0] in "/.~":
         raise ModelError(f"{path!r}: no such folder; give a model's folder or a hub id")
     return path

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bad_cases import Case, Command, photo, scoring, training
+from bad_cases import Case, Command, photo
 from bad_weights import whole_run
 
 from customized_grpo.rewards.wire import TOKEN_VARIABLE
@@ -44,12 +44,23 @@ def options() -> Iterator[Case]:
         yield case(f"serve-reward {option} {value}", f"serve-reward: Invalid value for '{option}'", "serve-reward",
                    "--reward", "copy-paste", option, value)  # fmt: skip
     yield case("demo --port 0", "demo: Invalid value for '--port'", "demo", "--port", "0")
-    yield case("merge --dtype int8", "merge: Invalid value for '--dtype'", "merge", "good.png", "--out", "out", "--dtype", "int8")
+    yield case(
+        "merge --dtype int8",
+        "merge: Invalid value for '--dtype'",
+        "merge",
+        "good.png",
+        "--out",
+        "out",
+        "--dtype",
+        "int8",
+    )
     yield case("plan --processes 0", "plan: Invalid value for '--processes'", "plan", "--processes", "0")
     yield case("study --processes 0", "study: Invalid value for '--processes'", "study", "s.yaml", "--processes", "0")
     for size in ("big", "-24GB", "0", "24XB", "1e999GB", "nan", ""):
         yield case(f"plan --memory {size!r}", f"--memory: '{size}' is no size", "plan", f"--memory={size}")
-    yield case("--resume and --out", "--resume goes on with the run's own settings", "train", "--resume", "a", "--out", "b")
+    yield case(
+        "--resume and --out", "--resume goes on with the run's own settings", "train", "--resume", "a", "--out", "b"
+    )
     yield case("--resume and --data", "--resume goes on with the run's own", "train", "--resume", "a", "--data", "")
     yield case("--out that is a file", "good.png: holds something already", "train", "--out", "good.png")
     yield case("--out that is the folder itself", ".: holds something already", "train", "--out", ".")
@@ -76,13 +87,17 @@ def _scores() -> Iterator[Case]:
     yield case("a run that is none", "good.png: holds no config.yaml", "--run", "good.png", *image)
     yield case("a path that copy-paste has no use for", "needs no model; leave its path", "--reward", "copy-paste", "--path",
                "x", *image)  # fmt: skip
-    yield case("masks too many", "--mask is given 1 times for 0", "--reward", "copy-paste", "--mask", "good.png", *image)
+    yield case(
+        "masks too many", "--mask is given 1 times for 0", "--reward", "copy-paste", "--mask", "good.png", *image
+    )
     yield case("a file that is not there", "there is no file gone.py", "--reward", "gone.py:judge", *image)
     yield case("an address without a scheme", "options.url is", "--reward", "vlm", "--path", "m", "--option",
                "url=localhost:8000", *image)  # fmt: skip
     yield case("a password in an address", "may hold no password", "--reward", "vlm", "--path", "m", "--option",
                "url=http://me:secret@localhost", *image)  # fmt: skip
-    yield case("no token", f"{TOKEN_VARIABLE} is not set", "--reward", "remote", "--option", "url=http://127.0.0.1:9", *image)
+    yield case(
+        "no token", f"{TOKEN_VARIABLE} is not set", "--reward", "remote", "--option", "url=http://127.0.0.1:9", *image
+    )
     yield case("a file to write that is a folder", "--out empty: cannot be written", "--reward", "copy-paste", "--role", "guard", "--reference",
                "good.png", *image, "--out", "empty")  # fmt: skip
 
@@ -126,16 +141,32 @@ def runs() -> Iterator[Case]:
     yield case("without a LoRA", lambda run: shutil.rmtree(run / "lora"), "before: ", evaluate, export, merge, draw)
     yield case("an export to a folder with something in it", lambda run: (run.parent / "out").mkdir() or photo(run.parent / "out"),
                "out: holds something already", export, merge)  # fmt: skip
-    yield case("an export to a file", lambda run: (run.parent / "out").write_text("x"), "out: holds something already", export, merge)
+    yield case(
+        "an export to a file",
+        lambda run: (run.parent / "out").write_text("x"),
+        "out: holds something already",
+        export,
+        merge,
+    )
     for name, line in (("no JSON", "nonsense"), ("a list", "[1]"), ("no iteration", "{}"), ("iteration is a text", '{"iteration": "1"}'),
                        ("zero bytes", "\0\0")):  # fmt: skip
         yield case(f"metrics: {name}", lambda run, line=line: (run / "metrics.jsonl").write_text(f"{line}\n{{\"iteration\": 1}}\n"),
                    "before/metrics.jsonl:1: ", report)  # fmt: skip
-    yield case("metrics: bad UTF-8", lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\n"), "before/metrics.jsonl:1", report)
+    yield case(
+        "metrics: bad UTF-8",
+        lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\n"),
+        "before/metrics.jsonl:1",
+        report,
+    )
     yield case("metrics in a folder", lambda run: (run / "metrics.jsonl").mkdir(), "metrics.jsonl", report)
-    yield Case("run folder", "a report of nothing yet", lambda folder: (_run(lambda run: None)(folder), [["report", "before"]])[1])
+    yield Case(
+        "run folder",
+        "a report of nothing yet",
+        lambda folder: (_run(lambda run: None)(folder), [["report", "before"]])[1],
+    )
     for name, content in (("no JSON", "{"), ("a list", "[]"), ("a number", "5"), ("scores of texts", json.dumps(
             {"settings": {}, "scores": {"a": "x"}, "pictures": 5}))):  # fmt: skip
+
         def damaged(run: Path, content: str = content) -> None:
             for half in ("base", "tuned"):
                 (run / "evaluation" / half).mkdir(parents=True)

@@ -78,7 +78,9 @@ def json_lines() -> Iterator[Case]:
     for value in (5, True, {"a": 1}, "", [5]):
         yield case(f"mask is {json.dumps(value)}", {**GOOD, "mask": value}, told="'mask' holds ")
     yield case("no reference in the list", {"prompt": "a", "references": []}, told="'references' is an empty list")
-    yield case("reference and references", {**GOOD, "references": ["good.png"]}, told="'references' and 'reference' are")
+    yield case(
+        "reference and references", {**GOOD, "references": ["good.png"]}, told="'references' and 'reference' are"
+    )
     yield case("mask and masks", {**GOOD, "mask": "good.png", "masks": ["good.png"]}, told="'masks' and 'mask' are")
     yield case("masks too few", {"prompt": "a", "references": ["good.png"] * 2, "masks": ["good.png"]},
                told="'masks' has 1 for 2")  # fmt: skip
@@ -109,7 +111,11 @@ def json_lines() -> Iterator[Case]:
               ("jsonl:4: 'prompt' is ''",), ("jsonl:8: ", "leaves"), ("jsonl:6: ", "gone.png"), ("jsonl:7: ", "gone")),
     )  # fmt: skip
     empty = (("pairs.jsonl: holds no pairs",),)
-    for name, line in {"no line": b"", "blank lines": b"\n \n\t\n", "only a mark of byte order": b"\xef\xbb\xbf"}.items():
+    for name, line in {
+        "no line": b"",
+        "blank lines": b"\n \n\t\n",
+        "only a mark of byte order": b"\xef\xbb\xbf",
+    }.items():
         yield case(name, line, told=empty)
     yield from _places()
 
@@ -193,9 +199,15 @@ def syncd() -> Iterator[Case]:
     yield case("prompts too few", [{"filenames": ["good.png"] * 2, "prompts": ["a"]}], first + "1 prompts for 2")
     yield case("prompts of a text", [{"filenames": ["good.png"] * 2, "prompts": "a"}], first + "'prompts' is 'a'")
     yield case("a number of 10,000 digits", "[" + "9" * 10_000 + "]", "data.json: not valid JSON")
-    yield case("two of one key", '[{"prompt": "a", "prompt": "b", "reference": "good.png"}]', "the key 'prompt' is given twice")
+    yield case(
+        "two of one key", '[{"prompt": "a", "prompt": "b", "reference": "good.png"}]', "the key 'prompt' is given twice"
+    )
     yield Case("SynCD JSON", "an object around the list", _opened({"pairs": [GOOD]}, file="data.json"))
-    yield Case("SynCD JSON", "a mark of byte order", _opened(b"\xef\xbb\xbf[" + json.dumps(GOOD).encode() + b"]", file="data.json"))
+    yield Case(
+        "SynCD JSON",
+        "a mark of byte order",
+        _opened(b"\xef\xbb\xbf[" + json.dumps(GOOD).encode() + b"]", file="data.json"),
+    )
 
 
 PROMPT = "'a {0} {1} in the jungle'.format(unique_token, class_token)"
@@ -224,8 +236,12 @@ def dreambench() -> Iterator[Case]:
     yield case("no prompts", LISTED.partition("Prompts")[0], f"{where}: lacks the classes")
     yield case("a line that is no prompt", LISTED.replace(PROMPT, f"{PROMPT}\nexec('evil')"),
                f"{where}:12: \"exec('evil')\" is no prompt", f"{where}:19: \"exec('evil')\" is no prompt")  # fmt: skip
-    yield case("a line that is no subject", LISTED.replace("dog,dog", "dog,dog\ncat"), f"{where}:5: 'cat' is no subject")
-    yield case("a subject twice", LISTED.replace("dog,dog", "dog,dog\ndog,cat"), f"{where}:5: the subject 'dog' is given")
+    yield case(
+        "a line that is no subject", LISTED.replace("dog,dog", "dog,dog\ncat"), f"{where}:5: 'cat' is no subject"
+    )
+    yield case(
+        "a subject twice", LISTED.replace("dog,dog", "dog,dog\ndog,cat"), f"{where}:5: the subject 'dog' is given"
+    )
     for name in ("..", "../dog", "/etc", "a/b", "."):
         yield case(f"the subject {name}", LISTED.replace("dog,dog", f"dog,dog\n{name},cat"), f"{where}:5: '{name}' is")
     yield case("a subject without a folder", LISTED.replace("dog,dog", "dog,dog\ncat,cat"), "bench/cat: 0 photos")

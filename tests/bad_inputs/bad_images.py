@@ -119,7 +119,9 @@ def refused() -> Iterator[Case]:
             told = "does not decode" if share > 0.1 or kind not in ("GIF", "JPEG", "TIFF", "WEBP") else ": "
             yield case(f"{kind} cut at {share:.0%}", f"cut.{suffix}", whole[: int(len(whole) * share)], told)
         yield case(f"the first 4 bytes of a {kind}", f"start.{suffix}", whole[:4], ": ")
-        yield case(f"{kind} with its first bytes gone", f"headless.{suffix}", whole[9:], "not an image of a known format")
+        yield case(
+            f"{kind} with its first bytes gone", f"headless.{suffix}", whole[9:], "not an image of a known format"
+        )
     for suffix in ("jpg", "png", "webp"):
         yield case(f"no bytes, .{suffix}", f"empty.{suffix}", b"", "the file is empty")
         yield case(f"a text, .{suffix}", f"text.{suffix}", b"This is no picture.\n", "not an image of a known format")

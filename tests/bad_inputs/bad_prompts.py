@@ -37,9 +37,9 @@ def _is_picture(folder: Path, printed: str) -> None:
         assert len(set(picture.convert("L").tobytes())) > 10, "no flat picture"
 
 
-EMPTY = {"nothing": "", "spaces": "   ", "line breaks": "\n\r\n", "a tab": "\t", "no-break spaces": "\xa0\u2003",
+EMPTY = {"nothing": "", "spaces": "   ", "line breaks alone": "\n\r\n", "a tab": "\t", "no-break spaces": "\xa0\u2003",
          "a zero-width space": "\u200b", "marks of direction": "\u200e\u202e", "a mark of byte order": "\ufeff",
-         "control characters": "\x01\x02\x1b"}  # fmt: skip
+         "control characters alone": "\x01\x02\x1b"}  # fmt: skip
 USED = {
     "10,000 characters": LONG,
     "10,000 of one letter": "a" * 10_000,
@@ -72,7 +72,9 @@ def cases() -> Iterator[Case]:
         for make in (_scored, _drawn):
             yield Case("prompt", f"{name}, {make.__name__[1:]}", make(prompt), (("--prompt is empty; say what",),))
     for make in (_scored, _drawn):
-        yield Case("prompt", f"bytes that are no UTF-8, {make.__name__[1:]}", make("cat \udcff"), (("--prompt holds half",),))
+        yield Case(
+            "prompt", f"bytes that are no UTF-8, {make.__name__[1:]}", make("cat \udcff"), (("--prompt holds half",),)
+        )
     for name, prompt in USED.items():
         yield Case("prompt", f"{name}, scored", _scored(prompt), (), _has_score)
     for name in ("10,000 characters", "control characters", "emoji", "right to left", "the encoders' own tokens"):

@@ -47,7 +47,9 @@ def files() -> Iterator[Case]:
     yield case("a key twice, deep", "train:\n  updates: 1\n  updates: 2\n", "run.yaml:3: train.updates is given twice")
     yield case("an alias", "data: &a {path: x}\nevaluation: {data: *a}\n", "run.yaml:1: evaluation.data is an alias")
     yield case("an alias of itself", "rewards: &a [*a]\n", "run.yaml:1: rewards.0 is an alias")
-    bomb = "a: &a [x, x]\n" + "".join(f"{new}: &{new} [*{old}, *{old}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True))
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{new}: &{new} [*{old}, *{old}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    )
     yield Case("YAML", "a billion laughs", _from_file(bomb),
                tuple((f"run.yaml:{line}: ", "is an alias") for line in range(1, 9) for _ in range(2)))  # fmt: skip
     yield case("a merge key", "a: &a {seed: 1}\n<<: *a\n", "run.yaml:2: the file has a key that is no plain text")
@@ -77,9 +79,15 @@ def files() -> Iterator[Case]:
     yield case("flow style, as JSON", '{"seed": 1, "train": {"updates": 2}}')
     yield Case("YAML", "a file that is not there", lambda folder: [training("--config", "gone.yaml")],
                (("gone.yaml: cannot be read (No such file", ),))  # fmt: skip
-    yield Case("YAML", "a folder", lambda folder: [training("--config", ".")], ((".: cannot be read (Is a directory",),))
-    yield Case("YAML", "a name of line breaks", lambda folder: [training("--config", "a\nb.yaml")], (("cannot be read",),))
-    yield Case("YAML", "a name of 5,000 letters", lambda folder: [training("--config", "a" * 5000)], (("cannot be read",),))
+    yield Case(
+        "YAML", "a folder", lambda folder: [training("--config", ".")], ((".: cannot be read (Is a directory",),)
+    )
+    yield Case(
+        "YAML", "a name of line breaks", lambda folder: [training("--config", "a\nb.yaml")], (("cannot be read",),)
+    )
+    yield Case(
+        "YAML", "a name of 5,000 letters", lambda folder: [training("--config", "a" * 5000)], (("cannot be read",),)
+    )
 
 
 def values() -> Iterator[Case]:
@@ -142,7 +150,9 @@ def contradictions() -> Iterator[Case]:
 
     yield case("no rewards", "rewards: no reward of role identity", "rewards=[]")
     yield case("no reward that counts", "no reward of role prompt with a weight above 0", "rewards.1.weight=0")
-    yield case("a guard to be trained on", "is a guard; guards only watch", "rewards.0.role=guard", "rewards.0.kind=copy-paste")
+    yield case(
+        "a guard to be trained on", "is a guard; guards only watch", "rewards.0.role=guard", "rewards.0.kind=copy-paste"
+    )
     yield case("two of one name", "two are named 'prompt'; give each a name", "rewards.0.name=prompt")
     yield case("a window past the end", "rollout.window: start 3 and size 4 pass", "rollout.window={start: 3}")
     yield case("a sum that is shaped", "method.normalise: sum needs method.shaping=none", "method.normalise=sum")
@@ -150,11 +160,15 @@ def contradictions() -> Iterator[Case]:
                "method.prompt_weight=0", "method.identity_weight=0")  # fmt: skip
     yield case("quantised and tuned", "policy.quantise: a quantised transformer cannot be tuned", "policy.lora=null",
                "policy.quantise=int8")  # fmt: skip
-    yield case("an adapter of another kind", "policy.adapter: belongs to policy.kind=uno", "policy.adapter=a.safetensors")
+    yield case(
+        "an adapter of another kind", "policy.adapter: belongs to policy.kind=uno", "policy.adapter=a.safetensors"
+    )
     yield case("an adapter into rounded weights", "policy.adapter: cannot be fused", "policy.kind=uno",
                "policy.quantise=int8", "policy.adapter=a.safetensors")  # fmt: skip
     yield case("options of a built-in kind", "policy.options: belong to a class of your own", "policy.options={a: 1}")
-    yield case("a tracker twice", "train.trackers: names tensorboard twice", "train.trackers=[tensorboard, tensorboard]")
+    yield case(
+        "a tracker twice", "train.trackers: names tensorboard twice", "train.trackers=[tensorboard, tensorboard]"
+    )
 
 
 def studies() -> Iterator[Case]:
@@ -173,11 +187,21 @@ def studies() -> Iterator[Case]:
     yield case("a Python object", "ours: a\nrows: !!python/object/apply:os.getcwd []", "study.yaml:2: rows has the tag")
     yield case("deeply nested", "[" * 3_000, "study.yaml: ")
     yield case("no rows", "ours: a\nrows: {}", "study.yaml:2: rows: ")
-    yield case("a misspelt key", "ours: a\nrows: {a: {}}\nseed: 3\n", "study.yaml:3: seed: unknown key; did you mean seeds?")
-    yield case("a misspelt key of a row", "ours: a\nrows: {a: {sets: {}}}\n", "rows.a.sets: unknown key; did you mean set?")
+    yield case(
+        "a misspelt key", "ours: a\nrows: {a: {}}\nseed: 3\n", "study.yaml:3: seed: unknown key; did you mean seeds?"
+    )
+    yield case(
+        "a misspelt key of a row", "ours: a\nrows: {a: {sets: {}}}\n", "rows.a.sets: unknown key; did you mean set?"
+    )
     yield case("ours that is no row", "ours: b\nrows: {a: {}}", "study.yaml: ours: no row is named 'b'")
-    yield case("a row with a misspelt setting", "ours: a\nrows: {a: {set: {train.lr: 1}}}", "row 'a': ", )
-    yield case("a number of seeds that is none", "ours: a\nseeds: 0\nrows: {a: {}}", "study.yaml:2: seeds: input should be")
+    yield case(
+        "a row with a misspelt setting",
+        "ours: a\nrows: {a: {set: {train.lr: 1}}}",
+        "row 'a': ",
+    )
+    yield case(
+        "a number of seeds that is none", "ours: a\nseeds: 0\nrows: {a: {}}", "study.yaml:2: seeds: input should be"
+    )
     yield case("two rows of one folder", "ours: a\nrows: {a: {}, A: {}}", "study.yaml: rows: 'a' and 'A' would share")
     yield case("a key twice", "ours: a\nours: b\nrows: {a: {}, b: {}}", "study.yaml:2: ours is given twice")
     yield Case("study's YAML", "no file", lambda folder: [["study", "gone.yaml"]], (("gone.yaml: cannot be read",),))

@@ -53,7 +53,10 @@ def _run(folder: Path, change: Callable[[Path], None]) -> list[Command]:
 
 
 def _content(content: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(content) and None
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write
 
 
 def _cut(path: Path) -> None:
@@ -72,6 +75,11 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]
         save_file(change(load_file(path)), path, metadata)
 
     return edit
+
+
+def _folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def _of_another_model(path: Path) -> None:
@@ -96,23 +104,45 @@ def loras() -> Iterator[Case]:
     yield case("a header of 2^60 bytes", _content(struct.pack("<Q", 2**60) + b"{}"), damaged)
     yield case("a header that is no JSON", _content(_header(b"{nonsense")), damaged)
     yield case("a header that is a list", _content(_header([1])), damaged)
-    yield case("a header that promises more", _content(_header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}})), damaged)
-    yield case("an unknown type of number", _content(_header({"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))), damaged)
-    yield case("a shape that is negative", _content(_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, bytes(4))), damaged)
+    yield case(
+        "a header that promises more",
+        _content(_header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}})),
+        damaged,
+    )
+    yield case(
+        "an unknown type of number",
+        _content(_header({"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))),
+        damaged,
+    )
+    yield case(
+        "a shape that is negative",
+        _content(_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, bytes(4))),
+        damaged,
+    )
     yield case("no weights", _weights(lambda weights: {}), "belongs to another model, the file lacks ")
     yield case("a LoRA of another rank and other layers", _of_another_model, "belongs to another model")
     yield case("a weight too few", _weights(lambda w: {k: v for k, v in w.items() if k != _first(w)}), "the file lacks")
     yield case("a weight too many", _weights(lambda w: {**w, "transformer.mine": torch.zeros(1)}), "the policy lacks")
-    yield case("names of another library", _weights(lambda w: {f"lora_unet_{k}": v for k, v in w.items()}), "another model")
+    yield case(
+        "names of another library", _weights(lambda w: {f"lora_unet_{k}": v for k, v in w.items()}), "another model"
+    )
     yield case("a weight of another shape", _weights(lambda w: {**w, _first(w): torch.zeros(3, 3)}), "(3, 3) there")
     yield case("NaN", _weights(lambda w: {**w, _first(w): torch.full_like(w[_first(w)], torch.nan)}), "not finite")
     yield case("infinity", _weights(lambda w: {**w, _first(w): torch.full_like(w[_first(w)], torch.inf)}), "not finite")
     yield case("whole numbers", _weights(lambda w: {k: v.int() for k, v in w.items()}), "int32")
-    yield case("metadata that is no JSON", lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "{"}), damaged)
-    yield case("metadata that is a list", lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "[]"}), damaged)
+    yield case(
+        "metadata that is no JSON",
+        lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "{"}),
+        damaged,
+    )
+    yield case(
+        "metadata that is a list",
+        lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "[]"}),
+        damaged,
+    )
     yield case("another alpha", lambda path: save_file(
         load_file(path), path, {"lora_adapter_metadata": '{"transformer.lora_alpha": 99}'}), "its alpha is 99")  # fmt: skip
-    yield case("a folder in its place", lambda path: (path.unlink(), path.mkdir()) and None, "no such file")
+    yield case("a folder in its place", _folder_instead, "no such file")
     yield case("not there", Path.unlink, "no such file")
 
 
@@ -145,6 +175,11 @@ def pipelines() -> Iterator[Case]:
     yield case("transformer's weights cut", lambda model: _cut(model / "transformer" / WEIGHTS))
     yield case("VAE's weights a text", lambda model: (model / "vae" / WEIGHTS).write_text("no weights"))
     yield case("text encoder's weights cut", lambda model: _cut(model / "text_encoder/model.safetensors"))
+    for part, file in (("text_encoder", "model.safetensors"), ("text_encoder_2", "model.safetensors"),
+                       ("transformer", WEIGHTS), ("vae", WEIGHTS)):  # fmt: skip
+        yield case(f"{part} without one of its weights", lambda model, place=f"{part}/{file}": _weights(
+            lambda w: {k: v for k, v in w.items() if k != max(w)})(model / place),
+            f"policy.path: {part} of ./model lacks the weight")  # fmt: skip
     yield case("tokenizer cut", lambda model: _cut_text(model / "tokenizer/tokenizer.json"))
     yield case("weights as a pickle", lambda model: (model / "transformer" / WEIGHTS).rename(
         model / "transformer/diffusion_pytorch_model.bin"))  # fmt: skip
@@ -192,7 +227,9 @@ def _judge(change: Callable[[Path], object]) -> Callable[[Path], list[Command]]:
         shutil.copytree(resolve("embedded/judge-identity"), folder / "judge")
         change(folder / "judge")
         good = photo(folder)
-        return [["score", "--reward", "dino", "--path", "./judge", "--image", good, "--reference", good, "--prompt", "a"]]
+        return [
+            ["score", "--reward", "dino", "--path", "./judge", "--image", good, "--reference", good, "--prompt", "a"]
+        ]
 
     return make
 
@@ -209,7 +246,11 @@ def judges() -> Iterator[Case]:
     yield case("config a list", config("[]"))
     yield case("config of no type", config("{}"))
     yield case("config of another type", config('{"model_type": "bert"}'), "holds a bert model")
-    yield case("code of its own", config('{"model_type": "mine", "auto_map": {"AutoModel": "evil.Model"}}'), "needs code of its own")
+    yield case(
+        "code of its own",
+        config('{"model_type": "mine", "auto_map": {"AutoModel": "evil.Model"}}'),
+        "needs code of its own",
+    )
     yield case("without weights", lambda judge: (judge / "model.safetensors").unlink())
     yield case("weights cut", lambda judge: _cut(judge / "model.safetensors"))
     yield case("weights a text", lambda judge: (judge / "model.safetensors").write_text("no weights"))

@@ -323,14 +323,15 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         if kind not in classes:
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
         dtype = getattr(torch, config.dtype)
-        later = [name for name in index if name.startswith("text_encoder")] if config.conditions is not None else []
+        encoders = [name for name, kind in index.items() if name.startswith("text_encoder") and kind[0] is not None]
+        later = config.conditions is not None
         loaded = classes[kind].from_pretrained(
             source,
             revision=config.revision,
             dtype=dtype,
             use_safetensors=True,
             quantization_config=pipeline_quantisation(config, index),
-            **dict.fromkeys(later),
+            **{name: None if later else load_part(config, pipelines[0], name) for name in encoders},
         )
     except ModelError:
         raise
@@ -341,28 +342,34 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
     for name, part in loaded.components.items():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
+            # diffusers leaves a weight that its file lacks without numbers.
+            if absent := next((weight for weight, values in part.named_parameters() if values.is_meta), None):
+                raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent}; download it again")
         # transformers makes an empty one where its files are missing.
         if isinstance(part, transformers.PreTrainedTokenizerBase) and len(part) <= len(part.all_special_tokens):
-            raise ModelError(f"policy.path: cannot load {config.path} (no files of its {name}); {remedy} in safetensors")
+            raise ModelError(
+                f"policy.path: cannot load {config.path} (no files of its {name}); {remedy} in safetensors"
+            )
     return loaded
 
 
 def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
-    """The part of that name that the pipeline was loaded without, as `load_pipeline` would have; on the CPU.
+    """The text encoder of that name in the pipeline's folder, on the CPU; `pipeline` may be the class alone.
 
     Raises:
-        ModelError: it is not there in safetensors.
+        ModelError: it is not there in safetensors, or lacks weights.
     """
     source = resolve(config.path)
     _, kind = pipeline.load_config(source, revision=config.revision)[name]
     try:
-        part: nn.Module = getattr(transformers, kind).from_pretrained(
+        part, report = getattr(transformers, kind).from_pretrained(
             source,
             subfolder=name,
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
             quantization_config=quantisation_of(config, name, "transformers"),
+            output_loading_info=True,
         )
     except ModelError:
         raise
@@ -371,7 +378,10 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
             f"policy.path: cannot load {name} of {config.path} ({first_line(error)}); "
             f"give the folder or hub id of a whole pipeline in safetensors"
         ) from error
-    return part.requires_grad_(False).eval()
+    if absent := sorted(report["missing_keys"]):  # which transformers leaves at random values
+        raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent[0]}; download it again")
+    encoder: nn.Module = part.requires_grad_(False).eval()
+    return encoder
 
 
 def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:
@@ -400,7 +410,9 @@ def device_of(config: PolicyConfig) -> torch.device:
             raise ModelError(f"policy.device: {config.device!r} is no device; give cpu, cuda or null") from error
         there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
         if (device.index or 0) >= there.get(device.type, 0):
-            raise ModelError(f"policy.device: {config.device} is not there; give another, or null for the best there is")
+            raise ModelError(
+                f"policy.device: {config.device} is not there; give another, or null for the best there is"
+            )
         return device
     if found is None:
         return torch.device("cpu")
