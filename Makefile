@@ -5,7 +5,9 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check docs format
+LOWEST := .venv-lowest/bin
+
+.PHONY: train test check docs format audit test-lowest
 
 train: $(READY)
 	$(BIN)/cgrpo train
@@ -24,6 +26,19 @@ docs: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Known vulnerabilities of what is installed. Says so where no advisory service can be reached.
+audit: $(READY)
+	$(BIN)/python .ci/audit.py
+
+# The suite with the oldest release of each dependency that pyproject.toml allows, in an environment of its own.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/uv pip compile --quiet --resolution lowest-direct --extra dev pyproject.toml -o .venv-lowest/lowest.txt
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --requirement .venv-lowest/lowest.txt
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --no-deps --editable .
+	$(LOWEST)/python -m pytest
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

@@ -66,5 +66,6 @@ def _of_kind(kind: str, path: str | None, options: Sequence[str], role: str | No
     try:
         read = load_config(None, [f"{_PLACE}={described}", *(f"{_PLACE}.0.options.{option}" for option in options)])
     except ConfigError as error:
-        raise ConfigError(str(error).replace(f"--set {_PLACE}.0.options.", "--option ")) from error
+        told = (line.replace(f"--set {_PLACE}.0.options.", "--option ") for line in error.problems)
+        raise ConfigError(*told) from error
     return read.evaluation.monitors[0]

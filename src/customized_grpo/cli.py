@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -13,9 +16,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from customized_grpo.command_line import OneLineGroup
 from customized_grpo.terminal import print_error
 
 app = typer.Typer(
+    cls=OneLineGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,7 +50,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        for line in str(error).splitlines() or [type(error).__name__]:
+        for line in getattr(error, "problems", None) or [str(error) or type(error).__name__]:
             print_error(line)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
@@ -59,6 +64,8 @@ def _quiet() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module="PIL")  # of pictures that are refused, or read all the same
 
 
 @app.command()
@@ -87,11 +94,12 @@ def train(
         from customized_grpo.runs import check_unused, new_folder, open_run, train_run
 
         if resume is not None:
-            if config or set_ or data or out:
+            if config or set_ or data is not None or out:
                 raise ConfigError("--resume goes on with the run's own settings; leave the other options out")
             run, resolved = resume, open_run(resume)
         else:
-            given = [f"data.path={data}", f"evaluation.data.path={data}"] if data else []
+            quoted = json.dumps(data, ensure_ascii=False)  # a text, whatever YAML would make of it
+            given = [] if data is None else [f"data.path={quoted}", f"evaluation.data.path={quoted}"]
             overrides = [*given, *(set_ or [])]
             resolved, run = load_config(config, overrides), out or new_folder(Path("runs"))
             check_unused(run)
@@ -118,14 +126,16 @@ def generate(
     """
     _quiet()
     with _one_line_errors():
-        from customized_grpo.config import ConfigError
         from customized_grpo.configuration import load_config
-        from customized_grpo.data.pictures import load
+        from customized_grpo.data.pictures import check_suffix, load
+        from customized_grpo.prompts import check_prompt
+        from customized_grpo.records import check_place
         from customized_grpo.runs import CONFIG, open_run, policy_with_adapter
         from customized_grpo.runs import generate as draw
 
-        if not prompt.strip():
-            raise ConfigError("--prompt is empty; say what the picture should show")
+        check_prompt(prompt, "--prompt")
+        check_suffix(out, "--out")
+        check_place(out, "--out")
         pictures = [load(path) for path in reference]
         if run is not None:
             open_run(run)
@@ -318,8 +328,11 @@ def score(
     with _one_line_errors():
         from customized_grpo.choice import choose, read_choices
         from customized_grpo.policies.pipelines import device_of
+        from customized_grpo.records import check_place
         from customized_grpo.scoring import find_pictures, read_pair, score_files, show, write_csv
 
+        if out is not None:
+            check_place(out, "--out")
         resolved, source = read_choices(config or [], run, set_ or [])
         chosen = choose(reward or [], resolved, source=source, path=path, options=option or [], role=role)
         files = find_pictures(image or [], images)

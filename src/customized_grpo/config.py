@@ -25,9 +25,16 @@ EMBEDDED = "embedded"
 #: The kinds of generators that are built in.
 POLICIES = ("flux-kontext", "uno", "flux2", "qwen-image-edit")
 
+#: Pixels of a picture's side that no model here draws: whoever asks for more has mistyped.
+LARGEST_SIDE = 16384
+
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; its text is one line that names the key and the remedy."""
+    """A configuration that cannot be run: `problems`, one line each, that name the key and the remedy."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class _Section(BaseModel):
@@ -65,8 +72,8 @@ class PolicyConfig(_Section):
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = Field(None, description="where none is given: the accelerator that is there, or the CPU")
-    height: int = Field(64, ge=16, multiple_of=8)
-    width: int = Field(64, ge=16, multiple_of=8)
+    height: int = Field(64, ge=16, le=LARGEST_SIDE, multiple_of=8)
+    width: int = Field(64, ge=16, le=LARGEST_SIDE, multiple_of=8)
     reference_sizes: list[tuple[int, int]] | None = Field(
         [(64, 64)],
         description="(height, width) to resize references to, the nearest in shape; null: the model's own rule",
@@ -102,6 +109,22 @@ class PolicyConfig(_Section):
         if ":" not in kind and kind not in POLICIES:
             raise ValueError(f"should be {', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
         return kind
+
+    @field_validator("reference_sizes")
+    @classmethod
+    def _sizes_are_sizes(cls, sizes: list[tuple[int, int]] | None) -> list[tuple[int, int]] | None:
+        if sizes is not None and (not sizes or min(map(min, sizes)) < 1):
+            raise ValueError("should name sizes (height, width) of 1 or more, or be null for the model's own rule")
+        return sizes
+
+    @field_validator("options")
+    @classmethod
+    def _options_of_own(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """The built-in kinds would not look at them."""
+        kind = info.data.get("kind", ":")
+        if options and ":" not in kind:
+            raise ValueError(f"belong to a class of your own, not to {kind}; leave them out")
+        return options
 
     @field_validator("quantise")
     @classmethod
@@ -182,6 +205,13 @@ class MethodConfig(_Section):
     advantage_clip: float = Field(5.0, gt=0)
 
     # On the field, not on the section, so that the error bears the key's own name and line.
+    @field_validator("identity_weight")
+    @classmethod
+    def _something_counts(cls, weight: float, info: ValidationInfo) -> float:
+        if weight == 0 == info.data.get("prompt_weight") and info.data.get("weighting") == "static":
+            raise ValueError("is 0 as method.prompt_weight is, which leaves nothing to learn; raise one")
+        return weight
+
     @field_validator("normalise")
     @classmethod
     def _sum_stands_alone(cls, normalise: str, info: ValidationInfo) -> str:
@@ -213,7 +243,7 @@ class RolloutConfig(_Section):
     eta: float = Field(0.7, gt=0)
     steps: int = Field(6, ge=2)
     shift: float | None = Field(1.0, gt=0, description="of the noise levels, 1 being even; null: the model's own")
-    group_size: int = Field(12, ge=1)
+    group_size: int = Field(12, ge=2, description="images of a pair, which are held against one another")
     pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
     shared_noise: bool = Field(True, description="one initial noise for a whole group")
     layout: Literal["groups", "spread"] = Field(
@@ -268,6 +298,20 @@ class TrainConfig(_Section):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         ["tensorboard"], description="where the training is followed, besides metrics.jsonl; [] for nowhere"
     )
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_decay(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("should be two numbers from 0 to below 1")
+        return betas
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_differ(cls, trackers: list[str]) -> list[str]:
+        if repeated := next((name for name in trackers if trackers.count(name) > 1), None):
+            raise ValueError(f"names {repeated} twice; name it once")
+        return trackers
 
 
 class EvaluationConfig(_Section):

@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -25,8 +25,11 @@ Location = tuple[str | int, ...]
 
 #: Numbers such as 1e-4, which YAML 1.1 takes for text because they have no point.
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+_LARGEST_FILE = 2**20  # bytes
+_LONGEST_KEY = 40  # letters of a key that are held against known ones
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
 _TEXTS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "timestamp", "value"))
+_COLLECTIONS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq"))
 
 
 def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -52,7 +55,21 @@ def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[s
         return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         reader.problems += [reader.describe(detail) for detail in error.errors(include_url=False)]
-    raise ConfigError("\n".join(dict.fromkeys(reader.problems)))
+    raise ConfigError(*dict.fromkeys(reader.problems))
+
+
+def read_mapping(path: Path) -> tuple[dict[str, Any], Callable[[Location], str]]:
+    """The values of a YAML file that is no configuration, and what says where a place of it stands, as "FILE:LINE: ".
+
+    As safely and strictly read as a configuration: plain values, no key twice. Raises ConfigError.
+    """
+    reader = _Reader()
+    return reader.file(path), reader.origin
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """That of the known keys which `key` was probably meant to be."""
+    return next(iter(difflib.get_close_matches(key[:_LONGEST_KEY], known, n=1)), None)
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -81,6 +98,8 @@ class _Reader:
 
     def file(self, path: Path) -> dict[str, Any]:
         try:
+            if path.is_file() and path.stat().st_size > _LARGEST_FILE:
+                raise ConfigError(f"{path}: more than {_LARGEST_FILE // 2**20} MB; give a configuration")
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
@@ -154,12 +173,12 @@ class _Reader:
 
     def stop_at_problems(self) -> None:
         if self.problems:
-            raise ConfigError("\n".join(dict.fromkeys(self.problems)))
+            raise ConfigError(*dict.fromkeys(self.problems))
 
     def describe(self, detail: Any) -> str:
         """One line of one of pydantic's errors."""
         location: Location = tuple(part for part in detail["loc"] if part != "[key]")
-        origin = self._origin(location)
+        origin = self.origin(location)
         kind, given = detail["type"], detail["input"]
         if kind == "extra_forbidden":
             return f"{origin}{_unknown(location[:-1], str(location[-1]))}"
@@ -171,7 +190,8 @@ class _Reader:
             message += ", in quotes"
         return origin + (message if kind == "missing" else f"{message}; given {_shown(given)}")
 
-    def _origin(self, location: Location) -> str:
+    def origin(self, location: Location) -> str:
+        """Where that part, or the nearest around it, was given, with a colon; nothing where it was not."""
         for end in range(len(location), 0, -1):
             if location[:end] in self._origins:
                 return f"{self._origins[location[:end]]}: "
@@ -198,6 +218,9 @@ class _Reader:
             self.problems.append(f"{place}: {_dotted(location)} is an alias; write its values out")
             return None
         seen.add(id(node))
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+            self.problems.append(f"{place}: {_dotted(location)} has the tag {node.tag!r}; write a plain value")
+            return None
         if isinstance(node, yaml.MappingNode):
             return dict(self._items(node, origin, location, lines, seen))
         if isinstance(node, yaml.SequenceNode):
@@ -299,13 +322,13 @@ def _unknown(location: Location, key: str) -> str:
     anywhere."""
     section = _section(location)
     here = sorted(section.model_fields) if section is not None else []
-    near = [_dotted((*location, name)) for name in difflib.get_close_matches(key, here, n=1)]
-    if not near:
+    near = nearest(key, here)
+    place = None if near is None else _dotted((*location, near))
+    if place is None:
         # The shallowest place of a name wins.
         everywhere = dict(sorted(_all_keys(Config, ()), key=lambda item: -item[1].count(".")))
-        names = difflib.get_close_matches(key, everywhere, n=1)
-        near = [everywhere[name] for name in names]
-    remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(here)}"
+        place = everywhere.get(nearest(key, everywhere) or "")
+    remedy = f"did you mean {place}?" if place else f"known are {', '.join(here)}"
     return f"{_dotted((*location, key))}: unknown key; {remedy}"
 
 

@@ -33,12 +33,28 @@ def resolve(path: str) -> str | Path:
             known = ", ".join(f"{EMBEDDED}/{name}" for name in names) or "none"
             raise ModelError(f"{path}: no such embedded model; there are: {known}")
         return folder
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
-    if not path or local.exists() or len(parts) > 2 or path[0] in "/.~":
+    if not path:
+        raise ModelError("'': no such folder; give a model's folder or a hub id")
+    try:
+        local = local_path(path)
+        if local.is_dir():
+            return local
+        there = local.exists()
+    except OSError as error:  # a name too long, a loop of links
+        raise ModelError(
+            f"{path!r}: cannot be read ({first_line(error)}); give a model's folder or a hub id"
+        ) from error
+    if there or len(parts) > 2 or path[0] in "/.~":
         raise ModelError(f"{path!r}: no such folder; give a model's folder or a hub id")
     return path
+
+
+def local_path(path: str | Path) -> Path:
+    """The path with ~ as the user's home. Raises ModelError where that is the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"{str(path)!r}: {first_line(error)}; correct it") from error
 
 
 def fingerprint(path: str, revision: str | None = None) -> str:

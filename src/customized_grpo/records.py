@@ -73,6 +73,12 @@ def truncate_records(path: Path, iteration: int) -> int:
     return len(lines) - len(kept)
 
 
+def check_place(path: Path, option: str) -> None:
+    """Raises RecordError, before there is anything to write, where `path`, which `option` gave, can be no file."""
+    if path.is_dir() or any(above.exists() and not above.is_dir() for above in path.parents):
+        raise RecordError(f"{option} {path}: cannot be written there; give a file's name in a folder")
+
+
 def write_json(path: Path, obj: Any) -> None:
     """Write JSON values, indented, in one move. Numbers that are not finite become null.
 

@@ -24,11 +24,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from customized_grpo.config import Config, ConfigError
+from customized_grpo.config import POLICIES, Config, ConfigError
 from customized_grpo.configuration import load_config, save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, guards_of, read_evaluation
@@ -38,6 +39,7 @@ from customized_grpo.figures.weights import schedule
 from customized_grpo.information import STARTS, hardware, versions
 from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
+from customized_grpo.policies.tuning import lora_metadata
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, read_records
 from customized_grpo.report import REPORT, Finding, collect, find_warnings, write_report
@@ -333,9 +335,11 @@ def _weights(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
 
 def policy_with_adapter(config: Config, run: Path | None) -> Policy:
     """The configured policy, with the adapter of `run` where one is given."""
+    if run is not None and not (run / LORA).exists():
+        raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
+    if run is not None and config.policy.lora is not None and config.policy.kind in POLICIES:
+        lora_metadata(run / LORA / LORA_WEIGHT_NAME_SAFE)  # a damaged file, before a large model is loaded
     policy = build_policy(config.policy)
     if run is not None:
-        if not (run / LORA).exists():
-            raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
         policy.load(run / LORA)
     return policy

@@ -18,6 +18,7 @@ from torch import Tensor
 from customized_grpo.config import ConfigError, RewardConfig
 from customized_grpo.data import pictures
 from customized_grpo.data.errors import DataError
+from customized_grpo.prompts import check_prompt
 from customized_grpo.protocols import Pair
 from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
@@ -46,6 +47,7 @@ def find_pictures(images: Sequence[Path], folder: Path | None) -> list[Path]:
 
 def read_pair(prompt: str, references: Sequence[Path], masks: Sequence[Path], subject: str | None) -> Pair:
     """What the pictures should show. Raises ConfigError or DataError."""
+    check_prompt(prompt, "--prompt")
     if masks and len(masks) != len(references):
         raise ConfigError(f"--mask is given {len(masks)} times for {len(references)} of --reference; give one each")
     shown = tuple(pictures.load(path) for path in references)

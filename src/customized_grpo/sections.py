@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from customized_grpo.config import ConfigError
+from customized_grpo.configuration import nearest, read_mapping
 
 
 class Section(BaseModel):
@@ -21,22 +22,40 @@ S = TypeVar("S", bound=Section)
 
 
 def read_section(path: Path, section: type[S]) -> S:
-    """The file's content as that section. Raises ConfigError, one line for each problem."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); correct the path") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML; correct it") from error
+    """The file's content as that section. Raises ConfigError, one line for each problem, with the nearest known key."""
+    values, origin = read_mapping(path)
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_problem(detail)}" for detail in error.errors())) from error
+        problems = ((origin(detail["loc"]) or f"{path}: ") + _problem(detail, section) for detail in error.errors())
+        raise ConfigError(*problems) from error
 
 
-def _problem(detail: Any) -> str:
+def _problem(detail: Any, section: type[Section]) -> str:
     place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        *around, key = detail["loc"]
+        known = _keys(section, around)
+        near = nearest(str(key), known)
+        remedy = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
+        return f"{place}: unknown key; {remedy}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{place}: {message[0].lower()}{message[1:]}" if place else message
+
+
+def _keys(section: type[BaseModel], around: Sequence[str | int]) -> list[str]:
+    """The keys known at a place of a section: those of the innermost section on the way there."""
+    for part in around:
+        field = section.model_fields.get(str(part))
+        inner = [kind for kind in _kinds(field.annotation) if issubclass(kind, BaseModel)] if field else []
+        section = inner[0] if inner else section
+    return list(section.model_fields)
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation such as dict[str, Section] | None names."""
+    arguments = get_args(annotation)
+    if not arguments:
+        yield from [annotation] if isinstance(annotation, type) else []
+    for argument in arguments:
+        yield from _kinds(argument)

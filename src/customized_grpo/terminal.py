@@ -154,8 +154,13 @@ def score_table(rows: Iterable[tuple[str, float | None, float | None]], *, guard
 
 
 def print_error(message: str) -> None:
-    """Write "error: ..." to standard error, as one line whatever the message holds."""
-    line = Text.assemble(("error:", "bold red"), " ", " ".join(message.split()))
+    """Write "error: ..." to standard error, as one line whatever the message holds.
+
+    What a terminal would obey, or could not show, is written as an escape.
+    """
+    words = " ".join(message.split())
+    plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    line = Text.assemble(("error:", "bold red"), " ", plain)
     Console(file=sys.stderr).print(line, soft_wrap=True)
 
 

@@ -145,10 +145,8 @@ def test_other_encodings_and_deep_nests(folder: Path) -> None:
     assert found[1].startswith("pairs.jsonl:2: not valid JSON")
 
 
-def test_many_problems_are_counted() -> None:
-    assert str(DataError(f"p{i}" for i in range(20))).endswith("p19")
-    text = str(DataError(f"p{i}" for i in range(25)))
-    assert text.splitlines()[19:] == ["p19", "and 5 more"]
+def test_a_problem_is_a_line() -> None:
+    assert str(DataError(f"p{i}" for i in range(500))).splitlines() == [f"p{i}" for i in range(500)]
     assert str(DataError(["a\nb"])) == "a\\nb"
 
 

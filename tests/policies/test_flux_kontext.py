@@ -364,5 +364,4 @@ def test_lora_targets_that_are_not_there_are_refused(folder: Path) -> None:
 
 
 def test_sizes_below_one_token_are_refused(folder: Path) -> None:
-    policy = policy_of(folder, reference_sizes=[(7, 64)])
-    refused(lambda: policy.encode(PROMPT, [picture()]), "policy.reference_sizes", "8x8")
+    refused(lambda: policy_of(folder, reference_sizes=[(7, 64)]), "policy.reference_sizes", "8x8")

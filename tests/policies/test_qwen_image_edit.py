@@ -288,8 +288,7 @@ def test_no_reference_is_refused(folder_2509: Path) -> None:
 
 
 def test_sizes_below_one_token_are_refused(folder_2509: Path) -> None:
-    policy = policy_of(folder_2509, reference_sizes=[(7, 64)])
-    refused(lambda: policy.encode(PROMPT, TWO), "policy.reference_sizes", "8x8")
+    refused(lambda: policy_of(folder_2509, reference_sizes=[(7, 64)]), "policy.reference_sizes", "8x8")
 
 
 def test_lora_targets_that_are_not_there_are_refused(folder_2509: Path) -> None:

@@ -278,8 +278,7 @@ def test_unos_own_sizes(folder: Path, count: int, sides: tuple[int, int, int]) -
 
 
 def test_sizes_below_one_token_are_refused(folder: Path) -> None:
-    policy = policy_of(folder, reference_sizes=[(7, 64)])
-    refused(lambda: policy.encode(PROMPT, [picture()]), "policy.reference_sizes", "8x8")
+    refused(lambda: policy_of(folder, reference_sizes=[(7, 64)]), "policy.reference_sizes", "8x8")
     policy = policy_of(folder, reference_sizes=None)
     refused(lambda: policy.encode(PROMPT, [picture(4, 400)]), "policy.reference_sizes", "8x8")
 

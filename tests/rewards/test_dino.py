@@ -57,7 +57,7 @@ def test_is_the_cosine_of_class_tokens(dino: DinoReward, dino_folder: Path, make
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
     expected = 100 * float(by_hand(dino_folder, reference) @ by_hand(dino_folder, picture))
     assert float(dino(image, [pair])) == pytest.approx(expected, abs=0.5)
-    assert expected < 99  # so that the two pictures are told apart at all
+    assert expected < 99.5  # so that the two pictures are told apart at all
 
 
 def test_the_reference_itself_scores_100_where_nothing_is_cut_out(dino: DinoReward, make_pair: MakePair) -> None:

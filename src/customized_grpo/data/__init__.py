@@ -11,6 +11,7 @@ from customized_grpo.data.errors import DataError
 from customized_grpo.data.jsonl import open_jsonl
 from customized_grpo.data.syncd import open_syncd
 from customized_grpo.data.world import WorldPairs
+from customized_grpo.named import told
 from customized_grpo.protocols import Pair, PairDataset
 
 __all__ = ["DataError", "open_dataset"]
@@ -50,7 +51,13 @@ def open_dataset(config: DataConfig) -> PairDataset:
 
 
 def _open_files(config: DataConfig) -> PairDataset:
-    path = Path(config.path).expanduser()
+    try:
+        return _open_path(Path(config.path).expanduser(), config.root)
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links, the home of nobody
+        raise DataError([f"data.path: {config.path} cannot be read ({told(error)}); correct it"]) from error
+
+
+def _open_path(path: Path, root: Path | None) -> PairDataset:
     if path.is_dir():
         for folder in (path, path / "dataset"):  # the benchmark's repository has it one folder down
             if (folder / LIST).is_file():
@@ -58,11 +65,11 @@ def _open_files(config: DataConfig) -> PairDataset:
         raise DataError([f"data.path: {path} has no {LIST}; give a DreamBench folder or a .jsonl file"])
     if not path.is_file():
         raise DataError([f"data.path: no file or folder {path}; correct it, or give {WORLD!r}"])
-    if config.root is not None and not config.root.is_dir():
-        raise DataError([f"data.root: no folder {config.root}; correct it"])
+    if root is not None and not root.is_dir():
+        raise DataError([f"data.root: no folder {root}; correct it"])
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
-            return open_jsonl(path, config.root)
+            return open_jsonl(path, root)
         case ".json":
-            return open_syncd(path, config.root)
+            return open_syncd(path, root)
     raise DataError([f"data.path: {path} is of no known kind; give a .jsonl or .json file"])

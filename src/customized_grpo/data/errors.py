@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_SHOWN = 20
-
 
 class DataError(ValueError):
     """Data that cannot be trained on.
 
-    `problems` has one line each: where, what is wrong, the remedy. Its text is the first 20 of
-    them, and a count of the rest.
+    `problems` has one line each: where, what is wrong, the remedy. Its text is all of them.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -20,7 +17,4 @@ class DataError(ValueError):
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        lines = list(self.problems[:_SHOWN])
-        if len(self.problems) > _SHOWN:
-            lines.append(f"and {len(self.problems) - _SHOWN} more")
-        return "\n".join(lines)
+        return "\n".join(self.problems)

@@ -9,13 +9,12 @@ where none is given. Paths start from the file's own folder, or from `root`, and
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
-from typing import Any
 
+from customized_grpo.configuration import nearest
 from customized_grpo.data.errors import DataError
-from customized_grpo.data.records import Fields, FilePairs, Record
+from customized_grpo.data.records import Fields, FilePairs, Record, shown, unrepeated
 
 KEYS = ("prompt", "references", "reference", "masks", "mask", "subject", "key")
 
@@ -47,7 +46,7 @@ def _record(line: bytes, path: Path, number: int, root: Path, problems: list[str
     where = f"{path}:{number}"
     before = len(problems)
     try:
-        value = json.loads(line.decode("utf-8"), object_pairs_hook=_unrepeated)
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=unrepeated)
     except UnicodeDecodeError:
         problems.append(f"{where}: not UTF-8; save the file as UTF-8")
         return None
@@ -60,9 +59,9 @@ def _record(line: bytes, path: Path, number: int, root: Path, problems: list[str
         return None
     fields = Fields(where, value, root, problems)
     for key in sorted(value.keys() - set(KEYS)):
-        near = difflib.get_close_matches(key, KEYS, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}"
-        fields.wrong(f"unknown key {key!r}; {remedy}")
+        near = nearest(key, KEYS)
+        remedy = f"did you mean {near!r}?" if near else f"known are {', '.join(KEYS)}"
+        fields.wrong(f"unknown key {shown(key)}; {remedy}")
     prompt = fields.text(["prompt"])
     pictures = fields.pictures(["references", "reference"], ["masks", "mask"])
     subject = fields.text(["subject"], required=False)
@@ -70,12 +69,3 @@ def _record(line: bytes, path: Path, number: int, root: Path, problems: list[str
     if prompt is None or pictures is None or len(problems) > before:
         return None
     return Record(where, key or f"{path.name}:{number}", prompt, *pictures, subject)
-
-
-def _unrepeated(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in items:
-        if key in fields:
-            raise ValueError(f"the key {key!r} is given twice")
-        fields[key] = value
-    return fields

@@ -66,6 +66,12 @@ def check(path: Path, *, quick: bool = False) -> None:
         _rgb(_upright(image))
 
 
+def check_suffix(path: Path, option: str) -> None:
+    """Raises DataError, before there is anything to write, where `path`, which `option` gave, names no picture."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in FORMATS:
+        raise DataError([f"{option} {path}: no name of a picture; give one that ends in .png"])
+
+
 def check_mask(path: Path) -> None:
     """Raises DataError where `load_mask` would, at the mask's own size."""
     with _opened(path) as image:
@@ -93,12 +99,7 @@ def problems(paths: Iterable[Path], checker: Callable[[Path], None]) -> dict[Pat
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file opened, its size checked; what goes wrong inside becomes one line that names it."""
     try:
-        if not path.exists():
-            raise DataError([f"{path}: no such file; correct the path or restore the file"])
-        if not path.is_file():
-            raise DataError([f"{path}: not a file; give the path of an image"])
-        if path.stat().st_size == 0:
-            raise DataError([f"{path}: the file is empty; replace it"])
+        _check_there(path)
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, f"{image.width} x {image.height} pixels")
@@ -117,6 +118,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         # struct.error, ...
         reason = str(error) or type(error).__name__
         raise DataError([f"{path}: does not decode ({reason}); replace the file"]) from error
+
+
+def _check_there(path: Path) -> None:
+    """Raises DataError where there is no file with something in it."""
+    try:
+        if not path.exists():
+            raise DataError([f"{path}: no such file; correct the path or restore the file"])
+        if not path.is_file():
+            raise DataError([f"{path}: not a file; give the path of an image"])
+        if path.stat().st_size == 0:
+            raise DataError([f"{path}: the file is empty; replace it"])
+    except PermissionError:
+        raise
+    except OSError as error:  # a name too long, a loop of links
+        raise DataError([f"{path}: cannot be read ({error.strerror}); correct the path"]) from error
 
 
 def _too_large(path: Path, size: str) -> DataError:

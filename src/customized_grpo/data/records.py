@@ -11,6 +11,7 @@ from typing import Any
 
 from customized_grpo.data import pictures
 from customized_grpo.data.errors import DataError
+from customized_grpo.prompts import encoding_problem, has_letters
 from customized_grpo.protocols import Pair
 
 #: With more pictures than this, those that are no JPEG are checked by header and checksum alone.
@@ -105,20 +106,18 @@ class Fields:
         """A list of texts; None, and a problem, where it is anything else."""
         values = self._fields[name]
         if not isinstance(values, list):
-            self.wrong(f"{name!r} is {_shown(values)}; give a list of texts")
+            self.wrong(f"{name!r} is {shown(values)}; give a list of texts")
             return None
         read = [self.as_text(f"{name}[{i}]", value) for i, value in enumerate(values)]
         whole = [text for text in read if text is not None]
         return whole if len(whole) == len(read) else None
 
     def as_text(self, name: str, value: object) -> str | None:
-        if not isinstance(value, str) or not value.strip():
-            self.wrong(f"{name!r} is {_shown(value)}; give a text that is not empty")
+        if isinstance(value, str) and (problem := encoding_problem(value)):
+            self.wrong(f"{name!r} {problem}")
             return None
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            self.wrong(f"{name!r} holds half a surrogate pair; write it as valid UTF-8")
+        if not isinstance(value, str) or not has_letters(value):
+            self.wrong(f"{name!r} is {shown(value)}; give a text that is not empty")
             return None
         return value.strip()
 
@@ -156,7 +155,7 @@ class Fields:
 
     def _path(self, name: str, value: object) -> Path | None:
         if not isinstance(value, str) or not value.strip() or "\0" in value:
-            self.wrong(f"{name!r} holds {_shown(value)}; give the path of a file")
+            self.wrong(f"{name!r} holds {shown(value)}; give the path of a file")
             return None
         # Only the path's own text may not leave: links that lie inside the folder are its owner's
         # doing.
@@ -186,6 +185,17 @@ def read_text(path: Path) -> str:
         raise DataError([f"{path}: cannot be read ({error.strerror}); correct the path"]) from error
 
 
-def _shown(value: object) -> str:
+def unrepeated(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` of `json.loads` that raises ValueError for a key given twice."""
+    fields: dict[str, Any] = {}
+    for key, value in items:
+        if key in fields:
+            raise ValueError(f"the key {shown(key)} is given twice")
+        fields[key] = value
+    return fields
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, of bounded length."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.data.errors import DataError
-from customized_grpo.data.records import Fields, FilePairs, Record, mask_beside, read_text
+from customized_grpo.data.records import Fields, FilePairs, Record, mask_beside, read_text, unrepeated
 
 REFERENCES = ("references", "reference_images", "images", "image_paths", "image_path", "reference")
 
@@ -49,10 +49,13 @@ def open_syncd(path: Path, root: Path | None = None) -> FilePairs:
 
 def _items(path: Path) -> list[Any]:
     try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(read_text(path), object_pairs_hook=unrepeated)
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError([f"{path}{line}: not valid JSON ({error}); a file of JSON lines ends in .jsonl"]) from error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError([f"{path}{line}: not valid JSON ({reason}); a file of JSON lines ends in .jsonl"]) from error
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else content

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from customized_grpo.config import Config
+from customized_grpo.prompts import has_letters
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
 from customized_grpo.rewards.frame import to_tensor
@@ -43,7 +44,7 @@ class Ask:
             raise AskError(f"{len(self.references)} photos are too many: give at most {MOST_REFERENCES}.")
         if len(self.masks) > len(self.references):
             raise AskError("There are more masks than photos: give one for each photo at most.")
-        if not self.prompt.strip():
+        if not has_letters(self.prompt):
             raise AskError("The prompt is empty: say what the picture should show.")
         if len(self.prompt) > MOST_WORDS:
             raise AskError(f"The prompt has {len(self.prompt)} characters: give at most {MOST_WORDS}.")

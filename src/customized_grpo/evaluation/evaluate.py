@@ -5,14 +5,14 @@ The noise of a picture belongs to (seed, pair, image): two policies evaluated al
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from customized_grpo.config import EvaluationConfig
@@ -45,6 +45,14 @@ class Evaluation:
     @property
     def means(self) -> dict[str, float]:
         return {name: self.mean(name) for name in self.scores}
+
+
+class _Kept(BaseModel):
+    """What is read again of scores.json."""
+
+    scores: dict[str, list[float | None]]
+    pictures: list[str]
+    settings: dict[str, Any]
 
 
 def evaluate(
@@ -143,13 +151,13 @@ def _name(number: int, images: int) -> str:
 def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation | None:
     """What `evaluate` left in a folder, or None where it did not finish or was set otherwise than `config`."""
     try:
-        kept = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        if config is not None and kept["settings"] != _settings(config):
-            return None
-        scores = {name: [math.nan if v is None else v for v in values] for name, values in kept["scores"].items()}
-        return Evaluation(scores, [folder / name for name in kept["pictures"]])
-    except (OSError, ValueError, KeyError):
+        kept = _Kept.model_validate_json((folder / "scores.json").read_bytes())
+    except (OSError, ValidationError):
         return None
+    if config is not None and kept.settings != _settings(config):
+        return None
+    scores = {name: [math.nan if v is None else v for v in values] for name, values in kept.scores.items()}
+    return Evaluation(scores, [folder / name for name in kept.pictures])
 
 
 def _settings(config: EvaluationConfig) -> dict[str, object]:

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from customized_grpo.config import Config
-from customized_grpo.models import resolve
+from customized_grpo.models import local_path, resolve
 from customized_grpo.planning.memory import Model, Weights, Work, device_memory, host_memory, with_overhead
 from customized_grpo.planning.shapes import JUDGED, Shapes, judges_of, shapes_of
 from customized_grpo.training.loop import conditions_kept
@@ -211,7 +211,7 @@ def _downloads(config: Config, shapes: Shapes, judges: dict[str, Model], width: 
         path = name.rpartition(": ")[2]
         if isinstance(resolve(path), str) and not _here(path, None, "*.safetensors"):
             yield Download(path, "*.safetensors", 4 * model.parameters)
-    if policy.adapter is not None and not Path(policy.adapter).expanduser().is_file():
+    if policy.adapter is not None and not local_path(policy.adapter).is_file():
         yield Download(policy.adapter, "to be put there by hand", None)
 
 

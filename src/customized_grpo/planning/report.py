@@ -44,7 +44,7 @@ def bytes_of(text: str) -> int:
         size = int(float(match[1]) * scale)
         if size <= 0:
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(f"--memory: {text!r} is no size; give one such as 24GB") from None
     return size
 

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import fingerprint
+from customized_grpo.models import ModelError, fingerprint, local_path
 from customized_grpo.protocols import Conditions
 from customized_grpo.records import write_bytes
 
@@ -41,6 +41,16 @@ _OTHER_SETTINGS = frozenset(
     ]
 )
 _LIBRARIES = ("diffusers", "torch", "transformers")
+
+
+def conditions_folder(config: PolicyConfig) -> Path | None:
+    """The folder that `config` names, None where it names none. Raises ModelError where there is a file instead."""
+    if config.conditions is None:
+        return None
+    folder = local_path(config.conditions)
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"policy.conditions: {folder} is a file; give a folder")
+    return folder
 
 
 class ConditionsFolder:

@@ -19,7 +19,7 @@ from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
 from customized_grpo.outlines import outline_pipeline
 from customized_grpo.policies.attention import BackwardInFull
-from customized_grpo.policies.conditions import ConditionsFolder
+from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.quantisation import pipeline_quantisation, quantisation_of
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
@@ -70,6 +70,8 @@ class PipelinePolicy(ABC):
     ) -> None:
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
+        self._device = device_of(config)
+        folder = conditions_folder(config)
         self._pipeline = load_pipeline(config, *pipelines)
         self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
         self._away = False  # whether text encoders and VAE may be off the device
@@ -84,22 +86,23 @@ class PipelinePolicy(ABC):
             self._transformer.enable_gradient_checkpointing()
         if config.compile:
             self._transformer.compile_repeated_blocks()
-        self._device = device_of(config)
         if self._device.type == "cpu" and self._dtype == torch.float32:
             # A third less time for the same pictures within rounding. Other precisions keep the pipeline's own bits.
             for part in self._pipeline.vae.modules():
                 if isinstance(part, nn.Conv2d):
-                    part.to(memory_format=torch.channels_last)
+                    part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
         self._slow_backward = self._device.type == "cpu" and self._dtype != torch.float32 and not config.compile
         self._transformer.to(self._device)
         if config.offload:
             self._make_room()
         else:
             self._pipeline.to(self._device)
-        folder = config.conditions
-        self._kept = None if folder is None else ConditionsFolder(folder.expanduser(), config, self._device)
+        # By now the model's files are there, which its keys depend on.
+        self._kept = None if folder is None else ConditionsFolder(folder, config, self._device)
         self._ids: dict[tuple[Grid, ...], Tensor] = {}
         self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
+        for size in config.reference_sizes or ():
+            self._tokens_of("policy.reference_sizes", *size)
 
     @property
     def device(self) -> torch.device:
@@ -344,14 +347,15 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         if kind not in classes:
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
         dtype = getattr(torch, config.dtype)
-        later = [name for name in index if name.startswith("text_encoder")] if config.conditions is not None else []
+        encoders = [name for name, kind in index.items() if name.startswith("text_encoder") and kind[0] is not None]
+        later = config.conditions is not None
         loaded = classes[kind].from_pretrained(
             source,
             revision=config.revision,
             dtype=dtype,
             use_safetensors=True,
             quantization_config=pipeline_quantisation(config, index),
-            **dict.fromkeys(later),
+            **{name: None if later else load_part(config, pipelines[0], name) for name in encoders},
         )
     except ModelError:
         raise
@@ -359,28 +363,37 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         raise ModelError(
             f"policy.path: cannot load {config.path} ({first_line(error)}); {remedy} in safetensors"
         ) from error
-    for part in loaded.components.values():
+    for name, part in loaded.components.items():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
+            # diffusers leaves a weight that its file lacks without numbers.
+            if absent := next((weight for weight, values in part.named_parameters() if values.is_meta), None):
+                raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent}; download it again")
+        # transformers makes an empty one where its files are missing.
+        if isinstance(part, transformers.PreTrainedTokenizerBase) and len(part) <= len(part.all_special_tokens):
+            raise ModelError(
+                f"policy.path: cannot load {config.path} (no files of its {name}); {remedy} in safetensors"
+            )
     return loaded
 
 
 def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
-    """The part of that name that the pipeline was loaded without, as `load_pipeline` would have; on the CPU.
+    """The text encoder of that name in the pipeline's folder, on the CPU; `pipeline` may be the class alone.
 
     Raises:
-        ModelError: it is not there in safetensors.
+        ModelError: it is not there in safetensors, or lacks weights.
     """
     source = resolve(config.path)
     _, kind = pipeline.load_config(source, revision=config.revision)[name]
     try:
-        part: nn.Module = getattr(transformers, kind).from_pretrained(
+        part, report = getattr(transformers, kind).from_pretrained(
             source,
             subfolder=name,
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
             quantization_config=quantisation_of(config, name, "transformers"),
+            output_loading_info=True,
         )
     except ModelError:
         raise
@@ -389,7 +402,10 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
             f"policy.path: cannot load {name} of {config.path} ({first_line(error)}); "
             f"give the folder or hub id of a whole pipeline in safetensors"
         ) from error
-    return part.requires_grad_(False).eval()
+    if absent := sorted(report["missing_keys"]):  # which transformers leaves at random values
+        raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent[0]}; download it again")
+    encoder: nn.Module = part.requires_grad_(False).eval()
+    return encoder
 
 
 def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:
@@ -405,10 +421,23 @@ def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:
 
 
 def device_of(config: PolicyConfig) -> torch.device:
-    """The configured device, else the accelerator that a launcher has set for its process, else the CPU."""
-    if config.device:
-        return torch.device(config.device)
+    """The configured device, else the accelerator that a launcher has set for its process, else the CPU.
+
+    Raises:
+        ModelError: the configured device is none, or is not there.
+    """
     found = torch.accelerator.current_accelerator(check_available=True)
+    if config.device is not None:
+        try:
+            device = torch.device(config.device)
+        except RuntimeError as error:
+            raise ModelError(f"policy.device: {config.device!r} is no device; give cpu, cuda or null") from error
+        there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
+        if (device.index or 0) >= there.get(device.type, 0):
+            raise ModelError(
+                f"policy.device: {config.device} is not there; give another, or null for the best there is"
+            )
+        return device
     if found is None:
         return torch.device("cpu")
     return torch.device(found.type, torch.accelerator.current_device_index())

@@ -14,6 +14,7 @@ from diffusers import FluxKontextPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.training_utils import cast_training_params
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig
@@ -131,13 +132,9 @@ class LoraTuning:
 
     def load(self, folder: Path) -> None:
         path = lora_file(folder)
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file; give the folder of a saved LoRA")
+        metadata = lora_metadata(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                text = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
-            metadata = json.loads(text) if text else {}
+            saved = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{path}: not a LoRA in safetensors ({first_line(error)}); save it again") from error
         own = {f"{_PREFIX}{name}": weight for name, weight in self._state().items()}
@@ -169,6 +166,20 @@ class LoraTuning:
         reshard(self._transformer)
         state: dict[str, Tensor] = peft.get_peft_model_state_dict(self._transformer)
         return state
+
+
+def lora_metadata(path: Path) -> dict[str, Any]:
+    """What a LoRA's file says of itself. Reads no weight. Raises ModelError where it is no whole safetensors file."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give the folder of a saved LoRA")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY) or "{}")
+        if not isinstance(metadata, dict):
+            raise ValueError(f"its {LORA_ADAPTER_METADATA_KEY} is no mapping")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a LoRA in safetensors ({first_line(error)}); save it again") from error
+    return metadata
 
 
 class FullTuning:
@@ -265,7 +276,7 @@ def _exchange(parameter: nn.Parameter, other: Tensor) -> Tensor:
 
 
 def _check_fit(path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: str) -> None:
-    """Refuse weights whose names or shapes are not those of this model."""
+    """Refuse weights whose names or shapes are not those of this model, and numbers that are none."""
     for name in sorted(saved.keys() ^ own.keys()):
         where = "the policy lacks" if name in saved else "the file lacks"
         raise ModelError(f"{path}: belongs to another model, {where} {name}; check {keys}")
@@ -275,3 +286,7 @@ def _check_fit(path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor
                 f"{path}: belongs to another model, {name} is {tuple(saved[name].shape)} there and "
                 f"{tuple(weight.shape)} in the policy; check {keys}"
             )
+        if not saved[name].is_floating_point():
+            raise ModelError(f"{path}: {name} holds {saved[name].dtype}, no weights; save it again")
+        if not saved[name].isfinite().all():
+            raise ModelError(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError, first_line
+from customized_grpo.models import ModelError, first_line, local_path
 from customized_grpo.policies.flux import FluxPolicy
 from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
 
@@ -166,7 +166,7 @@ def fuse_uno_lora(transformer: Any, path: str | Path) -> None:
 
 def _file(path: str | Path) -> Path:
     """The adapter's path. Raises ModelError where no file is there."""
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_file():
         raise ModelError(f"policy.adapter: {path}: no such file; give UNO's dit_lora.safetensors")
     return path

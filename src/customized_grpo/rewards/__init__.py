@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.configuration import nearest
 from customized_grpo.protocols import Reward
 from customized_grpo.rewards.custom import load_custom
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.options import check_options
 from customized_grpo.rewards.scores import score
 
 __all__ = ["KINDS", "RewardError", "build_reward", "default_path", "score"]
@@ -48,7 +50,8 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     if config.kind not in KINDS:
         raise RewardError(
             f"reward {name!r}: unknown kind {config.kind!r}; "
-            f"give {', '.join(KINDS)}, package.module:Class or file.py:function"
+            + (f"did you mean {near!r}?" if (near := nearest(config.kind, KINDS)) else f"give {', '.join(KINDS)}, ")
+            + ("" if near else "package.module:Class or file.py:function")
         )
     module, _, judge = KINDS[config.kind].partition(":")
     return _construct(getattr(importlib.import_module(f"{__name__}.{module}"), judge), config, name, device)
@@ -62,8 +65,11 @@ def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, de
     for option in config.options:
         if option not in known:
             raise RewardError(
-                f"reward {name!r}: unknown option {option!r}; {config.kind} has {', '.join(sorted(known))}"
+                f"reward {name!r}: unknown option {option!r}; "
+                + (f"did you mean {near!r}?" if (near := nearest(option, known)) else f"{config.kind} has ")
+                + ("" if near else ", ".join(sorted(known)))
             )
+    check_options(judge, config.options, name)
     arguments: dict[str, Any] = {"name": name, "device": device, **config.options}
     if "role" in parameters:
         arguments["role"] = config.role

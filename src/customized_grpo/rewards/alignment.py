@@ -13,6 +13,7 @@ from customized_grpo.protocols import Pair
 from customized_grpo.rewards.cache import FeatureCache
 from customized_grpo.rewards.checkpoint import load_judge, load_tokenizer
 from customized_grpo.rewards.frame import AnyFrame, open_frame
+from customized_grpo.rewards.options import Count
 
 
 class AlignmentReward:
@@ -37,7 +38,7 @@ class AlignmentReward:
         name: str | None = None,
         device: torch.device | str = "cpu",
         processor: str | None = None,
-        batch_size: int = 64,
+        batch_size: Count = 64,
         cache_size: int = 4096,
         revision: str = "main",
     ) -> None:

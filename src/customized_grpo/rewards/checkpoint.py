@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -81,7 +82,7 @@ def load_judge(
             f"reward {name!r}: the model in {path!r} needs a library more ({told(error)}); install it, or "
             "customized-grpo[segmentation] for segmentation by queries"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(path, name, error) from error
     if absent := sorted(set(report["missing_keys"]) - set(unused)):
         raise RewardError(f"reward {name!r}: {path!r} lacks the weights {', '.join(absent[:3])}; get it again")

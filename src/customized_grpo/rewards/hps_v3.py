@@ -21,10 +21,11 @@ from customized_grpo.named import told
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards.checkpoint import check_type, load_tokenizer
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.options import Count
 
 FILE = "HPSv3.safetensors"
-REWARD_TOKEN = "<|Reward|>"  # noqa: S105
-_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105
+REWARD_TOKEN = "<|Reward|>"  # noqa: S105, a token of text
+_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105, a token of text
 _HEAD = "rm_head."
 #: Pictures are brought to about this many pixels, whatever their shape.
 _PIXELS = 256 * 28 * 28
@@ -95,7 +96,7 @@ class HpsV3Reward:
         device: torch.device | str = "cpu",
         base: str = "Qwen/Qwen2-VL-7B-Instruct",
         dtype: str = "bfloat16",
-        batch_size: int = 8,
+        batch_size: Count = 8,
         revision: str = "main",
         base_revision: str = "main",
     ) -> None:

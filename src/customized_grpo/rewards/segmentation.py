@@ -33,6 +33,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from customized_grpo.rewards.cache import FeatureCache
 from customized_grpo.rewards.checkpoint import check_type, load_judge
 from customized_grpo.rewards.frame import Frame, to_tensor
+from customized_grpo.rewards.options import Count
 
 _POINTS = (0.25, 0.5, 0.75)  # of width and height
 _LEAST = 1e-3  # share of the picture: what is smaller is no subject
@@ -135,7 +136,7 @@ class Segmenter:
         name: str,
         device: torch.device | str = "cpu",
         revision: str = "main",
-        batch_size: int = 8,
+        batch_size: Count = 8,
         cache_size: int = 4096,
     ) -> None:
         kind = check_type(path, MODEL_TYPES, revision, name)

@@ -15,6 +15,7 @@ from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import AnyFrame, Frame, open_frame, to_tensor
+from customized_grpo.rewards.options import Count
 from customized_grpo.rewards.segmentation import Segmenter
 
 
@@ -49,7 +50,7 @@ class SimilarityReward:
         segment_pictures: bool = False,
         resize: int | None = None,
         crop: int | None = None,
-        batch_size: int = 64,
+        batch_size: Count = 64,
         cache_size: int | None = None,
         revision: str = "main",
         segmenter_revision: str = "main",

@@ -87,11 +87,11 @@ def plan(study: StudyConfig) -> list[StudyRun]:
                 try:
                     config = load_config(study.config, _overrides({**study.set, **row.set, "seed": seed}))
                 except ConfigError as error:
-                    problems += [f"row {name!r}: {line}" for line in str(error).splitlines()]
+                    problems += [f"row {name!r}: {line}" for line in error.problems]
                 else:
                     runs.append(StudyRun(name, seed, config))
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError(*dict.fromkeys(problems))
     return runs
 
 

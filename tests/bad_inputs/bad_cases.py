@@ -1,0 +1,107 @@
+"""What a bad input is here: something written to a folder, the commands that meet it there, and what they must say."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from typer.testing import CliRunner
+
+from customized_grpo.cli import app
+
+Command = list[str]
+Told = tuple[str, ...]
+"""Parts of one line of error."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input. `told` has what each line of error must hold, in order; it is empty where the input is to be used.
+
+    `make` writes the input to a folder, in which the commands then run, and returns them; one that uses the input
+    rightly may say so by assertions of its own in `check`, which gets the folder and what the last command printed.
+    """
+
+    kind: str
+    name: str
+    make: Callable[[Path], list[Command]]
+    told: tuple[Told, ...] = ()
+    check: Callable[[Path, str], None] | None = None
+
+    @property
+    def refused(self) -> bool:
+        return bool(self.told)
+
+
+#: (kind, outcome) of the cases that have been run.
+COUNTS: Counter[tuple[str, str]] = Counter()
+#: Ends a training in one known line as soon as its data are read and before a model is loaded.
+NO_MODEL = ["--set", "policy.path=./nowhere"]
+NO_MODEL_TOLD = ("policy.path: './nowhere': no such folder",)
+
+
+def training(*arguments: str) -> Command:
+    return ["train", "--out", "run", *arguments]
+
+
+def scoring(*arguments: str) -> Command:
+    """Scores pictures by a judge that needs no model."""
+    return ["score", "--reward", "copy-paste", "--role", "guard", *arguments]
+
+
+def photo(folder: Path, name: str = "good.png") -> str:
+    Image.linear_gradient("L").resize((24, 18)).convert("RGB").save(folder / name)
+    return name
+
+
+def pairs(folder: Path, *lines: object, name: str = "pairs.jsonl") -> str:
+    """A file of JSON lines; a text or bytes stand as they are."""
+    raw = [
+        one if isinstance(one, bytes) else one.encode() if isinstance(one, str) else json.dumps(one).encode()
+        for one in lines
+    ]
+    (folder / name).write_bytes(b"\n".join(raw) + b"\n")
+    return name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    lines: list[str]
+    printed: str
+
+
+def invoke(command: Sequence[str]) -> Outcome:
+    """Runs a command in this process. Fails on anything that is no exit: a user would see a traceback."""
+    with warnings.catch_warnings(record=True) as warned:
+        done = CliRunner().invoke(app, list(command))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert "Traceback" not in done.output
+    unwanted = [one for one in warned if not issubclass(one.category, DeprecationWarning | FutureWarning)]
+    assert not unwanted, f"a library's warning beside the line: {unwanted[0].message}"
+    return Outcome(done.exit_code, [line for line in done.stderr.splitlines() if line.strip()], done.stdout)
+
+
+def hold(case: Case, folder: Path) -> None:
+    """Asserts that the commands of a case, run in the working directory `folder`, do as it says."""
+    for command in case.make(folder):
+        before = {path.name for path in folder.iterdir()}
+        done = invoke(command)
+        told = case.told
+        if not told and command[-2:] == NO_MODEL:
+            told = (NO_MODEL_TOLD,)
+        assert done.code == (2 if told else 0), (command, done)
+        assert len(done.lines) == len(told), (command, done.lines)
+        for line, parts in zip(done.lines, told, strict=True):
+            assert line.startswith("error: ") and line.isprintable(), line
+            assert all(part in line for part in parts), (line, parts)
+        if told:
+            assert {path.name for path in folder.iterdir()} == before, "a refused input leaves nothing behind"
+    if case.check is not None:
+        case.check(folder, done.printed)

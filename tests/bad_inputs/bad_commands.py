@@ -1,0 +1,182 @@
+"""Options and arguments, run folders and the names of files to write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bad_cases import Case, Command, photo
+from bad_weights import whole_run
+
+from customized_grpo.rewards.wire import TOKEN_VARIABLE
+
+
+def _typed(*command: str) -> Callable[[Path], list[Command]]:
+    def make(folder: Path) -> list[Command]:
+        photo(folder)
+        (folder / "empty").mkdir()
+        return [list(command)]
+
+    return make
+
+
+ASK = ("--reference", "good.png", "--prompt", "a cat")
+
+
+def options() -> Iterator[Case]:
+    def case(name: str, told: str, *command: str) -> Case:
+        return Case("command", name, _typed(*command), ((told,),))
+
+    yield case("no such command", "No such command 'trian'", "trian")
+    yield case("no such option", "train: No such option: --confg", "train", "--confg", "a.yaml")
+    yield case("an option without its value", "'--set' requires an argument", "train", "--set")
+    yield case("an argument too many", "info: Got unexpected extra argument", "info", "more")
+    yield case("an argument too few", "evaluate: Missing argument '", "evaluate")
+    yield case("no reference", "generate: Missing option '--reference'", "generate", "--prompt", "a")
+    yield case("no prompt", "generate: Missing option '--prompt'", "generate", "--reference", "good.png")
+    for option, value in (("--images", "0"), ("--images", "-3"), ("--images", "two"), ("--steps", "0"), ("--steps", "1.5"),
+                          ("--seed", "x"), ("--seed", "1e3")):  # fmt: skip
+        yield case(f"{option} {value}", f"generate: Invalid value for '{option}'", "generate", *ASK, option, value)
+    for option, value in (("--port", "70000"), ("--port", "-1"), ("--port", "http"), ("--max-images", "0"),
+                          ("--max-pixels", "x"), ("--max-bytes", "-1"), ("--keep", "-1")):  # fmt: skip
+        yield case(f"serve-reward {option} {value}", f"serve-reward: Invalid value for '{option}'", "serve-reward",
+                   "--reward", "copy-paste", option, value)  # fmt: skip
+    yield case("demo --port 0", "demo: Invalid value for '--port'", "demo", "--port", "0")
+    yield case(
+        "merge --dtype int8",
+        "merge: Invalid value for '--dtype'",
+        "merge",
+        "good.png",
+        "--out",
+        "out",
+        "--dtype",
+        "int8",
+    )
+    yield case("plan --processes 0", "plan: Invalid value for '--processes'", "plan", "--processes", "0")
+    yield case("study --processes 0", "study: Invalid value for '--processes'", "study", "s.yaml", "--processes", "0")
+    for size in ("big", "-24GB", "0", "24XB", "1e999GB", "nan", ""):
+        yield case(f"plan --memory {size!r}", f"--memory: '{size}' is no size", "plan", f"--memory={size}")
+    yield case(
+        "--resume and --out", "--resume goes on with the run's own settings", "train", "--resume", "a", "--out", "b"
+    )
+    yield case("--resume and --data", "--resume goes on with the run's own", "train", "--resume", "a", "--data", "")
+    yield case("--out that is a file", "good.png: holds something already", "train", "--out", "good.png")
+    yield case("--out that is the folder itself", ".: holds something already", "train", "--out", ".")
+    for name, told in (("out", "no name of a picture"), ("out.txt", "no name of a picture"), ("out.exe", "no name of"),
+                       ("good.png/out.png", "cannot be written there"), (".", "no name of a picture")):  # fmt: skip
+        yield case(f"generate --out {name}", told, "generate", *ASK, "--out", name)
+    yield from _scores()
+
+
+def _scores() -> Iterator[Case]:
+    def case(name: str, told: str, *command: str) -> Case:
+        return Case("command", f"score: {name}", _typed("score", "--prompt", "a", *command), ((told,),))
+
+    image = ("--image", "good.png")
+    yield case("no reward", "no --reward; give a kind", *image)
+    yield case("no picture", "no picture to score; give --image", "--reward", "copy-paste")
+    yield case("an empty folder", "holds no picture", "--reward", "copy-paste", "--images", "empty")
+    yield case("no such folder", "gone: no such folder", "--reward", "copy-paste", "--images", "gone")
+    yield case("no such kind", "unknown kind 'dyno'; did you mean 'dino'?", "--reward", "dyno", *image)
+    yield case("a reward twice", "--reward 'dino' is given twice", "--reward", "dino", "--reward", "dino", *image)
+    yield case("a path of two", "describe one kind", "--reward", "dino", "--reward", "clip", "--path", "x", *image)
+    yield case("no such role", "role: input should be", "--reward", "dino", "--role", "style", *image)
+    yield case("--config and --run", "both given; keep one", "--config", "a.yaml", "--run", "b", *image)
+    yield case("a run that is none", "good.png: holds no config.yaml", "--run", "good.png", *image)
+    yield case("a path that copy-paste has no use for", "needs no model; leave its path", "--reward", "copy-paste", "--path",
+               "x", *image)  # fmt: skip
+    yield case(
+        "masks too many", "--mask is given 1 times for 0", "--reward", "copy-paste", "--mask", "good.png", *image
+    )
+    yield case("a file that is not there", "there is no file gone.py", "--reward", "gone.py:judge", *image)
+    yield case("an address without a scheme", "options.url is", "--reward", "vlm", "--path", "m", "--option",
+               "url=localhost:8000", *image)  # fmt: skip
+    yield case("a password in an address", "may hold no password", "--reward", "vlm", "--path", "m", "--option",
+               "url=http://me:secret@localhost", *image)  # fmt: skip
+    yield case(
+        "no token", f"{TOKEN_VARIABLE} is not set", "--reward", "remote", "--option", "url=http://127.0.0.1:9", *image
+    )
+    yield case("a file to write that is a folder", "--out empty: cannot be written", "--reward", "copy-paste", "--role", "guard", "--reference",
+               "good.png", *image, "--out", "empty")  # fmt: skip
+
+
+def _run(change: Callable[[Path], object]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        shutil.copytree(whole_run(), folder / "before")
+        change(folder / "before")
+        return folder
+
+    return make
+
+
+def runs() -> Iterator[Case]:
+    def case(name: str, change: Callable[[Path], object], told: str, *commands: Command) -> Case:
+        def make(folder: Path) -> list[Command]:
+            photo(folder)
+            _run(change)(folder)
+            return list(commands)
+
+        return Case("run folder", name, make, ((told,),))
+
+    resume, evaluate, report = ["train", "--resume", "before"], ["evaluate", "before"], ["report", "before"]
+    export, merge = ["export", "before", "--out", "out"], ["merge", "before", "--out", "out"]
+    draw = ["generate", *ASK, "--run", "before"]
+    score = ["score", "--prompt", "a", "--image", "good.png", "--run", "before"]
+    every = (resume, evaluate, report, export, merge, draw, score)
+    yield case("empty", lambda run: (shutil.rmtree(run), run.mkdir()), "before: holds no config.yaml", *every)
+    yield case("not there", shutil.rmtree, "before: holds no config.yaml", *every)
+    yield case("a file", lambda run: (shutil.rmtree(run), run.write_text("x")), "before: holds no config.yaml", *every)
+
+    def config(text: str) -> Callable[[Path], object]:
+        return lambda run: (run / "config.yaml").write_text(text, encoding="utf-8")
+
+    yield case("a configuration that is no YAML", config("a: ["), "before/config.yaml:1: not valid YAML", *every)
+    yield case("a configuration of another version", config("seed: 1\nflux_capacitor: 5\n"),
+               "before/config.yaml:2: flux_capacitor: unknown key", *every)  # fmt: skip
+    yield case("a configuration of zero bytes", config("\0\0"), "before/config.yaml: not valid YAML", *every)
+    yield case("a folder as configuration", lambda run: ((run / "config.yaml").unlink(), (run / "config.yaml").mkdir()),
+               "before: holds no config.yaml", *every)  # fmt: skip
+    yield case("without a LoRA", lambda run: shutil.rmtree(run / "lora"), "before: ", evaluate, export, merge, draw)
+    yield case("an export to a folder with something in it", lambda run: (run.parent / "out").mkdir() or photo(run.parent / "out"),
+               "out: holds something already", export, merge)  # fmt: skip
+    yield case(
+        "an export to a file",
+        lambda run: (run.parent / "out").write_text("x"),
+        "out: holds something already",
+        export,
+        merge,
+    )
+    for name, line in (("no JSON", "nonsense"), ("a list", "[1]"), ("no iteration", "{}"), ("iteration is a text", '{"iteration": "1"}'),
+                       ("zero bytes", "\0\0")):  # fmt: skip
+        yield case(f"metrics: {name}", lambda run, line=line: (run / "metrics.jsonl").write_text(f"{line}\n{{\"iteration\": 1}}\n"),
+                   "before/metrics.jsonl:1: ", report)  # fmt: skip
+    yield case(
+        "metrics: bad UTF-8",
+        lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\n"),
+        "before/metrics.jsonl:1",
+        report,
+    )
+    yield case("metrics in a folder", lambda run: (run / "metrics.jsonl").mkdir(), "metrics.jsonl", report)
+    yield Case(
+        "run folder",
+        "a report of nothing yet",
+        lambda folder: (_run(lambda run: None)(folder), [["report", "before"]])[1],
+    )
+    for name, content in (("no JSON", "{"), ("a list", "[]"), ("a number", "5"), ("scores of texts", json.dumps(
+            {"settings": {}, "scores": {"a": "x"}, "pictures": 5}))):  # fmt: skip
+
+        def damaged(run: Path, content: str = content) -> None:
+            for half in ("base", "tuned"):
+                (run / "evaluation" / half).mkdir(parents=True)
+                (run / "evaluation" / half / "scores.json").write_text(content, encoding="utf-8")
+            for kind in ("samples", "groups"):
+                (run / kind / "iteration-000000").mkdir(parents=True)
+                (run / kind / "iteration-000000" / "index.json").write_text(content, encoding="utf-8")
+
+        yield Case("run folder", f"evaluation and samples: {name}", lambda folder, damaged=damaged: (
+            _run(damaged)(folder), [["report", "before"], ["export", "before", "--out", "out"]])[1])  # fmt: skip
+
+
+CASES = [*options(), *runs()]

@@ -1,0 +1,252 @@
+"""Data sets: JSON lines, SynCD's JSON, DreamBench folders; broken, hostile, or odd and yet right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bad_cases import NO_MODEL, Case, Command, Told, pairs, photo, training
+
+from customized_grpo.config import DataConfig
+from customized_grpo.data import open_dataset
+
+GOOD = {"prompt": "a cat in the snow", "reference": "good.png"}
+Line = object
+
+
+def _opened(*lines: Line, file: str = "pairs.jsonl", more: tuple[str, ...] = ()) -> Callable[[Path], list[Command]]:
+    def make(folder: Path) -> list[Command]:
+        photo(folder)
+        pairs(folder, *lines, name=file)
+        return [training("--data", file, *more, *NO_MODEL)]
+
+    return make
+
+
+def json_lines() -> Iterator[Case]:
+    def case(name: str, *lines: Line, told: tuple[Told, ...] | str, **options: Any) -> Case:
+        """`told` as a text is one line of error about line 1."""
+        expected = ((f"pairs.jsonl:1: {told}",),) if isinstance(told, str) else told
+        return Case("JSON lines", name, _opened(*lines, **options), expected)
+
+    utf8 = "not UTF-8; save the file as UTF-8"
+    yield case("bad UTF-8", b'{"prompt": "\xe9t\xe9", "reference": "good.png"}', told=utf8)
+    yield case("UTF-16", json.dumps(GOOD).encode("utf-16"), told=(("pairs.jsonl:1: not UTF-8",),))
+    yield case("cut inside a letter", json.dumps({**GOOD, "prompt": "é"}, ensure_ascii=False).encode()[:13], told=utf8)
+    bad = "not valid JSON"
+    for name, line in {
+        "no JSON": "a cat in the snow",
+        "cut": '{"prompt": "a cat", "refer',
+        "single quotes": "{'prompt': 'a cat', 'reference': 'good.png'}",
+        "a comma too many": '{"prompt": "a cat", "reference": "good.png",}',
+        "a comment": '{"prompt": "a cat"} // mine',
+        "two objects": '{"prompt": "a"} {"prompt": "b"}',
+        "a raw tab in a text": '{"prompt": "a\tcat", "reference": "good.png"}',
+        "a bad escape": '{"prompt": "\\x41", "reference": "good.png"}',
+        "half an escape": '{"prompt": "\\u12", "reference": "good.png"}',
+        "zero bytes": "\0\0\0\0",
+        "deeply nested": "[" * 100_000,
+        "deeply nested objects": '{"a":' * 100_000,
+        "a number of 10,000 digits": "9" * 10_000,
+        "only a brace": "{",
+        "YAML": "prompt: a cat",
+        "CSV": "prompt,reference",
+        "a diff's mark": "<<<<<<< HEAD",
+        "a mark of byte order inside": "\ufeff\ufeff" + json.dumps(GOOD),
+    }.items():
+        yield case(name, line, told=bad)
+    for name, line in {"a list": "[1]", "a text": '"a cat"', "a number": "5", "null": "null", "true": "true",
+                       "not a number": "NaN", "infinity": "Infinity"}.items():  # fmt: skip
+        yield case(f"{name}, no object", line, told="not a JSON object")
+    yield case("a key twice", '{"prompt": "a", "prompt": "b", "reference": "good.png"}', told="not valid JSON (the key")
+    yield case("a misspelt key", {"promt": "a", **GOOD}, told="unknown key 'promt'; did you mean 'prompt'?")
+    yield case("a key that nothing is like", {**GOOD, "zzz": 1}, told="unknown key 'zzz'; known are prompt, ")
+    yield case("an upper-case key", {**GOOD, "Subject": "cat"}, told="unknown key 'Subject'; did you mean 'subject'?")
+    yield case("a key of line breaks", {**GOOD, "a\nb": 1}, told="unknown key 'a\\nb'")
+    yield case("an empty key", {**GOOD, "": 1}, told="unknown key ''")
+    yield case("no prompt", {"reference": "good.png"}, told="no 'prompt'; add it")
+    yield case("no reference", {"prompt": "a cat"}, told="no 'references' or 'reference'; add it")
+    yield case("an empty object", {}, told=(("pairs.jsonl:1: no 'prompt'",), ("pairs.jsonl:1: no 'references'",)))
+    for value in (5, 1.5, True, ["a cat"], {"text": "a cat"}):
+        yield case(f"prompt is {json.dumps(value)}", {**GOOD, "prompt": value}, told="'prompt' is ")
+        yield case(f"subject is {json.dumps(value)}", {**GOOD, "subject": value}, told="'subject' is ")
+        yield case(f"key is {json.dumps(value)}", {**GOOD, "key": value}, told="'key' is ")
+    for value in (5, True, {}, "", "  ", ["good.png", 5], [None], [["good.png"]], "a\0.png"):
+        yield case(f"reference is {json.dumps(value)}", {**GOOD, "reference": value}, told="'reference' holds ")
+    for value in (5, True, {"a": 1}, "", [5]):
+        yield case(f"mask is {json.dumps(value)}", {**GOOD, "mask": value}, told="'mask' holds ")
+    yield case("no reference in the list", {"prompt": "a", "references": []}, told="'references' is an empty list")
+    yield case(
+        "reference and references", {**GOOD, "references": ["good.png"]}, told="'references' and 'reference' are"
+    )
+    yield case("mask and masks", {**GOOD, "mask": "good.png", "masks": ["good.png"]}, told="'masks' and 'mask' are")
+    yield case("masks too few", {"prompt": "a", "references": ["good.png"] * 2, "masks": ["good.png"]},
+               told="'masks' has 1 for 2")  # fmt: skip
+    yield case("masks too many", {**GOOD, "masks": ["good.png"] * 2}, told="'masks' has 2 for 1")
+    for prompt in ("", " ", "\n\t", "\u2003", "\u200b\u200e"):
+        yield case(f"an empty prompt, {prompt!r}", {**GOOD, "prompt": prompt}, told="'prompt' is ")
+    yield case("half a surrogate pair", '{"prompt": "\\ud800", "reference": "good.png"}', told="'prompt' holds half a")
+    for path in ("../good.png", "a/../../good.png", "/etc/hostname", "/etc/passwd", "../../../../../../etc/shadow",
+                 "./../pairs.jsonl", "//etc/hostname"):  # fmt: skip
+        yield case(f"the path {path}", {**GOOD, "reference": path}, told=f"'reference': '{path}' leaves the folder")
+        yield case(f"a mask of the path {path}", {**GOOD, "mask": path}, told=f"'mask': '{path}' leaves the folder")
+    for path in ("missing.png", "no/such/folder.png", "~/good.png", "$HOME/good.png", "C:\\photos\\cat.png",
+                 "https://example.org/cat.png", "file:///etc/hostname", "data:image/png;base64,AAAA"):  # fmt: skip
+        yield case(f"the path {path}", {**GOOD, "reference": path}, told=(("pairs.jsonl:1: ", "no such file"),))
+    yield case("a path of 5,000 letters", {**GOOD, "reference": "a" * 5000}, told=(("pairs.jsonl:1: ", "aaaa"),))
+    yield case("the file itself as picture", {**GOOD, "reference": "pairs.jsonl"}, told=(("not an image",),))
+    yield case("two of one key", {**GOOD, "key": "k"}, {**GOOD, "key": "k"},
+               told=(("pairs.jsonl:2: the key 'k' is that of ",),))  # fmt: skip
+    yield case("10 MB of letters, no JSON", "a" * 10**7, told=bad)
+    yield case("10 MB of unknown keys", {**GOOD, "z" * 10**7: 1}, told="unknown key 'zzz")
+    many = [{"prompt": i, "reference": "good.png"} for i in range(250)]
+    yield case("250 problems, each on its own line", *many,
+               told=tuple((f"pairs.jsonl:{i + 1}: 'prompt' is {i}; ",) for i in range(250)))  # fmt: skip
+    yield case(
+        "problems of every kind at once", "{", "[1]", {**GOOD, "promt": 1}, {**GOOD, "prompt": ""}, GOOD,
+        {**GOOD, "reference": "gone.png"}, {**GOOD, "mask": "gone.png"}, {**GOOD, "reference": "../good.png"},
+        told=(("jsonl:1: not valid JSON",), ("jsonl:2: not a JSON object",), ("jsonl:3: unknown key",),
+              ("jsonl:4: 'prompt' is ''",), ("jsonl:8: ", "leaves"), ("jsonl:6: ", "gone.png"), ("jsonl:7: ", "gone")),
+    )  # fmt: skip
+    empty = (("pairs.jsonl: holds no pairs",),)
+    for name, line in {
+        "no line": b"",
+        "blank lines": b"\n \n\t\n",
+        "only a mark of byte order": b"\xef\xbb\xbf",
+    }.items():
+        yield case(name, line, told=empty)
+    yield from _places()
+
+
+def _places() -> Iterator[Case]:
+    def case(name: str, path: str, told: str, make: Callable[[Path], object] = lambda folder: None) -> Case:
+        def made(folder: Path) -> list[Command]:
+            make(folder)
+            return [training("--data", path, *NO_MODEL)]
+
+        return Case("JSON lines", name, made, ((told,),))
+
+    def at(name: str) -> Callable[[Path], object]:
+        return lambda folder: (folder / name).write_text("x", encoding="utf-8")
+
+    yield case("a file that is not there", "gone.jsonl", "data.path: no file or folder gone.jsonl")
+    yield case("a name of no kind", "pairs.csv", "pairs.csv is of no known kind", at("pairs.csv"))
+    yield case("no suffix", "pairs", "pairs is of no known kind", at("pairs"))
+    yield case("a parquet file", "a.parquet", "a.parquet is of no known kind", at("a.parquet"))
+    yield case("an empty name", "", "data.path: ")
+    yield case("a folder of that name", "pairs.jsonl", "has no prompts_and_classes.txt",
+               lambda folder: (folder / "pairs.jsonl").mkdir())  # fmt: skip
+    yield case("an address", "https://example.org/pairs.jsonl", "no file or folder https:")
+    yield case("a zero byte in the name", "pairs\0.jsonl", "data.path: ")
+    yield case("a name of 5,000 letters", "a" * 5000 + ".jsonl", "data.path: ")
+    yield Case("JSON lines", "a root that is not there", _opened(GOOD, more=("--set", "data.root=gone")),
+               (("data.root: no folder gone",),))  # fmt: skip
+    yield Case("JSON lines", "a root that is a file", _opened(GOOD, more=("--set", "data.root=good.png")),
+               (("data.root: no folder good.png",),))  # fmt: skip
+
+
+def used() -> Iterator[Case]:
+    def case(name: str, *lines: Line, prompts: list[str], **options: Any) -> Case:
+        def check(folder: Path, printed: str) -> None:
+            dataset = open_dataset(DataConfig(path=str(folder / options.get("file", "pairs.jsonl"))))
+            found = [dataset[i] for i in range(len(dataset))]
+            assert [pair.prompt for pair in found] == prompts
+            assert all(pair.references[0].size == (24, 18) for pair in found)
+
+        return Case("JSON lines", name, _opened(*lines, **options), (), check)
+
+    text, one = json.dumps(GOOD), [GOOD["prompt"]]
+    yield case("a mark of byte order", b"\xef\xbb\xbf" + text.encode(), prompts=one)
+    yield case("lines of Windows", f"{text}\r\n{text}\r", prompts=one * 2)
+    yield case("no break at the end", text.encode(), prompts=one)
+    yield case("blank lines between", text, "", "   ", text, prompts=one * 2)
+    yield case("Unicode's own line breaks in a prompt", {**GOOD, "prompt": "a\u2028b\x85c"}, prompts=["a\u2028b\x85c"])
+    yield case("escapes", '{"prompt": "\\u0063at \\ud83d\\udc31", "reference": "good.png"}', prompts=["cat 🐱"])
+    yield case("a prompt of 5 MB", {**GOOD, "prompt": "cat " * 1_250_000}, prompts=[("cat " * 1_250_000).strip()])
+    yield case("control characters in a prompt", {**GOOD, "prompt": "a\0\x07\x1b[2Jcat"}, prompts=["a\0\x07\x1b[2Jcat"])
+    yield case("right to left", {**GOOD, "prompt": "قطة في الثلج \u202e"}, prompts=["قطة في الثلج \u202e"])
+    yield case("no mask by null", {**GOOD, "masks": [None], "subject": None}, prompts=one)
+    yield case("a way round through the folder", {**GOOD, "reference": "./a/../good.png"}, prompts=one)
+    yield case("the suffix .ndjson", GOOD, prompts=one, file="pairs.ndjson")
+    yield case("an upper-case suffix", GOOD, prompts=one, file="PAIRS.JSONL")
+    yield case("one picture twice", {"prompt": "a", "references": ["good.png", "good.png"]}, prompts=["a"])
+
+
+def syncd() -> Iterator[Case]:
+    def case(name: str, content: object, *told: str) -> Case:
+        raw = content if isinstance(content, bytes | str) else json.dumps(content)
+        return Case("SynCD JSON", name, _opened(raw, file="data.json"), tuple((line,) for line in told))
+
+    first = "data.json[0]: "
+    yield case("no JSON", "nonsense", "data.json:1: not valid JSON")
+    yield case("cut", '[{"prompt": "a"', "data.json:2: not valid JSON")
+    yield case("bad UTF-8", b'["\xff"]', "not UTF-8 at byte 2")
+    yield case("deeply nested", "[" * 100_000, "data.json: not valid JSON")
+    yield case("an empty file", "", "data.json:2: not valid JSON")
+    yield case("an empty list", [], "data.json: holds no pairs")
+    yield case("a number", 5, "data.json: neither a list of records nor")
+    yield case("an object of two lists", {"a": [], "b": []}, "data.json: neither a list of records nor")
+    yield case("a list of numbers", [1, 2], "data.json[0]: not an object", "data.json[1]: not an object")
+    yield case("no prompt", [{"reference": "good.png"}], first + "no 'prompt' or 'caption'")
+    yield case("a prompt of a number", [{**GOOD, "prompt": 5}], first + "'prompt' is 5")
+    yield case("prompt and caption", [{**GOOD, "caption": "a"}], first + "'prompt' and 'caption' are both given")
+    yield case("a picture that is gone", [{**GOOD, "reference": "gone.png"}], first)
+    yield case("a path that leaves", [{**GOOD, "reference": "../a.png"}], first + "'reference': '../a.png' leaves")
+    yield case("filenames of a text", [{"filenames": 5, "prompts": ["a"]}], first + "'filenames' holds 5")
+    yield case("one image alone", [{"filenames": ["good.png"], "prompts": ["a"]}], first + "one image alone")
+    yield case("prompts too few", [{"filenames": ["good.png"] * 2, "prompts": ["a"]}], first + "1 prompts for 2")
+    yield case("prompts of a text", [{"filenames": ["good.png"] * 2, "prompts": "a"}], first + "'prompts' is 'a'")
+    yield case("a number of 10,000 digits", "[" + "9" * 10_000 + "]", "data.json: not valid JSON")
+    yield case(
+        "two of one key", '[{"prompt": "a", "prompt": "b", "reference": "good.png"}]', "the key 'prompt' is given twice"
+    )
+    yield Case("SynCD JSON", "an object around the list", _opened({"pairs": [GOOD]}, file="data.json"))
+    yield Case(
+        "SynCD JSON",
+        "a mark of byte order",
+        _opened(b"\xef\xbb\xbf[" + json.dumps(GOOD).encode() + b"]", file="data.json"),
+    )
+
+
+PROMPT = "'a {0} {1} in the jungle'.format(unique_token, class_token)"
+LISTED = (
+    "Classes\n\nsubject_name,class\ndog,dog\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n"
+    f"{PROMPT}\n]\n\nLive Subject Prompts\n\nprompt_list = [\n{PROMPT}\n]\n"
+)
+
+
+def dreambench() -> Iterator[Case]:
+    def case(name: str, content: bytes | str | None, *told: str) -> Case:
+        def make(folder: Path) -> list[Command]:
+            (folder / "bench" / "dog").mkdir(parents=True)
+            photo(folder / "bench" / "dog", "00.png")
+            if content is not None:
+                raw = content if isinstance(content, bytes) else content.encode()
+                (folder / "bench" / "prompts_and_classes.txt").write_bytes(raw)
+            return [training("--data", "bench", *NO_MODEL)]
+
+        return Case("DreamBench", name, make, tuple((line,) for line in told))
+
+    where = "bench/prompts_and_classes.txt"
+    yield case("no list", None, "bench has no prompts_and_classes.txt")
+    yield case("an empty list", "", f"{where}: lacks the classes")
+    yield case("bad UTF-8", b"Classes\n\xff\n", f"{where}: not UTF-8 at byte 8")
+    yield case("no prompts", LISTED.partition("Prompts")[0], f"{where}: lacks the classes")
+    yield case("a line that is no prompt", LISTED.replace(PROMPT, f"{PROMPT}\nexec('evil')"),
+               f"{where}:12: \"exec('evil')\" is no prompt", f"{where}:19: \"exec('evil')\" is no prompt")  # fmt: skip
+    yield case(
+        "a line that is no subject", LISTED.replace("dog,dog", "dog,dog\ncat"), f"{where}:5: 'cat' is no subject"
+    )
+    yield case(
+        "a subject twice", LISTED.replace("dog,dog", "dog,dog\ndog,cat"), f"{where}:5: the subject 'dog' is given"
+    )
+    for name in ("..", "../dog", "/etc", "a/b", "."):
+        yield case(f"the subject {name}", LISTED.replace("dog,dog", f"dog,dog\n{name},cat"), f"{where}:5: '{name}' is")
+    yield case("a subject without a folder", LISTED.replace("dog,dog", "dog,dog\ncat,cat"), "bench/cat: 0 photos")
+    yield case("lines of Windows", LISTED.replace("\n", "\r\n"))
+    yield case("a mark of byte order", "\ufeff" + LISTED)
+
+
+CASES = [*json_lines(), *used(), *syncd(), *dreambench()]

@@ -1,0 +1,283 @@
+"""Pictures and masks: damaged, hostile, of odd kinds."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bad_cases import NO_MODEL, Case, Command, pairs, photo, scoring, training
+from PIL import Image, PngImagePlugin
+
+from customized_grpo.data import pictures
+
+RED, BLUE = (220, 30, 40), (20, 60, 200)
+Content = bytes | Callable[[Path], None]
+
+
+def encoded(kind: str, image: Image.Image | None = None, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    (image or noise(64, 48)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng([width, height])
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def halves(width: int = 40, height: int = 24, mode: str = "RGB") -> Image.Image:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(BLUE, (width // 2, 0, width, height))
+    return image.convert(mode)
+
+
+def png(*chunks: tuple[bytes, bytes], wrong: bool = False) -> bytes:
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        checksum = zlib.crc32(kind + data) ^ wrong
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+    return content
+
+
+def header(width: int, height: int, depth: int = 8, colour: int = 0) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+
+
+ROWS = (b"IDAT", zlib.compress(bytes(1000)))
+END = (b"IEND", b"")
+
+
+def text_bomb() -> bytes:
+    """A PNG with a text that unpacks to 80 MB."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "a" * 80_000_000, zip=True)
+    return encoded("PNG", Image.new("L", (1, 1)), pnginfo=info)
+
+
+def frame_header(width: int, height: int) -> bytes:
+    """A JPEG that promises that size."""
+    content = bytearray(encoded("JPEG"))
+    at = content.index(b"\xff\xc0")
+    content[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("../a.txt", "x" * 1000)
+    return buffer.getvalue()
+
+
+def float_tiff(*values: float) -> bytes:
+    return encoded("TIFF", Image.fromarray(np.array([values], dtype=np.float32)))
+
+
+def deep_tiff(*values: int) -> bytes:
+    return encoded("TIFF", Image.fromarray(np.array([values], dtype=np.int32)))
+
+
+def _commands(folder: Path, name: str) -> list[Command]:
+    """The three ways of a picture into the program: to be scored, as a reference, in a data set."""
+    good = photo(folder)
+    pairs(folder, {"prompt": "a cat", "reference": name})
+    return [
+        scoring("--prompt", "a cat", "--image", name, "--reference", good),
+        scoring("--prompt", "a cat", "--image", good, "--reference", name),
+        training("--data", "pairs.jsonl", *NO_MODEL),
+    ]
+
+
+def _written(name: str, content: Content) -> Callable[[Path], list[Command]]:
+    def make(folder: Path) -> list[Command]:
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            content(folder / name)
+        return _commands(folder, name)
+
+    return make
+
+
+def refused() -> Iterator[Case]:
+    def case(name: str, file: str, content: Content, told: str) -> Case:
+        return Case("image", name, _written(file, content), ((file, told),))
+
+    for kind, suffix in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"),
+                         ("TIFF", "tif"), ("PPM", "ppm")):  # fmt: skip
+        whole = encoded(kind)
+        for share in (0.1, 0.5, 0.9):
+            told = "does not decode" if share > 0.1 or kind not in ("GIF", "JPEG", "TIFF", "WEBP") else ": "
+            yield case(f"{kind} cut at {share:.0%}", f"cut.{suffix}", whole[: int(len(whole) * share)], told)
+        yield case(f"the first 4 bytes of a {kind}", f"start.{suffix}", whole[:4], ": ")
+        yield case(
+            f"{kind} with its first bytes gone", f"headless.{suffix}", whole[9:], "not an image of a known format"
+        )
+    for suffix in ("jpg", "png", "webp"):
+        yield case(f"no bytes, .{suffix}", f"empty.{suffix}", b"", "the file is empty")
+        yield case(f"a text, .{suffix}", f"text.{suffix}", b"This is no picture.\n", "not an image of a known format")
+        yield case(f"zeros, .{suffix}", f"zeros.{suffix}", bytes(5000), "not an image of a known format")
+    others: dict[str, bytes] = {
+        "a page of HTML": b"<!doctype html><title>404</title>not found",
+        "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+        "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        "PDF": b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n%%EOF",
+        "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "MP4": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+        "ICO": b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0h\4\0\0\x16\0\0\0",
+        "PSD": b"8BPS\0\1" + bytes(30),
+        "a zip archive": archive(),
+        "gzip": b"\x1f\x8b\x08\0" + bytes(20),
+        "a pickle": pickle.dumps({"a": 1}),
+        "an array of numpy": b"\x93NUMPY\1\0" + bytes(100),
+        "safetensors": struct.pack("<Q", 2) + b"{}",
+        "an ELF program": b"\x7fELF\2\1\1" + bytes(100),
+        "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+    }
+    for what, content in others.items():
+        yield case(f"{what}, .jpg", "other.jpg", content, "not an image of a known format")
+    flat = "above the bound of 67 million"
+    for width, height in ((8193, 8193), (10_000, 9_000), (12_000, 12_000), (60_000, 60_000), (2**31 - 1, 1)):
+        yield case(f"PNG bomb {width} x {height}", "bomb.png", png(header(width, height), ROWS, END), flat)
+    yield case("JPEG bomb", "bomb.jpg", frame_header(65500, 65500), flat)
+    gif = encoded("GIF")
+    yield case("GIF bomb", "bomb.gif", gif[:6] + b"\xff\xff\xff\xff" + gif[10:], flat)
+    yield case("BMP bomb", "bomb.bmp", b"BM" + bytes(8) + struct.pack("<IIiiHH", 54, 40, 40000, 40000, 1, 24)
+               + bytes(24) + bytes(99), flat)  # fmt: skip
+    yield case("PPM bomb", "bomb.ppm", b"P6 40000 40000 255\n" + bytes(99), flat)
+    yield case("PNG with a text bomb", "texts.png", text_bomb(), "does not decode")
+    small = encoded("PNG")
+    yield case("PNG of a wrong checksum", "crc.png", png(header(4, 4), ROWS, END, wrong=True), ": ")
+    yield case("PNG of no pixels", "none.png", png(header(0, 0), ROWS, END), ": ")
+    yield case("PNG without rows", "rows.png", png(header(4, 4), END), "does not decode")
+    yield case("PNG of broken rows", "rows.png", png(header(4, 4), (b"IDAT", b"nonsense"), END), "does not decode")
+    yield case("PNG of unknown depth", "depth.png", png(header(4, 4, 7), ROWS, END), ": ")
+    yield case("PNG with a hole", "hole.png", small[:2000] + bytes(3000) + small[5000:], "does not decode")
+    yield case("GIF of no pixels", "none.gif", b"GIF89a\0\0\0\0\x80\0\0" + bytes(6) + b";", ": ")
+    yield case("TIFF with NaN", "nan.tif", float_tiff(0, np.nan, 1), "not finite")
+    yield case("TIFF with infinity", "inf.tif", float_tiff(0, np.inf, 1), "not finite")
+    yield case("TIFF below 0", "below.tif", float_tiff(-3, 1), "outside 0 to 65535")
+    yield case("TIFF of 32 bits, too high", "high.tif", deep_tiff(0, 2**20), "outside 0 to 65535")
+    yield case("a folder", "folder.jpg", Path.mkdir, "not a file")
+    yield case("a named pipe", "pipe.jpg", os.mkfifo, "not a file")
+    yield case("a device", "zero.jpg", lambda path: path.symlink_to("/dev/zero"), "not a file")
+    yield case("a dangling link", "link.jpg", lambda path: path.symlink_to("gone.jpg"), "no such file")
+    yield case("a link to itself", "loop.jpg", lambda path: path.symlink_to("loop.jpg"), ": ")
+    yield case("nothing there", "missing.jpg", lambda path: None, "no such file")
+    yield case("a folder that is not there", "no/such/missing.jpg", lambda path: None, "no such file")
+    for what, name in (("line breaks", "a\nb.jpg"), ("escape codes", "a\x1b[31mb.jpg"), ("300 letters", "a" * 300)):
+        yield Case("image", f"a name of {what}", _written(name, lambda path: None), (("error: ",),))
+    yield from _masks()
+
+
+def _masks() -> Iterator[Case]:
+    def case(name: str, content: Content, told: str) -> Case:
+        def make(folder: Path) -> list[Command]:
+            good = photo(folder)
+            _written("mask.png", content)(folder)
+            pairs(folder, {"prompt": "a cat", "reference": good, "mask": "mask.png"})
+            return [
+                scoring("--prompt", "a cat", "--image", good, "--reference", good, "--mask", "mask.png"),
+                training("--data", "pairs.jsonl", *NO_MODEL),
+            ]
+
+        return Case("image", f"mask: {name}", make, (("mask.png", told),))
+
+    yield case("all black", encoded("PNG", Image.new("L", (8, 8))), "marks no pixel")
+    yield case("all transparent", encoded("PNG", Image.new("RGBA", (8, 8), (0, 0, 0, 0))), ": ")
+    yield case("no bytes", b"", "the file is empty")
+    yield case("a text", b"white on black", "not an image of a known format")
+    yield case("a bomb", png(header(60_000, 60_000), ROWS, END), "above the bound")
+    yield case("not there", lambda path: None, "no such file")
+
+
+def used() -> Iterator[Case]:
+    """Pictures of odd kinds that must come in rightly: size and colours are looked at."""
+
+    def case(name: str, file: str, content: Content, size: tuple[int, int], colours: Any = (RED, BLUE),
+             near: int = 0) -> Case:  # fmt: skip
+        def check(folder: Path, printed: str) -> None:
+            picture = pictures.load(folder / file)
+            assert picture.mode == "RGB" and picture.size == size, picture
+            at = ((size[0] // 4, size[1] // 2), (size[0] * 3 // 4, size[1] // 2))
+            for place, colour in zip(at, colours or (), strict=False):
+                found = picture.getpixel(place)
+                assert np.abs(np.subtract(found, colour)).max() <= near, (place, found, colour)
+
+        return Case("image", name, _written(file, content), (), check)
+
+    size = (40, 24)
+    for mode in ("CMYK", "YCbCr"):
+        yield case(f"JPEG of {mode}", "a.jpg", encoded("JPEG", halves(mode=mode), quality=100), size, near=6)
+    yield case("TIFF of CMYK", "a.tif", encoded("TIFF", halves(mode="CMYK")), size)
+    yield case("JPEG, progressive", "a.jpg", encoded("JPEG", halves(), quality=100, progressive=True), size, near=6)
+    yield case("JPEG of grey", "a.jpg", encoded("JPEG", halves(mode="L")), size, None)
+    yield case("JPEG named .png", "a.png", encoded("JPEG", halves(), quality=100), size, near=6)
+    yield case("PNG named .JPG", "a.JPG", encoded("PNG", halves()), size)
+    yield case("PNG without a suffix", "picture", encoded("PNG", halves()), size)
+    yield case("PNG, more after its end", "a.png", encoded("PNG", halves()) + b"<?php ?>" * 99, size)
+    yield case("JPEG, more after its end", "a.jpg", encoded("JPEG", halves(), quality=100) + bytes(999), size, near=6)
+    deep = np.zeros((24, 40), dtype=np.uint16)
+    deep[:, 20:] = 65535
+    black_white = ((0, 0, 0), (255, 255, 255))
+    for suffix, kind in (("png", "PNG"), ("tif", "TIFF"), ("pgm", "PPM")):
+        content = encoded(kind, Image.fromarray(deep))
+        yield case(f"{kind} of 16 bits", f"a.{suffix}", content, size, black_white)
+    rows = b"".join(b"\0" + struct.pack(">HHH", 65535, 0, 32896) * 4 for _ in range(4))
+    wide = png(header(4, 4, 16, 2), (b"IDAT", zlib.compress(rows)), END)
+    yield case("PNG of 3 x 16 bits", "a.png", wide, (4, 4), ((255, 0, 128), (255, 0, 128)))
+    yield case("TIFF of floats", "a.tif", encoded("TIFF", Image.fromarray(deep.astype(np.float32) / 65535)), size,
+               black_white)  # fmt: skip
+    yield case("1 bit", "a.png", encoded("PNG", Image.fromarray(deep > 0)), size, black_white)
+    palette = Image.new("P", size)
+    palette.putpalette([*RED, *BLUE, 0, 0, 0])
+    palette.paste(1, (20, 0, 40, 24))
+    yield case("palette", "a.png", encoded("PNG", palette), size)
+    yield case("palette with one transparent colour", "a.png", encoded("PNG", palette, transparency=0), size,
+               ((255, 255, 255), BLUE))  # fmt: skip
+    yield case("palette with alpha", "a.png", encoded("PNG", palette, transparency=bytes([0, 255, 255])), size,
+               ((255, 255, 255), BLUE))  # fmt: skip
+    clear = halves(mode="RGBA")
+    clear.paste((0, 0, 0, 0), (0, 0, 20, 24))
+    for kind, suffix, options in (("PNG", "png", {}), ("WEBP", "webp", {"lossless": True}), ("TIFF", "tif", {})):
+        yield case(f"{kind} with alpha", f"a.{suffix}", encoded(kind, clear, **options), size, ((255, 255, 255), BLUE))
+    yield case("grey with alpha", "a.png", encoded("PNG", clear.convert("LA")), size, ((255, 255, 255),))
+    frames = [Image.new("RGB", size, colour) for colour in (BLUE, RED)]
+    for kind, suffix, options in (
+        ("GIF", "gif", {}), ("PNG", "png", {}), ("WEBP", "webp", {"lossless": True}), ("TIFF", "tif", {})
+    ):  # fmt: skip
+        content = encoded(kind, halves(), save_all=True, append_images=frames, **options)
+        yield case(f"{kind} of several frames", f"a.{suffix}", content, size)
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    for orientation, turn in turns.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encoded("PNG", halves().transpose(Image.Transpose(turn)), exif=exif)
+        yield case(f"turned by EXIF {orientation}", "a.png", content, size)
+    for orientation in (0, 9, 65535):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        yield case(f"EXIF orientation {orientation}", "a.png", encoded("PNG", halves(), exif=exif), size)
+    yield case("EXIF that is damaged", "a.jpg", encoded("JPEG", halves(), quality=100, exif=b"Exif\0\0II*\0nonsense"),
+               size, near=6)  # fmt: skip
+    yield case("a colour profile that is none", "a.png", encoded("PNG", halves(), icc_profile=b"nonsense"), size)
+    yield case("1 x 1", "a.png", encoded("PNG", halves(1, 1)), (1, 1), (BLUE,))
+    yield case("2 x 1", "a.png", encoded("PNG", halves(2, 1)), (2, 1))
+    yield case("20000 x 1", "a.png", encoded("PNG", halves(20000, 1)), (2048, 1))
+    yield case("1 x 20000", "a.png", encoded("PNG", halves(1, 20000)), (1, 2048), (BLUE,))
+    yield case("JPEG of 65500 x 1", "a.jpg", encoded("JPEG", halves(65500, 1), quality=100), (2048, 1), near=8)
+    yield case("2200 x 2200", "a.jpg", encoded("JPEG", halves(2200, 2200), quality=95), (2048, 2048), near=6)
+    for what, name in (("spaces", "my cat.png"), ("emoji", "🐈.png"), ("Arabic", "قطة.png"), ("a bracket", "[a].png")):
+        yield case(f"a name of {what}", name, encoded("PNG", halves()), size)
+
+
+CASES = [*refused(), *used()]

@@ -1,0 +1,276 @@
+"""Weights: LoRAs of other models or none at all, damaged pipelines and judges, pickles, checkpoints."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import pickle
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+from bad_cases import Case, Command, photo, training
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from customized_grpo.config import Config
+from customized_grpo.configuration import save_config
+from customized_grpo.models import resolve
+from customized_grpo.policies import build_policy
+
+LORA = "run-before/lora/pytorch_lora_weights.safetensors"
+
+
+@cache
+def whole_run() -> Path:
+    """A folder with the configuration and the LoRA of a run, made once."""
+    run = Path(tempfile.mkdtemp(prefix="cgrpo-run-"))
+    atexit.register(shutil.rmtree, run)
+    build_policy(Config().policy).save(run / "lora")
+    save_config(Config(), run / "config.yaml")
+    return run
+
+
+class Evil:
+    """What makes a folder where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        import os
+
+        return os.mkdir, ("evil",)
+
+
+def _run(folder: Path, change: Callable[[Path], None]) -> list[Command]:
+    """A run with a whole LoRA, `change` then done to its file, and the commands that read it."""
+    run = folder / "run-before"
+    shutil.copytree(whole_run(), run)
+    change(folder / LORA)
+    return [["generate", "--reference", photo(folder), "--prompt", "a cat", "--run", "run-before", "--steps", "1"]]
+
+
+def _content(content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _header(header: object, data: bytes = b"") -> bytes:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + data
+
+
+def _weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        save_file(change(load_file(path)), path, metadata)
+
+    return edit
+
+
+def _folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _of_another_model(path: Path) -> None:
+    other = Config.model_validate({"policy": {"lora": {"rank": 4, "targets": ["to_q"]}}})
+    build_policy(other.policy).save(path.parent)
+
+
+def _first(weights: dict[str, torch.Tensor]) -> str:
+    return min(weights)
+
+
+def loras() -> Iterator[Case]:
+    def case(name: str, change: Callable[[Path], None], told: str) -> Case:
+        return Case("LoRA", name, lambda folder: _run(folder, change), ((LORA, told),))
+
+    damaged = "not a LoRA in safetensors"
+    yield case("no bytes", _content(b""), damaged)
+    yield case("a text", _content(b"no weights"), damaged)
+    yield case("zeros", _content(bytes(10_000)), damaged)
+    yield case("cut", _cut, damaged)
+    yield case("a pickle", _content(pickle.dumps(Evil())), damaged)
+    yield case("a header of 2^60 bytes", _content(struct.pack("<Q", 2**60) + b"{}"), damaged)
+    yield case("a header that is no JSON", _content(_header(b"{nonsense")), damaged)
+    yield case("a header that is a list", _content(_header([1])), damaged)
+    yield case(
+        "a header that promises more",
+        _content(_header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}})),
+        damaged,
+    )
+    yield case(
+        "an unknown type of number",
+        _content(_header({"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))),
+        damaged,
+    )
+    yield case(
+        "a shape that is negative",
+        _content(_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, bytes(4))),
+        damaged,
+    )
+    yield case("no weights", _weights(lambda weights: {}), "belongs to another model, the file lacks ")
+    yield case("a LoRA of another rank and other layers", _of_another_model, "belongs to another model")
+    yield case("a weight too few", _weights(lambda w: {k: v for k, v in w.items() if k != _first(w)}), "the file lacks")
+    yield case("a weight too many", _weights(lambda w: {**w, "transformer.mine": torch.zeros(1)}), "the policy lacks")
+    yield case(
+        "names of another library", _weights(lambda w: {f"lora_unet_{k}": v for k, v in w.items()}), "another model"
+    )
+    yield case("a weight of another shape", _weights(lambda w: {**w, _first(w): torch.zeros(3, 3)}), "(3, 3) there")
+    yield case("NaN", _weights(lambda w: {**w, _first(w): torch.full_like(w[_first(w)], torch.nan)}), "not finite")
+    yield case("infinity", _weights(lambda w: {**w, _first(w): torch.full_like(w[_first(w)], torch.inf)}), "not finite")
+    yield case("whole numbers", _weights(lambda w: {k: v.int() for k, v in w.items()}), "int32")
+    yield case(
+        "metadata that is no JSON",
+        lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "{"}),
+        damaged,
+    )
+    yield case(
+        "metadata that is a list",
+        lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "[]"}),
+        damaged,
+    )
+    yield case("another alpha", lambda path: save_file(
+        load_file(path), path, {"lora_adapter_metadata": '{"transformer.lora_alpha": 99}'}), "its alpha is 99")  # fmt: skip
+    yield case("a folder in its place", _folder_instead, "no such file")
+    yield case("not there", Path.unlink, "no such file")
+
+
+def _pipeline(change: Callable[[Path], object]) -> Callable[[Path], list[Command]]:
+    def make(folder: Path) -> list[Command]:
+        shutil.copytree(resolve("embedded/pipeline"), folder / "model")
+        change(folder / "model")
+        return [["generate", "--reference", photo(folder), "--prompt", "a cat", "--set", "policy.path=./model"]]
+
+    return make
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def pipelines() -> Iterator[Case]:
+    def case(name: str, change: Callable[[Path], object], told: str = "policy.path: cannot load ./model") -> Case:
+        return Case("pipeline", name, _pipeline(change), ((told,),))
+
+    yield case("without model_index.json", lambda model: (model / "model_index.json").unlink())
+    yield case("model_index.json empty", lambda model: (model / "model_index.json").write_text(""))
+    yield case("model_index.json a list", lambda model: (model / "model_index.json").write_text("[]"))
+    yield case("model_index.json of another pipeline", lambda model: (model / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionPipeline"}'), "policy.path: ./model is a StableDiffusionPipeline")  # fmt: skip
+    yield case("without a transformer", lambda model: shutil.rmtree(model / "transformer"))
+    yield case("without a VAE", lambda model: shutil.rmtree(model / "vae"))
+    yield case("without a tokenizer", lambda model: shutil.rmtree(model / "tokenizer"))
+    yield case("transformer's config cut", lambda model: _cut_text(model / "transformer/config.json"))
+    yield case("VAE's config cut", lambda model: _cut_text(model / "vae/config.json"))
+    yield case("transformer's weights cut", lambda model: _cut(model / "transformer" / WEIGHTS))
+    yield case("VAE's weights a text", lambda model: (model / "vae" / WEIGHTS).write_text("no weights"))
+    yield case("text encoder's weights cut", lambda model: _cut(model / "text_encoder/model.safetensors"))
+    for part, file in (("text_encoder", "model.safetensors"), ("text_encoder_2", "model.safetensors"),
+                       ("transformer", WEIGHTS), ("vae", WEIGHTS)):  # fmt: skip
+        yield case(f"{part} without one of its weights", lambda model, place=f"{part}/{file}": _weights(
+            lambda w: {k: v for k, v in w.items() if k != max(w)})(model / place),
+            f"policy.path: {part} of ./model lacks the weight")  # fmt: skip
+    yield case("tokenizer cut", lambda model: _cut_text(model / "tokenizer/tokenizer.json"))
+    yield case("weights as a pickle", lambda model: (model / "transformer" / WEIGHTS).rename(
+        model / "transformer/diffusion_pytorch_model.bin"))  # fmt: skip
+    yield case("weights as a hostile pickle", lambda model: _replace_by_pickle(model / "transformer" / WEIGHTS))
+    yield case("an empty folder", lambda model: (shutil.rmtree(model), model.mkdir()))
+    for name, path, told in (
+        ("a file", "./good.png", "policy.path: './good.png': no such folder"),
+        ("no such embedded model", "embedded/gone", "policy.path: embedded/gone: no such embedded model"),
+        ("a way out of the embedded models", "embedded/../world", "policy.path: embedded/../world: no such embedded model"),
+        ("nothing", "''", "policy.path: '': no such folder"),
+        ("the home of nobody", "~nobody-at-all/model", "policy.path: "),
+        ("a name of 5,000 letters", "a" * 5000, "policy.path: "),
+    ):  # fmt: skip
+        yield Case("pipeline", name, lambda folder, path=path: [
+            ["generate", "--reference", photo(folder), "--prompt", "a", "--set", f"policy.path={path}"]], ((told,),))  # fmt: skip
+    for device in ("banana", "cuda", "cuda:99", "cpu:5", "mps", "xpu", "''"):
+        yield Case("pipeline", f"the device {device}", lambda folder, device=device: [
+            training("--set", f"policy.device={device}")], (("policy.device: ",),))  # fmt: skip
+    yield Case("pipeline", "conditions in a file", lambda folder: [
+        training("--set", f"policy.conditions={photo(folder)}")], (("policy.conditions: good.png is a file",),))  # fmt: skip
+    yield Case("pipeline", "no such layers", lambda folder: [training("--set", "policy.lora.targets=[to_z]")],
+               (("policy.lora.targets: the model has no linear layer 'to_z'",),))  # fmt: skip
+    for kind, told in (("gone.py:Mine", "there is no file gone.py"), ("no.such.module:Mine", "cannot be imported"),
+                       ("os:getcwd", "could not be constructed"), ("os:nothing", "os has no 'nothing'"),
+                       (":Mine", "is not package.module:Class"), ("good.png:Mine", "cannot be imported")):  # fmt: skip
+        yield Case("pipeline", f"the kind {kind}", lambda folder, kind=kind: [
+            photo(folder) and training("--set", f"policy.kind={kind}")], (("policy.kind: ", told),))  # fmt: skip
+    yield Case("pipeline", "an adapter that is not there", lambda folder: [
+        training("--set", "policy.kind=uno", "--set", "policy.adapter=gone.safetensors")],
+        (("policy.adapter: gone.safetensors: no such file",),))  # fmt: skip
+
+
+def _cut_text(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: len(text) // 2], encoding="utf-8")
+
+
+def _replace_by_pickle(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".bin").write_bytes(pickle.dumps(Evil()))
+
+
+def _judge(change: Callable[[Path], object]) -> Callable[[Path], list[Command]]:
+    def make(folder: Path) -> list[Command]:
+        shutil.copytree(resolve("embedded/judge-identity"), folder / "judge")
+        change(folder / "judge")
+        good = photo(folder)
+        return [
+            ["score", "--reward", "dino", "--path", "./judge", "--image", good, "--reference", good, "--prompt", "a"]
+        ]
+
+    return make
+
+
+def judges() -> Iterator[Case]:
+    def case(name: str, change: Callable[[Path], object], told: str = "reward 'dino': ") -> Case:
+        return Case("judge", name, _judge(change), ((told,),))
+
+    def config(text: str) -> Callable[[Path], object]:
+        return lambda judge: (judge / "config.json").write_text(text, encoding="utf-8")
+
+    yield case("without a config", lambda judge: (judge / "config.json").unlink())
+    yield case("config empty", config(""))
+    yield case("config a list", config("[]"))
+    yield case("config of no type", config("{}"))
+    yield case("config of another type", config('{"model_type": "bert"}'), "holds a bert model")
+    yield case(
+        "code of its own",
+        config('{"model_type": "mine", "auto_map": {"AutoModel": "evil.Model"}}'),
+        "needs code of its own",
+    )
+    yield case("without weights", lambda judge: (judge / "model.safetensors").unlink())
+    yield case("weights cut", lambda judge: _cut(judge / "model.safetensors"))
+    yield case("weights a text", lambda judge: (judge / "model.safetensors").write_text("no weights"))
+    yield case("weights a hostile pickle", lambda judge: _replace_by_pickle(judge / "model.safetensors"))
+    yield case("without a preprocessor", lambda judge: (judge / "preprocessor_config.json").unlink())
+    yield case("preprocessor empty", lambda judge: (judge / "preprocessor_config.json").write_text("{}"))
+    yield case("preprocessor cut", lambda judge: _cut_text(judge / "preprocessor_config.json"))
+    yield case("a weight too few", lambda judge: _weights(
+        lambda w: {k: v for k, v in w.items() if "layer.0" not in k})(judge / "model.safetensors"), "lacks the weights")  # fmt: skip
+    for option, told in {
+        "batch_size=x": "options.batch_size is 'x'; input should be a valid integer",
+        "batch_size=0": "options.batch_size is 0; input should be greater than or equal to 1",
+        "batch_size=-1": "options.batch_size is -1", "cache_size=true": "options.cache_size is True",
+        "segmented='no'": "options.segmented is 'no'", "segmenter=5": "options.segmenter is 5",
+        "bach_size=1": "unknown option 'bach_size'; did you mean 'batch_size'?", "=1": "--option =1: not an override",
+        "batch_size": "--option batch_size: not an override", "batch_size=[": "not valid YAML",
+    }.items():  # fmt: skip
+        yield Case("judge", f"the option {option}", lambda folder, option=option: [
+            ["score", "--reward", "dino", "--path", "embedded/judge-identity", "--option", option, "--image",
+             photo(folder), "--prompt", "a"]], ((told,),))  # fmt: skip
+
+
+CASES = [*loras(), *pipelines(), *judges()]

@@ -1,0 +1,137 @@
+"""What nobody thought of: random bytes and texts as pictures, files and settings never end in a traceback."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from bad_cases import NO_MODEL, invoke, pairs, photo, scoring, training
+from bad_images import encoded
+from bad_weights import LORA, whole_run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from customized_grpo.config import Config
+from customized_grpo.models import ModelError
+from customized_grpo.policies.tuning import lora_metadata
+
+few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | LETTERS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(LETTERS, inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ["prompt", "references", "reference", "masks", "mask", "subject", "key"]
+SECTIONS = [*Config.model_fields, *(f"{name}.{key}" for name in ("policy", "train", "rollout", "method", "data")
+                                    for key in type(getattr(Config(), name)).model_fields)]  # fmt: skip
+#: Files that are nearly right: the beginning of a known kind, then anything.
+STARTS = st.sampled_from(
+    [
+        b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"P6 9 9 255\n",
+        b"RIFF\x99\0\0\0WEBP", b"RIFF\x99\0\0\0WEBPVP8L",
+    ]
+)  # fmt: skip
+EDITS = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=8)), min_size=1, max_size=5
+)
+
+
+def refused_or_used(*command: str) -> None:
+    done = invoke([*command])
+    assert done.code in (0, 2)
+    assert all(line.startswith("error: ") and line.isprintable() for line in done.lines), done.lines
+    assert bool(done.lines) == (done.code == 2)
+
+
+@few
+@given(STARTS, st.binary(max_size=300))
+def test_bytes_as_a_picture(folder: Path, start: bytes, rest: bytes) -> None:
+    (folder / "a.png").write_bytes(start + rest)
+    refused_or_used(*scoring("--prompt", "a", "--image", "a.png"))
+    pairs(folder, {"prompt": "a", "reference": "a.png"})
+    refused_or_used(*training("--data", "pairs.jsonl", *NO_MODEL))
+
+
+@few
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]), EDITS)
+def test_a_damaged_picture(folder: Path, kind: str, edits: list[tuple[float, bytes]]) -> None:
+    content = bytearray(encoded(kind))
+    for place, new in edits:
+        at = int(place * len(content))
+        content[at : at + len(new)] = new
+    (folder / "a.png").write_bytes(content)
+    refused_or_used(*scoring("--prompt", "a", "--image", "a.png"))
+
+
+@few
+@given(st.binary(max_size=200) | LETTERS.map(str.encode))
+def test_bytes_as_every_file_of_text(folder: Path, content: bytes) -> None:
+    (folder / "bench").mkdir(exist_ok=True)
+    for name in ("a.yaml", "a.jsonl", "a.json", "bench/prompts_and_classes.txt"):
+        (folder / name).write_bytes(content)
+    refused_or_used(*training("--config", "a.yaml", *NO_MODEL))
+    refused_or_used("study", "a.yaml", "--report-only")
+    for data in ("a.jsonl", "a.json", "bench"):
+        refused_or_used(*training("--data", data, *NO_MODEL))
+
+
+@few
+@given(st.dictionaries(st.sampled_from(KEYS) | LETTERS, JSON, max_size=4))
+def test_objects_as_a_line_and_as_a_record(folder: Path, record: dict[str, object]) -> None:
+    photo(folder)
+    pairs(folder, record, {"prompt": "a", "reference": "good.png"})
+    refused_or_used(*training("--data", "pairs.jsonl", *NO_MODEL))
+    (folder / "data.json").write_text(json.dumps([record]), encoding="utf-8")
+    refused_or_used(*training("--data", "data.json", *NO_MODEL))
+
+
+@few
+@given(st.sampled_from(SECTIONS) | LETTERS, JSON | LETTERS)
+def test_settings(folder: Path, key: str, value: object) -> None:
+    text = value if isinstance(value, str) else json.dumps(value)
+    refused_or_used(*training("--set", f"{key}={text}", *NO_MODEL))
+    (folder / "a.yaml").write_text(
+        f"{key.replace('.', ': {', 1)}: {text}{'}' if '.' in key else ''}\n", encoding="utf-8"
+    )
+    refused_or_used(*training("--config", "a.yaml", *NO_MODEL))
+
+
+@few
+@given(st.sampled_from(["generate", "evaluate", "export", "report", "score", "study"]), st.lists(LETTERS, max_size=4))
+def test_arguments(folder: Path, command: str, arguments: list[str]) -> None:
+    refused_or_used(command, *arguments)
+
+
+@few
+@given(
+    st.binary(max_size=100) | JSON.map(json.dumps).map(str.encode).map(lambda raw: struct.pack("<Q", len(raw)) + raw)
+)
+def test_bytes_as_a_lora(folder: Path, content: bytes) -> None:
+    path = folder / "a.safetensors"
+    path.write_bytes(content)
+    _read_or_refused(path)
+
+
+@few
+@given(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=6))
+def test_a_damaged_header_of_a_lora(folder: Path, place: float, new: bytes) -> None:
+    whole = bytearray((whole_run() / "lora" / Path(LORA).name).read_bytes())
+    length = int.from_bytes(whole[:8], "little")
+    at = int(place * (8 + length))
+    whole[at : at + len(new)] = new
+    path = folder / "a.safetensors"
+    path.write_bytes(whole)
+    _read_or_refused(path)
+
+
+def _read_or_refused(path: Path) -> None:
+    try:
+        lora_metadata(path)
+    except ModelError as error:
+        refusal = str(error)
+    else:
+        return
+    assert refusal.startswith(f"{path}: not a LoRA in safetensors")
+    assert "\n" not in refusal

@@ -1,0 +1,115 @@
+"""What the documents promise of security, held against the sources: no pickle, no code of strangers, bounds on all."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
+
+import pytest
+
+from customized_grpo import cli
+from customized_grpo.serving.serve import serve
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "recipes").rglob("*.py"), *(ROOT / ".ci").rglob("*.py")])
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+#: Modules that unpickle, run or unpack what they read.
+FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "zipfile", "tarfile"}
+FORBIDDEN_CALLS = {"yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen", "eval",
+                   "exec", "shutil.unpack_archive", "tempfile.mktemp"}  # fmt: skip
+FORBIDDEN_METHODS = {"extractall", "extract", "read_pickle"}
+
+
+def names(node: ast.expr) -> str:
+    return ast.unparse(node)
+
+
+def offences(tree: ast.AST) -> Iterator[str]:
+    """What a source does that none may do, each with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+            for module in modules:
+                if module.split(".")[0] in FORBIDDEN_IMPORTS:
+                    yield f"{node.lineno}: imports {module}"
+        if not isinstance(node, ast.Call):
+            continue
+        called = names(node.func)
+        given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
+        if called in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
+            yield f"{node.lineno}: {called} of pickles"
+        if called in FORBIDDEN_CALLS or any(called.endswith(f".{one}") for one in FORBIDDEN_METHODS):
+            yield f"{node.lineno}: calls {called}"
+        if called in ("torch.load", "torch.hub.load") and given.get("weights_only") != "True":
+            yield f"{node.lineno}: {called} without weights_only=True"
+        if given.get("trust_remote_code", "False") != "False":
+            yield f"{node.lineno}: trust_remote_code={given['trust_remote_code']}"
+        if given.get("shell", "False") != "False":
+            yield f"{node.lineno}: a shell"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_source_reads_what_could_run(source: Path) -> None:
+    assert list(offences(ast.parse(source.read_text(encoding="utf-8")))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle", "from tarfile import open", "torch.load(path)", "torch.load(path, weights_only=False)",
+        "yaml.load(text)", "archive.extractall()", "AutoModel.from_pretrained(path, trust_remote_code=True)",
+        "eval(text)", "subprocess.run(text, shell=True)", "AutoModel.from_pretrained(p, trust_remote_code=trusted)",
+    ],
+)  # fmt: skip
+def test_the_search_itself_finds(line: str) -> None:
+    assert len(list(offences(ast.parse(line)))) == 1
+
+
+def test_every_model_is_asked_for_in_safetensors() -> None:
+    """Of the calls that load weights, each says so."""
+    for source in (ROOT / "src").rglob("*.py"):
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and names(node.func).endswith(".from_pretrained"):
+                loader = names(node.func).split(".")[-2]
+                given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
+                weightless = re.search("Config|Tokenizer|Processor|Scheduler|tokenizer|processor", loader)
+                in_memory = "state_dict" in given
+                assert weightless or in_memory or given.get("use_safetensors") == "True", (
+                    f"{source.name}:{node.lineno}: {loader}"
+                )
+
+
+def test_servers_listen_to_this_machine_alone_unless_told() -> None:
+    assert signature(serve).parameters["host"].default == "127.0.0.1"
+    for command in (cli.serve_reward, cli.demo):
+        assert signature(command).parameters["host"].default == "127.0.0.1"
+
+
+def test_every_exception_to_a_rule_is_explained() -> None:
+    for source in SOURCES:
+        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+            for codes, reason in re.findall(r"# noqa: ((?:S\d+)(?:, S\d+)*)(.*)", line):
+                assert len(reason.strip(" -,(")) > 3, f"{source.name}:{number}: {codes} without a reason"
+    rules = PROJECT["tool"]["ruff"]["lint"]
+    assert "S" in rules["select"]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for codes in (rules["ignore"], *rules["per-file-ignores"].values()):
+        for code in codes:
+            assert re.search(rf'"{code}".*#', text), f"{code} is ignored without a reason"
+            assert code != "S", "the whole of the security rules"
+
+
+def test_every_dependency_has_both_bounds() -> None:
+    listed = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"]]
+    for extra in PROJECT["project"]["optional-dependencies"].values():
+        listed += extra
+    bounded = {re.match(r"[\w.-]+", one)[0] for one in listed if ">=" in one and "<" in one}  # type: ignore[index]
+    for one in listed:
+        name = re.match(r"[\w.-]+", one)[0]  # type: ignore[index]
+        assert name in bounded or name == "customized-grpo", f"{one}: give it a lower and an upper bound"
