@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from customized_grpo.terminal import print_error
+from customized_grpo.stopping import Stopped
+from customized_grpo.terminal import print_error, told_os_error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,10 +45,16 @@ SetOption = Annotated[
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        print_error(told_os_error(error))
+        raise typer.Exit(2) from error
+    except ValueError as error:
         for line in str(error).splitlines() or [type(error).__name__]:
             print_error(line)
         raise typer.Exit(2) from error
+    except Stopped as stopped:
+        print_error(str(stopped))
+        raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
         print_error("interrupted; what was saved is kept")
         raise typer.Exit(130) from None

@@ -21,6 +21,8 @@ from customized_grpo.rewards import score
 from customized_grpo.rewards.frame import to_image
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures
 
+_SCORES = "scores.json"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -53,6 +55,7 @@ def evaluate(
 ) -> Evaluation:
     """Draw `config.images` pictures of every pair into `folder` (PNG), score them, write scores.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _SCORES).unlink(missing_ok=True)  # which says that the pictures are all there, and of one policy
     sigmas = policy.sigmas(config.steps).to(policy.device)
     scores: dict[str, list[Tensor]] = {reward.name: [] for reward in rewards}
     pictures: list[Path] = []
@@ -79,14 +82,14 @@ def evaluate(
     result = Evaluation({name: torch.cat(parts).tolist() for name, parts in scores.items()}, pictures)
     names = [path.name for path in pictures]
     kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
-    write_json(folder / "scores.json", kept)
+    write_json(folder / _SCORES, kept)
     return result
 
 
 def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation | None:
     """What `evaluate` left in a folder, or None where it did not finish or was set otherwise than `config`."""
     try:
-        kept = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        kept = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
         if config is not None and kept["settings"] != _settings(config):
             return None
         scores = {name: [math.nan if v is None else v for v in values] for name, values in kept["scores"].items()}

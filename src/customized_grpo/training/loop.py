@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,13 +18,15 @@ from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, truncate_records
 from customized_grpo.rewards import RewardError
+from customized_grpo.stopping import Stopping
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
+from customized_grpo.training.divergence import check_drift, check_skipped
 from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups, group_diversity
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.rollout import draw_images, noise_levels
-from customized_grpo.training.scoring import score_drawn, why_stop
+from customized_grpo.training.scoring import finite_images, score_drawn, why_stop
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 from customized_grpo.training.windows import stochastic_steps
 
@@ -52,6 +55,7 @@ def train(
     rewards: Sequence[Reward],
     accelerator: Accelerator,
     observer: Observer,
+    stopping: Stopping | None = None,
 ) -> None:
     """Train `policy` for the configured iterations, from the run's newest checkpoint where it has one.
 
@@ -62,6 +66,8 @@ def train(
     Raises:
         ConfigError: there are more processes than groups.
         RewardError: a reward failed, or too many scores are missing; a checkpoint holds all iterations before.
+        DivergenceError: the policy has left what can be trained; the last checkpoint is of before.
+        Stopped: `stopping` was asked to; a checkpoint holds all whole iterations.
     """
     if config.rollout.pairs < accelerator.num_processes:
         raise ConfigError(
@@ -89,9 +95,13 @@ def train(
             save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints, averaged.tensors)
 
     updater = Updater(policy, optimizer, tuning, step, rollout.eta, reduce)
+    stopping = stopping or Stopping(run)
+    optimizer.register_step_pre_hook(lambda *_: stopping.forbid())
+    optimizer.register_step_post_hook(lambda *_: averaged.update())
     first = resume(run, policy, optimizer, averaged)
 
     for iteration in range(first, tuning.iterations):
+        stopping.allow(partial(save, iteration))
         began = time.perf_counter()
         indices = pairs_of_iteration(len(dataset), rollout.pairs, config.seed, iteration)
         mine = range(accelerator.process_index, rollout.pairs, accelerator.num_processes)
@@ -113,7 +123,8 @@ def train(
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
         credit, record = assign_credit(scored.scores, config.rewards, config.method, reduce)
         unscored = set((~credit.valid).flatten().nonzero().flatten().tolist())
-        trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, reduce)
+        overflowed = int((~finite_images(scored.pictures)).sum())
+        trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, reduce, overflowed)
         if trouble is not None:
             save(iteration)
             accelerator.wait_for_everyone()
@@ -132,19 +143,25 @@ def train(
             local = _local(update, mine, rollout.group_size) - unscored
             items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
             moved.append(updater.update(items, sigmas[1]))
-            averaged.update()
-        if "kl" not in moved[0]:
-            record["kl"] = updater.probe(scored.drawn[0], trained, sigmas)
+            check_skipped(updater.skipped, tuning.max_skipped, iteration + 1, run)
+        record["kl"] = updater.probe(scored.drawn[0], trained, sigmas)
 
         # 5. The log, the pictures, the checkpoint.
         seconds = (*scored.seconds, time.perf_counter() - began_updating)
         record |= {f"seconds/{name}": s for name, s in zip(("sampling", "scoring", "updating"), seconds, strict=True)}
         record["seconds/total"] = time.perf_counter() - began
         record = _mean_over_processes(accelerator, record, len(pairs))
+        check_drift(record["kl"], tuning.max_kl, iteration + 1, run)
         record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
         record = {"iteration": done, **record, "learning_rate": rate}
         last = done == tuning.iterations
+
+        def keep(done: int = done, record: Mapping[str, float] = record) -> None:
+            append_record(run / "metrics.jsonl", record)
+            save(done)
+
+        stopping.allow(keep)
         if accelerator.is_main_process:
             if done % tuning.sample_every == 0 or last:
                 shape = (len(pairs), rollout.group_size)
@@ -153,6 +170,7 @@ def train(
                 observer.on_groups(done, Groups(pairs, shown, scored.scores, credit, learned))
                 with averaged.applied():
                     record |= observer.on_sample(done)
+            stopping.forbid()
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)
         if done % tuning.checkpoint_every == 0 or last:

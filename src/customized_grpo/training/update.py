@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -133,17 +134,18 @@ class Updater:
         self.policy, self.optimizer, self.config = policy, optimizer, config
         self.step, self.eta, self.reduce = step, eta, reduce
         self.weights = list(policy.trainable().values())
+        self.skipped = 0  #: updates in a row that were not taken
 
     def update(self, groups: list[Items], sigma_max: Tensor) -> dict[str, float]:
         """One optimiser step on the mean over all items of all processes. Returns what the log says of it.
 
-        Without any item there is no step.
+        Without any item there is no step, nor where the gradient is not finite: that update is skipped.
         """
         device = self.policy.device
         total = self.reduce(torch.tensor(float(sum(map(len, groups))), device=device))
         if not float(total):
             measured = {"kl": 0.0} if self.config.kl_weight > 0 else {}
-            return {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, **measured}
+            return {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **measured}
         sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
         for micro in (part for group in groups for part in group.split(self.config.batch_size)):
             mean, std, log_density = replay(self.policy, micro, self.step, self.eta, sigma_max)
@@ -158,13 +160,17 @@ class Updater:
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad = self.reduce(gradient)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm)
-        self.optimizer.step()
+        taken = math.isfinite(float(norm))
+        if taken:
+            self.optimizer.step()
+        self.skipped = 0 if taken else self.skipped + 1
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, clipped, divergence_sum, divergences = self.reduce(sums).tolist()
         record = {
             "loss": loss_sum / float(total),
             "clip_fraction": clipped / float(total),
             "gradient_norm": float(norm),
+            "share/skipped": float(not taken),
         }
         if divergences:
             record["kl"] = divergence_sum / divergences
@@ -183,12 +189,13 @@ class Updater:
 
     @torch.no_grad()
     def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> float:
-        """KL to the reference policy for the log, in nats per latent element: one step each of some images."""
+        """KL to the reference policy, in nats per latent element: one step each of some images that are finite."""
         rows = torch.arange(min(len(batch), self.config.batch_size))
         steps = trained[batch.images[rows], 0]
         items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
         mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])
-        return float(gaussian_kl(mean, self._reference_mean(items, sigmas[1]), std).mean())
+        finite = items.log_density.isfinite()
+        return float(gaussian_kl(mean, self._reference_mean(items, sigmas[1]), std)[finite].mean())
 
     @torch.no_grad()
     def _reference_mean(self, items: Items, sigma_max: Tensor) -> Tensor:
