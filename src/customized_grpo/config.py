@@ -239,8 +239,8 @@ class TrainConfig(_Section):
         ge=0,
         description="updates in a row that may be skipped, as their gradient is not finite; above it the run stops",
     )
-    max_kl: float | None = Field(
-        10.0, gt=0, description="KL to the base model, in nats per latent element, above which the run stops; null: any"
+    max_drift: float | None = Field(
+        1.0, gt=0, description="squared change of velocities, over the base model's squared; above it the run stops"
     )
     checkpoint_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)

@@ -144,14 +144,14 @@ def train(
             items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
             moved.append(updater.update(items, sigmas[1]))
             check_skipped(updater.skipped, tuning.max_skipped, iteration + 1, run)
-        record["kl"] = updater.probe(scored.drawn[0], trained, sigmas)
+        record |= updater.probe(scored.drawn[0], trained, sigmas)
 
         # 5. The log, the pictures, the checkpoint.
         seconds = (*scored.seconds, time.perf_counter() - began_updating)
         record |= {f"seconds/{name}": s for name, s in zip(("sampling", "scoring", "updating"), seconds, strict=True)}
         record["seconds/total"] = time.perf_counter() - began
         record = _mean_over_processes(accelerator, record, len(pairs))
-        check_drift(record["kl"], tuning.max_kl, iteration + 1, run)
+        check_drift(record["drift"], tuning.max_drift, iteration + 1, run)
         record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
         record = {"iteration": done, **record, "learning_rate": rate}

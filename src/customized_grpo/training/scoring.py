@@ -87,7 +87,8 @@ def why_stop(
     """What forbids to go on, the same for all processes, or None.
 
     `missing` of the `images` of this process lack a score, a share of which `limit` is allowed over all processes;
-    `overflowed` of them because their pictures are not finite (of this process, and for the text alone). `failure` as in `Scored`. `reduce` sums over processes.
+    `failure` as in `Scored`. `overflowed` is how many of this process's have a picture that is not finite, for the text
+    alone. `reduce` sums over processes.
     """
     counts = torch.tensor([missing, images, float(failure is not None)], dtype=torch.float64)
     lost, drawn, failed = reduce(counts).tolist()

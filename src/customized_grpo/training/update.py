@@ -188,14 +188,30 @@ class Updater:
         return surrogate, (surrogate.loss / (items.sigma - items.sigma_next)).sum()
 
     @torch.no_grad()
-    def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> float:
-        """KL to the reference policy, in nats per latent element: one step each of some images that are finite."""
+    def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> dict[str, float]:
+        """How far the policy is from the reference policy: one step each of some images that are finite.
+
+        `kl` in nats per latent element; `drift` is the squared change of the velocity over its square: that of no
+        velocity at all has 1, one as long that has nothing to do with it 2.
+        """
         rows = torch.arange(min(len(batch), self.config.batch_size))
         steps = trained[batch.images[rows], 0]
         items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
         mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])
+        reference = self._reference_mean(items, sigmas[1])
+        # Of every sampler, the mean is that of no velocity plus the velocity times a number of the step.
+        still = self.step(
+            items.latents,
+            torch.zeros_like(items.latents),
+            items.sigma,
+            items.sigma_next,
+            eta=self.eta,
+            next_sample=items.next_latents,
+            sigma_max=sigmas[1],
+        ).mean
         finite = items.log_density.isfinite()
-        return float(gaussian_kl(mean, self._reference_mean(items, sigmas[1]), std)[finite].mean())
+        moved, whole = ((x - reference)[finite].double().square().mean() for x in (mean, still))
+        return {"kl": float(gaussian_kl(mean, reference, std)[finite].mean()), "drift": float(moved / whole)}
 
     @torch.no_grad()
     def _reference_mean(self, items: Items, sigma_max: Tensor) -> Tensor:
