@@ -49,7 +49,7 @@ def save_checkpoint(
     OSError where the disk is full or cannot be written; no checkpoint is dropped then.
     """
     final = folder / f"{iteration:06d}"
-    if final.exists() and _fault(final) is None:
+    if final.exists() and fault_of(final) is None:
         return final
     partial = aside(final)
     try:
@@ -87,6 +87,26 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if newest is not None and faults:
         _LOG.warning("%s; going on from %s", "; ".join(faults), newest.name)
     return newest
+
+
+def fault_of(folder: Path) -> str | None:
+    """What keeps a checkpoint from being read; None where it is whole."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        version, hashes = manifest["version"], dict(manifest["sha256"])
+    except FileNotFoundError:
+        return f"lacks {_MANIFEST}, as those of older versions of this package do"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"damaged, its {_MANIFEST} cannot be read"
+    if version != _VERSION:
+        return f"written in the form {version!r}, which this version of the package does not read ({_VERSION})"
+    for name in (_STATE, _TENSORS, *hashes):
+        try:
+            if _hash(folder / name) != hashes.get(name):
+                return f"damaged, {name} is not what was written"
+        except OSError as error:
+            return f"damaged, {name} cannot be read ({error.strerror})"
+    return None
 
 
 def checkpointed_iterations(run: Path) -> int:
@@ -152,33 +172,13 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and what is wrong with the newer ones."""
     faults: list[str] = []
     for candidate in reversed(_folders(folder)):
-        fault = _fault(candidate)
+        fault = fault_of(candidate)
         if fault is None:
             return candidate, faults
         faults.append(f"{candidate}: {fault}")
     if faults:
         raise CheckpointError(f"{faults[0]}; put back a copy of it, or begin anew in another folder")
     return None, []
-
-
-def _fault(folder: Path) -> str | None:
-    """What keeps a checkpoint from being read; None where it is whole."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        version, hashes = manifest["version"], dict(manifest["sha256"])
-    except FileNotFoundError:
-        return f"lacks {_MANIFEST}, as those of older versions of this package do"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"damaged, its {_MANIFEST} cannot be read"
-    if version != _VERSION:
-        return f"written in the form {version!r}, which this version of the package does not read ({_VERSION})"
-    for name in (_STATE, _TENSORS, *hashes):
-        try:
-            if _hash(folder / name) != hashes.get(name):
-                return f"damaged, {name} is not what was written"
-        except OSError as error:
-            return f"damaged, {name} cannot be read ({error.strerror})"
-    return None
 
 
 def _hash(path: Path) -> str:
