@@ -189,7 +189,9 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
         partial = aside(run / LORA)
         policy.save(partial)
         move_folder(partial, run / LORA)
-        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console)
+        # Where the training was stopped before its last samples, what is there is of an earlier policy.
+        old = not any(key.startswith("evaluation/") for key in read_records(run / "metrics.jsonl")[-1])
+        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, again=old)
         show(config, run, held_out, base, tuned, console)
     accelerator.wait_for_everyone()
 

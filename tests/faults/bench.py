@@ -88,11 +88,11 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._made = 0
-        environment = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{HERE}", "TQDM_DISABLE": "1"}
+        environment = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{HERE.parent}", "TQDM_DISABLE": "1"}
         # Bits must not depend on how many threads share a sum; COLUMNS keeps lines whole.
         self.environment = {**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
         self._server = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py")],
+            [sys.executable, "-m", f"{HERE.name}.server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

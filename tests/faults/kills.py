@@ -1,4 +1,4 @@
-"""Runs killed with -9, at random moments and at chosen ones, until they are through: is each what it would have been?"""
+"""Runs killed with -9, at random moments and at chosen ones, until they are through: are they what they would be?"""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .bench import Bench, Ended, Result, broken_promises, new_run
+from .bench import EVERY, Bench, Ended, Result, broken_promises, new_run
 from .sites import SITES
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The run that nothing happens to: what it comes to, how long it takes, how often it comes to each site."""
+    """The run that nothing happens to: what it comes to, how long it takes, how often it comes to each site.
 
+    `folder` holds it; `half` one that was killed after its first checkpoint.
+    """
+
+    folder: Path
+    half: Path
     result: Result
     seconds: float
     counts: dict[str, int]
@@ -39,7 +44,9 @@ def reference(bench: Bench) -> Reference:
     counts = json.loads((folder / "watch" / "counts.json").read_text())
     missed = [site for site in SITES if site not in counts]
     assert not missed, f"the run never comes to {missed}"
-    return Reference(Result.of(folder / "run"), ended.seconds, counts)
+    half = bench.place("half")
+    bench.train(half, fault={"site": "before scoring", "number": EVERY + 2}).wait()
+    return Reference(folder, half, Result.of(folder / "run"), ended.seconds, counts)
 
 
 def at_sites(bench: Bench, whole: Reference, sites: Sequence[str], chance: random.Random) -> Iterator[Trial]:
@@ -107,5 +114,3 @@ def _finish(trial: Trial, bench: Bench, folder: Path, whole: Reference) -> None:
     trial.wrong += [f"{trial.killed}: {name} differs" for name in Result.of(run).differences(whole.result)]
     left = [str(path.relative_to(run)) for path in run.rglob(".*") if path.name != ".lock"]
     trial.wrong += [f"{trial.killed}: {name} is left" for name in left]
-
-

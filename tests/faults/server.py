@@ -16,10 +16,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from . import sites
+
 
 def main() -> None:
     import customized_grpo.cli
-    import customized_grpo.planning  # noqa: F401 - the imports are the point
+    import customized_grpo.planning
     import customized_grpo.runs  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
@@ -61,8 +63,6 @@ def _child(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-        import sites
-
         import customized_grpo.cli
         from customized_grpo import runs, stopping
 

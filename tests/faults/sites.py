@@ -25,7 +25,8 @@ _LINES, _TEXTS = ("metrics.jsonl",), ("state.json", "manifest.json")
 def arm(watch: Path, fault: dict[str, Any] | None) -> None:
     """Have this process tell in the folder `watch` where it is and what it has finished, and die at the fault.
 
-    `fault` is {"site": one of SITES, "number": N}; with None it counts instead, into `watch`/counts.json.
+    `fault` is {"site": one of SITES, "number": N}; with None it counts instead, into `watch`/counts.json. One of the
+    site "a gradient of NaN" does not kill: the gradients of `count` updates from the N-th on have a NaN.
     """
     watch.mkdir(parents=True, exist_ok=True)
     stage = os.open(watch / "stage", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -53,6 +54,8 @@ def arm(watch: Path, fault: dict[str, Any] | None) -> None:
     _tell_events(events)
     _calls(came)
     _files(came)
+    if fault is not None and "count" in fault:
+        _poison(range(fault["number"], fault["number"] + fault["count"]))
 
 
 def die() -> None:
@@ -172,6 +175,24 @@ def _files(came: Callable[[str], bool]) -> None:
             inside.pop()
 
     Path.write_text, Path.open, os.unlink, shutil.rmtree = write, opened, remove, removed  # type: ignore[assignment]
+
+
+def _poison(updates: range) -> None:
+    """Have the first weight's gradient be NaN in those updates, counted from 1."""
+    from customized_grpo.training.update import Updater
+
+    inner, made = Updater.update, [0]
+
+    def update(self: Updater, *given: Any) -> dict[str, float]:
+        made[0] += 1
+        factor = float("nan") if made[0] in updates else 1.0
+        hook = self.weights[0].register_hook(lambda gradient: gradient * factor)
+        try:
+            return inner(self, *given)
+        finally:
+            hook.remove()
+
+    Updater.update = update  # type: ignore[method-assign]
 
 
 class _Half:
