@@ -27,6 +27,7 @@ class Reference:
     result: Result
     seconds: float
     counts: dict[str, int]
+    pictures: bool
 
 
 @dataclass
@@ -37,16 +38,17 @@ class Trial:
     wrong: list[str] = field(default_factory=list)
 
 
-def reference(bench: Bench) -> Reference:
+def reference(bench: Bench, *, pictures: bool = True) -> Reference:
+    """Make it; without `pictures` neither it nor the runs that are killed come to their charts."""
     folder = bench.place("uninterrupted")
-    ended = bench.train(folder).wait()
+    ended = bench.train(folder, pictures=pictures).wait()
     assert ended.code == 0, ended.said
     counts = json.loads((folder / "watch" / "counts.json").read_text())
     missed = [site for site in SITES if site not in counts]
     assert not missed, f"the run never comes to {missed}"
     half = bench.place("half")
     bench.train(half, fault={"site": "before scoring", "number": EVERY + 2}).wait()
-    return Reference(folder, half, Result.of(folder / "run"), ended.seconds, counts)
+    return Reference(folder, half, Result.of(folder / "run"), ended.seconds, counts, pictures)
 
 
 def at_sites(bench: Bench, whole: Reference, sites: Sequence[str], chance: random.Random) -> Iterator[Trial]:
@@ -55,7 +57,7 @@ def at_sites(bench: Bench, whole: Reference, sites: Sequence[str], chance: rando
         trial = Trial()
         folder = bench.place("site")
         number = chance.randint(1, whole.counts[site])
-        process = bench.train(folder, fault={"site": site, "number": number})
+        process = bench.train(folder, fault={"site": site, "number": number}, pictures=whole.pictures)
         ended = process.wait()
         _judge_killed(trial, folder, ended, whole, f"{site}, {number} of {whole.counts[site]}")
         _finish(trial, bench, folder, whole)
@@ -69,7 +71,7 @@ def at_moments(bench: Bench, whole: Reference, kills: int, chance: random.Random
         trial = Trial()
         folder = bench.place("moment")
         for _ in range(min(left, chance.choice([1, 1, 2, 3]))):
-            process = bench.train(folder)
+            process = bench.train(folder, pictures=whole.pictures)
             time.sleep(chance.uniform(0, 0.95 * whole.seconds))
             stage = process.stage
             process.kill()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="module")
 def whole(bench: Bench) -> Reference:
-    return kills.reference(bench)
+    return kills.reference(bench, pictures=False)
 
 
 @pytest.mark.parametrize("site", ["inside a metrics line", "inside a file of tensors"])
@@ -95,10 +97,7 @@ def test_a_short_soak_leaks_nothing(bench: Bench) -> None:
     assert result.resident[1] < 1.05 * result.resident[0]
 
 
-def test_the_command_finds_its_parts(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
+def test_the_command_finds_its_parts() -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
     command = [sys.executable, "-m", "tests.faults", "--help"]
