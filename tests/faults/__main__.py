@@ -117,10 +117,11 @@ def _kills(count: int, bench: Bench, whole: Reference, chance: random.Random, co
 
 def _stops(bench: Bench, whole: Reference) -> Iterator[Row]:
     for stage, number, by in (
-        ("sampling", 3, signal.SIGTERM),
+        # Where an iteration is done that no checkpoint would hold.
+        ("sampling", 2, signal.SIGTERM),
         ("scoring", 4, signal.SIGINT),
-        ("updating", 3, signal.SIGTERM),
-        ("metrics", 2, signal.SIGTERM),
+        ("updating", 5, signal.SIGTERM),
+        ("metrics", 3, signal.SIGTERM),
         ("checkpoint", 1, signal.SIGTERM),
         ("evaluation", 2, signal.SIGTERM),
     ):

@@ -42,7 +42,7 @@ def test_so_is_one_killed_at_any_moment(bench: Bench, whole: Reference) -> None:
 
 
 def test_a_sigterm_saves_and_a_second_ctrl_c_does_not_wait(bench: Bench, whole: Reference) -> None:
-    assert not stops.politely(bench, whole, "sampling", 3, signal.SIGTERM).wrong
+    assert not stops.politely(bench, whole, "sampling", 2, signal.SIGTERM).wrong
     assert not stops.in_vain(bench, whole, None, twice=True).wrong
 
 
