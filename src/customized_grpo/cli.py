@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 
 from customized_grpo.command_line import OneLineGroup
-from customized_grpo.terminal import print_error
+from customized_grpo.stopping import Stopped
+from customized_grpo.terminal import print_error, told_os_error
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -49,10 +50,16 @@ SetOption = Annotated[
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        print_error(told_os_error(error))
+        raise typer.Exit(2) from error
+    except ValueError as error:
         for line in getattr(error, "problems", None) or [str(error) or type(error).__name__]:
             print_error(line)
         raise typer.Exit(2) from error
+    except Stopped as stopped:
+        print_error(str(stopped))
+        raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
         print_error("interrupted; what was saved is kept")
         raise typer.Exit(130) from None

@@ -20,6 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+#: Rises when a setting changes its name or meaning.
+VERSION = 1
+
 #: A path of this form means the folder of that name inside the package's own embedded models.
 EMBEDDED = "embedded"
 #: The kinds of generators that are built in.
@@ -292,6 +295,14 @@ class TrainConfig(_Section):
     max_missing: float = Field(
         0.1, ge=0, le=1, description="share of an iteration's images that may lack a score; above it the run stops"
     )
+    max_skipped: int = Field(
+        3,
+        ge=0,
+        description="updates in a row that may be skipped, as their gradient is not finite; above it the run stops",
+    )
+    max_drift: float | None = Field(
+        1.0, gt=0, description="squared change of velocities, over the base model's squared; above it the run stops"
+    )
     checkpoint_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     sample_every: int = Field(15, ge=1, description="iterations between grids of sample images")
@@ -346,6 +357,7 @@ class EvaluationConfig(_Section):
 class Config(_Section):
     """A run."""
 
+    version: int = Field(VERSION, description="of the settings themselves; a run that another one wrote is refused")
     seed: int = Field(0, ge=0)
     policy: PolicyConfig = PolicyConfig()
     data: DataConfig = DataConfig()
@@ -357,6 +369,16 @@ class Config(_Section):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if version != VERSION:
+            raise ValueError(
+                f"these are settings of another version of this package, which reads {VERSION}; use the one that "
+                f"wrote them (a run's starts.jsonl says which), or set what `cgrpo info` lists and version: {VERSION}"
+            )
+        return version
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -1,18 +1,29 @@
 """What a run leaves behind as text: JSON lines that survive a kill, and files replaced in one move.
 
 A process may die at any byte. A record is therefore either read back whole or not at all, and a
-file that is rewritten is the old one or the new one, never a half of each.
+file that is rewritten is the old one or the new one, never a half of each. A folder of others'
+files is filled aside and moved.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+#: What a disk may answer to a write without saying where.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_TEMPORARY, _PARTIAL = ".tmp", ".partial"
 
 
 class RecordError(ValueError):
@@ -34,7 +45,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """
     line = json.dumps(_plain(record, path, ""), allow_nan=False, ensure_ascii=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with writing(path), path.open("a+b") as file:
         _mend(file.fileno())
         file.write(line.encode("utf-8"))
         file.flush()
@@ -95,21 +106,74 @@ def write_bytes(path: Path, data: bytes) -> None:
     The folder is made where it is not there. Whatever goes wrong, the old file stays whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
-        with temporary.open("wb") as file:
+        with writing(path), temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name itself is only safe once its folder is on the disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    _flush(path.parent)  # the new name itself is only safe once its folder is on the disk
+
+
+def aside(folder: Path) -> Path:
+    """An empty folder beside `folder` to fill before `move_folder` gives it that name."""
+    partial = folder.with_name(f".{folder.name}{_PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def move_folder(partial: Path, folder: Path) -> None:
+    """Have all that `partial` holds on the disk, then make it `folder`, in place of what had that name."""
+    with writing(partial):
+        for inner in sorted(partial.rglob("*"), reverse=True):
+            _flush(inner)
+        _flush(partial)
+    if folder.exists():
+        drop_folder(folder)
+    partial.replace(folder)
+    _flush(folder.parent)
+
+
+def drop_folder(folder: Path) -> None:
+    """Remove a folder: at no moment is there a part of it under its name."""
+    going = folder.with_name(f".{folder.name}.old{_PARTIAL}")
+    shutil.rmtree(going, ignore_errors=True)
+    folder.replace(going)
+    shutil.rmtree(going)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file or folder is one that is still being written, or was when its process was killed."""
+    return path.name.startswith(".") and path.suffix in (_TEMPORARY, _PARTIAL)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder and below it. None may write there meanwhile."""
+    for file in folder.rglob(f".*{_TEMPORARY}"):
+        file.unlink(missing_ok=True)
+    for partial in list(folder.rglob(f".*{_PARTIAL}")):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Have the errors of a full or broken disk say where: a write's own has no path, that of safetensors no number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_THE_DISK and error.filename is None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def _plain(value: Any, path: Path, key: str) -> Any:
@@ -172,3 +236,14 @@ def _mend(descriptor: int) -> None:
         else:
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

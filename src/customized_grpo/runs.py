@@ -10,6 +10,9 @@ RUN/evaluation/        held-out pictures and scores: base, tuned
 RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
 RUN/report.html        all of it in one page
 RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
+RUN/.lock              the process that has it
+
+What is half written has a name that begins with a dot.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,16 +40,18 @@ from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
 from customized_grpo.information import STARTS, hardware, versions
+from customized_grpo.locking import LOCK, claim
 from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.tuning import lora_metadata
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
-from customized_grpo.records import append_record, read_records
+from customized_grpo.records import append_record, aside, is_partial, move_folder, read_records, sweep, writing
 from customized_grpo.report import REPORT, Finding, collect, find_warnings, write_report
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.frame import to_image
 from customized_grpo.sharding import is_sharded
 from customized_grpo.snapshots import keep_groups, keep_samples
+from customized_grpo.stopping import Stopped, Stopping
 from customized_grpo.terminal import TrainingDisplay, score_table
 from customized_grpo.trackers import check_trackers, log_picture, start_trackers, trackers_of
 from customized_grpo.training.checkpoint import checkpointed_iterations
@@ -81,8 +86,13 @@ def new_folder(base: Path) -> Path:
 
 def check_unused(run: Path) -> None:
     """Raises ConfigError where the folder of a new run holds something already."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and (not run.is_dir() or any(map(_is_result, run.iterdir()))):
         raise ConfigError(f"{run}: holds something already; give another --out, or --resume {run}")
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a path of a run's folder is more than what a process leaves that was killed before it began."""
+    return path.name != LOCK and not is_partial(path)
 
 
 def open_run(run: Path) -> Config:
@@ -103,21 +113,34 @@ def build_judges(config: Config, device: torch.device) -> Judges:
 def train_run(config: Config, run: Path, console: Console) -> None:
     """Train, or go on training, the run in its folder; then draw, score and show what it has learned.
 
-    The folder is made once all parts are open: bad input leaves nothing behind.
+    The folder is made once all parts are open: bad input leaves nothing behind. It is this process's alone until the
+    end. Raises Stopped where a SIGTERM or Ctrl-C ends the training, which is saved.
     """
+    with ExitStack() as held, writing(run):
+        _train_run(config, run, console, held)
+
+
+def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> None:
     check_trackers(config.train.trackers)
     dataset = open_dataset(config.data)
     held_out = open_dataset(config.evaluation.data)
     accelerator = start_processes(config, run, trackers_of(config.train.trackers, run))
+    held.push(lambda kind, *_: accelerator.end_training() if kind is Stopped else None)  # trackers keep what they have
     processes = Processes(accelerator)
     processes.check(config.rollout)
     run = Path(processes.text_of_main(str(run)))  # a folder named after the time may be another on each
+    main = accelerator.is_main_process
+    new = not run.exists()
+    if main and not new:
+        held.enter_context(claim(run))
     policy = build_policy(config.policy)
     processes.share_weights(policy)
     judges = build_judges(config, policy.device)
-    main = accelerator.is_main_process
     if main:
         run.mkdir(parents=True, exist_ok=True)
+        if new:
+            held.enter_context(claim(run))
+        sweep(run)
         save_config(config, run / CONFIG)
     start_trackers(accelerator, config)
     if main:
@@ -136,7 +159,11 @@ def train_run(config: Config, run: Path, console: Console) -> None:
     if main:
         keep_samples(run, 0, held_out, config.evaluation.images, base)
     warned: set[tuple[str, str]] = set()
-    with TrainingDisplay(config.train.iterations, done=done, console=console) if main else nullcontext() as display:
+    shown = TrainingDisplay(config.train.iterations, done=done, console=console) if main else nullcontext()
+    sharded = is_sharded(next(iter(policy.trainable().values())))
+    # Shards make a checkpoint together, which they cannot when one of them was stopped: the last one stands.
+    saves = main and not sharded
+    with Stopping(run, saves=saves, alone=accelerator.num_processes == 1) as stopping, shown as display:
 
         def on_iteration(record: Mapping[str, float]) -> None:
             accelerator.log({k: v for k, v in record.items() if k != "iteration"}, step=int(record["iteration"]))
@@ -165,10 +192,16 @@ def train_run(config: Config, run: Path, console: Console) -> None:
             judges.rewards,
             accelerator,
             Observer(on_iteration, on_sample, on_groups),
+            stopping,
         )
-    if main or is_sharded(next(iter(policy.trainable().values()))):
-        policy.save(run / LORA)
-    tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, processes)
+    if main or sharded:
+        partial = aside(run / LORA) if main else run / LORA
+        policy.save(partial)
+        if main:
+            move_folder(partial, run / LORA)
+    # Where the training was stopped before its last samples, what is there is of an earlier policy.
+    old = not any(key.startswith("evaluation/") for key in read_records(run / "metrics.jsonl")[-1])
+    tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, processes, again=old)
     if main:
         show(config, run, held_out, base, tuned, console)
     accelerator.wait_for_everyone()
@@ -196,12 +229,13 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
     if not (run / LORA).exists():
         raise ConfigError(f"{run}: holds no {LORA} yet; finish it by cgrpo train --resume {run}")
     held_out = open_dataset(config.evaluation.data)
-    policy = build_policy(config.policy)
-    judges = build_judges(config, policy.device)
-    base = _evaluation(config, run, "base", policy, held_out, judges, console, again=bool(overrides))
-    policy.load(run / LORA)
-    tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, again=True)
-    show(config, run, held_out, base, tuned, console)
+    with claim(run), writing(run):
+        policy = build_policy(config.policy)
+        judges = build_judges(config, policy.device)
+        base = _evaluation(config, run, "base", policy, held_out, judges, console, again=bool(overrides))
+        policy.load(run / LORA)
+        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, again=True)
+        show(config, run, held_out, base, tuned, console)
 
 
 def generate(

@@ -5,6 +5,7 @@ A terminal gets a live bar; a log file gets short lines, one for each iteration.
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
 import time
@@ -26,6 +27,19 @@ _LIVE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("KL", "kl", lambda value: f"{value:.1e}"),
 )
 """The numbers shown of every record: label, key, format."""
+
+_ROOM = "make room and try again; a run goes on by --resume"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit on file sizes and try again; a run goes on by --resume",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "give a file or folder that this user may use",
+    errno.EPERM: "give a file or folder that this user may use",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "check the disk",
+}
+"""What to do about errors of the system, by their number."""
 
 
 class TrainingDisplay:
@@ -76,6 +90,8 @@ class TrainingDisplay:
         ]
         if missing := _number(record.get("share/missing")):
             numbers.append(f"not scored {missing:.1%}")
+        if skipped := _number(record.get("share/skipped")):
+            numbers.append(f"updates skipped {skipped:.0%}")
         left = f"{_clock_time(self._seconds_left())} left"
         if self._bar is not None:
             self._bar.show(self._done, left, "  ".join(numbers))
@@ -162,6 +178,14 @@ def print_error(message: str) -> None:
     plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
     line = Text.assemble(("error:", "bold red"), " ", plain)
     Console(file=sys.stderr).print(line, soft_wrap=True)
+
+
+def told_os_error(error: OSError) -> str:
+    """What the system says of a file, and the remedy where there is one for the number of its error."""
+    said = (error.strerror or str(error) or type(error).__name__).strip()
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{where}{said[0].lower()}{said[1:]}; {remedy}" if remedy else str(error) or said
 
 
 def _number(value: object) -> float | None:

@@ -18,12 +18,13 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
 from customized_grpo.runs import encode_ahead
-from customized_grpo.training.checkpoint import newest_checkpoint
+from customized_grpo.training.checkpoint import CheckpointError, newest_checkpoint
 
 LOGGED = {
     "identity/mean", "identity/std", "prompt/mean", "prompt/std", "reward/redness/mean", "reward/light/mean",
-    "share/missing", "share/conflicted", "share/both_positive", "share/both_negative", "share/no_signal_identity",
-    "share/no_signal_prompt", "clip_fraction", "diversity", "kl", "gradient_norm", "loss", "learning_rate",
+    "share/missing", "share/skipped", "share/conflicted", "share/both_positive", "share/both_negative",
+    "share/no_signal_identity", "share/no_signal_prompt", "clip_fraction", "diversity", "kl", "drift", "gradient_norm",
+    "loss", "learning_rate",
     "seconds/sampling", "seconds/scoring", "seconds/updating", "seconds/total",
 }  # fmt: skip
 
@@ -121,7 +122,8 @@ def test_a_damaged_checkpoint_is_passed_over(make_config: Callable[..., Config],
     assert older is not None
     assert older.name == "000002"
     shutil.rmtree(older)
-    assert newest_checkpoint(tmp_path / "checkpoints") is None
+    with pytest.raises(CheckpointError, match=r"000004: damaged, trainable/.* is not what was written; put back"):
+        newest_checkpoint(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures
 from customized_grpo.training.scoring import judge, why_stop
 
+_SCORES = "scores.json"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -73,6 +75,8 @@ def evaluate(
     Raises RewardError where a judge fails, on all processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if processes.is_main:
+        (folder / _SCORES).unlink(missing_ok=True)  # which says that the pictures are all there, and of one policy
     sigmas = policy.sigmas(config.steps).to(policy.device)
     sharded = any(map(is_sharded, policy.trainable().values()))
     size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
@@ -108,7 +112,7 @@ def evaluate(
     result = Evaluation(found, [folder / name for name in names])
     if processes.is_main:
         kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
-        write_json(folder / "scores.json", kept)
+        write_json(folder / _SCORES, kept)
     processes.wait()
     return result
 
@@ -151,7 +155,7 @@ def _name(number: int, images: int) -> str:
 def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation | None:
     """What `evaluate` left in a folder, or None where it did not finish or was set otherwise than `config`."""
     try:
-        kept = _Kept.model_validate_json((folder / "scores.json").read_bytes())
+        kept = _Kept.model_validate_json((folder / _SCORES).read_bytes())
     except (OSError, ValidationError):
         return None
     if config is not None and kept.settings != _settings(config):

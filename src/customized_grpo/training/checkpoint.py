@@ -2,16 +2,17 @@
 
     checkpoints/000020/  trainable/         what the policy saves, in its own pipeline's form
                          state.safetensors  the optimiser's tensors, the random generator, a moving average
-                         state.json         iteration, the optimiser's numbers, a hash of every file
+                         state.json         iteration, the optimiser's numbers
+                         manifest.json      the version of this form, a hash of every other file
 
-Written aside, flushed to the disk and renamed; a folder whose hashes disagree is passed over.
+Written aside, flushed to the disk and renamed; a folder whose hashes disagree is passed over, and told of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.protocols import Policy
-from customized_grpo.sharding import like, whole, writes
+from customized_grpo.records import aside, drop_folder, move_folder, writing
+from customized_grpo.sharding import is_sharded, like, whole, writes
 
-_STATE, _TENSORS, _TRAINABLE = "state.json", "state.safetensors", "trainable"
+_STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"
 _RNG = "rng"
+_VERSION = 1  #: of the form of a checkpoint
+_LOG = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -40,49 +44,84 @@ def save_checkpoint(
     further: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write the state after `iteration` iterations, `further` tensors included, then drop all but the newest `keep`
-    checkpoints.
+    checkpoints up to it.
 
-    Where weights are sharded all processes call this, and the first of them writes.
+    A whole one that is there already is this state: it stays. A damaged one is renamed to NUMBER.damaged. Where weights
+    are sharded all processes call this, and the first of them writes, in any case. Raises OSError where the disk is
+    full or cannot be written; no checkpoint is dropped then.
     """
     final = folder / f"{iteration:06d}"
-    aside = folder / f".{final.name}.partial"
-    writer = writes(_weights(optimizer))
-    if writer:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    policy.save(aside / _TRAINABLE)
-    tensors, numbers = _flatten(optimizer.state_dict())
-    tensors |= {name: whole(tensor).contiguous() for name, tensor in (further or {}).items()}
-    if not writer:
+    weights = _weights(optimizer)
+    if not any(map(is_sharded, weights)) and final.exists() and fault_of(final) is None:
         return final
-    tensors[_RNG] = torch.get_rng_state()
-    save_file(tensors, aside / _TENSORS)
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
-    hashes = {str(path.relative_to(aside)): _hash(path) for path in files}
-    state = {"iteration": iteration, "optimizer": numbers, "sha256": hashes}
-    (aside / _STATE).write_text(json.dumps(state), encoding="utf-8")
-    for path in [*files, aside / _STATE]:
-        _flush(path)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(aside, final)
-    _flush(folder)
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old)
+    writer = writes(weights)
+    partial = aside(final) if writer else final
+    try:
+        with writing(final):
+            policy.save(partial / _TRAINABLE)
+            tensors, numbers = _flatten(optimizer.state_dict())
+            tensors |= {name: whole(tensor).contiguous() for name, tensor in (further or {}).items()}
+            if not writer:
+                return final
+            tensors[_RNG] = torch.get_rng_state()
+            save_file(tensors, partial / _TENSORS)
+            state = {"iteration": iteration, "optimizer": numbers}
+            (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            hashes = {str(path.relative_to(partial)): _hash(path) for path in files}
+            manifest = {"version": _VERSION, "sha256": hashes}
+            (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+            if final.exists() and fault_of(final) is not None:
+                damaged = final.with_name(f"{final.name}.damaged")
+                if damaged.exists():
+                    drop_folder(damaged)
+                final.replace(damaged)
+            move_folder(partial, final)
+    finally:
+        if writer:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
+    for old in [one for one in _folders(folder) if int(one.name) <= iteration][:-keep]:
+        drop_folder(old)
     return final
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None where there is none."""
-    for candidate in reversed(_folders(folder)):
-        if _whole(candidate):
-            return candidate
+    """The newest whole checkpoint, or None where there is no checkpoint; newer ones that are damaged are warned of.
+
+    Raises CheckpointError where there are checkpoints and none is whole: to begin anew would overwrite the run.
+    """
+    newest, faults = _newest(folder)
+    if newest is not None and faults:
+        _LOG.warning("%s; going on from %s", "; ".join(faults), newest.name)
+    return newest
+
+
+def fault_of(folder: Path) -> str | None:
+    """What keeps a checkpoint from being read; None where it is whole."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        version, hashes = manifest["version"], dict(manifest["sha256"])
+    except FileNotFoundError:
+        return f"lacks {_MANIFEST}, as those of older versions of this package do"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"damaged, its {_MANIFEST} cannot be read"
+    if version != _VERSION:
+        return f"written in the form {version!r}, which this version of the package does not read ({_VERSION})"
+    for name in (_STATE, _TENSORS, *hashes):
+        try:
+            if _hash(folder / name) != hashes.get(name):
+                return f"damaged, {name} is not what was written"
+        except OSError as error:
+            return f"damaged, {name} cannot be read ({error.strerror})"
     return None
 
 
 def checkpointed_iterations(run: Path) -> int:
-    """How many iterations of a run its newest whole checkpoint holds; 0 where there is none."""
-    newest = newest_checkpoint(run / "checkpoints")
+    """How many iterations of a run its newest whole checkpoint holds; 0 where there is no checkpoint.
+
+    Raises CheckpointError as `newest_checkpoint` does.
+    """
+    newest, _ = _newest(run / "checkpoints")
     return 0 if newest is None else int(newest.name)
 
 
@@ -142,25 +181,22 @@ def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted((p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
 
 
-def _whole(folder: Path) -> bool:
-    try:
-        hashes = json.loads((folder / _STATE).read_text(encoding="utf-8"))["sha256"]
-        return bool(hashes) and all(_hash(folder / name) == value for name, value in hashes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+def _newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and what is wrong with the newer ones."""
+    faults: list[str] = []
+    for candidate in reversed(_folders(folder)):
+        fault = fault_of(candidate)
+        if fault is None:
+            return candidate, faults
+        faults.append(f"{candidate}: {fault}")
+    if faults:
+        raise CheckpointError(f"{faults[0]}; put back a copy of it, or begin anew in another folder")
+    return None, []
 
 
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

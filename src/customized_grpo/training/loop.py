@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,15 +17,17 @@ from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, truncate_records
 from customized_grpo.rewards import RewardError
+from customized_grpo.stopping import Stopping
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
+from customized_grpo.training.divergence import check_drift, check_skipped
 from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups, group_diversity
 from customized_grpo.training.memory import BatchSize, measure_drawing
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.processes import Processes
 from customized_grpo.training.rollout import draw_images, noise_levels
-from customized_grpo.training.scoring import score_drawn, why_stop
+from customized_grpo.training.scoring import finite_images, score_drawn, why_stop
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 from customized_grpo.training.windows import stochastic_steps
 
@@ -53,6 +56,7 @@ def train(
     rewards: Sequence[Reward],
     accelerator: Accelerator,
     observer: Observer,
+    stopping: Stopping | None = None,
 ) -> None:
     """Train `policy` for the configured iterations, from the run's newest checkpoint where it has one.
 
@@ -63,6 +67,8 @@ def train(
     Raises:
         ConfigError: there are more processes than groups, or than images; memory does not suffice for one item.
         RewardError: a reward failed, or too many scores are missing; a checkpoint holds all iterations before.
+        DivergenceError: the policy has left what can be trained; the last checkpoint is of before.
+        Stopped: `stopping` was asked to; a checkpoint holds all whole iterations.
     """
     processes = Processes(accelerator)
     processes.check(config.rollout)
@@ -86,10 +92,14 @@ def train(
         if processes.is_main or updater.sharded:
             save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints, averaged.tensors)
 
+    stopping = stopping or Stopping(run)
+    optimizer.register_step_pre_hook(lambda *_: stopping.forbid())
+    optimizer.register_step_post_hook(lambda *_: averaged.update())
     first = resume(run, policy, optimizer, averaged)
     processes.wait()  # until all have read it
 
     for iteration in range(first, tuning.iterations):
+        stopping.allow(partial(save, iteration))
         began = time.perf_counter()
         indices = pairs_of_iteration(len(dataset), rollout.pairs, config.seed, iteration)
         mine = processes.images(rollout)
@@ -128,7 +138,8 @@ def train(
         credit, record = assign_credit(scores, config.rewards, config.method)
         own = credit.of(torch.tensor(mine))
         unscored = set((~own.valid).nonzero().flatten().tolist())
-        trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, processes.sum)
+        overflowed = int((~finite_images(scored.pictures)).sum())
+        trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, processes.sum, overflowed)
         if trouble is not None:
             save(iteration)
             processes.wait()
@@ -146,8 +157,8 @@ def train(
             local = {places[image] for image in update if image in places} - unscored
             items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
             moved.append(updater.update(items, sigmas[1], Items.idle(scored.drawn[0], sigmas)))
-            averaged.update()
-        measured = {} if "kl" in moved[0] else {"kl": updater.probe(scored.drawn[0], trained, sigmas)}
+            check_skipped(updater.skipped, tuning.max_skipped, iteration + 1, run)
+        measured = updater.probe(scored.drawn[0], trained, sigmas)
 
         # 5. The log, the pictures, the checkpoint.
         seconds = (*scored.seconds, time.perf_counter() - began_updating)
@@ -156,10 +167,17 @@ def train(
         pictures = processes.whole_groups(scored.pictures, mine, rollout)
         record |= processes.mean({"diversity": group_diversity(pictures, rollout.group_size)}, len(pictures))
         record |= processes.mean(measured, len(mine))
+        check_drift(record["drift"], tuning.max_drift, iteration + 1, run)
         record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
         record = {"iteration": done, **record, "learning_rate": rate}
         last = done == tuning.iterations
+
+        def keep(done: int = done, record: Mapping[str, float] = record) -> None:
+            append_record(run / "metrics.jsonl", record)
+            save(done)
+
+        stopping.allow(keep)
         if done % tuning.sample_every == 0 or last:
             learned = processes.grouped({"": advantages.mean(1)}, mine, rollout)[""]
             if processes.is_main:
@@ -167,6 +185,7 @@ def train(
                 observer.on_groups(done, Groups.of(shown, pictures, scores, credit, learned))
             with averaged.applied():
                 record |= observer.on_sample(done)
+        stopping.forbid()
         if processes.is_main:
             append_record(run / "metrics.jsonl", record)
             observer.on_iteration(record)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from customized_grpo.config import RolloutConfig
+from customized_grpo.config import ConfigError, RolloutConfig
 from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
 from customized_grpo.noise import normal
 from customized_grpo.protocols import Conditions, Policy
@@ -51,8 +51,16 @@ class Trajectories:
 
 
 def noise_levels(policy: Policy, steps: int, shift: float | None) -> Tensor:
-    """The rollout's sigmas (steps + 1,): the model's own, or the shifted ones where a shift is given."""
+    """The rollout's sigmas (steps + 1,): the model's own, or the shifted ones where a shift is given.
+
+    Raises ConfigError where two of them are the same number: a step between them would have no length.
+    """
     levels = policy.sigmas(steps) if shift is None else flow_sigmas(steps, shift)
+    if not bool((levels.diff() < 0).all()):
+        told = (
+            f"{shift:g} makes two of {steps} noise levels the same" if shift is not None else "the model's own is none"
+        )
+        raise ConfigError(f"rollout.shift: {told}; give one nearer to 1, or fewer rollout.steps")
     return levels.to(policy.device)
 
 

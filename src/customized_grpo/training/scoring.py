@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,7 @@ def score_drawn(
     pictures: list[Tensor] = []
     waiting: deque[Callable[[], Judged]] = deque()
     judged: list[Judged] = []
-    with ThreadPoolExecutor(1, thread_name_prefix="scoring") if overlap else nullcontext() as thread:
+    with _thread(overlap) as thread:
         for batch in batches:
             drawn.append(batch)
             parts = size.run(len(batch), lambda part, batch=batch: policy.decode(batch.clean[part]))  # type: ignore[misc]
@@ -81,20 +81,41 @@ def score_drawn(
 
 
 def why_stop(
-    missing: int, images: int, failure: RewardError | None, limit: float, reduce: Callable[[Tensor], Tensor]
+    missing: int,
+    images: int,
+    failure: RewardError | None,
+    limit: float,
+    reduce: Callable[[Tensor], Tensor],
+    overflowed: int = 0,
 ) -> str | None:
     """What forbids to go on, the same for all processes, or None.
 
     `missing` of the `images` of this process lack a score, a share of which `limit` is allowed over all processes;
-    `failure` as in `Scored`. `reduce` sums over processes.
+    `failure` as in `Scored`. `overflowed` is how many of this process's have a picture that is not finite, for the text
+    alone. `reduce` sums over processes.
     """
     counts = torch.tensor([missing, images, float(failure is not None)], dtype=torch.float64)
     lost, drawn, failed = reduce(counts).tolist()
     if failed:
         return str(failure) if failure is not None else "a reward failed on another process"
     if lost > limit * drawn:
-        return f"{lost:.0f} of {drawn:.0f} images have no score, more than train.max_missing={limit:g} allows"
+        told = f"{lost:.0f} of {drawn:.0f} images have no score, more than train.max_missing={limit:g} allows"
+        numbers = f"; {overflowed} are no finite numbers: set policy.dtype to float32, or lower rollout.eta"
+        return told + numbers if overflowed else told
     return None
+
+
+@contextmanager
+def _thread(wanted: bool) -> Iterator[Executor | None]:
+    """A thread for scoring, where it is wanted. An error that leaves the block does not wait for it."""
+    if not wanted:
+        yield None
+        return
+    thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -115,10 +136,18 @@ def _begin(
     return future.result
 
 
+def finite_images(pictures: Tensor) -> Tensor:
+    """Which pictures (B, 3, H, W) are made of finite numbers alone, (B,) on the CPU."""
+    return pictures.isfinite().flatten(1).all(1).cpu()
+
+
 def judge(rewards: Sequence[Reward], pictures: Tensor, pairs: Sequence[Pair]) -> Judged:
-    """Scores of pictures (B, 3, H, W), and the error of a reward that fails."""
+    """Scores of pictures (B, 3, H, W), missing where one is not finite, and the error of a reward that fails."""
+    # A judge would make a score, or an error, of numbers that overflowed: it sees black, and is not listened to.
+    finite = finite_images(pictures)
     try:
-        return Judged(score(rewards, pictures, pairs))
+        scores = score(rewards, pictures.nan_to_num(0.0, 0.0, 0.0), pairs)
+        return Judged({name: values.masked_fill(~finite, torch.nan) for name, values in scores.items()})
     except RewardError as error:
         # All processes must learn of it before any of them stops, or the others would wait for it.
         return Judged({reward.name: torch.full((len(pairs),), torch.nan) for reward in rewards}, error)

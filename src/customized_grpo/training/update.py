@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -151,6 +152,7 @@ class Updater:
         self.weights = list(policy.trainable().values())
         self.sharded = any(map(is_sharded, self.weights))
         self.size = BatchSize("train.batch_size", config.batch_size, recovers=not self.sharded)
+        self.skipped: int = 0  #: updates in a row that were not taken
 
     def rounds(self, own: int) -> int:
         """How often to call the model for `own` batches: as often as the others where its weights are sharded.
@@ -180,25 +182,30 @@ class Updater:
     def update(self, groups: list[Items], sigma_max: Tensor, idle: Items | None = None) -> dict[str, float]:
         """One optimiser step on the mean over all items of all processes. Returns what the log says of it.
 
-        Without any item there is no step. Gradients are summed over processes once, after all micro-batches. Where
-        memory runs out in one of them, the update begins anew with smaller ones: nothing of it counts twice. `idle` is
-        replayed, and counts for nothing, where weights are sharded and other processes have more micro-batches.
+        Without any item there is no step, nor where the gradient is not finite: that update is skipped. Gradients are
+        summed over processes once, after all micro-batches. Where memory runs out in one of them, the update begins
+        anew with smaller ones: nothing of it counts twice. `idle` is replayed, and counts for nothing, where weights
+        are sharded and other processes have more micro-batches.
         """
         total = self.processes.sum(torch.tensor(float(sum(map(len, groups))), device=self.policy.device))
         if not float(total):
             measured = {"kl": 0.0} if self.config.kl_weight > 0 else {}
-            return {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, **measured}
+            return {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **measured}
         most = max(map(len, groups), default=1)
         sums = self.size.anew(most, lambda size: self._accumulate(groups, size, total, sigma_max, idle))
         self.processes.sum_gradients(self.weights)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm))
-        self.optimizer.step()
+        taken = math.isfinite(float(norm))
+        if taken:
+            self.optimizer.step()
+        self.skipped = 0 if taken else self.skipped + 1
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, clipped, divergence_sum, divergences = self.processes.sum(sums).tolist()
         record = {
             "loss": loss_sum / float(total),
             "clip_fraction": clipped / float(total),
             "gradient_norm": float(norm),
+            "share/skipped": float(not taken),
         }
         if divergences:
             record["kl"] = divergence_sum / divergences
@@ -241,13 +248,30 @@ class Updater:
         return surrogate, (surrogate.loss / (items.sigma - items.sigma_next)).sum()
 
     @torch.no_grad()
-    def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> float:
-        """KL to the reference policy for the log, in nats per latent element: one step each of a few images."""
+    def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> dict[str, float]:
+        """How far the policy is from the reference policy: one step each of a few images that are finite.
+
+        `kl` in nats per latent element; `drift` is the squared change of the velocity over its square: that of no
+        velocity at all has 1, one as long that has nothing to do with it 2.
+        """
         rows = torch.linspace(0, len(batch) - 1, min(len(batch), _PROBED)).round().long()
         steps = trained[batch.images[rows], 0]
         items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
         mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])
-        return float(gaussian_kl(mean, self._reference_mean(items, sigmas[1]), std).mean())
+        reference = self._reference_mean(items, sigmas[1])
+        # Of every sampler, the mean is that of no velocity plus the velocity times a number of the step.
+        still = self.step(
+            items.latents,
+            torch.zeros_like(items.latents),
+            items.sigma,
+            items.sigma_next,
+            eta=self.eta,
+            next_sample=items.next_latents,
+            sigma_max=sigmas[1],
+        ).mean
+        finite = items.log_density.isfinite()
+        moved, whole = ((x - reference)[finite].double().square().mean() for x in (mean, still))
+        return {"kl": float(gaussian_kl(mean, reference, std)[finite].mean()), "drift": float(moved / whole)}
 
     @torch.no_grad()
     def _reference_mean(self, items: Items, sigma_max: Tensor) -> Tensor:

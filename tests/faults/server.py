@@ -1,0 +1,89 @@
+"""Forks processes that train: each runs the command as a user types it, without paying for the imports again.
+
+A line of JSON asks, a line answers: {"start": {...}} gives {"pid": N}, {"wait": N} gives {"code": N, "seconds": S}. The
+server itself computes nothing, so that its children start as a process of their own would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from . import sites
+
+
+def main() -> None:
+    import customized_grpo.cli
+    import customized_grpo.planning
+    import customized_grpo.runs  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    began: dict[int, float] = {}
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "start" in asked:
+            pid = os.fork()
+            if pid == 0:
+                _child(**asked["start"])
+            began[pid] = time.monotonic()
+            answer: dict[str, Any] = {"pid": pid}
+        else:
+            pid = asked["wait"]
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            answer = {"code": code, "seconds": time.monotonic() - began.pop(pid)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _child(
+    arguments: list[str],
+    folder: str,
+    output: str,
+    watch: str,
+    fault: dict[str, Any] | None,
+    largest: int | None,
+    pictures: bool,
+    patience: float | None,
+) -> None:
+    """Run `cgrpo` with the arguments in a folder; never returns."""
+    code = 1
+    try:
+        os.chdir(folder)
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if largest is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+        import customized_grpo.cli
+        from customized_grpo import runs, stopping
+
+        sites.arm(Path(watch), fault)
+        if not pictures:
+            runs.show = lambda *_: None
+        if patience is not None:
+            stopping.PATIENCE = patience
+
+        sys.argv = ["cgrpo", *arguments]
+        try:
+            customized_grpo.cli.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

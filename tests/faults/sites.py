@@ -1,0 +1,218 @@
+"""Inside a process that is to be broken: where it is, how often it came to each place, and dying at one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: What a process can be killed at: the n-th time it comes there.
+SITES = (
+    "before a forward pass", "before scoring", "before an optimiser step", "after an optimiser step",
+    "inside a metrics line", "inside a file of tensors", "inside the state", "inside a rewritten file",
+    "before a flush", "before a move", "after a move", "inside a removal",
+)  # fmt: skip
+#: Where a process may be when time runs out for it.
+STAGES = ("start", "loading", "evaluation", "sampling", "scoring", "updating", "metrics", "checkpoint", "ending")
+_LINES, _TEXTS = ("metrics.jsonl",), ("state.json", "manifest.json")
+
+
+def arm(watch: Path, fault: dict[str, Any] | None) -> None:
+    """Have this process tell in the folder `watch` where it is and what it has finished, and die at the fault.
+
+    `fault` is {"site": one of SITES, "number": N}; with None it counts instead, into `watch`/counts.json. One of the
+    site "a gradient of NaN" does not kill: the gradients of `count` updates from the N-th on have a NaN.
+    """
+    watch.mkdir(parents=True, exist_ok=True)
+    stage = os.open(watch / "stage", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    events = os.open(watch / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    counts: Counter[str] = Counter()
+    stack = ["start"]
+
+    def came(site: str) -> bool:
+        """Whether this is the moment to die; what is left to do before it is the caller's."""
+        counts[site] += 1
+        if fault is None and site in SITES:
+            (watch / "counts.json").write_bytes(json.dumps(counts).encode())
+        return fault is not None and fault["site"] == site and counts[site] == fault["number"]
+
+    def enter(name: str) -> None:
+        stack.append(name)
+        os.pwrite(stage, name.ljust(16).encode(), 0)
+
+    def leave() -> None:
+        stack.pop()
+        os.pwrite(stage, stack[-1].ljust(16).encode(), 0)
+
+    enter("start")
+    _tell_stages(enter, leave)
+    _tell_events(events)
+    _calls(came)
+    _files(came)
+    if fault is not None and "count" in fault:
+        _poison(range(fault["number"], fault["number"] + fault["count"]))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _around(owner: Any, name: str, before: Callable[[], object], after: Callable[[], object]) -> None:
+    inner = getattr(owner, name)
+
+    def outer(*given: Any, **named: Any) -> Any:
+        before()
+        try:
+            return inner(*given, **named)
+        finally:
+            after()
+
+    setattr(owner, name, outer)
+
+
+def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> None:
+    from customized_grpo import runs
+    from customized_grpo.training import loop, rollout, scoring, update
+
+    for owner, name, stage in (
+        (runs, "build_policy", "loading"),
+        (runs, "evaluate", "evaluation"),
+        (rollout, "sample_trajectories", "sampling"),
+        (scoring, "score", "scoring"),
+        (update.Updater, "update", "updating"),
+        (loop, "append_record", "metrics"),
+        (loop, "save_checkpoint", "checkpoint"),
+        (runs, "show", "ending"),
+    ):
+        _around(owner, name, lambda stage=stage: enter(stage), leave)
+
+
+def _tell_events(events: int) -> None:
+    """One line for each checkpoint and record that is finished, which nothing may lose."""
+    from customized_grpo.training import loop
+
+    save, append = loop.save_checkpoint, loop.append_record
+
+    def save_checkpoint(folder: Path, iteration: int, *rest: Any) -> Path:
+        path = save(folder, iteration, *rest)
+        os.write(events, f"checkpoint {iteration}\n".encode())
+        return path
+
+    def append_record(path: Path, record: Any) -> None:
+        append(path, record)
+        os.write(events, f"record {record['iteration']}\n".encode())
+
+    loop.save_checkpoint, loop.append_record = save_checkpoint, append_record
+
+
+def _calls(came: Callable[[str], bool]) -> None:
+    """Deaths before or after whole calls."""
+    import torch
+
+    from customized_grpo.policies.pipelines import PipelinePolicy
+    from customized_grpo.training import scoring
+
+    def at(site: str) -> Callable[[], None]:
+        return lambda: die() if came(site) else None
+
+    def nothing() -> None:
+        pass
+
+    _around(PipelinePolicy, "velocity", at("before a forward pass"), nothing)
+    _around(scoring, "score", at("before scoring"), nothing)
+    _around(torch.optim.AdamW, "step", at("before an optimiser step"), at("after an optimiser step"))
+    _around(os, "fsync", at("before a flush"), nothing)
+    _around(os, "replace", at("before a move"), at("after a move"))
+
+
+def _files(came: Callable[[str], bool]) -> None:
+    """Deaths that leave half a file behind, or half a folder."""
+    import safetensors.torch
+
+    from customized_grpo.training import checkpoint
+
+    whole = safetensors.torch.save_file
+
+    def save_file(tensors: Any, path: Any, *rest: Any, **named: Any) -> None:
+        whole(tensors, path, *rest, **named)
+        if came("inside a file of tensors"):
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    safetensors.torch.save_file = checkpoint.save_file = save_file
+
+    write_text, open_path, unlink, rmtree = Path.write_text, Path.open, os.unlink, shutil.rmtree
+
+    def write(self: Path, text: str, *rest: Any, **named: Any) -> int:
+        if self.name in _TEXTS and came("inside the state"):
+            write_text(self, text[: len(text) // 2], *rest, **named)
+            die()
+        return write_text(self, text, *rest, **named)
+
+    def opened(self: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        file = open_path(self, mode, *rest, **named)
+        if self.name in _LINES and mode == "a+b":
+            return _Half(file, "inside a metrics line", came)
+        return _Half(file, "inside a rewritten file", came) if self.suffix == ".tmp" and mode == "wb" else file
+
+    inside: list[str] = []
+
+    def remove(*given: Any, **named: Any) -> None:
+        unlink(*given, **named)
+        if inside and came("inside a removal"):
+            die()
+
+    def removed(path: Any, *rest: Any, **named: Any) -> None:
+        inside.append(str(path))
+        try:
+            rmtree(path, *rest, **named)
+        finally:
+            inside.pop()
+
+    Path.write_text, Path.open, os.unlink, shutil.rmtree = write, opened, remove, removed  # type: ignore[assignment]
+
+
+def _poison(updates: range) -> None:
+    """Have the first weight's gradient be NaN in those updates, counted from 1."""
+    from customized_grpo.training.update import Updater
+
+    inner, made = Updater.update, [0]
+
+    def update(self: Updater, *given: Any) -> dict[str, float]:
+        made[0] += 1
+        factor = float("nan") if made[0] in updates else 1.0
+        hook = self.weights[0].register_hook(lambda gradient: gradient * factor)
+        try:
+            return inner(self, *given)
+        finally:
+            hook.remove()
+
+    Updater.update = update  # type: ignore[method-assign]
+
+
+class _Half:
+    """A file of which only a half is written where `came` says so."""
+
+    def __init__(self, file: Any, site: str, came: Callable[[str], bool]) -> None:
+        self._file, self._site, self._came = file, site, came
+
+    def write(self, data: bytes) -> int:
+        if self._came(self._site):
+            self._file.write(data[: len(data) // 2])
+            self._file.flush()
+            die()
+        return int(self._file.write(data))
+
+    def __enter__(self) -> _Half:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
