@@ -179,6 +179,12 @@ def pipelines() -> Iterator[Case]:
         lambda model: _cut(model / "text_encoder/model.safetensors"),
         "policy.path: cannot load text_encoder of ./model",
     )
+    for part, file in (("text_encoder", "model.safetensors"), ("text_encoder_2", "model.safetensors"),
+                       ("transformer", WEIGHTS), ("vae", WEIGHTS)):  # fmt: skip
+        yield case(f"{part} without one of its weights", lambda model, place=f"{part}/{file}": _weights(
+            lambda w: {k: v for k, v in w.items() if k != max(w)})(model / place),
+            f"policy.path: {part} of ./model lacks the weight")  # fmt: skip
+    yield case("tokenizer cut", lambda model: _cut_text(model / "tokenizer/tokenizer.json"))
     yield case("weights as a pickle", lambda model: (model / "transformer" / WEIGHTS).rename(
         model / "transformer/diffusion_pytorch_model.bin"))  # fmt: skip
     yield case("weights as a hostile pickle", lambda model: _replace_by_pickle(model / "transformer" / WEIGHTS))
