@@ -38,7 +38,7 @@ test-lowest:
 	$(LOWEST)/uv pip compile --quiet --resolution lowest-direct --extra dev pyproject.toml -o .venv-lowest/lowest.txt
 	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --requirement .venv-lowest/lowest.txt
 	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --no-deps --editable .
-	$(LOWEST)/python -m pytest
+	$(LOWEST)/python -m pytest $(TESTS)
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

@@ -238,6 +238,7 @@ TEXTS = st.one_of(
     ),
 )
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
+DECAY = st.floats(0, 1, exclude_max=True)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | FINITE | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -249,7 +250,7 @@ JSON = st.recursive(
     options=st.dictionaries(TEXTS, JSON, max_size=3),
     path=TEXTS,
     rate=st.floats(1e-300, 1e300),
-    betas=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
+    betas=st.tuples(DECAY, DECAY),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_saved_configurations_come_back_exactly(

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from customized_grpo import cli
+from customized_grpo.config import Config, EvaluationConfig, RewardConfig
+from customized_grpo.redaction import SECRET
+from customized_grpo.report.collect import changes
 from customized_grpo.serving.serve import serve
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +92,15 @@ def test_servers_listen_to_this_machine_alone_unless_told() -> None:
     assert signature(serve).parameters["host"].default == "127.0.0.1"
     for command in (cli.serve_reward, cli.demo):
         assert signature(command).parameters["host"].default == "127.0.0.1"
+
+
+def test_a_report_shows_no_secret() -> None:
+    options = {"api_key": "opensesame", "folder": "/home/me/cache", "note": "sk-abcdefghijklmnop"}
+    judge = RewardConfig(kind="mine.py:Judge", role="guard", options=options)
+    told = list(changes(Config(evaluation=EvaluationConfig(monitors=[judge]))))
+    shown = " ".join(change.value for change in told)
+    assert "opensesame" not in shown and "sk-abc" not in shown
+    assert SECRET in shown and "/home/me/cache" in shown
 
 
 def test_every_exception_to_a_rule_is_explained() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 LOCAL_PATH, ADDRESS, SECRET = "<local path>", "<address>", "<secret>"
@@ -19,15 +19,24 @@ _PATH = re.compile(
 )
 
 
-def redact(value: Any, key: str = "") -> Any:
+def redact(value: Any) -> Any:
     """JSON values with each text cleaned, and whatever stands under a key that names a secret left out."""
+    return _cleaned(value, "", redact_text)
+
+
+def hide_secrets(value: Any) -> Any:
+    """JSON values without secrets alone: for what stays on this machine, where paths and addresses are of use."""
+    return _cleaned(value, "", lambda text: _TOKEN.sub(SECRET, text))
+
+
+def _cleaned(value: Any, key: str, clean: Callable[[str], str]) -> Any:
     if value is not None and not isinstance(value, bool | int | float) and _SECRET_KEY.search(key):
         return SECRET
     if isinstance(value, Mapping):
-        return {str(name): redact(inner, str(name)) for name, inner in value.items()}
+        return {str(name): _cleaned(inner, str(name), clean) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [redact(inner) for inner in value]
-    return redact_text(value) if isinstance(value, str) else value
+        return [_cleaned(inner, "", clean) for inner in value]
+    return clean(value) if isinstance(value, str) else value
 
 
 def redact_text(text: str) -> str:

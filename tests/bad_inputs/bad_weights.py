@@ -174,7 +174,11 @@ def pipelines() -> Iterator[Case]:
     yield case("VAE's config cut", lambda model: _cut_text(model / "vae/config.json"))
     yield case("transformer's weights cut", lambda model: _cut(model / "transformer" / WEIGHTS))
     yield case("VAE's weights a text", lambda model: (model / "vae" / WEIGHTS).write_text("no weights"))
-    yield case("text encoder's weights cut", lambda model: _cut(model / "text_encoder/model.safetensors"))
+    yield case(
+        "text encoder's weights cut",
+        lambda model: _cut(model / "text_encoder/model.safetensors"),
+        "policy.path: cannot load text_encoder of ./model",
+    )
     for part, file in (("text_encoder", "model.safetensors"), ("text_encoder_2", "model.safetensors"),
                        ("transformer", WEIGHTS), ("vae", WEIGHTS)):  # fmt: skip
         yield case(f"{part} without one of its weights", lambda model, place=f"{part}/{file}": _weights(

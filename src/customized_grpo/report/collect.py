@@ -12,6 +12,7 @@ from customized_grpo.configuration import load_config
 from customized_grpo.evaluation import Evaluation, read_evaluation
 from customized_grpo.information import STARTS
 from customized_grpo.records import RecordError, read_records
+from customized_grpo.redaction import hide_secrets
 from customized_grpo.snapshots import GroupChoice, Samples, read_groups, read_samples
 
 
@@ -83,7 +84,7 @@ def collect(folder: Path, config: Config) -> Run:
 def changes(config: Config) -> Iterator[Change]:
     """What differs from the defaults, key by key."""
     default = _flat(load_config().model_dump(mode="json"))
-    mine = _flat(config.model_dump(mode="json"))
+    mine = _flat(hide_secrets(config.model_dump(mode="json")))
     for key in dict.fromkeys([*default, *mine]):
         if default.get(key) != mine.get(key):
             yield Change(key, _shown(default, key), _shown(mine, key))
