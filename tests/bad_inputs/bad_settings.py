@@ -102,9 +102,9 @@ def values() -> Iterator[Case]:
             yield case(f"{key}={text}", f"{key} must be finite; given {text}")
     for key, text in {
         "seed": "-1", "train.iterations": "0", "train.updates": "-3", "train.learning_rate": "0", "train.ema": "1",
-        "train.trained_fraction": "1.5", "train.max_missing": "-0.1", "train.clip_range": "-1e-4", "train.batch_size": "0",
+        "train.trained_fraction": "1.5", "train.max_missing": "-0.1", "train.clip_range": "-1e-4",
         "train.checkpoint_every": "0", "train.keep_checkpoints": "0", "train.sample_every": "0", "train.kl_weight": "-1",
-        "rollout.steps": "1", "rollout.group_size": "1", "rollout.pairs": "0", "rollout.batch_size": "-48",
+        "rollout.steps": "1", "rollout.group_size": "1", "rollout.pairs": "0",
         "rollout.eta": "0", "rollout.shift": "-1", "policy.height": "-64", "policy.width": "8", "policy.lora.rank": "0",
         "policy.lora.alpha": "-2", "policy.guidance": "-1", "policy.max_sequence_length": "0", "data.size": "-5",
         "data.seed": "-1", "evaluation.steps": "0", "evaluation.images": "0", "rewards.0.weight": "-1",
@@ -120,6 +120,8 @@ def values() -> Iterator[Case]:
         "policy.conditions": "[a]",
     }.items():  # fmt: skip
         yield case(f"{key}={text}", f"{key}: input should be ")
+    for key, text in {"train.batch_size": "0", "rollout.batch_size": "-48"}.items():
+        yield case(f"{key}={text}", f"{key}: should be a number of at least 1, or auto; given {text}")
     yield case("train.betas=[0.9]", "train.betas.1: field required")
     yield case("train.betas=[1, 2, 3]", "train.betas: tuple should have at most 2 items")
     yield case("train.betas=[2, 3]", "train.betas: should be two numbers from 0 to below 1; given [2")
