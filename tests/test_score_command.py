@@ -115,7 +115,7 @@ def test_what_could_not_be_scored_stays_empty_and_out_of_the_mean(folder: Path) 
     [
         (["--reward", "dino"], "no picture to score; give --image"),
         (["--image", "drawn/a.png"], "no --reward; give a kind such as dino"),
-        (["--reward", "dyno", "--image", "drawn/a.png"], "unknown kind 'dyno'; give dino, dino-patches"),
+        (["--reward", "dyno", "--image", "drawn/a.png"], "unknown kind 'dyno'; did you mean 'dino'?"),
         (["--reward", "copy-paste", "--image", "nowhere.png"], "nowhere.png: no such file"),
         (["--reward", "copy-paste", "--image", "broken.png"], "broken.png: not an image of a known format"),
         (["--reward", "copy-paste", "--images", "nowhere"], "nowhere: no such folder"),

@@ -181,5 +181,5 @@ def test_is_built_by_its_configuration(dino_folder: Path) -> None:
     reward = build_reward(config, "cpu")
     assert isinstance(reward, DinoReward)
     assert reward.name == "dino" and not reward.segmented
-    with pytest.raises(RewardError, match=r"unknown option 'segmentd'; dino has .*segmented"):
+    with pytest.raises(RewardError, match=r"unknown option 'segmentd'; did you mean 'segmented'"):
         build_reward(config.model_copy(update={"options": {"segmentd": False}}), "cpu")
