@@ -154,7 +154,7 @@ def test_two_processes_learn_what_one_learns(make_config: Callable[..., Config],
     records = zip(without_times(tmp_path / "one"), without_times(tmp_path / "two"), strict=True)
     for single, double in records:
         assert single.keys() == double.keys()
-        for name in single.keys() - {"kl"}:  # measured on one micro-batch of each process
+        for name in single.keys() - {"kl", "drift"}:  # measured on one micro-batch of each process
             assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-5), name
 
 
