@@ -6,6 +6,7 @@ Each experiment returns what was found wrong.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def exploding(bench: Bench, whole: Reference, rate: float) -> list[str]:
     shutil.copytree(whole.half / "run", folder / "run")
     config, checkpoints = folder / "run" / "config.yaml", folder / "run" / "checkpoints"
     kept, before = config.read_text(), digest(checkpoints / f"{EVERY:06d}")
-    config.write_text(kept.replace("learning_rate: 0.001", f"learning_rate: {rate}"))
+    config.write_text(re.sub(r"learning_rate: [\d.e-]+", f"learning_rate: {rate}", kept))
     assert config.read_text() != kept
     wrong = one_line(bench.train(folder).wait(), f"lower train.learning_rate in {Path('run') / 'config.yaml'}")
     newest = newest_checkpoint(checkpoints)

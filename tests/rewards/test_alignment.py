@@ -80,7 +80,18 @@ def test_prompts_are_encoded_once(name: str, folders: dict[str, Path], make_pair
     a, b = make_pair("a", 1), make_pair("b", 2)
     judge(torch.rand(4, 3, 32, 32), [a, a, b, b])
     judge(torch.rand(2, 3, 32, 32), [b, replace(a, key="c")])
-    assert met == [2]
+    assert met == [1, 1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_was_scored_before_changes_no_bit(name: str, folders: dict[str, Path], make_pair: MakePair) -> None:
+    """A resumed run has scored less than one that was never stopped."""
+    pairs = [replace(make_pair(key, 1), prompt=f"a {key} in the snow") for key in ("dog", "cat", "bird", "cow", "ant")]
+    images = torch.rand(5, 3, 32, 32)
+    fresh, used = (build(MODELS[name][0], folders[name]) for _ in range(2))
+    for pair in (pairs[1], pairs[3]):
+        used(images[:1], [pair])
+    assert torch.equal(fresh(images, pairs), used(images, pairs))
 
 
 def test_siglip_hears_no_capitals(folders: dict[str, Path], make_pair: MakePair) -> None:

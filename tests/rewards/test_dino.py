@@ -82,7 +82,7 @@ def test_a_mask_hides_the_background(dino_folder: Path, make_pair: MakePair) -> 
 
 def test_the_background_becomes_the_processors_mean(dino: DinoReward, make_pair: MakePair) -> None:
     pair = make_pair("a")
-    shown = dino._cut(to_tensor(pair.references[0]), dino._masks([pair])[0])
+    shown = dino._cut(to_tensor(pair.references[0]), dino._masks(pair)[0])
     assert torch.allclose(shown[:, 0, 0], torch.tensor(dino.frame.mean))
     middle = torch.from_numpy(np.array(pair.references[0])[20, 24]) / 255
     assert torch.allclose(shown[:, 20, 24], middle)
@@ -113,9 +113,9 @@ def test_references_are_encoded_once_per_pair(dino: DinoReward, make_pair: MakeP
     a, b = make_pair("a", 1), make_pair("b", 2)
     images = torch.rand(6, 3, 32, 32)
     dino(images, [a, a, a, b, b, b])
-    assert met == [2, 6]  # both references in one batch, then the pictures
+    assert met == [1, 1, 6]  # each reference by itself, then the pictures
     dino(images, [make_pair("a", 1)] * 3 + [b] * 3)  # read anew, the same pair
-    assert met == [2, 6, 6]
+    assert met == [1, 1, 6, 6]
 
 
 def test_equal_keys_of_different_pairs_are_kept_apart(dino: DinoReward, make_pair: MakePair) -> None:

@@ -91,10 +91,7 @@ class AlignmentReward:
         ).to(self._device)
         return tokens
 
-    def _text_features(self, prompts: list[str]) -> list[Tensor]:
-        """Unit vectors (width,) of prompts, in batches."""
-        features = []
-        for start in range(0, len(prompts), self._batch_size):
-            tokens = self._tokens(prompts[start : start + self._batch_size])
-            features.append(self.model.get_text_features(**tokens).pooler_output.float())
-        return list(functional.normalize(torch.cat(features), dim=-1))
+    def _text_features(self, prompt: str) -> Tensor:
+        """Unit vector (width,) of a prompt."""
+        features = self.model.get_text_features(**self._tokens([prompt])).pooler_output.float()
+        return functional.normalize(features, dim=-1)[0]

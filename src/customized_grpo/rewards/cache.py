@@ -16,7 +16,11 @@ PairKey = tuple[str, int]
 
 
 class FeatureCache(Generic[K]):
-    """Features by key; of more than `size` the longest unused goes first."""
+    """Features by key; of more than `size` the longest unused goes first.
+
+    Each is computed by itself. In a batch its last bits would depend on its neighbours there, those that were not kept
+    yet: a resumed run, which keeps nothing at first, would have other scores than one that was never stopped.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = max(1, size)
@@ -25,15 +29,10 @@ class FeatureCache(Generic[K]):
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, keys: Sequence[K], compute: Callable[[list[K]], Sequence[Tensor]]) -> dict[K, Tensor]:
-        """Features of all keys. `compute` is called once, with every key that is not there, or not
-        at all.
-        """
+    def get(self, keys: Sequence[K], compute: Callable[[K], Tensor]) -> dict[K, Tensor]:
+        """Features of all keys. `compute` is called for each that is not there."""
         wanted = list(dict.fromkeys(keys))
-        missing = [key for key in wanted if key not in self._kept]
-        found = {key: self._kept[key] for key in wanted if key in self._kept}
-        if missing:
-            found.update(zip(missing, compute(missing), strict=True))
+        found = {key: self._kept[key] if key in self._kept else compute(key) for key in wanted}
         for key in wanted:
             self._kept[key] = found[key]
             self._kept.move_to_end(key)

@@ -45,7 +45,7 @@ class CopyPasteReward:
         """
         keys = pair_keys(pairs)
         by_key = dict(zip(keys, pairs, strict=True))
-        references = self._cache.get(keys, lambda missing: [self._references(by_key[key]) for key in missing])
+        references = self._cache.get(keys, lambda key: self._references(by_key[key]))
         counts = torch.tensor([len(references[key]) for key in keys], device=self._device)
         pictures = _resized(images.to(self._device)).repeat_interleave(counts, dim=0)
         shown = torch.cat([references[key] for key in keys])

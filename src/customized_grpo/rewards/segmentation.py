@@ -158,9 +158,9 @@ class Segmenter:
         ]
         by_key = dict(zip(keys, pictures, strict=True))
 
-        def compute(missing: list[tuple[int, tuple[int, int], str | None]]) -> list[Tensor]:
-            placed = [self._frame(to_tensor(by_key[key].convert("RGB"))[None].to(self._device)) for key in missing]
-            return self._masks(torch.cat(placed), [key[2] for key in missing])
+        def compute(key: tuple[int, tuple[int, int], str | None]) -> Tensor:
+            placed = self._frame(to_tensor(by_key[key].convert("RGB"))[None].to(self._device))
+            return self._masks(placed, [key[2]])[0]
 
         kept = self._cache.get(keys, compute)
         return [

@@ -96,7 +96,7 @@ class SimilarityReward:
         """
         keys = pair_keys(pairs)
         by_key = dict(zip(keys, pairs, strict=True))
-        references = self._cache.get(keys, lambda missing: self._references([by_key[key] for key in missing]))
+        references = self._cache.get(keys, lambda key: self._references(by_key[key]))
         pictures = self._pictures(images.to(self._device), pairs)
         return torch.stack(
             [100 * self._similarity(references[key], picture) for key, picture in zip(keys, pictures, strict=True)]
@@ -124,15 +124,14 @@ class SimilarityReward:
         mask = self.segmenter.pictures(images, [pair.subject for pair in pairs])
         return self._marked(self._features(self.frame.inputs(self._cut(images, mask))), mask)
 
-    def _references(self, pairs: list[Pair]) -> list[Tensor]:
-        """What `_joined` makes of each pair, all references in one batch."""
-        for pair in pairs:
-            if not pair.references:
-                raise RewardError(f"pair {pair.key!r} has no reference to compare with")
-        masks = self._masks(pairs)
+    def _references(self, pair: Pair) -> Tensor:
+        """What `_joined` makes of a pair, all its references in one batch."""
+        if not pair.references:
+            raise RewardError(f"pair {pair.key!r} has no reference to compare with")
+        masks = self._masks(pair)
         shown = [
             self._cut(to_tensor(reference.convert("RGB")), mask)[None].to(self._device)
-            for reference, mask in zip((one for pair in pairs for one in pair.references), masks, strict=True)
+            for reference, mask in zip(pair.references, masks, strict=True)
         ]
         inputs = [self.frame.inputs(one) for one in shown]
         if len({one["pixel_values"].shape for one in inputs}) > 1:  # a processor that does not crop
@@ -140,28 +139,27 @@ class SimilarityReward:
         else:
             together = self._features({key: torch.cat([one[key] for one in inputs]) for key in inputs[0]})
             features = list(torch.split(together, 1))
-        marked = iter(
+        marked = [
             self._marked(one, None if mask is None else mask[None].to(self._device))[0]
             for one, mask in zip(features, masks, strict=True)
-        )
-        return [self._joined([next(marked) for _ in pair.references]) for pair in pairs]
+        ]
+        return self._joined(marked)
 
-    def _masks(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
+    def _masks(self, pair: Pair) -> list[Tensor | None]:
         """Of each reference, in order: 1 on its subject, 0 outside, float32 (1, H, W); None: all of it counts."""
         found: list[Tensor | None] = []
         wanted: list[tuple[int, Image.Image, str | None]] = []
-        for pair in pairs:
-            for reference, mask in zip(pair.references, pair.masks, strict=True):
-                if mask is None and self.segmenter is not None and self.segmented:
-                    wanted.append((len(found), reference, pair.subject))
-                if mask is None or not self.segmented:
-                    found.append(None)
-                    continue
-                if mask.size != reference.size:
-                    raise RewardError(
-                        f"pair {pair.key!r}: a mask of {mask.size} for a reference of {reference.size}; make them equal"
-                    )
-                found.append(to_tensor(mask.convert("L")))
+        for reference, mask in zip(pair.references, pair.masks, strict=True):
+            if mask is None and self.segmenter is not None and self.segmented:
+                wanted.append((len(found), reference, pair.subject))
+            if mask is None or not self.segmented:
+                found.append(None)
+                continue
+            if mask.size != reference.size:
+                raise RewardError(
+                    f"pair {pair.key!r}: a mask of {mask.size} for a reference of {reference.size}; make them equal"
+                )
+            found.append(to_tensor(mask.convert("L")))
         if wanted and self.segmenter is not None:
             places, references, subjects = zip(*wanted, strict=True)
             for place, made in zip(places, self.segmenter.references(references, subjects), strict=True):
