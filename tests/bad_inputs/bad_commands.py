@@ -30,7 +30,7 @@ def options() -> Iterator[Case]:
         return Case("command", name, _typed(*command), ((told,),))
 
     yield case("no such command", "No such command 'trian'", "trian")
-    yield case("no such option", "train: No such option: --confg", "train", "--confg", "a.yaml")
+    yield case("no such option", "train: No such option", "train", "--confg", "a.yaml")
     yield case("an option without its value", "'--set' requires an argument", "train", "--set")
     yield case("an argument too many", "info: Got unexpected extra argument", "info", "more")
     yield case("an argument too few", "evaluate: Missing argument '", "evaluate")

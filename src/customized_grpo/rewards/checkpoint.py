@@ -41,7 +41,7 @@ def check_type(path: str, types: Collection[str], revision: str, name: str) -> s
         kind = str(AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False).model_type)
     except RewardError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # each library its own
         raise _unloadable(path, name, error) from error
     if kind not in types:
         raise RewardError(f"reward {name!r}: {path!r} holds a {kind} model; give one of {', '.join(types)}")
