@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -38,10 +39,10 @@ def settings(**changes: object) -> list[str]:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code, below 0 the signal that ended it; its seconds; all that it said."""
+    """How a process ended: its exit code, below 0 the signal; its seconds of processor time; all that it said."""
 
     code: int
-    seconds: float
+    processor: float
     said: str
 
     @property
@@ -59,7 +60,17 @@ class Process:
     watch: Path
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(self.pid, number)
+
+    def work(self, seconds: float) -> None:
+        """Wait until it has used so much processor time, which does not depend on what else runs; or has ended."""
+        stat = Path(f"/proc/{self.pid}/stat")
+        while stat.exists():
+            state, *fields = stat.read_text().rpartition(")")[2].split()
+            if state == "Z" or (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK") >= seconds:
+                return
+            time.sleep(0.002)
 
     @property
     def stage(self) -> str:
@@ -79,7 +90,7 @@ class Process:
 
     def wait(self) -> Ended:
         answer = self.bench.ask({"wait": self.pid})
-        return Ended(answer["code"], answer["seconds"], self.output.read_text(errors="replace"))
+        return Ended(answer["code"], answer["processor"], self.output.read_text(errors="replace"))
 
 
 class Bench:

@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from .sites import SITES
 class Reference:
     """The run that nothing happens to: what it comes to, how often it comes to each site.
 
-    `folder` holds it; `half` one that was killed after its first checkpoint. `seconds` is how long it takes up to its
-    charts, and `charts` how long those take, 0 where the runs that are killed are to have none.
+    `folder` holds it; `half` one that was killed after its first checkpoint. `seconds` is its processor time up to its charts,
+    and `charts` that of those, 0 where the runs that are killed are to have none.
     """
 
     folder: Path
@@ -49,10 +48,10 @@ def reference(bench: Bench, *, pictures: bool = True) -> Reference:
     assert not missed, f"the run never comes to {missed}"
     charts = 0.0
     if pictures:  # which are all that it has left to do
-        charts = bench.train(folder).wait().seconds
+        charts = bench.train(folder).wait().processor
     half = bench.place("half")
     bench.train(half, fault={"site": "before scoring", "number": EVERY + 2}).wait()
-    return Reference(folder, half, Result.of(folder / "run"), brief.seconds, charts, counts)
+    return Reference(folder, half, Result.of(folder / "run"), brief.processor, charts, counts)
 
 
 def at_sites(bench: Bench, whole: Reference, sites: Sequence[str], chance: random.Random) -> Iterator[Trial]:
@@ -77,7 +76,7 @@ def at_moments(bench: Bench, whole: Reference, kills: int, chance: random.Random
         for _ in range(min(left, chance.choice([1, 1, 2, 3]))):
             charts = whole.charts if chance.random() < 0.2 else 0.0
             process = bench.train(folder, pictures=charts > 0)
-            time.sleep(chance.uniform(0, 0.95 * whole.seconds + charts))
+            process.work(chance.uniform(0, 0.95 * whole.seconds + charts))
             stage = process.stage
             process.kill()
             ended = process.wait()
@@ -96,7 +95,7 @@ def commands(bench: Bench, whole: Reference, kills: int, chance: random.Random) 
         folder = bench.place("command")
         process = bench.command(new_run(), folder)
         try:
-            process.wait(chance.uniform(0.5, 1.0) * (whole.seconds + 6))
+            process.wait(chance.uniform(0.5, 1.0) * (whole.seconds + whole.charts + 5))
         except subprocess.TimeoutExpired:
             process.kill()
             said, _ = process.communicate()
