@@ -18,8 +18,8 @@ from .sites import SITES
 class Reference:
     """The run that nothing happens to: what it comes to, how often it comes to each site.
 
-    `folder` holds it; `half` one that was killed after its first checkpoint. `seconds` is its processor time up to its charts,
-    and `charts` that of those, 0 where the runs that are killed are to have none.
+    `folder` holds it; `half` one that was killed after its first checkpoint. `seconds` is its processor time up to its
+    charts, and `charts` that of those, 0 where the runs that are killed are to have none.
     """
 
     folder: Path

@@ -1,7 +1,7 @@
 """Forks processes that train: each runs the command as a user types it, without paying for the imports again.
 
-A line of JSON asks, a line answers: {"start": {...}} gives {"pid": N}, {"wait": N} gives {"code": N, "processor": S}. The
-server itself computes nothing, so that its children start as a process of their own would.
+A line of JSON asks, a line answers: {"start": {...}} gives {"pid": N}, {"wait": N} gives {"code": N, "processor": S}.
+The server itself computes nothing, so that its children start as a process of their own would.
 """
 
 from __future__ import annotations

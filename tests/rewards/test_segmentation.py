@@ -80,7 +80,7 @@ def test_references_are_kept_by_content_and_subject(segformer_folder: Path) -> N
     assert met == [1, 1] and torch.equal(masks[0], masks[2])
     segmenter.references([photos[0].resize((30, 40))], [None])
     segmenter.references(photos[:1], ["ball"])
-    assert met == [2, 1, 1]
+    assert met == [1, 1, 1, 1]
 
 
 def test_a_model_by_points_is_asked_at_nine_of_them(tmp_path: Path) -> None:
