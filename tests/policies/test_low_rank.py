@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig, PolicyConfig
 from customized_grpo.policies import FluxKontextPolicy
-from customized_grpo.policies.low_rank import LowRankLinear
+from customized_grpo.policies.low_rank import LowRankLinear, pefts_own_layers
 
 
 def adapted(base: nn.Module, own: bool, dtype: torch.dtype = torch.float64, **settings: Any) -> nn.Module:
@@ -43,7 +43,7 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return found if x.grad is None else found | {"x": x.grad}
 
 
-@pytest.mark.parametrize("shape", [(5, 6), (2, 3, 6)])
+@pytest.mark.parametrize("shape", [(5, 6), (2, 3, 6), (4, 5, 6)])
 @pytest.mark.parametrize("moving", [False, True])
 def test_output_and_gradients_are_those_of_pefts_layer(base: nn.Module, shape: tuple[int, ...], moving: bool) -> None:
     x = torch.randn(shape, dtype=torch.float64, requires_grad=moving)
@@ -66,8 +66,32 @@ def test_gradients_are_those_of_finite_differences(base: nn.Module) -> None:
         result: Tensor = torch.func.functional_call(layer, factors, (x,))
         return result
 
-    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(output, (x, down, up))
+    for rows in (4, 9):  # fewer than the weight has, and more
+        x = torch.randn(rows, 6, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(output, (x, down, up))
+
+
+@pytest.mark.parametrize("rows", [5, 200])
+def test_products_of_float32_are_those_of_pefts_layer(base: nn.Module, rows: int) -> None:
+    x = torch.randn(rows, 6, requires_grad=True)
+    own, theirs = (adapted(base.float(), own, torch.float32) for own in (True, False))
+    torch.testing.assert_close(own(x), theirs(x), rtol=1e-4, atol=1e-4)
+    found, expected = gradients(own, x), gradients(theirs, x)
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=1e-4, atol=1e-3 * float(expected[name].abs().max())
+        )
+
+
+def test_an_adapter_of_zeros_changes_no_bit(base: nn.Module) -> None:
+    model, x = adapted(base.float(), True, torch.float32), torch.randn(64, 6)
+    for layer in (model[0], model[2]):
+        layer.lora_B["default"].weight.data.zero_()
+    with torch.no_grad():
+        tuned = model(x)
+        for layer in (model[0], model[2]):
+            layer.enable_adapters(False)
+        assert torch.equal(model(x), tuned)
 
 
 def test_a_forward_pass_is_the_same_with_gradients_and_without(base: nn.Module) -> None:
@@ -118,3 +142,14 @@ def test_a_policy_s_layers_are_these() -> None:
     assert layers
     transformer = policy._transformer
     assert all(type(transformer.get_submodule(name)) is LowRankLinear for name in layers)
+
+
+def test_peft_computes_where_it_is_asked_to(base: nn.Module) -> None:
+    own, theirs, x = (
+        adapted(base.float(), True, torch.float32),
+        adapted(base.float(), False, torch.float32),
+        torch.randn(64, 6),
+    )
+    with pefts_own_layers():
+        assert torch.equal(own(x), theirs(x))
+    assert LowRankLinear.fused

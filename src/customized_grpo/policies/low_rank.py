@@ -1,31 +1,46 @@
-"""A linear layer with a LoRA in two fused products, where peft's own takes three and four passes over activations.
+"""A linear layer with a LoRA in fewer passes over activations than peft's own.
 
 Both compute x Wᵀ + b + s (x Aᵀ) Bᵀ (arXiv 2106.09685, section 4.1) and agree within rounding. This one works in the
-precision of x, as autocast does, with the factors' own kept for the optimiser; adds the low-rank term inside the
-second product; and keeps for the backward pass only x and its r-dimensional image.
+precision of x, as autocast does, with the factors' own kept for the optimiser, and keeps for the backward pass only x
+and, at most, its r-dimensional image. In float32, of more rows than the weight has, it multiplies by W + s B A, made
+anew each time, forth and back. In half precision, where the small update would be lost in that sum, it adds the
+low-rank term inside the second of two products.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor
 
+from customized_grpo.policies.products import product
+
 
 class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
-    """peft's LoRA of an `nn.Linear`, computed as above while exactly one plain adapter is at work; else peft's way."""
+    """peft's LoRA of an `nn.Linear`, computed as above while exactly one plain adapter is at work; else peft's way.
+
+    Without any adapter, and without gradients, it is computed by the same products, so that an adapter of zeros
+    changes no bit.
+    """
+
+    fused: ClassVar[bool] = True
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base = self.base_layer
+        plain = self.fused and not args and not kwargs and x.dtype == base.weight.dtype
+        if plain and self.disable_adapters and not self.merged and not torch.is_grad_enabled():
+            return product(x.reshape(-1, x.shape[-1]), base.weight, base.bias).view(*x.shape[:-1], -1)
         name = self._alone()
-        if name is None or args or kwargs or x.dtype != self.base_layer.weight.dtype:
+        if name is None or not plain:
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
-        base = self.base_layer
         down, up = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
-        product: Any = _Product
-        output: Tensor = product.apply(x, base.weight, base.bias, down, up, self.scaling[name])
+        low_rank: Any = _Product
+        output: Tensor = low_rank.apply(x, base.weight, base.bias, down, up, self.scaling[name])
         return output
 
     def _alone(self) -> str | None:
@@ -38,6 +53,16 @@ class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
         return name if isinstance(self.lora_dropout[name], torch.nn.Identity) else None
 
 
+@contextmanager
+def pefts_own_layers() -> Iterator[None]:
+    """Inside it all these layers are computed peft's way: what they are measured against."""
+    before, LowRankLinear.fused = LowRankLinear.fused, False
+    try:
+        yield
+    finally:
+        LowRankLinear.fused = before
+
+
 class _Product(torch.autograd.Function):
     """x (..., I), frozen weight (O, I) and bias (O,), factors down (R, I) and up (O, R) -> (..., O)."""
 
@@ -46,9 +71,13 @@ class _Product(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        inner = rows @ down.T
-        output = torch.nn.functional.linear(rows, weight, bias)
-        output.addmm_(inner, up.T, alpha=scale)
+        if _summed(rows, weight):
+            inner = None  # made when it is wanted
+            output = product(rows, torch.addmm(weight, up, down, alpha=scale), bias)
+        else:
+            inner = product(rows, down)
+            output = product(rows, weight, bias)
+            output.addmm_(inner, up.T, alpha=scale)
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.scale = scale
         return output.view(*x.shape[:-1], len(weight))
@@ -57,8 +86,21 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
         output = gradients[0].reshape(-1, len(weight))
-        of_inner = (output @ up).mul_(ctx.scale)
+        of_inner = product(output, up.T).mul_(ctx.scale)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (output @ weight).addmm_(of_inner, down).view(*gradients[0].shape[:-1], rows.shape[-1])
-        return of_x, None, None, of_inner.T @ rows, (output.T @ inner).mul_(ctx.scale), None
+            if inner is None:
+                of_x = product(output, torch.addmm(weight, up, down, alpha=ctx.scale).T)
+            else:
+                of_x = product(output, weight.T).addmm_(of_inner, down)
+            of_x = of_x.view(*gradients[0].shape[:-1], rows.shape[-1])
+        if inner is None:
+            inner = product(rows, down)
+        # The wide matrix stands second in both: the other way round is slower.
+        of_down, of_up = product(of_inner.T, rows.T), product(inner.T, output.T).mul_(ctx.scale).T
+        return of_x, None, None, of_down, of_up, None
+
+
+def _summed(rows: Tensor, weight: Tensor) -> bool:
+    """Whether W + s B A is worth its making, and keeps the update's last bits."""
+    return rows.dtype in (torch.float32, torch.float64) and len(rows) > max(weight.shape)

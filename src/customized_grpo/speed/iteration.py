@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol, TypeVar
@@ -14,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from customized_grpo.config import Config
 from customized_grpo.method import SAMPLERS
+from customized_grpo.policies.low_rank import pefts_own_layers
+from customized_grpo.policies.products import flop_formulas
 from customized_grpo.protocols import Conditions, Pair, Policy, Reward
 from customized_grpo.rewards import score
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
@@ -44,11 +47,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Shape:
-    """How an iteration's images go through the model: so many at once, conditions encoded once a pair or an image."""
+    """How an iteration's images go through the model.
+
+    So many at once, conditions encoded once a pair or once an image, by our own LoRA layers or by peft's.
+    """
 
     name: str
     images_at_once: int | None = None  #: None: as configured
     encode_each: bool = False
+    own_layers: bool = True
 
     def of(self, config: Config) -> Config:
         if self.images_at_once is None:
@@ -63,8 +70,9 @@ class Shape:
 
 
 OURS = Shape("whole groups")
-#: Fault 5 of the authors' released script: one image at a time, its reference and prompt encoded again each time.
-RELEASED = Shape("one image at a time", images_at_once=1, encode_each=True)
+#: Fault 5 of the authors' released script: one image at a time, its reference and prompt encoded again each time, by
+#: the libraries' own layers.
+RELEASED = Shape("one image at a time", images_at_once=1, encode_each=True, own_layers=False)
 
 
 def iterate(
@@ -144,7 +152,8 @@ def measure(
         for _ in range(times):
             for shape in shapes:
                 runner.found = found.setdefault(f"{kind} {shape.name}", {stage: [] for stage in STAGES})
-                iterate(config, policy, rewards, pairs, shape, runner)
+                with nullcontext() if shape.own_layers else pefts_own_layers():
+                    iterate(config, policy, rewards, pairs, shape, runner)
                 progress()
 
     def median_of(kind: str, shape: Shape, stage: str) -> float:
@@ -198,7 +207,7 @@ class _Clock(_Plain):
 
 class _Flops(_Plain):
     def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
             result = work()
         self.found[stage].append(float(counter.get_total_flops()))
         return result
