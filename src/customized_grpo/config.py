@@ -154,7 +154,7 @@ class DataConfig(_Section):
 
     path: str = Field(
         "world",
-        description="world (built in), a .jsonl file, a SynCD-style .json, a DreamBench folder",
+        description="world or world-recoloured (built in), a .jsonl file, a SynCD-style .json, a DreamBench folder",
     )
     split: Literal["train", "held-out"] = "train"
     size: int | None = Field(

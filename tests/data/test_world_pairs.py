@@ -98,3 +98,15 @@ def test_a_size_takes_pairs_of_a_file_evenly_spread(tmp_path: Path) -> None:
     few = open_dataset(config.model_copy(update={"size": 4}))
     assert [few[i].prompt for i in range(len(few))] == ["0", "2", "5", "7"]
     assert len(open_dataset(config.model_copy(update={"size": 40}))) == 10
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_a_recoloured_world_asks_for_a_colour_in_every_prompt(split: str) -> None:
+    config = DataConfig(path="world-recoloured", split=split, size=MANY, seed=2)
+    pairs, plain = open_dataset(config), open_dataset(config.model_copy(update={"path": "world"}))
+    assert isinstance(pairs, WorldPairs) and isinstance(plain, WorldPairs)
+    wishes = [pairs.draft(i).wish for i in range(MANY)]
+    assert all(wish.colour for wish in wishes)
+    assert not all(plain.draft(i).wish.colour for i in range(MANY))
+    assert [wish.held_out for wish in wishes] == [split == "held-out" and i % 2 == 1 for i in range(MANY)]
+    assert str(wishes[0].colour) in pairs[0].prompt and pairs[0].key != plain[0].key

@@ -14,9 +14,10 @@ from customized_grpo.data.world import WorldPairs
 from customized_grpo.named import told
 from customized_grpo.protocols import Pair, PairDataset
 
-__all__ = ["DataError", "open_dataset"]
+__all__ = ["WORLDS", "DataError", "open_dataset"]
 
-WORLD = "world"
+#: The built-in datasets, and whether all their prompts ask for another colour.
+WORLDS = {"world": False, "world-recoloured": True}
 WORLD_SIZE = 4096  #: pairs of the built-in world where no size is given
 
 
@@ -35,15 +36,16 @@ class Subset:
 
 
 def open_dataset(config: DataConfig) -> PairDataset:
-    """The pairs that `config.path` names: `world`, a .jsonl file, a SynCD-style .json, or a
+    """The pairs that `config.path` names: `world`, `world-recoloured`, a .jsonl file, a SynCD-style .json, or a
     DreamBench folder.
 
     `split` and `seed` concern the built-in world alone, `root` the two kinds of file. Of files, `size`
     takes that many pairs, evenly spread. Raises DataError, one line for each problem, where the path
     is of no such kind or its content cannot be used.
     """
-    if config.path == WORLD:
-        return WorldPairs(config.split, config.size or WORLD_SIZE, config.seed)
+    if config.path in WORLDS:
+        recoloured = WORLDS[config.path]
+        return WorldPairs(config.split, config.size or WORLD_SIZE, config.seed, recoloured=recoloured)
     pairs = _open_files(config)
     if config.size is None or config.size >= len(pairs):
         return pairs
@@ -64,7 +66,7 @@ def _open_path(path: Path, root: Path | None) -> PairDataset:
                 return open_dreambench(folder)
         raise DataError([f"data.path: {path} has no {LIST}; give a DreamBench folder or a .jsonl file"])
     if not path.is_file():
-        raise DataError([f"data.path: no file or folder {path}; correct it, or give {WORLD!r}"])
+        raise DataError([f"data.path: no file or folder {path}; correct it, or give {' or '.join(WORLDS)}"])
     if root is not None and not root.is_dir():
         raise DataError([f"data.root: no folder {root}; correct it"])
     match path.suffix.lower():

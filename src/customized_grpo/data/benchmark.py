@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from customized_grpo.config import DataConfig
-from customized_grpo.data import dreambench, open_dataset, pictures
+from customized_grpo.data import WORLDS, dreambench, open_dataset, pictures
 from customized_grpo.data.errors import DataError
 from customized_grpo.data.records import mask_beside, read_text
 from customized_grpo.protocols import Pair, PairDataset
@@ -187,8 +187,8 @@ def open_benchmark(path: str, *, two_subjects: bool = False, combined: Path | No
     if two_subjects or combined is not None:
         raise DataError([f"{path}: two subjects are asked of DreamBench alone; give its folder"])
     # Of the built-in world the same pairs as a run's evaluation has.
-    config = DataConfig(path=path, split="held-out", size=96, seed=1) if path == "world" else DataConfig(path=path)
-    return EachPair("the built-in world" if path == "world" else folder.name, open_dataset(config))
+    config = DataConfig(path=path, split="held-out", size=96, seed=1) if path in WORLDS else DataConfig(path=path)
+    return EachPair(f"the built-in {path}" if path in WORLDS else folder.name, open_dataset(config))
 
 
 def default_combinations(folder: Path) -> list[tuple[str, str]]:

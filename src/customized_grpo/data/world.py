@@ -33,15 +33,17 @@ class WorldPairs:
 
     "train" has the training sprites and wishes. "held-out" has the sprites that no training pair
     shows; every second of its pairs asks for a combination of wishes that none asks for, either.
-    A smaller size is the beginning of a larger one. Raises DataError for a negative seed.
+    A smaller size is the beginning of a larger one. Where `recoloured`, every prompt wants the subject in another
+    colour than its reference has: what identity and prompt cannot both have. Raises DataError for a negative seed.
     """
 
-    def __init__(self, split: Split, size: int, seed: int) -> None:
+    def __init__(self, split: Split, size: int, seed: int, *, recoloured: bool = False) -> None:
         if seed < 0:
             raise DataError([f"data.seed: {seed} is negative; give 0 or more"])
         self._split = split
         self._size = size
         self._seed = seed
+        self._recoloured = recoloured
 
     def __len__(self) -> int:
         return self._size
@@ -51,7 +53,7 @@ class WorldPairs:
         draft, rng = self._draw(index)
         scene = render_reference(draft.subject, draft.reference_place, rng)
         return Pair(
-            key=f"world/{self._split}/{self._seed}/{index}",
+            key=f"{'world-recoloured' if self._recoloured else 'world'}/{self._split}/{self._seed}/{index}",
             prompt=draft.wish.prompt(draft.subject.word),
             references=(Image.fromarray(scene.image),),
             masks=(Image.fromarray(scene.mask.astype(np.uint8) * 255),),
@@ -72,6 +74,6 @@ class WorldPairs:
         rng = np.random.default_rng([self._seed, _STREAMS[self._split], index])
         held_out = self._split == "held-out"
         subject = draw_subject(rng, held_out=held_out)
-        wish = draw_wish(rng, held_out=held_out and index % 2 == 1)
+        wish = draw_wish(rng, held_out=held_out and index % 2 == 1, recoloured=self._recoloured)
         other = str(rng.choice([place for place in PLACES if place != wish.place]))
         return Draft(subject, wish, other), rng

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from customized_grpo.config import Config
-from customized_grpo.data import WORLD
+from customized_grpo.data import WORLDS
 from customized_grpo.evaluation import axes_of, guards_of
 from customized_grpo.figures.canvas import drawing
 from customized_grpo.figures.curves import QUADRANTS, Panel, training_panels
@@ -300,7 +300,7 @@ def _about(config: Config) -> Iterator[tuple[str, str]]:
     policy, data, method, rollout, train = config.policy, config.data, config.method, config.rollout, config.train
     yield "model", f"{policy.path} ({policy.kind}), {policy.height} x {policy.width}, {policy.dtype}"
     yield "trained", "all weights" if policy.lora is None else f"LoRA of rank {policy.lora.rank}"
-    yield "data", f"{data.path}, {data.split}" if data.path == WORLD else data.path
+    yield "data", f"{data.path}, {data.split}" if data.path in WORLDS else data.path
     for kind, judges in (("reward", config.rewards), ("only watched", config.evaluation.monitors)):
         for judge in judges:
             weight = f", weight {judge.weight:g}" if kind == "reward" else ""

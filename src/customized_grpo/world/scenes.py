@@ -59,14 +59,14 @@ class Scene:
     mask: np.ndarray
 
 
-def draw_wish(rng: np.random.Generator, *, held_out: bool) -> Wish:
-    """A random wish, of the held-out combinations or of all the others."""
+def draw_wish(rng: np.random.Generator, *, held_out: bool, recoloured: bool = False) -> Wish:
+    """A random wish, of the held-out combinations or of all the others; where `recoloured`, one that names a colour."""
     while True:
         wish = Wish(
             place=str(rng.choice(list(PLACES))),
             position=str(rng.choice(list(POSITIONS))) if rng.random() < 0.7 else None,
             accessory=str(rng.choice(list(ACCESSORIES))) if rng.random() < (0.8 if held_out else 0.5) else None,
-            colour=str(rng.choice(list(COLOURS))) if rng.random() < (0.6 if held_out else 0.3) else None,
+            colour=str(rng.choice(list(COLOURS))) if recoloured or rng.random() < (0.6 if held_out else 0.3) else None,
         )
         if wish.held_out is held_out:
             return wish
