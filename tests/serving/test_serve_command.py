@@ -55,7 +55,7 @@ def test_a_reward_of_a_file_is_served_until_interrupted(tmp_path: Path, monkeypa
         images = torch.full((2, 3, 4, 4), 51 / 255)
         assert reward(images, [Pair("a", "a cat", (), ())] * 2).tolist() == pytest.approx([0.6, 0.6])
         server.send_signal(signal.SIGINT)
-        out, told = server.communicate(timeout=30)
+        out, told = server.communicate(timeout=120)
     finally:
         server.kill()
     assert server.returncode in (0, 130) and "Traceback" not in told

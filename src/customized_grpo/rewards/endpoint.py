@@ -125,11 +125,20 @@ class Endpoint:
         where one is hopeless.
         """
         self._stop = stop = threading.Event()
+
+        def made(call: Callable[[], list[float]]) -> list[float]:
+            try:
+                return call()
+            except CallError as error:
+                if error.hopeless:
+                    stop.set()  # here, or this thread would begin another before it is looked at
+                raise
+
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=self._name)
         scores: list[float] = []
         failures: list[tuple[CallError, int]] = []
         try:
-            for future, size in zip([pool.submit(call) for call in calls], sizes, strict=True):
+            for future, size in zip([pool.submit(made, call) for call in calls], sizes, strict=True):
                 try:
                     scores += future.result()
                 except CallError as error:
