@@ -59,11 +59,11 @@ def test_a_log_gets_one_short_line_for_each_iteration() -> None:
 def test_images_without_a_score_are_told_of() -> None:
     console = log()
     with TrainingDisplay(60, console=console, clock=Clock()) as display:
-        display.update({**RECORD, "share/missing": 0.0})
-        display.update({**RECORD, "share/missing": 1 / 48})
+        display.update({**RECORD, "share/missing": 0.0, "share/vetoed": 0.0})
+        display.update({**RECORD, "share/missing": 1 / 48, "share/vetoed": 1 / 4})
     first, second = lines(console)
-    assert "not scored" not in first
-    assert "  not scored 2.1%  " in second
+    assert "not scored" not in first and "vetoed" not in first
+    assert "  not scored 2.1%  vetoed 25.0%  " in second
 
 
 def test_the_time_left_of_a_resumed_run_counts_its_own_iterations_alone() -> None:

@@ -90,6 +90,8 @@ class TrainingDisplay:
         ]
         if missing := _number(record.get("share/missing")):
             numbers.append(f"not scored {missing:.1%}")
+        if vetoed := _number(record.get("share/vetoed")):
+            numbers.append(f"vetoed {vetoed:.1%}")
         if skipped := _number(record.get("share/skipped")):
             numbers.append(f"updates skipped {skipped:.0%}")
         left = f"{_clock_time(self._seconds_left())} left"

@@ -14,6 +14,7 @@ from customized_grpo.report.warnings import (
     dead_groups,
     diversity_collapse,
     kl_explosion,
+    many_vetoes,
     not_finite,
     reward_hacking,
 )
@@ -93,6 +94,14 @@ def test_dead_groups() -> None:
     assert found is not None and "prompt" in found.told and "75%" in found.told
     assert found.iteration is not None and 24 <= found.iteration <= 31
     assert dead_groups("prompt", curve([0.75] * 30 + [0.25] * 30)) is None
+
+
+def test_many_vetoes() -> None:
+    found = many_vetoes(curve([0.1] * 30 + [0.75] * 30))
+    assert found is not None and "veto 75% of the pictures" in found.told
+    assert found.iteration is not None and 24 <= found.iteration <= 31
+    assert many_vetoes(curve([0.75] * 30 + [0.25] * 30)) is None
+    assert many_vetoes([]) is None, "a run without such a guard"
 
 
 @pytest.mark.parametrize("power", [0, 1, 2, 3])
