@@ -103,7 +103,7 @@ def test_a_whole_request_is_answered(served: tuple[Counting, str]) -> None:
     (score,) = answer.json()["scores"]
     assert score == pytest.approx(sum(PICTURE.convert("L").get_flattened_data()) / 48 / 255, abs=1e-6)
     described = httpx2.get(f"{served[1]}/rewards", headers=HEADERS).json()
-    assert described["rewards"] == [{"name": "mean", "kind": "custom", "role": "prompt"}]
+    assert described["rewards"] == [{"name": "mean", "kind": "custom", "role": "prompt", "needs": None}]
     assert described["limits"] == LIMITS.model_dump()
 
 
@@ -135,7 +135,7 @@ def test_strangers_and_other_versions_are_refused(
         (b"", 400, "not a request of protocol"),
         (b"\xff\xfe", 400, "not a request"),
         (b"[" * 9000, 400, "not a request"),
-        ({"reward": "mean"}, 400, "not a request of protocol 1: images"),
+        ({"reward": "mean"}, 400, f"not a request of protocol {PROTOCOL}: images"),
         (request(extra=1), 400, "extra: Extra inputs"),
         (request(reward="other"), 404, "no reward 'other'; there are mean"),
         (request(images=[], pair_of=[]), 413, "0 images; 1 to 3 are taken"),

@@ -13,6 +13,7 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.named import NamedError, find, told
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.needs import needs_of
 
 
 class CustomReward:
@@ -23,6 +24,7 @@ class CustomReward:
     def __init__(self, name: str, judge: Callable[..., Any], options: dict[str, Any]) -> None:
         self.name = name
         self.judge = judge
+        self.needs = needs_of(judge, name)
         self._options = options
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from customized_grpo.protocols import Pair
+from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
@@ -38,6 +38,7 @@ class SimilarityReward:
     #: Weights that the features do not depend on and some checkpoints leave out.
     unused: ClassVar[Collection[str]] = ()
     default_cache_size: ClassVar[int] = 4096
+    needs: ClassVar[tuple[Need, ...]] = ("reference",)
 
     def __init__(
         self,
