@@ -139,6 +139,14 @@ def test_a_guards_change_is_neither_good_nor_bad() -> None:
     assert [cell.style for cell in table.columns[3].cells if isinstance(cell, Text)] == ["green", "red", ""]
 
 
+def test_a_score_that_is_warned_of_says_so_in_its_row() -> None:
+    console = log()
+    rows = [("identity", 1.0, 2.0), ("prompt", 2.0, 1.0)]
+    console.print(score_table(rows, notes={"identity": "parted at iteration 20"}))
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines(console) if line.startswith("│")]
+    assert [row[-1] for row in cells] == ["parted at iteration 20", ""]
+
+
 def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     print_error("run.yaml: key [bold]x[/bold]\n  is " + "long " * 40)
     captured = capsys.readouterr()

@@ -61,6 +61,20 @@ def find_warnings(config: Config, records: Records) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
+def notes_of(config: Config, findings: Iterable[Finding]) -> dict[str, str]:
+    """By the score's name a few words, where it has parted from the independent judges of its role, or is a guard that
+    has risen; with the iteration since when."""
+    notes: dict[str, str] = {}
+    for finding in findings:
+        since = "" if finding.iteration is None else f" at iteration {finding.iteration}"
+        if finding.kind == "hacking":
+            judges = [*config.rewards, *config.evaluation.monitors]
+            notes |= {reward_name(judge): f"parted{since}" for judge in judges if judge.role == finding.about}
+        elif finding.kind == "copy-paste":
+            notes[finding.about] = f"risen{since}"
+    return notes
+
+
 def not_finite(records: Records) -> Finding | None:
     """A loss, gradient norm or KL that was written as null: it was infinite or not a number."""
     for record in records:
