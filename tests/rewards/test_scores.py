@@ -124,6 +124,16 @@ def test_what_a_judge_says_that_it_needs_is_held_against_the_pairs(
         assert len(score([judge], torch.rand(5, 3, 4, 4), pairs)["judge"]) == 5
 
 
+@pytest.mark.parametrize("said", ["reward 'judge': nothing is scored", "pair 'a': a mask of another size"])
+def test_what_a_judge_says_itself_is_not_said_twice(said: str, pairs: list[Pair]) -> None:
+    def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        raise RewardError(said)
+
+    with pytest.raises(RewardError) as caught:
+        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)
+    assert str(caught.value) == "reward 'judge': " + said.removeprefix("reward 'judge': ")
+
+
 def test_two_judges_of_one_name_are_refused(pairs: list[Pair]) -> None:
     with pytest.raises(RewardError, match="two judges have this name"):
         score([Judge(first_pixels), Judge(first_pixels)], torch.rand(5, 3, 4, 4), pairs)

@@ -49,6 +49,10 @@ def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
     check_needs(reward, reward.name, pairs)
     try:
         scores = reward(images, pairs)
+    except RewardError as error:
+        if str(error).startswith(f"reward {reward.name!r}"):
+            raise  # it says all there is to say
+        raise RewardError(f"reward {reward.name!r}: {error}") from error
     except Exception as error:
         raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {told(error)}") from error
     if not isinstance(scores, Tensor) or scores.shape != (len(images),):
