@@ -271,6 +271,21 @@ def test_a_server_that_drips_is_given_up(make_pair: MakePair) -> None:
         given_up.set()
 
 
+@pytest.mark.parametrize(
+    ("answer", "said", "told"),
+    [
+        ("logprobs", completion("3"), r"tells no probabilities of tokens; set options\.answer to json or text"),
+        ("json", completion("a fine picture"), r"JSONDecodeError: .*; correct the reward's options, or look at what"),
+        ("text", completion("3 or 4"), "'3 or 4' is not one digit from 0 to 4"),
+    ],
+)
+def test_answers_of_no_use_are_told_with_what_may_help(answer: str, said: str, told: str, make_pair: MakePair) -> None:
+    with Scripted(lambda handler, number, body: reply(handler, 200, said)) as server:
+        with pytest.raises(RewardError, match=f"nothing is scored by {server.url} .*{told}") as caught:
+            judge(server.url, answer=answer, retries=0)(pictures("red"), [make_pair("a")])
+        assert "start the server" not in str(caught.value)
+
+
 def test_some_failures_are_nan_and_one_warning(make_pair: MakePair, caplog: pytest.LogCaptureFixture) -> None:
     def behave(handler: BaseHTTPRequestHandler, number: int, body: bytes) -> None:
         decoded, _ = shown_in(json.loads(body))

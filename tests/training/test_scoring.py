@@ -235,6 +235,25 @@ def test_a_few_missing_scores_are_counted_and_training_goes_on(
     assert all(bool(value.isfinite().all()) for value in weights(tmp_path / "run").values())
 
 
+def test_a_run_that_scores_beside_its_drawing_learns_the_same(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = make_config(iterations=2)
+    for overlap in (False, True):
+        rollout = config.rollout.model_copy(update={"overlap": overlap})
+        run_training(config.model_copy(update={"rollout": rollout}), tmp_path / str(overlap))
+    plain, beside = (
+        [
+            {key: value for key, value in record.items() if not key.startswith("seconds/")}
+            for record in read_records(tmp_path / str(overlap) / "metrics.jsonl")
+        ]
+        for overlap in (False, True)
+    )
+    assert len(plain) == 2 and plain == beside
+    one, other = weights(tmp_path / "False"), weights(tmp_path / "True")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_run_learns_nothing_of_what_its_guard_vetoes(make_config: Callable[..., Config], tmp_path: Path) -> None:
     """Two pictures of nine by their light; and where all are vetoed the weights stay, and nothing stops the run."""
     config = make_config(iterations=1, updates=1)

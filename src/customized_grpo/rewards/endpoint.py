@@ -186,8 +186,12 @@ class Endpoint:
                 if status not in _AGAIN and status < 500:
                     raise failure
                 wait = _retry_after(headers.get("Retry-After"))
-            except (httpx2.HTTPError, httpx2.StreamError, OSError, ValueError) as error:
+            except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
                 failure = CallError(self._redacted(told(error)))
+            except ValueError as error:  # of `read`: something came, but nothing of use
+                failure = CallError(
+                    self._redacted(told(error)), remedy="correct the reward's options, or look at what the server says"
+                )
             if wait is not None:
                 self._pace.pause(min(wait, _LONGEST_WAIT))
             if attempt == retries:

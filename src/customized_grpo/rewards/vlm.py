@@ -243,6 +243,8 @@ def _read(answer: Answer, body: bytes) -> float:
     try:
         choice = json.loads(body)["choices"][0]
         if answer == "logprobs":
+            if not choice.get("logprobs"):
+                raise ValueError("the server tells no probabilities of tokens; set options.answer to json or text")
             return _expectation(choice["logprobs"]["content"][0]["top_logprobs"])
         content = choice["message"]["content"]
         return _from_json(content) if answer == "json" else _from_text(content)
