@@ -34,8 +34,7 @@ def serving(app: Any) -> Iterator[str]:
 class Scripted:
     """Answers POSTs by `behave(handler, number, body)`, number counting them from 0, and GETs by `get(handler)`.
 
-    `times` and `headers` are those of the POSTs, in the order of their arrival; `most` is how many were under
-    way at once.
+    `times` and `headers` are those of the POSTs, in the order of their arrival.
     """
 
     def __init__(
@@ -45,8 +44,6 @@ class Scripted:
     ) -> None:
         self.times: list[float] = []
         self.headers: list[dict[str, str]] = []
-        self.most = 0
-        self._now = 0
         lock = threading.Lock()
         scripted = self
 
@@ -62,13 +59,7 @@ class Scripted:
                     number = len(scripted.times)
                     scripted.times.append(time.monotonic())
                     scripted.headers.append(dict(self.headers))
-                    scripted._now += 1
-                    scripted.most = max(scripted.most, scripted._now)
-                try:
-                    behave(self, number, body)
-                finally:
-                    with lock:
-                        scripted._now -= 1
+                behave(self, number, body)
 
             def log_message(self, *arguments: object) -> None:
                 pass

@@ -197,12 +197,22 @@ def test_what_contradicts_itself() -> None:
     assert str(caught.value) == "rewards: no reward of role identity with a weight above 0; add one"
 
 
-def test_guards_watch_and_are_never_trained_on(tmp_path: Path) -> None:
+def test_guards_watch_or_veto_and_teach_nothing(tmp_path: Path) -> None:
     assert [monitor.name for monitor in DEFAULT.evaluation.monitors if monitor.role == "guard"] == ["copy-paste"]
     guard = "{kind: copy-paste, role: guard, name: copies}"
     rewards = f"rewards:\n- {{kind: dino, role: identity}}\n- {{kind: clip, role: prompt}}\n- {guard}\n"
     assert lines(tmp_path, rewards) == [
-        "rewards: 'copies' is a guard; guards only watch: put it under evaluation.monitors"
+        "rewards: 'copies' is a guard; give it a limit, above which it vetoes a picture, or put it under "
+        "evaluation.monitors, where it only watches"
+    ]
+    assert load(tmp_path, rewards.replace("copies}", "copies, limit: 80}")).rewards[2].limit == 80
+    assert lines(tmp_path, rewards.replace("role: prompt", "role: prompt, limit: 3").replace(f"- {guard}\n", "")) == [
+        "rewards: 'clip' has a limit, which is a guard's alone; leave it out"
+    ]
+    watched = guard.replace("copies}", "copies, limit: 80}")
+    assert lines(tmp_path, f"evaluation:\n  monitors:\n  - {watched}\n") == [
+        "evaluation.monitors: 'copies' has a limit, and monitors only watch; "
+        "leave it out, or put the guard under rewards"
     ]
     monitors = load(tmp_path, f"evaluation:\n  monitors:\n  - {guard}\n").evaluation.monitors
     assert [(monitor.kind, monitor.role) for monitor in monitors] == [("copy-paste", "guard")]

@@ -120,7 +120,10 @@ def test_what_could_not_be_scored_stays_empty_and_out_of_the_mean(folder: Path) 
         (["--reward", "copy-paste", "--image", "broken.png"], "broken.png: not an image of a known format"),
         (["--reward", "copy-paste", "--images", "nowhere"], "nowhere: no such folder"),
         (["--reward", "copy-paste", "--images", "out"], "out: holds no picture"),
-        (["--reward", "copy-paste", "--image", "drawn/a.png"], "has no reference to compare with"),
+        (
+            ["--reward", "copy-paste", "--image", "drawn/a.png"],
+            "reward 'copy-paste' needs a reference, and pair 'score' has none",
+        ),
         (["--reward", "copy-paste", "--image", "drawn/a.png", "--reference", "no.jpg"], "no.jpg: no such file"),
         (["--reward", "copy-paste", "--image", "drawn/a.png", "--mask", "mask.png"], "--mask is given 1 times for 0"),
         (["--reward", "copy-paste", "--option", "size", "--image", "drawn/a.png"], "--option size: not an override"),

@@ -59,11 +59,11 @@ def test_a_log_gets_one_short_line_for_each_iteration() -> None:
 def test_images_without_a_score_are_told_of() -> None:
     console = log()
     with TrainingDisplay(60, console=console, clock=Clock()) as display:
-        display.update({**RECORD, "share/missing": 0.0})
-        display.update({**RECORD, "share/missing": 1 / 48})
+        display.update({**RECORD, "share/missing": 0.0, "share/vetoed": 0.0})
+        display.update({**RECORD, "share/missing": 1 / 48, "share/vetoed": 1 / 4})
     first, second = lines(console)
-    assert "not scored" not in first
-    assert "  not scored 2.1%  " in second
+    assert "not scored" not in first and "vetoed" not in first
+    assert "  not scored 2.1%  vetoed 25.0%  " in second
 
 
 def test_the_time_left_of_a_resumed_run_counts_its_own_iterations_alone() -> None:
@@ -137,6 +137,14 @@ def test_the_table_shows_the_change_both_ways() -> None:
 def test_a_guards_change_is_neither_good_nor_bad() -> None:
     table = score_table([("identity", 1.0, 2.0), ("prompt", 2.0, 1.0), ("copy-paste", 1.0, 2.0)], guards=["copy-paste"])
     assert [cell.style for cell in table.columns[3].cells if isinstance(cell, Text)] == ["green", "red", ""]
+
+
+def test_a_score_that_is_warned_of_says_so_in_its_row() -> None:
+    console = log()
+    rows = [("identity", 1.0, 2.0), ("prompt", 2.0, 1.0)]
+    console.print(score_table(rows, notes={"identity": "parted at iteration 20"}))
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines(console) if line.startswith("│")]
+    assert [row[-1] for row in cells] == ["parted at iteration 20", ""]
 
 
 def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

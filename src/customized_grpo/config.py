@@ -171,10 +171,17 @@ class RewardConfig(_Section):
         description="dino, dino-patches, clip-image, siglip-image (identity), clip, siglip, pickscore, hps-v2, hps-v3 "
         "(prompt), vlm, remote (either), copy-paste (guard), or package.module:Class, or file.py:function"
     )
-    role: Literal["identity", "prompt", "guard"] = Field(description="a guard only watches: for monitors alone")
+    role: Literal["identity", "prompt", "guard"] = Field(
+        description="a guard teaches nothing: among the rewards it vetoes by its limit, among the monitors it watches"
+    )
     name: str | None = None
     path: str | None = Field(None, description="hub id or folder of the judge's own model")
     weight: float = Field(1.0, ge=0)
+    limit: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="of a guard among the rewards: a picture that scores above it drops out of its group",
+    )
     options: dict[str, Any] = {}
 
 
@@ -383,9 +390,21 @@ class Config(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         for reward in self.rewards:
-            if reward.role == "guard":
-                name = reward.name or reward.kind
-                raise ValueError(f"rewards: {name!r} is a guard; guards only watch: put it under evaluation.monitors")
+            name = reward.name or reward.kind
+            if reward.role == "guard" and reward.limit is None:
+                raise ValueError(
+                    f"rewards: {name!r} is a guard; give it a limit, above which it vetoes a picture, or put it under "
+                    "evaluation.monitors, where it only watches"
+                )
+            if reward.role != "guard" and reward.limit is not None:
+                raise ValueError(f"rewards: {name!r} has a limit, which is a guard's alone; leave it out")
+        for monitor in self.evaluation.monitors:
+            if monitor.limit is not None:
+                name = monitor.name or monitor.kind
+                raise ValueError(
+                    f"evaluation.monitors: {name!r} has a limit, and monitors only watch; leave it out, or put the "
+                    "guard under rewards"
+                )
         roles = {reward.role for reward in self.rewards if reward.weight > 0}
         for role in ("identity", "prompt"):
             if role not in roles:

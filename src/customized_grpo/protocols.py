@@ -18,6 +18,8 @@ from torch import Tensor, nn
 #: What a reward that is trained on judges: is this still the subject, or does it do what the prompt says?
 Role = Literal["identity", "prompt"]
 ROLES: tuple[Role, Role] = ("identity", "prompt")
+#: What a reward may need beside the picture.
+Need = Literal["prompt", "reference", "mask"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,11 @@ class Policy(Protocol):
 
 
 class Reward(Protocol):
-    """A judge of pictures. Higher is better; any scale."""
+    """A judge of pictures. Higher is better; any scale.
+
+    Its role comes from the configuration. It may have an attribute `needs`, some of `Need`: pairs that lack one of
+    them are refused, and a reward on another machine is sent nothing else.
+    """
 
     @property
     def name(self) -> str: ...

@@ -46,7 +46,7 @@ from customized_grpo.policies import build_policy
 from customized_grpo.policies.tuning import lora_metadata
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, aside, is_partial, move_folder, read_records, sweep, writing
-from customized_grpo.report import REPORT, Finding, collect, find_warnings, write_report
+from customized_grpo.report import REPORT, Finding, collect, find_warnings, notes_of, write_report
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.frame import to_image
 from customized_grpo.sharding import is_sharded
@@ -274,8 +274,10 @@ def show(
               for name, one in (("base", base), ("tuned", tuned))}  # fmt: skip
     title = f"{len(held_out)} pairs of the evaluation"
     identity_prompt_plane(run / "plane.png", points, title=title, labels=(first["identity"], first["prompt"]))
-    console.print(score_table(((name, base.mean(name), tuned.mean(name)) for name in base.scores), guards=guards))
-    for finding in _findings(config, run):
+    findings = _findings(config, run)
+    rows = ((name, base.mean(name), tuned.mean(name)) for name in base.scores)
+    console.print(score_table(rows, guards=guards, notes=notes_of(config, findings)))
+    for finding in findings:
         console.print(Text(_warning(finding), style="yellow"), soft_wrap=True)
     write_report(open_run(run), run)
     names_shown = (REPORT, "before-after.png", "curves.png", "plane.png", LORA)

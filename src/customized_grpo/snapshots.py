@@ -122,9 +122,11 @@ def keep_groups(run: Path, iteration: int, groups: Groups) -> None:
 
 def best_and_worst(groups: Groups) -> tuple[int, int]:
     """Which group scored highest and which lowest: by each score's group mean, in its own standard deviations
-    over the groups, averaged over the scores; a missing one counts as the mean. Equal where there is one group alone.
+    over the groups, averaged over the scores; a missing one counts as the mean, and guards do not count. Equal where
+    there is one group alone.
     """
-    means = torch.stack([values.double().nanmean(1) for values in groups.scores.values()])  # (scores, groups)
+    taught = [values for name, values in groups.scores.items() if name not in groups.guards]
+    means = torch.stack([values.double().nanmean(1) for values in taught])  # (scores, groups)
     centred = (means - means.nanmean(1, keepdim=True)).nan_to_num()
     spread = centred.square().mean(1, keepdim=True).sqrt()
     order = (centred / spread.clamp(min=1e-12)).mean(0).argsort(descending=True, stable=True)

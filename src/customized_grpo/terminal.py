@@ -90,6 +90,8 @@ class TrainingDisplay:
         ]
         if missing := _number(record.get("share/missing")):
             numbers.append(f"not scored {missing:.1%}")
+        if vetoed := _number(record.get("share/vetoed")):
+            numbers.append(f"vetoed {vetoed:.1%}")
         if skipped := _number(record.get("share/skipped")):
             numbers.append(f"updates skipped {skipped:.0%}")
         left = f"{_clock_time(self._seconds_left())} left"
@@ -143,17 +145,25 @@ class _Bar(Progress):
         yield Text(self._numbers, style="bold", no_wrap=True, overflow="ellipsis")
 
 
-def score_table(rows: Iterable[tuple[str, float | None, float | None]], *, guards: Collection[str] = ()) -> Table:
+def score_table(
+    rows: Iterable[tuple[str, float | None, float | None]],
+    *,
+    guards: Collection[str] = (),
+    notes: Mapping[str, str] | None = None,
+) -> Table:
     """Before and after, as a table to print.
 
     Args:
         rows: (score's name, base, tuned). None, or what is not finite, shows as "-"; so does the
             change in percent where the base is 0. Higher counts as better.
         guards: names of scores whose change is neither good nor bad, and has no colour.
+        notes: a few words of warning by the score's name, in a column that is there where any are.
     """
     table = Table("score")
     for heading in ("base", "tuned", "change", "change in %"):
         table.add_column(heading, justify="right")
+    if notes:
+        table.add_column("warning")
     for name, base, tuned in rows:
         before, after = _number(base), _number(tuned)
         change = after - before if before is not None and after is not None else None
@@ -165,6 +175,7 @@ def score_table(rows: Iterable[tuple[str, float | None, float | None]], *, guard
             ABSENT if after is None else f"{after:.3f}",
             Text(ABSENT if change is None else f"{change:+.3f}", style=style),
             Text(ABSENT if percent is None else f"{percent:+.1f}", style=style),
+            *([Text(notes.get(name, ""), style="yellow")] if notes else []),
         )
     return table
 

@@ -153,7 +153,7 @@ def contradictions() -> Iterator[Case]:
     yield case("no rewards", "rewards: no reward of role identity", "rewards=[]")
     yield case("no reward that counts", "no reward of role prompt with a weight above 0", "rewards.1.weight=0")
     yield case(
-        "a guard to be trained on", "is a guard; guards only watch", "rewards.0.role=guard", "rewards.0.kind=copy-paste"
+        "a guard to be trained on", "is a guard; give it a limit", "rewards.0.role=guard", "rewards.0.kind=copy-paste"
     )
     yield case("two of one name", "two are named 'prompt'; give each a name", "rewards.0.name=prompt")
     yield case("a window past the end", "rollout.window: start 3 and size 4 pass", "rollout.window={start: 3}")

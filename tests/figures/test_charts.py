@@ -130,7 +130,7 @@ def test_held_out_scores_are_changes_since_the_first(tmp_path: Path, drawn: list
 def test_guards_have_a_panel_of_their_own_unit(tmp_path: Path, drawn: list[Figure]) -> None:
     made = [{"iteration": i, "evaluation/a/mean": 10.0 + i, "evaluation/copy/mean": 0.01 + i} for i in range(3)]
     training_curves(tmp_path / "curves.png", made, guards=["copy"])
-    assert titles(drawn[0]) == ["Scores of the evaluation", "Only watched"]
+    assert titles(drawn[0]) == ["Scores of the evaluation", "Guards"]
     changes, watched = drawn[0].axes
     assert [str(line.get_label()).split(":")[0] for line in changes.lines[1:]] == ["a"]
     assert np.allclose(watched.lines[0].get_ydata(), [0.01, 1.01, 2.01])

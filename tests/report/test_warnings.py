@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from customized_grpo.config import Config
-from customized_grpo.report import find_warnings
+from customized_grpo.report import find_warnings, notes_of
 from customized_grpo.report.series import Series
 from customized_grpo.report.warnings import (
     clip_pinned,
@@ -14,6 +14,7 @@ from customized_grpo.report.warnings import (
     dead_groups,
     diversity_collapse,
     kl_explosion,
+    many_vetoes,
     not_finite,
     reward_hacking,
 )
@@ -93,6 +94,27 @@ def test_dead_groups() -> None:
     assert found is not None and "prompt" in found.told and "75%" in found.told
     assert found.iteration is not None and 24 <= found.iteration <= 31
     assert dead_groups("prompt", curve([0.75] * 30 + [0.25] * 30)) is None
+
+
+def test_notes_are_of_the_scores_that_are_meant() -> None:
+    config = Config()
+    parted = reward_hacking("prompt", [at([50, 52, 54, 56])], [at([50, 51, 48, 47])])
+    pasted = copy_paste("copy-paste", at([1, 2, 30, 40]))
+    assert parted is not None and pasted is not None
+    assert notes_of(config, [parted, pasted]) == {
+        "prompt": "parted at iteration 10",
+        "prompt (independent)": "parted at iteration 10",
+        "copy-paste": "risen at iteration 20",
+    }
+    assert notes_of(config, []) == {}
+
+
+def test_many_vetoes() -> None:
+    found = many_vetoes(curve([0.1] * 30 + [0.75] * 30))
+    assert found is not None and "veto 75% of the pictures" in found.told
+    assert found.iteration is not None and 24 <= found.iteration <= 31
+    assert many_vetoes(curve([0.75] * 30 + [0.25] * 30)) is None
+    assert many_vetoes([]) is None, "a run without such a guard"
 
 
 @pytest.mark.parametrize("power", [0, 1, 2, 3])

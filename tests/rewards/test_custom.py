@@ -33,6 +33,17 @@ class Constant:
         import torch
         return torch.full((len(images),), float(self.value), device=self.device)
 
+def inside(images, pairs):
+    return [0.0] * len(pairs)
+
+inside.needs = ("mask",)
+
+class Lost:
+    needs = ("masque",)
+
+    def __call__(self, images, pairs):
+        return [0.0] * len(pairs)
+
 class Broken:
     def __init__(self):
         raise RuntimeError("no key\\nin sight")
@@ -75,6 +86,13 @@ def test_a_class_gets_its_options_path_and_device(judges: Path, make_pair: MakeP
     assert reward.judge.path == "some/model" and reward.judge.device == torch.device("cpu")
 
 
+def test_a_function_says_what_it_needs(judges: Path, make_pair: MakePair) -> None:
+    reward = build("own_judges:inside")
+    assert score([reward], torch.rand(1, 3, 4, 4), [make_pair("a")])["mine"].tolist() == [0.0]
+    with pytest.raises(RewardError, match=r"^reward 'mine' needs a mask, and pair 'a' has none; give one with each"):
+        score([reward], torch.rand(1, 3, 4, 4), [make_pair("a", masked=False)])
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -89,6 +107,7 @@ def test_a_class_gets_its_options_path_and_device(judges: Path, make_pair: MakeP
         ("own_judges:brightness", {"faktor": 2}, "cannot be called as .*faktor"),
         ("own_judges:Constant", {"valeu": 2}, "could not be constructed .TypeError.*valeu"),
         ("own_judges:Broken", {}, "RuntimeError: no key in sight"),
+        ("own_judges:Lost", {}, r"needs is .'masque',.; give a tuple of 'prompt', 'reference', 'mask'"),
         ("own_judges:Silent", {}, r"has no __call__\(images, pairs\)"),
     ],
 )

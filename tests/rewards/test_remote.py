@@ -17,7 +17,7 @@ from servers import Scripted, reply, serving
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.protocols import Pair, Reward
+from customized_grpo.protocols import Need, Pair, Reward
 from customized_grpo.rewards import RewardError, build_reward, wire
 from customized_grpo.rewards.remote import RemoteReward
 from customized_grpo.rewards.wire import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE, Limits, Offer
@@ -49,8 +49,8 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
 
 
-def app(*rewards: Reward, limits: Limits | None = None, keep: int = 2**28) -> Any:
-    offered = [(Offer(name=reward.name, kind="custom", role="identity"), reward) for reward in rewards]
+def app(*rewards: Reward, limits: Limits | None = None, keep: int = 2**28, needs: list[Need] | None = None) -> Any:
+    offered = [(Offer(name=reward.name, kind="custom", role="identity", needs=needs), reward) for reward in rewards]
     return build_app(offered, TOKEN, limits or Limits(), keep)
 
 
@@ -116,6 +116,19 @@ def test_references_travel_once(make_pair: MakePair, monkeypatch: pytest.MonkeyP
         assert len(sent) == 2 * 3 + 3, "six pictures, two references and the mask that they share"
         remote(url)(images[:1], pairs[:1])
         assert len(sent) == 9 + 1 + 2, "another client does not know what the server has"
+
+
+def test_references_stay_here_where_the_reward_does_not_look_at_them(make_pair: MakePair) -> None:
+    pair = make_pair("a", 1)
+    sent = {}
+    for needs in (["prompt"], ["reference"], ["mask"], None):
+        seen = Recorder()
+        with serving(app(seen, needs=needs)) as url:
+            reward = remote(url)
+            reward(torch.rand(1, 3, 8, 8), [pair])
+        sent[str(reward.needs)] = (seen.pairs[0].prompt, len(seen.pairs[0].references), len(seen.pairs[0].masks))
+    some = ("a cat 1", 1, 1)
+    assert sent == {"['prompt']": ("a cat 1", 0, 0), "['reference']": some, "['mask']": some, "None": some}
 
 
 def test_a_server_that_has_forgotten_is_sent_them_again(make_pair: MakePair) -> None:

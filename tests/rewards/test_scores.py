@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -63,7 +63,13 @@ def test_a_score_that_is_not_finite_is_missing_and_names_its_pair(
     scores = score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)["judge"]
     assert scores.isnan().tolist() == [pair.key == "b" for pair in pairs]
     assert bool((scores[~scores.isnan()] == 1).all())
-    assert caplog.messages == [f"reward 'judge' returned {value} on pair 'b'; 2 pictures count as not scored"]
+    assert caplog.messages == [
+        f"reward 'judge' returned {value} on pair 'b' (pictures 3, 4 of 5); 2 pictures count as not scored"
+    ]
+    score([Judge(rule)], torch.rand(2, 3, 4, 4), pairs[1:3])
+    assert (
+        caplog.messages[1] == f"reward 'judge' returned {value} on pair 'b' (picture 2 of 2); it counts as not scored"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,6 +95,43 @@ def test_an_exception_names_judge_and_pair_in_one_line(pairs: list[Pair]) -> Non
         score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs, batch_size=1)
     assert str(caught.value) == "reward 'judge' failed on pair 'a': RuntimeError: out of luck"
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("needs", "changed", "told"),
+    [
+        (("reference",), {"references": (), "masks": ()}, "needs a reference, and pair 'b' has none; give a photo"),
+        (
+            ("mask", "reference"),
+            {"masks": (None,)},
+            "needs a mask, and pair 'b' has none; give one with each reference",
+        ),
+        (("prompt",), {"prompt": " "}, "needs a prompt, and pair 'b' has none"),
+        (("masks",), {}, r"needs is .'masks',.; give a tuple of 'prompt', 'reference', 'mask'"),
+        ("mask", {}, "needs is 'mask'; give a tuple"),
+    ],
+)
+def test_what_a_judge_says_that_it_needs_is_held_against_the_pairs(
+    needs: Any, changed: dict[str, Any], told: str, pairs: list[Pair]
+) -> None:
+    judge = Judge(first_pixels)
+    judge.needs = needs  # type: ignore[attr-defined]
+    lacking = [replace(pair, **changed) if pair.key == "b" else pair for pair in pairs]
+    with pytest.raises(RewardError, match=f"^reward 'judge'.* {told}"):
+        score([judge], torch.rand(5, 3, 4, 4), lacking)
+    assert not judge.met
+    if needs[0] in ("reference", "mask", "prompt"):
+        assert len(score([judge], torch.rand(5, 3, 4, 4), pairs)["judge"]) == 5
+
+
+@pytest.mark.parametrize("said", ["reward 'judge': nothing is scored", "pair 'a': a mask of another size"])
+def test_what_a_judge_says_itself_is_not_said_twice(said: str, pairs: list[Pair]) -> None:
+    def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        raise RewardError(said)
+
+    with pytest.raises(RewardError) as caught:
+        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)
+    assert str(caught.value) == "reward 'judge': " + said.removeprefix("reward 'judge': ")
 
 
 def test_two_judges_of_one_name_are_refused(pairs: list[Pair]) -> None:

@@ -157,3 +157,69 @@ def test_the_square_is_the_processors(size: object, side: int, segformer_folder:
         (tmp_path / file.name).write_bytes(file.read_bytes())
     tiny_judges.write_frame(tmp_path, "SegformerImageProcessor", {**tiny_judges.COLOURS, "size": size})
     assert Segmenter(str(tmp_path), name="x")._frame.size == (side, side)
+
+
+OWN = """
+import torch
+
+def red(images, subjects):
+    assert subjects == ["ball"] * len(images)
+    return (images[:, :1] - images[:, 1:].amax(1, keepdim=True))[..., ::2, ::2]
+
+class Fixed:
+    def __init__(self, device):
+        self.device = device
+
+    def __call__(self, images, subjects):
+        return torch.full((len(images), 4, 4), 0.2, device=self.device)
+
+def flat(images, subjects):
+    return torch.ones(4, 4)
+
+def nothing(images, subjects):
+    return None
+
+def broken(images, subjects):
+    raise RuntimeError("out of\\nluck")
+
+def one(images):
+    return images
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("own")
+def test_code_of_the_users_own_makes_masks() -> None:
+    images = torch.zeros(5, 3, 32, 32)
+    images[:, 0, 8:24, 4:20] = 1
+    truth = images[:, :1]
+    segmenter = Segmenter("own.py:red", name="x", batch_size=2)
+    found = segmenter.pictures(images, ["ball"] * 5)
+    assert found.shape == truth.shape and (found - truth).abs().mean() < 0.02
+    photo = Image.fromarray((images[0] * 255).to(torch.uint8).permute(1, 2, 0).numpy())
+    (alone,) = segmenter.references([photo], ["ball"])
+    assert torch.equal(alone, found[0])
+    # Where nothing is found the whole picture counts.
+    assert Segmenter("own.py:Fixed", name="x").pictures(images, [None] * 5).all()
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("flat", r"own\.py:flat returned shape \(4, 4\); it must return one mask per picture, .*\(2, h, w\)"),
+        ("nothing", "own.py:nothing returned a NoneType"),
+        ("broken", "the segmenter own.py:broken failed: RuntimeError: out of luck"),
+        ("one", r"own\.py:one cannot be called as \(images, subjects, "),
+        ("reds", "own.py has no 'reds'; did you mean 'red'"),
+    ],
+)
+def test_own_code_that_makes_no_masks_is_told_of(name: str, told: str) -> None:
+    with pytest.raises(RewardError, match=f"^reward 'x': .*{told}") as caught:
+        Segmenter(f"own.py:{name}", name="x").pictures(torch.rand(2, 3, 8, 8), [None] * 2)
+    assert "\n" not in str(caught.value)

@@ -33,6 +33,7 @@ def test_a_reward_of_a_file_is_served_until_interrupted(tmp_path: Path, monkeypa
     )
     (tmp_path / "mine.py").write_text(
         "def brightness(images, pairs, factor):\n    return factor * images.mean((1, 2, 3))\n"
+        "brightness.needs = ('prompt',)\n"
     )
     arguments = ["--config", "run.yaml", "--reward", "bright", "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -52,10 +53,11 @@ def test_a_reward_of_a_file_is_served_until_interrupted(tmp_path: Path, monkeypa
                 break
             except ValueError:
                 time.sleep(0.05)
+        assert reward.needs == ["prompt"]
         images = torch.full((2, 3, 4, 4), 51 / 255)
         assert reward(images, [Pair("a", "a cat", (), ())] * 2).tolist() == pytest.approx([0.6, 0.6])
         server.send_signal(signal.SIGINT)
-        out, told = server.communicate(timeout=30)
+        out, told = server.communicate(timeout=120)
     finally:
         server.kill()
     assert server.returncode in (0, 130) and "Traceback" not in told

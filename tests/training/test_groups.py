@@ -36,13 +36,14 @@ def test_diversity_is_the_mean_distance_of_two_pictures() -> None:
 
 
 def test_best_and_worst_weigh_scores_of_any_scale_alike() -> None:
-    def groups(**scores: list[float]) -> Groups:
+    def groups(guards: frozenset[str] = frozenset(), **scores: list[float]) -> Groups:
         given = {name: torch.tensor(values)[:, None].expand(-1, 2) for name, values in scores.items()}
-        return Groups([], torch.empty(0), given, Credit({}, torch.empty(0), torch.empty(0)), torch.empty(0))
+        return Groups([], torch.empty(0), given, Credit({}, *[torch.empty(0)] * 3), torch.empty(0), guards)
 
     assert best_and_worst(groups(a=[1.0, 2.0, 3.0], b=[0.3, 0.2, 0.1], c=[3.0, 2.0, 1.0])) == (0, 2)
     assert best_and_worst(groups(a=[1000.0, 0.0, 0.0], b=[0.0, 0.1, 0.1], c=[0.0, 0.1, 0.0])) == (1, 2)
     assert best_and_worst(groups(a=[1.0])) == (0, 0)
+    assert best_and_worst(groups(frozenset("g"), a=[1.0, 2.0, 3.0], g=[90.0, 0.0, 0.0])) == (2, 0)
     # What one score lacks the others decide.
     assert best_and_worst(groups(a=[math.nan, 2.0, 3.0], b=[3.0, 1.0, 1.0])) == (0, 1)
 

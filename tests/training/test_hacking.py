@@ -39,9 +39,12 @@ def test_a_reward_that_leaves_its_judge_behind_is_told_of(
         config.model_copy(update={"rewards": rewards, "evaluation": evaluation}), run, Console(file=text, width=400)
     )
     warnings = [line for line in text.getvalue().splitlines() if "the identity reward has risen" in line]
+    table = [line.split("│")[1:-1] for line in text.getvalue().splitlines() if line.startswith("│")]
+    noted = {row[0].strip(): row[-1].strip() for row in table}
     if monitor == "redness":
-        assert not warnings
+        assert not warnings and "parted" not in text.getvalue()
         return
+    assert noted == {"red": "parted at iteration 0", "light": "", "watched": "parted at iteration 0"}
     while_training, _ = warnings
     for line in warnings:
         assert line.startswith("warning: Since iteration 0 the identity reward has risen by")

@@ -152,6 +152,30 @@ def test_a_reward_that_weighs_nothing_drops_nobody() -> None:
     assert bool(credit.valid.all()) and record["share/missing"] == 0
 
 
+def test_what_a_guard_vetoes_leaves_its_group_and_is_no_missing_score() -> None:
+    torch.manual_seed(0)
+    guard = RewardConfig(kind="copy-paste", role="guard", name="copies", limit=80.0)
+    scores = {"id": torch.randn(2, 5), "p": torch.randn(2, 5), "copies": torch.tensor([[9.0, 80, 81, 9, 9], [9.0] * 5])}
+    rest = {name: values[:1, [0, 1, 3, 4]] for name, values in scores.items() if name != "copies"}
+    for method in (MethodConfig(), MethodConfig(shaping="none", weighting="static", normalise="sum")):
+        credit, record = assign_credit(scores, [*REWARDS, guard], method)
+        expected, _ = assign_credit(rest, REWARDS, method)
+        at, others = credit.at(method, 6, torch.zeros(10, 1).long()), expected.at(method, 6, torch.zeros(4, 1).long())
+        torch.testing.assert_close(at[[0, 1, 3, 4]], others)
+        assert at[2] == 0
+        assert credit.valid.tolist() == [[True, True, False, True, True], [True] * 5] and bool(credit.scored.all())
+        assert record["share/vetoed"] == pytest.approx(0.1) and record["share/missing"] == 0
+        assert record["reward/copies/mean"] == pytest.approx(float(scores["copies"].mean()))
+    # The guard of an image that it did not see vetoes nothing: the image has no whole score.
+    scores["copies"][0, 2] = torch.nan
+    credit, record = assign_credit(scores, [*REWARDS, guard], MethodConfig())
+    assert record["share/missing"] == pytest.approx(0.1) and record["share/vetoed"] == 0
+    assert credit.valid.tolist() == credit.scored.tolist() == [[True, True, False, True, True], [True] * 5]
+    # One that weighs nothing has no say.
+    _, record = assign_credit(scores, [*REWARDS, guard.model_copy(update={"weight": 0.0})], MethodConfig())
+    assert "share/vetoed" not in record and record["share/missing"] == 0
+
+
 def test_the_limit_counts_the_images_of_all_processes() -> None:
     def alone(counts: Tensor) -> Tensor:
         return counts
@@ -209,6 +233,47 @@ def test_a_few_missing_scores_are_counted_and_training_goes_on(
     missing = [record["share/missing"] for record in read_records(tmp_path / "run" / "metrics.jsonl")]
     assert missing == pytest.approx([0, 0, 2 / 9, 0])
     assert all(bool(value.isfinite().all()) for value in weights(tmp_path / "run").values())
+
+
+def test_a_run_that_scores_beside_its_drawing_learns_the_same(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = make_config(iterations=2)
+    for overlap in (False, True):
+        rollout = config.rollout.model_copy(update={"overlap": overlap})
+        run_training(config.model_copy(update={"rollout": rollout}), tmp_path / str(overlap))
+    plain, beside = (
+        [
+            {key: value for key, value in record.items() if not key.startswith("seconds/")}
+            for record in read_records(tmp_path / str(overlap) / "metrics.jsonl")
+        ]
+        for overlap in (False, True)
+    )
+    assert len(plain) == 2 and plain == beside
+    one, other = weights(tmp_path / "False"), weights(tmp_path / "True")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_learns_nothing_of_what_its_guard_vetoes(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    """Two pictures of nine by their light; and where all are vetoed the weights stay, and nothing stops the run."""
+    config = make_config(iterations=1, updates=1)
+    redness, light = config.rewards
+    guard = light.model_copy(update={"name": "too light", "role": "guard"})
+
+    def train_below(limit: float) -> tuple[dict[str, float], dict[str, Tensor]]:
+        run = tmp_path / str(limit)
+        run_training(
+            config.model_copy(update={"rewards": [redness, light, guard.model_copy(update={"limit": limit})]}), run
+        )
+        (record,) = read_records(run / "metrics.jsonl")
+        return record, weights(run)
+
+    free, all_vetoed = train_below(1e6), train_below(-1e6)
+    assert free[0]["share/vetoed"] == 0 and all_vetoed[0]["share/vetoed"] == 1
+    assert all_vetoed[0]["share/missing"] == 0 and all_vetoed[0]["gradient_norm"] == 0
+    some = train_below(free[0]["prompt/mean"])  # the mean of what the guard sees, too
+    assert 0 < some[0]["share/vetoed"] < 1 and some[0]["gradient_norm"] > 0
+    assert any(not torch.equal(some[1][name], free[1][name]) for name in free[1])
 
 
 @pytest.mark.parametrize(("fault", "told"), [("2", "2 of 9 images have no score"), ("raise", "nobody answers")])

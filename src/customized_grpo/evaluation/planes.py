@@ -19,5 +19,5 @@ def axes_of(config: Config) -> dict[str, tuple[str, str]]:
 
 
 def guards_of(config: Config) -> list[str]:
-    """Names of the scores that are only watched."""
-    return [reward_name(judge) for judge in config.evaluation.monitors if judge.role == "guard"]
+    """Names of the scores that teach nothing, of which high is bad."""
+    return [reward_name(judge) for judge in [*config.rewards, *config.evaluation.monitors] if judge.role == "guard"]

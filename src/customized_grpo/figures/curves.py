@@ -98,7 +98,7 @@ def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[P
     evaluated = _names(keys, "evaluation/")
     held_out = [name for name in evaluated if name not in guards]
     guarded = [name for name in evaluated if name in guards]
-    rewards = _names(keys, "reward/")
+    rewards = [name for name in _names(keys, "reward/") if name not in guards]
     panels: list[Panel] = []
 
     def add(title: str, shown: Iterable[str], draw: Callable[..., None], *arguments: Any) -> None:
@@ -116,7 +116,7 @@ def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[P
         means = [f"evaluation/{name}/mean" for name in held_out]
         add("Scores of the evaluation", means, _changes, "evaluation/", held_out)
     if guarded:
-        add("Only watched", [f"evaluation/{name}/mean" for name in guarded], _guards, guarded)
+        add("Guards", [f"evaluation/{name}/mean" for name in guarded], _guards, guarded)
     if len(rewards) > 2:  # with two, the panels of the roles show them already
         add("Rewards, one by one", [f"reward/{name}/mean" for name in rewards], _changes, "reward/", rewards)
     quadrants = [key for key, _, _ in _QUADRANTS]

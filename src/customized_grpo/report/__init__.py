@@ -9,6 +9,6 @@
 
 from customized_grpo.report.collect import Run, collect
 from customized_grpo.report.page import REPORT, write_report
-from customized_grpo.report.warnings import Finding, find_warnings
+from customized_grpo.report.warnings import Finding, find_warnings, notes_of
 
-__all__ = ["REPORT", "Finding", "Run", "collect", "find_warnings", "write_report"]
+__all__ = ["REPORT", "Finding", "Run", "collect", "find_warnings", "notes_of", "write_report"]

@@ -303,8 +303,10 @@ def _about(config: Config) -> Iterator[tuple[str, str]]:
     yield "data", f"{data.path}, {data.split}" if data.path in WORLDS else data.path
     for kind, judges in (("reward", config.rewards), ("only watched", config.evaluation.monitors)):
         for judge in judges:
-            weight = f", weight {judge.weight:g}" if kind == "reward" else ""
-            yield kind, f"{reward_name(judge)}: {judge.kind}, {judge.role}{weight}"
+            part = f", weight {judge.weight:g}" if kind == "reward" else ""
+            if judge.limit is not None:
+                part = f", vetoes above {judge.limit:g}"
+            yield kind, f"{reward_name(judge)}: {judge.kind}, {judge.role}{part}"
     yield "method", f"shaping {method.shaping} (gamma {method.gamma:g}), weighting {method.weighting}"
     yield "rollout", f"{rollout.sampler}, {rollout.steps} steps, eta {rollout.eta:g}"
     yield "groups", f"{rollout.pairs} of {rollout.group_size} pictures in each of {train.iterations} iterations"

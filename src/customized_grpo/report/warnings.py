@@ -20,12 +20,15 @@ PARTED = 2.0  #: percent of its first value that a score must rise, and its riva
 PASTED = 5.0  #: points of 100 that a guard must rise
 COLLAPSED = 0.5  #: share of the first diversity under which it has collapsed
 DEAD = 0.5  #: share of groups without signal
+VETOED = 0.5  #: share of pictures that guards have vetoed
 EXPLODED = 10.0  #: times the median of the whole run
 KL_LIMIT = 1.0  #: nats per latent element, where no picture is what the base model would draw
 PINNED = 0.75  #: share of the clip fraction that is possible at all
 LEAST = 6  #: iterations below which nothing is said of a curve's course
 
-Kind = Literal["hacking", "competition", "copy-paste", "diversity", "dead groups", "KL", "clipping", "not finite"]
+Kind = Literal[
+    "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping", "not finite"
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def find_warnings(config: Config, records: Records) -> list[Finding]:
     """All findings of a run, the gravest kinds first."""
     rewards = {role: _evaluated(config.rewards, role, records) for role in ROLES}
     monitors = {role: _evaluated(config.evaluation.monitors, role, records) for role in ROLES}
-    guards = _evaluated(config.evaluation.monitors, "guard", records)
+    guards = _evaluated([*config.rewards, *config.evaluation.monitors], "guard", records)
     found: list[Finding | None] = [
         not_finite(records),
         *(reward_hacking(role, rewards[role].values(), monitors[role].values()) for role in ROLES),
@@ -51,10 +54,25 @@ def find_warnings(config: Config, records: Records) -> list[Finding]:
         *(copy_paste(name, values) for name, values in guards.items()),
         diversity_collapse(series(records, "diversity")),
         *(dead_groups(role, series(records, f"share/no_signal_{role}")) for role in ROLES),
+        many_vetoes(series(records, "share/vetoed")),
         kl_explosion(series(records, "kl")),
         clip_pinned(series(records, "clip_fraction"), config.train.updates),
     ]
     return [finding for finding in found if finding is not None]
+
+
+def notes_of(config: Config, findings: Iterable[Finding]) -> dict[str, str]:
+    """By the score's name a few words, where it has parted from the independent judges of its role, or is a guard that
+    has risen; with the iteration since when."""
+    notes: dict[str, str] = {}
+    for finding in findings:
+        since = "" if finding.iteration is None else f" at iteration {finding.iteration}"
+        if finding.kind == "hacking":
+            judges = [*config.rewards, *config.evaluation.monitors]
+            notes |= {reward_name(judge): f"parted{since}" for judge in judges if judge.role == finding.about}
+        elif finding.kind == "copy-paste":
+            notes[finding.about] = f"risen{since}"
+    return notes
 
 
 def not_finite(records: Records) -> Finding | None:
@@ -141,6 +159,19 @@ def dead_groups(role: Role, shares: Series) -> Finding | None:
     since = _since(shares, lambda value: value >= DEAD, width)
     remedy = f"Take a finer {role} reward, a larger rollout.group_size or eta."
     return Finding("dead groups", told, since, remedy, role)
+
+
+def many_vetoes(shares: Series) -> Finding | None:
+    """Guards have vetoed more than VETOED of the pictures, in the mean of the last fifth of the run."""
+    if len(shares) < LEAST:
+        return None
+    width = _fifth(shares)
+    late = mean([value for _, value in shares[-width:]])
+    if late < VETOED:
+        return None
+    told = f"Guards veto {late:.0%} of the pictures: what is learnt comes from the others alone."
+    since = _since(shares, lambda value: value >= VETOED, width)
+    return Finding("vetoes", told, since, "Raise the guard's limit, weigh the prompt more, or give masks.")
 
 
 def kl_explosion(kl: Series) -> Finding | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from customized_grpo.protocols import Pair
+from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.cache import FeatureCache
 from customized_grpo.rewards.checkpoint import load_judge, load_tokenizer
 from customized_grpo.rewards.frame import AnyFrame, open_frame
@@ -30,6 +30,7 @@ class AlignmentReward:
     default_processor: ClassVar[str | None] = None
     architecture: ClassVar[Any]
     types: ClassVar[Collection[str]]
+    needs: ClassVar[tuple[Need, ...]] = ("prompt",)
 
     def __init__(
         self,

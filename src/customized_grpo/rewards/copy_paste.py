@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from customized_grpo.protocols import Pair
+from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import to_tensor
@@ -30,6 +31,8 @@ class CopyPasteReward:
     contrast nor a cast of colour hides a copy. Of several references the largest counts. High is bad: it
     is there to be watched, not trained on. The references of at most `cache_size` pairs are kept, 64 KiB each.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("reference",)
 
     def __init__(self, *, name: str = "copy-paste", device: torch.device | str = "cpu", cache_size: int = 1024) -> None:
         self.name = name

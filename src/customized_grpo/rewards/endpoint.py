@@ -125,11 +125,20 @@ class Endpoint:
         where one is hopeless.
         """
         self._stop = stop = threading.Event()
+
+        def made(call: Callable[[], list[float]]) -> list[float]:
+            try:
+                return call()
+            except CallError as error:
+                if error.hopeless:
+                    stop.set()  # here, or this thread would begin another before it is looked at
+                raise
+
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=self._name)
         scores: list[float] = []
         failures: list[tuple[CallError, int]] = []
         try:
-            for future, size in zip([pool.submit(call) for call in calls], sizes, strict=True):
+            for future, size in zip([pool.submit(made, call) for call in calls], sizes, strict=True):
                 try:
                     scores += future.result()
                 except CallError as error:
@@ -177,8 +186,12 @@ class Endpoint:
                 if status not in _AGAIN and status < 500:
                     raise failure
                 wait = _retry_after(headers.get("Retry-After"))
-            except (httpx2.HTTPError, httpx2.StreamError, OSError, ValueError) as error:
+            except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
                 failure = CallError(self._redacted(told(error)))
+            except ValueError as error:  # of `read`: something came, but nothing of use
+                failure = CallError(
+                    self._redacted(told(error)), remedy="correct the reward's options, or look at what the server says"
+                )
             if wait is not None:
                 self._pace.pause(min(wait, _LONGEST_WAIT))
             if attempt == retries:

@@ -7,7 +7,7 @@ publish them under the MIT licence (github.com/MizzenAI/HPSv3).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from customized_grpo.models import resolve
 from customized_grpo.named import told
-from customized_grpo.protocols import Pair
+from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.checkpoint import check_type, load_tokenizer
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.options import Count
@@ -87,6 +87,8 @@ class HpsV3Reward:
     or file, of HPSv3.safetensors; `base` has the configuration, tokenizer and image processor of Qwen2-VL, and no
     weight of it is read. 16 GB in bfloat16; the head works in float32.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("prompt",)
 
     def __init__(
         self,

@@ -81,12 +81,14 @@ class RemoteReward:
             described = self._endpoint.get("rewards", partial(_read, Description))
         except CallError as error:
             raise self._endpoint.failed(error, "no reward is served") from error
-        names = [offer.name for offer in described.rewards]
-        if self._reward not in names:
+        offers = {offer.name: offer for offer in described.rewards}
+        if self._reward not in offers:
             raise RewardError(
                 f"reward {name!r}: {self._endpoint.url} has no reward {self._reward!r}; "
-                f"set options.reward to one of {', '.join(names)}"
+                f"set options.reward to one of {', '.join(offers)}"
             )
+        #: What the reward over there needs; no more is sent.
+        self.needs = offers[self._reward].needs
         self._limits = described.limits
         self._batch_size = min(int(batch_size), described.limits.images)
         self._sent: set[str] = set()
@@ -98,7 +100,7 @@ class RemoteReward:
                 f"reward {self.name!r}: pictures of {images.shape[-1]} x {images.shape[-2]} pixels, above the "
                 f"server's bound of {self._limits.pixels}; serve it with a larger --max-pixels"
             )
-        shown = _Pictures(pairs)
+        shown = _Pictures(pairs, seen=self.needs is None or not {"reference", "mask"}.isdisjoint(self.needs))
         size = self._batch_size
         parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
         calls = [partial(self._score, images, pairs, part, shown) for part in parts]
@@ -138,9 +140,9 @@ class RemoteReward:
 
 
 class _Pictures:
-    """References and masks of pairs by their digests, and the pairs as they travel, by id."""
+    """References and masks of pairs by their digests, where they are `seen`, and the pairs as they travel, by id."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Sequence[Pair], seen: bool) -> None:
         self.images: dict[str, Image.Image] = {}
         self.described: dict[int, WirePair] = {}
         for pair in pairs:
@@ -148,8 +150,8 @@ class _Pictures:
                 self.described[id(pair)] = WirePair(
                     key=pair.key,
                     prompt=pair.prompt,
-                    references=[self._name(reference.convert("RGB")) for reference in pair.references],
-                    masks=[None if mask is None else self._name(mask.convert("L")) for mask in pair.masks],
+                    references=[self._name(one.convert("RGB")) for one in pair.references] if seen else [],
+                    masks=[one and self._name(one.convert("L")) for one in pair.masks] if seen else [],
                     subject=pair.subject,
                 )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from customized_grpo.named import told
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.needs import check_needs
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def score(
 
     Judges get at most `batch_size` pictures at a time. `images` is (B, 3, H, W) in [0, 1] and
     pairs[i] what images[i] should show. A score that is not finite is missing: NaN, and a warning that
-    names the judge and the pair. Raises RewardError, naming them too, where a judge fails or returns
+    names the judge, the pair and the picture. Raises RewardError, naming them too, where a judge fails or returns
     another number of scores; ValueError where the arguments do not fit together.
     """
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(pairs):
@@ -45,8 +46,13 @@ def score(
 @torch.no_grad()
 def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
     """Scores of one judge, float32 (B,), on the CPU, as `score` has them; raises RewardError as it does."""
+    check_needs(reward, reward.name, pairs)
     try:
         scores = reward(images, pairs)
+    except RewardError as error:
+        if str(error).startswith(f"reward {reward.name!r}"):
+            raise  # it says all there is to say
+        raise RewardError(f"reward {reward.name!r}: {error}") from error
     except Exception as error:
         raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {told(error)}") from error
     if not isinstance(scores, Tensor) or scores.shape != (len(images),):
@@ -61,10 +67,17 @@ def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
     if bool(missing.any()):
         rows = missing.nonzero().flatten().tolist()
         _LOG.warning(
-            "reward %r returned %s on %s; %s", reward.name, float(scores[rows[0]]), _keys([pairs[i] for i in rows]),
-            "the picture counts as not scored" if len(rows) == 1 else f"{len(rows)} pictures count as not scored",
-        )  # fmt: skip
+            "reward %r returned %s on %s (%s of %d); %s",
+            *(reward.name, float(scores[rows[0]]), _keys([pairs[i] for i in rows]), _numbers(rows), len(scores)),
+            "it counts as not scored" if len(rows) == 1 else f"{len(rows)} pictures count as not scored",
+        )
     return scores.masked_fill(missing, torch.nan)
+
+
+def _numbers(rows: Sequence[int]) -> str:
+    """Pictures by their numbers among those that were given, from 1."""
+    more = ", ..." if len(rows) > 8 else ""
+    return f"picture{'s' if len(rows) > 1 else ''} {', '.join(str(row + 1) for row in rows[:8])}{more}"
 
 
 def _keys(pairs: Sequence[Pair]) -> str:

@@ -6,8 +6,8 @@ Three families of models, by the model type of their config.json:
 - by queries: MaskFormer, Mask2Former, EoMT; instances or panoptic segments, with classes;
 - by classes: SegFormer, BEiT, DPT, UperNet and others; one segment for each class.
 
-All give candidates, and one rule chooses among them, see `choose`. BiRefNet is not among them: it needs code of its
-own, which is never run.
+All give candidates, and one rule chooses among them, see `choose`. A model that needs code of its own, as BiRefNet
+does, is not among them, for that code is never run; a function or class of the user's may call it, see `Segmenter`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 
+from customized_grpo.named import told
 from customized_grpo.rewards.cache import FeatureCache
 from customized_grpo.rewards.checkpoint import check_type, load_judge
+from customized_grpo.rewards.custom import load_own
+from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import Frame, to_tensor
 from customized_grpo.rewards.options import Count
 
@@ -125,9 +128,14 @@ MODEL_TYPES = tuple(kind for _, kinds, _ in _FAMILIES for kind in kinds)
 class Segmenter:
     """Masks of the subjects of pictures, by the model in `path`; those of references are made once and kept.
 
-    Pictures are brought to the square that the model works at, whatever their shape. Raises RewardError, which names
-    the reward `name`, where no model of a known type can be loaded.
+    Pictures are brought to the square that the model works at, whatever their shape. Or `path` is that of a function
+    or class, `file.py:Name` or `package.module:Name`: called with pictures (B, 3, H, W) in [0, 1] on the device and
+    the words for their subjects, None where there is none, it returns masks (B, h, w) or (B, 1, h, w), above 0.5 on
+    the subject; a class is constructed with `device`, if it takes that. Raises RewardError, which names the reward
+    `name`, where no model of a known type can be loaded, and where what is returned are no such masks.
     """
+
+    model: Any = None
 
     def __init__(
         self,
@@ -139,12 +147,18 @@ class Segmenter:
         batch_size: Count = 8,
         cache_size: int = 4096,
     ) -> None:
-        kind = check_type(path, MODEL_TYPES, revision, name)
-        architecture, types, self._candidates = next(family for family in _FAMILIES if kind in family[1])
-        model, self._frame = load_judge(architecture, types, path, revision, name, framed=_square)
-        self.model = model.to(device)
+        self._name, self._path = name, path
         self._device = torch.device(device)
         self._batch_size = batch_size
+        self._found = self._by_model
+        if ":" in path and not Path(path).exists():
+            self._own, _ = load_own(path, {}, {"device": self._device}, name, "subjects")
+            self._found = self._by_own
+        else:
+            kind = check_type(path, MODEL_TYPES, revision, name)
+            architecture, types, self._candidates = next(family for family in _FAMILIES if kind in family[1])
+            model, self._frame = load_judge(architecture, types, path, revision, name, framed=_square)
+            self.model = model.to(device)
         self._cache: FeatureCache[tuple[int, tuple[int, int], str | None]] = FeatureCache(cache_size)
 
     def references(self, pictures: Sequence[Image.Image], subjects: Sequence[str | None]) -> list[Tensor]:
@@ -159,8 +173,7 @@ class Segmenter:
         by_key = dict(zip(keys, pictures, strict=True))
 
         def compute(key: tuple[int, tuple[int, int], str | None]) -> Tensor:
-            placed = self._frame(to_tensor(by_key[key].convert("RGB"))[None].to(self._device))
-            return self._masks(placed, [key[2]])[0]
+            return self._masks(to_tensor(by_key[key].convert("RGB"))[None], [key[2]])[0]
 
         kept = self._cache.get(keys, compute)
         return [
@@ -171,18 +184,40 @@ class Segmenter:
     @torch.no_grad()
     def pictures(self, images: Tensor, subjects: Sequence[str | None]) -> Tensor:
         """1 on the subjects of pictures (B, 3, H, W) in [0, 1], 0 outside, float32 (B, 1, H, W); not kept."""
-        masks = self._masks(self._frame(images.to(self._device)), subjects)
+        masks = self._masks(images, subjects)
         return _enlarged(torch.stack(masks)[:, None], images.shape[-2:])
 
     @torch.no_grad()
-    def _masks(self, pixels: Tensor, subjects: Sequence[str | None]) -> list[Tensor]:
+    def _masks(self, images: Tensor, subjects: Sequence[str | None]) -> list[Tensor]:
         """Bool (h, w) of at most `_KEPT_SIDE` a side."""
-        found = [one for part in torch.split(pixels, self._batch_size) for one in self._candidates(self.model, part)]
-        masks = [choose(candidates, subject) for candidates, subject in zip(found, subjects, strict=True)]
         return [
             mask if max(mask.shape) <= _KEPT_SIDE else _enlarged(mask[None, None], (_KEPT_SIDE, _KEPT_SIDE))[0, 0] > 0
-            for mask in masks
+            for mask in self._found(images.to(self._device), subjects)
         ]
+
+    def _by_model(self, images: Tensor, subjects: Sequence[str | None]) -> list[Tensor]:
+        pixels = self._frame(images)
+        found = [one for part in torch.split(pixels, self._batch_size) for one in self._candidates(self.model, part)]
+        return [choose(candidates, subject) for candidates, subject in zip(found, subjects, strict=True)]
+
+    def _by_own(self, images: Tensor, subjects: Sequence[str | None]) -> list[Tensor]:
+        masks: list[Tensor] = []
+        for start in range(0, len(images), self._batch_size):
+            part = images[start : start + self._batch_size]
+            try:
+                made = self._own(part, list(subjects[start : start + self._batch_size]))
+            except Exception as error:
+                raise RewardError(f"reward {self._name!r}: the segmenter {self._path} failed: {told(error)}") from error
+            if isinstance(made, Tensor) and made.ndim == 4 and made.shape[1] == 1:
+                made = made[:, 0]
+            if not isinstance(made, Tensor) or made.ndim != 3 or len(made) != len(part) or not made.numel():
+                found = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+                raise RewardError(
+                    f"reward {self._name!r}: the segmenter {self._path} returned {found}; it must return one mask per "
+                    f"picture, here a tensor of shape ({len(part)}, h, w)"
+                )
+            masks += made.to(self._device) > 0.5
+        return [mask if float(mask.float().mean()) > _LEAST else torch.ones_like(mask) for mask in masks]
 
 
 def _enlarged(masks: Tensor, size: Sequence[int]) -> Tensor:

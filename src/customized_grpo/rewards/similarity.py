@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from customized_grpo.protocols import Pair
+from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
@@ -22,13 +22,13 @@ from customized_grpo.rewards.segmentation import Segmenter
 class SimilarityReward:
     """Similarity, times 100, of a picture to its references by the features of a vision model.
 
-    The reference's subject is cut out by its mask, the rest filled with the processor's mean colour; where a
-    reference has no mask, `segmenter` (a hub id or folder, see `segmentation`) makes one, and without a segmenter,
+    The reference's subject is cut out by its mask, the rest filled with the processor's mean colour; where a reference
+    has no mask, `segmenter` (a hub id, folder or Python path, see `segmentation`) makes one, and without a segmenter,
     or where `segmented` is false, the whole reference counts. With `segment_pictures` the subject of the generated
-    picture is cut out by the segmenter, too. Of several references the mean counts. The features of a pair's
-    references are computed once and kept, those of at most `cache_size` pairs. `resize` and `crop` replace the
-    processor's framing: the shorter side is brought to the one (bicubic), the middle of the other's side is seen.
-    Weights stored in any precision work in float32; no gradient.
+    picture is cut out by the segmenter, too. Of several references the mean counts. The features of a pair's references
+    are computed once and kept, those of at most `cache_size` pairs. `resize` and `crop` replace the processor's
+    framing: the shorter side is brought to the one (bicubic), the middle of the other's side is seen. Weights stored in
+    any precision work in float32; no gradient.
     """
 
     kind: ClassVar[str]
@@ -38,6 +38,7 @@ class SimilarityReward:
     #: Weights that the features do not depend on and some checkpoints leave out.
     unused: ClassVar[Collection[str]] = ()
     default_cache_size: ClassVar[int] = 4096
+    needs: ClassVar[tuple[Need, ...]] = ("reference",)
 
     def __init__(
         self,

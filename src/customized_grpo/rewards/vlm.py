@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.protocols import Pair
+from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.disk_cache import ScoreCache, default_folder
 from customized_grpo.rewards.endpoint import CallError, Endpoint, check_number
 from customized_grpo.rewards.errors import RewardError
@@ -130,6 +130,7 @@ class VlmReward:
         self.name = name
         self._device = device
         self._identity = role == "identity"
+        self.needs: tuple[Need, ...] = ("reference",) if self._identity else ("prompt",)
         self._answer: Answer = answer
         self._segmented = segmented
         check_number(name, "longest", longest, 1)
@@ -242,6 +243,8 @@ def _read(answer: Answer, body: bytes) -> float:
     try:
         choice = json.loads(body)["choices"][0]
         if answer == "logprobs":
+            if not choice.get("logprobs"):
+                raise ValueError("the server tells no probabilities of tokens; set options.answer to json or text")
             return _expectation(choice["logprobs"]["content"][0]["top_logprobs"])
         content = choice["message"]["content"]
         return _from_json(content) if answer == "json" else _from_text(content)

@@ -19,8 +19,10 @@ from typing import Annotated
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from customized_grpo.protocols import Need
+
 #: Raised by whatever an older client or server would not understand.
-PROTOCOL = 1
+PROTOCOL = 2
 PROTOCOL_HEADER = "X-CGRPO-Protocol"
 #: Names the shared token in the environment of both.
 TOKEN_VARIABLE = "CGRPO_REWARD_TOKEN"  # noqa: S105, a name
@@ -39,6 +41,8 @@ class Offer(_Message):
     name: str
     kind: str
     role: str
+    #: None: it may look at anything.
+    needs: list[Need] | None = None
 
 
 class Limits(_Message):

@@ -9,8 +9,10 @@ import torch
 from rich.console import Console
 
 from customized_grpo.config import ConfigError, RewardConfig
+from customized_grpo.protocols import Reward
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.endpoint import read_key
+from customized_grpo.rewards.needs import needs_of
 from customized_grpo.rewards.wire import TOKEN_VARIABLE, Limits, Offer
 
 _CONNECTIONS = 64  # at a time; more are turned away with status 503
@@ -42,9 +44,7 @@ def serve(
         ) from error
     token = read_key(token_variable, "serve-reward", required=True)
     listening = _listen(host, port)
-    built = [
-        (Offer(name=one.name or one.kind, kind=one.kind, role=one.role), build_reward(one, device)) for one in rewards
-    ]
+    built = [(_offer(one, reward), reward) for one in rewards for reward in [build_reward(one, device)]]
     app = build_app(built, token, limits or Limits(), keep)
     address = f"[{host}]" if ":" in host else host
     names = ", ".join(offer.name for offer, _ in built)
@@ -62,6 +62,11 @@ def serve(
         timeout_graceful_shutdown=5,
     )
     uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _offer(config: RewardConfig, reward: Reward) -> Offer:
+    needs = needs_of(reward, reward.name)
+    return Offer(name=reward.name, kind=config.kind, role=config.role, needs=None if needs is None else sorted(needs))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,14 +26,15 @@ from customized_grpo.protocols import ROLES, Role
 class Credit:
     """Both roles' advantages and the shaping term of the images of an iteration, each (groups, G).
 
-    `valid` says which images have all their scores; the others have dropped out of their groups, and all here
-    is zero for them. `of_sum` (groups, G), where there is one, stands in for the roles' advantages and the
-    bonus: it is the advantage of the rewards' sum.
+    `valid` says which images count: `scored`, they have all their scores, and no guard has vetoed them. The others
+    have dropped out of their groups, and all here is zero for them. `of_sum` (groups, G), where there is one, stands
+    in for the roles' advantages and the bonus: it is the advantage of the rewards' sum.
     """
 
     advantages: dict[Role, Tensor]
     bonus: Tensor
     valid: Tensor
+    scored: Tensor
     of_sum: Tensor | None = None
 
     def of(self, images: Tensor) -> Credit:
@@ -44,7 +45,7 @@ class Credit:
 
         advantages = {role: pick(values) for role, values in self.advantages.items()}
         of_sum = None if self.of_sum is None else pick(self.of_sum)
-        return Credit(advantages, pick(self.bonus), pick(self.valid), of_sum)
+        return Credit(advantages, pick(self.bonus), pick(self.valid), pick(self.scored), of_sum)
 
     def at(self, method: MethodConfig, total_steps: int, weighed_at: Tensor) -> Tensor:
         """The advantage of each trained step, of the shape of `weighed_at`.
@@ -98,16 +99,21 @@ def assign_credit(
 ) -> tuple[Credit, dict[str, float]]:
     """Advantages of scores (name -> (groups, G), NaN where missing), and what the log says of them.
 
-    An image that lacks the score of a reward of weight drops out: its group's advantages are those of the others.
+    An image that lacks the score of a reward of weight drops out: its group's advantages are those of the others. So
+    does one that a guard scores above its limit; guards have no other part in this.
     The log always tells of the roles' own advantages, also where `method.normalise` is "sum" and the policy learns
     from the sum's alone. That one is divided by the sum's own standard deviation: no role's `std_floor` applies.
     """
     advantages: dict[Role, Tensor] = {}
     totals: dict[Role, Tensor] = {}
     counted = torch.stack([scores[reward_name(r)] for r in rewards if r.weight > 0])
-    valid = counted.isfinite().all(0)
+    scored = counted.isfinite().all(0)
+    vetoed = vetoes(scores, rewards)
+    valid = scored if vetoed is None else scored & ~vetoed
     pool: Callable[[Tensor], Tensor] | None = (lambda summed: summed) if method.spread == "batch" else None
-    record = {"share/missing": float((~valid).float().mean())}
+    record = {"share/missing": float((~scored).float().mean())}
+    if vetoed is not None:
+        record["share/vetoed"] = float(vetoed.float().mean())
     for role in ROLES:
         mine = {reward_name(r): r.weight for r in rewards if r.role == role and r.weight > 0}
         role_scores = {name: scores[name].where(valid, 0) for name in mine}
@@ -128,7 +134,13 @@ def assign_credit(
     if method.normalise == "sum":
         total = method.identity_weight * totals["identity"] + method.prompt_weight * totals["prompt"]
         of_sum = group_advantages(total, valid=valid, pool=pool)
-    return Credit(advantages, bonus, valid, of_sum), record
+    return Credit(advantages, bonus, valid, scored, of_sum), record
+
+
+def vetoes(scores: Mapping[str, Tensor], rewards: Sequence[RewardConfig]) -> Tensor | None:
+    """Which images some guard of weight scores above its limit; None where there is no such guard."""
+    limits = {reward_name(r): r.limit for r in rewards if r.limit is not None and r.weight > 0}
+    return torch.stack([scores[name] > limit for name, limit in limits.items()]).any(0) if limits else None
 
 
 def _mean(values: Tensor, valid: Tensor) -> float:

@@ -19,7 +19,7 @@ class Groups:
 
     `pictures` (groups, G, 3, H, W) in [0, 1] and `scores` (name -> (groups, G)) on the CPU; `credit` as
     `assign_credit` made it; `learned` (groups, G) is what the policy learnt from: the mean of the advantages
-    of an image's trained steps.
+    of an image's trained steps. Of the `guards` among the scores, high is bad.
     """
 
     pairs: Sequence[Pair]
@@ -27,10 +27,16 @@ class Groups:
     scores: Mapping[str, Tensor]
     credit: Credit
     learned: Tensor
+    guards: frozenset[str] = frozenset()
 
     @staticmethod
     def of(
-        shown: Mapping[int, Pair], pictures: Tensor, scores: Mapping[str, Tensor], credit: Credit, learned: Tensor
+        shown: Mapping[int, Pair],
+        pictures: Tensor,
+        scores: Mapping[str, Tensor],
+        credit: Credit,
+        learned: Tensor,
+        guards: frozenset[str] = frozenset(),
     ) -> Groups:
         """The groups `shown`, by their numbers: `pictures` (shown * G, ...) is theirs, the rest that of all groups."""
         rows = list(shown)
@@ -41,6 +47,7 @@ class Groups:
             {name: values[rows] for name, values in scores.items()},
             credit.of(images),
             learned[rows],
+            guards,
         )
 
 

@@ -19,7 +19,7 @@ from customized_grpo.records import append_record, truncate_records
 from customized_grpo.rewards import RewardError
 from customized_grpo.stopping import Stopping
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
+from customized_grpo.training.credit import assign_credit, reward_name, steps_to_weigh_at
 from customized_grpo.training.divergence import check_drift, check_skipped
 from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups, group_diversity
@@ -137,9 +137,10 @@ def train(
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
         credit, record = assign_credit(scores, config.rewards, config.method)
         own = credit.of(torch.tensor(mine))
-        unscored = set((~own.valid).nonzero().flatten().tolist())
+        left_out = set((~own.valid).nonzero().flatten().tolist())
+        missing = int((~own.scored).sum())
         overflowed = int((~finite_images(scored.pictures)).sum())
-        trouble = why_stop(len(unscored), len(images), scored.failure, tuning.max_missing, processes.sum, overflowed)
+        trouble = why_stop(missing, len(images), scored.failure, tuning.max_missing, processes.sum, overflowed)
         if trouble is not None:
             save(iteration)
             processes.wait()
@@ -154,7 +155,7 @@ def train(
         moved = []
         places = {image: place for place, image in enumerate(mine)}
         for update in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
-            local = {places[image] for image in update if image in places} - unscored
+            local = {places[image] for image in update if image in places} - left_out
             items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
             moved.append(updater.update(items, sigmas[1], Items.idle(scored.drawn[0], sigmas)))
             check_skipped(updater.skipped, tuning.max_skipped, iteration + 1, run)
@@ -182,7 +183,8 @@ def train(
             learned = processes.grouped({"": advantages.mean(1)}, mine, rollout)[""]
             if processes.is_main:
                 shown = {group: dataset[indices[group]] for group in processes.groups(rollout.pairs)}
-                observer.on_groups(done, Groups.of(shown, pictures, scores, credit, learned))
+                guards = frozenset(reward_name(reward) for reward in config.rewards if reward.role == "guard")
+                observer.on_groups(done, Groups.of(shown, pictures, scores, credit, learned, guards))
             with averaged.applied():
                 record |= observer.on_sample(done)
         stopping.forbid()
