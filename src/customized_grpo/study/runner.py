@@ -106,7 +106,7 @@ class _Workers:
         gpus = torch.cuda.device_count()
         if gpus:
             return {"CUDA_VISIBLE_DEVICES": str(place % gpus)}
-        threads = max(1, (os.cpu_count() or 1) // self._count)
+        threads = max(1, _cores() // self._count)
         return {"OMP_NUM_THREADS": str(threads)}
 
     def _lend_base(self, run: StudyRun) -> None:
@@ -120,6 +120,13 @@ class _Workers:
                 if read_evaluation(base, run.config.evaluation) is not None:
                     shutil.copytree(base, mine)
                 return
+
+
+def _cores() -> int:
+    """Those that this process may use, which a container or `taskset` may make fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _same_base(one: Config, other: Config) -> bool:
