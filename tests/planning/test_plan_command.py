@@ -155,6 +155,26 @@ def test_a_moving_average_and_offloading_count() -> None:
     assert "text encoders" in offloaded.host
 
 
+def test_true_cfg_is_twice_the_work_and_needs_a_model_that_has_it() -> None:
+    base = {"path": "black-forest-labs/FLUX.2-klein-base-4B"}
+    one, two = make_plan(klein(**base)), make_plan(klein(**base, true_cfg=4.0))
+    assert two.sampling_evaluations == 2 * one.sampling_evaluations
+    assert two.training_evaluations == 2 * one.training_evaluations
+    activations = [plan.device["training"]["activations"] for plan in (one, two)]
+    assert 1.8 * activations[0] < activations[1] < 2.1 * activations[0]
+    with pytest.raises(ModelError, match="distilled"):
+        make_plan(klein(true_cfg=4.0))
+
+
+def test_a_lora_that_starts_from_another_keeps_that_one_for_the_kl() -> None:
+    path = "black-forest-labs/FLUX.1-dev"
+    settings: dict[str, Any] = {"kind": "uno", "path": path, "adapter": "dit_lora.safetensors"}
+    fused, start = (make_plan(klein(**settings, adapter_as=way)) for way in ("fused", "start"))
+    assert "untuned weights" not in fused.device["training"]
+    training = start.device["training"]
+    assert training["untuned weights"] == training["LoRA"] == start.host["untuned weights"]
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("24GB", 24e9), ("24g", 24e9), ("1.5 GiB", 1.5 * 2**30), ("8e9", 8e9), ("512MiB", 2**29)]
 )

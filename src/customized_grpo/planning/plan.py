@@ -70,12 +70,14 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
     encoders = sum(model.bytes(width, policy.quantise_text_encoders) for model in shapes.text_encoders.values())
     weights = Weights(
         transformer=shapes.transformer.bytes(width, policy.quantise),
+        published=shapes.transformer.bytes(width),
         text_encoders=encoders,
         vae=shapes.vae.bytes(width),
         rewards=sum(model.bytes(4) for model in judges.values()),
         trained=shapes.trained_bytes,
         trained_tensors=shapes.trained_tensors,
         full=policy.lora is None,
+        restored=policy.lora is None or (policy.adapter is not None and policy.adapter_as == "start"),
         offload=policy.offload,
         forgetful=policy.offload and policy.conditions is not None,
         dequantised=shapes.largest_linear * width if policy.quantise else 0,
@@ -84,6 +86,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
     device = device_memory(weights, work, replace(shapes.activations, rewards=looking * min(JUDGED, work.images)))
     peak = max(sum(parts.values()) for parts in device.values())
     images = config.rollout.pairs * config.rollout.group_size
+    passes = 1 if policy.true_cfg == 1 else 2
     return Plan(
         processes=processes,
         parameters={
@@ -97,8 +100,8 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         host=host_memory(weights) if accelerator else {},
         needed=with_overhead(peak, accelerator),
         images=images,
-        sampling_evaluations=images * config.rollout.steps,
-        training_evaluations=images * work.trained,
+        sampling_evaluations=images * config.rollout.steps * passes,
+        training_evaluations=images * work.trained * passes,
         downloads=list(_downloads(config, shapes, judges, width)),
         unknown_rewards=unknown,
     )
