@@ -132,6 +132,8 @@ def test_the_nearest_settings_fit_and_each_is_needed() -> None:
     assert len({tuple(map(str, changes)) for changes in seen}) == 2
     assert ("policy.quantise" in {key for key, *_ in seen[-1]}) and "policy.quantise" not in {k for k, *_ in seen[0]}
     assert nearest_that_fits(hub_config(), 10**6) is None
+    smaller = nearest_that_fits(klein(height=1024, width=1024, reference_sizes=[(1024, 1024)]), int(8e9))
+    assert smaller is not None and smaller[-1][2] == [512, 512, [[512, 512]]]
     full = nearest_that_fits(klein(lora=None), int(40e9))
     assert full is not None and "policy.lora" in {key for key, *_ in full}
 

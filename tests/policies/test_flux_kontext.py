@@ -236,9 +236,10 @@ def test_the_lora_starts_the_same_everywhere_and_leaves_the_random_state(folder:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradient_checkpointing_changes_no_gradient(folder: Path, dtype: str) -> None:
     proofs.checkpointing_changes_no_gradient(
-        lambda checkpointing: policy_of(folder, gradient_checkpointing=checkpointing),
+        lambda checkpointing: policy_of(folder, gradient_checkpointing=checkpointing, dtype=dtype),
         lambda policy: policy.encode(PROMPT, [picture()]),
     )
 

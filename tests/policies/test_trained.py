@@ -62,7 +62,7 @@ class Model:
 
 
 TWO = [proofs.random_picture(64, 72, 1), proofs.random_picture(80, 64, 2)]
-LONG = {"kind": "flux2", "reference_sizes": None, "max_sequence_length": 400}
+LONG = {"kind": "flux2", "reference_sizes": None, "max_sequence_length": test_flux2.TOKENS}
 MODELS = {
     "flux-kontext": Model(
         tiny.save_flux_kontext,
@@ -80,17 +80,13 @@ MODELS = {
         lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder),
         LONG,
         TWO,
-        lambda pipeline, policy, images: test_flux2.pipeline_picture(
-            pipeline, noise(policy), images, max_sequence_length=400
-        ),
+        lambda pipeline, policy, images: test_flux2.pipeline_picture(pipeline, noise(policy), images),
     ),
     "flux2-dev": Model(
         lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder),
         LONG,
         TWO,
-        lambda pipeline, policy, images: test_flux2.pipeline_picture(
-            pipeline, noise(policy), images, max_sequence_length=400
-        ),
+        lambda pipeline, policy, images: test_flux2.pipeline_picture(pipeline, noise(policy), images),
     ),
     "qwen-image-edit": Model(
         tiny_qwen.save_qwen_image_edit,

@@ -434,7 +434,7 @@ def test_a_lora_that_starts_there_must_hold_it(folder: Path, adapter: Path) -> N
 
 
 def test_a_file_of_the_released_ones_keys_fits_flux_dev(tmp_path: Path) -> None:
-    """At full width and depth, its rank of 512 cut to 1; the transformer by its published config, without numbers."""
+    """At full width and depth, its rank of 512 cut to 1; the transformer by its published config."""
     published = json.loads((Path(customized_grpo.__file__).parent / "known_models.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(published["parts"]["flux.1-transformer"])

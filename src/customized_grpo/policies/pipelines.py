@@ -14,6 +14,7 @@ import transformers
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
@@ -92,8 +93,9 @@ class PipelinePolicy(ABC):
             self._tuning = LoraTuning(self._transformer, config.lora, lora_targets, exclude=lora_exclude)
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
+        self._slow_backward = self._device.type == "cpu" and self._dtype != torch.float32 and not config.compile
         if config.gradient_checkpointing:
-            self._transformer.enable_gradient_checkpointing()
+            self._transformer.enable_gradient_checkpointing(_again_in_full if self._slow_backward else None)
         if config.compile:
             self._transformer.compile_repeated_blocks()
         if self._device.type == "cpu" and self._dtype == torch.float32:
@@ -101,7 +103,6 @@ class PipelinePolicy(ABC):
             for part in self._pipeline.vae.modules():
                 if isinstance(part, nn.Conv2d):
                     part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
-        self._slow_backward = self._device.type == "cpu" and self._dtype != torch.float32 and not config.compile
         self._transformer.to(self._device)
         if config.offload:
             self._make_room()
@@ -331,6 +332,12 @@ class PipelinePolicy(ABC):
         if (prepare := self._preparation()) is not None:
             prepare(model)
         return model
+
+
+def _again_in_full(block: nn.Module, *inputs: Any) -> Any:
+    """Gradient checkpointing of a block whose second computation, in the backward pass, is as its first one was."""
+    contexts = lambda: (nullcontext(), BackwardInFull())  # noqa: E731
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def sequence_shift(scheduler: Any, tokens: int) -> float:

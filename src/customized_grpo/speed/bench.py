@@ -69,6 +69,7 @@ def bench(
         {
             "machine": machine,
             "peak flops": peaks,
+            "precisions": precisions,
             "images": images,
             "stages": {
                 name: {stage: asdict(one) for stage, one in {**stages, _WHOLE: _whole(stages)}.items()}
