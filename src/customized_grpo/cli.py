@@ -537,6 +537,7 @@ def bench(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed iterations, of which the median counts.")] = 3,
     growth: Annotated[bool, typer.Option(help="Also measure how time and memory grow with the work.")] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave out one image at a time, the slow shape.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for bench.json.")] = Path("runs/bench"),
 ) -> None:
     """Measure an iteration, stage by stage: against one image at a time, and against the machine's own peak.
@@ -549,7 +550,8 @@ def bench(
         from customized_grpo.speed import bench as run_bench
 
         rival = load_config(config, [*(set_ or []), *against]) if against else None
-        run_bench(load_config(config, set_ or []), rival, out, Console(), repeats=repeats, growing=growth)
+        resolved = load_config(config, set_ or [])
+        run_bench(resolved, rival, out, Console(), repeats=repeats, growing=growth, alone=alone)
 
 
 @app.command()

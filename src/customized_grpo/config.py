@@ -83,6 +83,10 @@ class PolicyConfig(_Section):
     )
     max_sequence_length: int = Field(24, ge=1, description="text tokens of the long text encoder")
     guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
+    true_cfg: float = Field(
+        1.0, ge=1, description="scale of classifier-free guidance by a second pass of the model; 1: off, a single pass"
+    )
+    negative_prompt: str = Field("", description="of true_cfg: what the second pass reads in place of the prompt")
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
     options: dict[str, Any] = Field({}, description="whatever a class of your own wants to be told")
     gradient_checkpointing: bool = False
@@ -101,8 +105,10 @@ class PolicyConfig(_Section):
     compile: bool = Field(
         False, description="torch.compile of the transformer's blocks; ratios are then 1 within rounding, not exactly"
     )
-    adapter: str | None = Field(
-        None, description="LoRA that the model starts from, fused into its weights: a .safetensors file"
+    adapter: str | None = Field(None, description="UNO's LoRA, which the model starts from: a .safetensors file")
+    adapter_as: Literal["fused", "start"] = Field(
+        "fused",
+        description="fused: in the weights, with a new LoRA on top; start: it is itself the LoRA that is trained",
     )
 
     @field_validator("kind")
@@ -144,9 +150,15 @@ class PolicyConfig(_Section):
         kind = info.data.get("kind", "uno")
         if adapter is not None and kind != "uno":
             raise ValueError(f"belongs to policy.kind=uno, not to {kind}; set that kind, or set this to null")
-        if adapter is not None and info.data.get("quantise") is not None:
-            raise ValueError("cannot be fused into quantised weights; set policy.quantise to null")
         return adapter
+
+    @field_validator("adapter_as")
+    @classmethod
+    def _start_is_a_lora(cls, adapter_as: str, info: ValidationInfo) -> str:
+        """All weights cannot start from an adapter but by having it fused."""
+        if adapter_as == "start" and info.data.get("lora", True) is None:
+            raise ValueError("start is of a LoRA, and policy.lora is null; set policy.lora, or leave this at fused")
+        return adapter_as
 
 
 class DataConfig(_Section):

@@ -72,6 +72,8 @@ def outline_pipeline(path: str, revision: str | None, dtype: torch.dtype, pipeli
     for name, listed in index.items():
         if isinstance(listed, list) and listed[0] is not None:
             parts[name] = _outline_part(path, read, name, str(listed[1]), dtype)
+        elif isinstance(listed, bool):  # a setting of the pipeline itself, such as is_distilled
+            parts[name] = listed
     return pipelines[kind](**parts)
 
 

@@ -165,8 +165,8 @@ def contradictions() -> Iterator[Case]:
     yield case(
         "an adapter of another kind", "policy.adapter: belongs to policy.kind=uno", "policy.adapter=a.safetensors"
     )
-    yield case("an adapter into rounded weights", "policy.adapter: cannot be fused", "policy.kind=uno",
-               "policy.quantise=int8", "policy.adapter=a.safetensors")  # fmt: skip
+    yield case("all weights that start from a LoRA", "policy.adapter_as: start is of a LoRA", "policy.kind=uno",
+               "policy.lora=null", "policy.adapter_as=start", "policy.adapter=a.safetensors")  # fmt: skip
     yield case("options of a built-in kind", "policy.options: belong to a class of your own", "policy.options={a: 1}")
     yield case(
         "a tracker twice", "train.trackers: names tensorboard twice", "train.trackers=[tensorboard, tensorboard]"

@@ -176,6 +176,29 @@ def test_prompts_and_names_cannot_break_the_card() -> None:
     assert "- a dog # in a hat\n" in card.text
 
 
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        ("flux-kontext", ["true_cfg_scale=4.0,", "negative_prompt='a {blur}',"]),
+        ("qwen-image-edit", ["true_cfg_scale=4.0,", "negative_prompt='a {blur}',"]),
+        ("flux2", ["guidance_scale=4.0,"]),
+    ],
+)
+def test_true_guidance_is_in_the_snippet(kind: str, lines: list[str]) -> None:
+    policy = PolicyConfig(kind=kind, path="someone/base", true_cfg=4.0, negative_prompt="a {blur}")
+    code = snippet(Config(policy=policy), "a dog")
+    compile(code, "snippet", "exec")
+    assert all(line in code for line in lines), code
+
+
+def test_a_lora_that_started_from_unos_needs_no_adapter() -> None:
+    def code(way: str) -> str:
+        settings = {"kind": "uno", "path": "someone/base", "adapter": "dit_lora.safetensors", "adapter_as": way}
+        return snippet(Config(policy=PolicyConfig(**settings)), "a dog")  # type: ignore[arg-type]
+
+    assert "ADAPTER" in code("fused") and "adapter" not in code("start").lower()
+
+
 def test_the_embedded_models_snippet_names_it() -> None:
     code = snippet(Config(), "a dog")
     assert 'resolve("embedded/pipeline")' in code

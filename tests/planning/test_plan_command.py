@@ -19,7 +19,7 @@ from customized_grpo.models import ModelError
 from customized_grpo.outlines import config_reader, outline_judge, outline_pipeline
 from customized_grpo.planning import make_plan, plan_run
 from customized_grpo.planning.plan import _changed, nearest_that_fits
-from customized_grpo.planning.report import bytes_of
+from customized_grpo.planning.report import _told, bytes_of
 from customized_grpo.planning.shapes import count
 
 #: Published sizes in billions of parameters: the model cards of each, and of its text encoders.
@@ -132,6 +132,23 @@ def test_the_nearest_settings_fit_and_each_is_needed() -> None:
     assert len({tuple(map(str, changes)) for changes in seen}) == 2
     assert ("policy.quantise" in {key for key, *_ in seen[-1]}) and "policy.quantise" not in {k for k, *_ in seen[0]}
     assert nearest_that_fits(hub_config(), 10**6) is None
+
+
+def test_where_nothing_else_helps_smaller_pictures_are_named() -> None:
+    large = klein(
+        height=1024, width=1024, reference_sizes=[(1024, 1024)], gradient_checkpointing=True, offload=True,
+        quantise="nf4", quantise_text_encoders="nf4", lora=LoraConfig(rank=8),
+    )  # fmt: skip
+    needed = make_plan(klein(**{**large.policy.model_dump(), "height": 512, "width": 512,
+                                "reference_sizes": [(512, 512)]})).needed  # fmt: skip
+    (*_, (keys, before, after)) = nearest_that_fits(large, needed) or []
+    assert keys == "policy.height, policy.width, policy.reference_sizes"
+    assert before == [1024, 1024, [[1024, 1024]]] and after in ([768, 768, [[768, 768]]], [512, 512, [[512, 512]]])
+    told = _told((keys, before, after))
+    assert told.startswith(f"policy.height 1024 -> {after[0]}, policy.width 1024 -> ") and "[[1024, 1024]] ->" in told
+
+
+def test_a_full_tuning_that_does_not_fit_is_told_of_a_lora() -> None:
     full = nearest_that_fits(klein(lora=None), int(40e9))
     assert full is not None and "policy.lora" in {key for key, *_ in full}
 
@@ -153,6 +170,26 @@ def test_a_moving_average_and_offloading_count() -> None:
     offloaded = make_plan(klein(offload=True))
     assert "text encoders" not in offloaded.device["training"] and "text encoders" in offloaded.device["encoding"]
     assert "text encoders" in offloaded.host
+
+
+def test_true_cfg_is_twice_the_work_and_needs_a_model_that_has_it() -> None:
+    base = {"path": "black-forest-labs/FLUX.2-klein-base-4B"}
+    one, two = make_plan(klein(**base)), make_plan(klein(**base, true_cfg=4.0))
+    assert two.sampling_evaluations == 2 * one.sampling_evaluations
+    assert two.training_evaluations == 2 * one.training_evaluations
+    activations = [plan.device["training"]["activations"] for plan in (one, two)]
+    assert 1.8 * activations[0] < activations[1] < 2.1 * activations[0]
+    with pytest.raises(ModelError, match="distilled"):
+        make_plan(klein(true_cfg=4.0))
+
+
+def test_a_lora_that_starts_from_another_keeps_that_one_for_the_kl() -> None:
+    path = "black-forest-labs/FLUX.1-dev"
+    settings: dict[str, Any] = {"kind": "uno", "path": path, "adapter": "dit_lora.safetensors"}
+    fused, start = (make_plan(klein(**settings, adapter_as=way)) for way in ("fused", "start"))
+    assert "untuned weights" not in fused.device["training"]
+    training = start.device["training"]
+    assert training["untuned weights"] == training["LoRA"] == start.host["untuned weights"]
 
 
 @pytest.mark.parametrize(

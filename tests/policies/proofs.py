@@ -129,14 +129,14 @@ def same_pictures(drawn: Tensor, expected: Tensor, *, spread: float) -> None:
 
 
 @torch.no_grad()
-def batch_equals_samples(policy: Policy, conditions: Sequence[Conditions], sigma: Tensor) -> None:
+def batch_equals_samples(policy: Policy, conditions: Sequence[Conditions], sigma: Tensor, within: float = 1e-5) -> None:
     """A tuned policy predicts and decodes a batch, one noise level for each of its images, as one by one."""
     tune(policy)
     x = noise(policy, len(conditions))
     batch = policy.velocity(x, sigma, Conditions.join(conditions))
     for i, row in enumerate(conditions):
         single = policy.velocity(x[i : i + 1], sigma[i : i + 1], row)
-        assert apart(batch[i], single[0]) < 1e-5
+        assert apart(batch[i], single[0]) < within
     pictures = policy.decode(x)
     for i in range(len(x)):
         assert apart(pictures[i], policy.decode(x[i : i + 1])[0]) < 1e-5

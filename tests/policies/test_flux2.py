@@ -123,6 +123,18 @@ def test_a_klein_base_model_is_drawn_without_cfg(tmp_path: Path) -> None:
     assert apart(drawn, pipeline_picture(pipeline, noise(policy), [picture()])) > 1e-3
 
 
+def test_true_cfg_of_a_klein_base_model_is_the_pipelines(tmp_path: Path) -> None:
+    base = tiny_flux2.save(tiny_flux2.klein(distilled=False), tmp_path)
+    policy = policy_of(base, true_cfg=4.0)
+    drawn = euler(policy, noise(policy), policy.encode(PROMPT, [picture()]))
+    assert apart(drawn, pipeline_picture(stock(base), noise(policy), [picture()], guidance_scale=4.0)) < 1e-4
+
+
+def test_distilled_models_refuse_true_cfg(klein: Path, dev: Path) -> None:
+    refused(lambda: policy_of(klein, true_cfg=4.0), "policy.true_cfg", "distilled", "klein-base")
+    refused(lambda: policy_of(dev, true_cfg=4.0), "policy.true_cfg", "policy.guidance")
+
+
 def test_noise_levels_follow_size_and_number_of_steps(klein: Path, tmp_path: Path) -> None:
     dynamic, larger = policy_of(klein), policy_of(klein, height=256, width=256)
     fixed = tiny_flux2.save(tiny_flux2.klein(dynamic_shifting=False), tmp_path)

@@ -96,6 +96,31 @@ def test_without_references_it_is_the_pipeline_without_image(folder: Path) -> No
     assert apart(drawn, expected) < 1e-4
 
 
+def test_true_cfg_is_the_pipelines(folder: Path) -> None:
+    policy = policy_of(folder, true_cfg=3.0, negative_prompt="a blue cat")
+    conditions = policy.encode(PROMPT, [picture()])
+    assert sorted(conditions.rows) == [
+        "negative_pooled", "negative_prompt_embeds", "pooled", "prompt_embeds", "reference_1",
+    ]  # fmt: skip
+    drawn = euler(policy, noise(policy), conditions)
+    pipeline = stock(folder)
+    expected = pipeline_picture(pipeline, noise(policy), picture(), true_cfg_scale=3.0, negative_prompt="a blue cat")
+    assert apart(drawn, expected) < 1e-4
+    assert apart(drawn, pipeline_picture(pipeline, noise(policy), picture())) > 1e-2
+
+
+def test_with_true_cfg_the_proofs_hold(folder: Path) -> None:
+    policy = policy_of(folder, true_cfg=3.0)
+    pairs = [("a red bird", 0), ("a blue cat on the snow", 1), ("the dog", 2)]
+    conditions = [policy.encode(prompt, [picture(seed=seed)]) for prompt, seed in pairs]
+    proofs.batch_equals_samples(policy, conditions, torch.tensor([1.0, 0.6, 0.1]), within=5e-5)
+    joined, x, sigma = Conditions.join(conditions), noise(policy, 3), torch.tensor([1.0, 0.6, 0.1])
+    with torch.no_grad():
+        rollout = policy.velocity(x, sigma, joined)
+    assert torch.equal(policy.velocity(x, sigma, joined), rollout)
+    assert proofs.without_gradient(policy, conditions[0]) == set()
+
+
 def test_references_are_resized_as_the_pipeline_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(24, 16), (16, 16), (20, 36)]  # (width, height), and no multiples of a token
     monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)
@@ -211,9 +236,10 @@ def test_the_lora_starts_the_same_everywhere_and_leaves_the_random_state(folder:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradient_checkpointing_changes_no_gradient(folder: Path, dtype: str) -> None:
     proofs.checkpointing_changes_no_gradient(
-        lambda checkpointing: policy_of(folder, gradient_checkpointing=checkpointing),
+        lambda checkpointing: policy_of(folder, gradient_checkpointing=checkpointing, dtype=dtype),
         lambda policy: policy.encode(PROMPT, [picture()]),
     )
 

@@ -72,11 +72,10 @@ TWO = [picture(), picture(90, 30, seed=1)]
 def pipeline_picture(
     pipeline: QwenImageEditPlusPipeline, latents: Tensor, images: list[Image.Image], **options: Any
 ) -> Tensor:
-    """What the pipeline itself draws from these latents without true classifier-free guidance."""
-    defaults = {"prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "pt"}
+    """What the pipeline itself draws from these latents, without true classifier-free guidance unless told so."""
+    defaults = {"prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "pt", "true_cfg_scale": 1.0}
     return pipeline(
         image=images,
-        true_cfg_scale=1.0,
         height=32,
         width=24,
         latents=latents,
@@ -93,6 +92,15 @@ def test_euler_rollout_is_the_pipelines_picture(either: Path, images: list[Image
     drawn = euler(policy, noise(policy), policy.encode(PROMPT, images))
     expected = pipeline_picture(stock(either), noise(policy), images)
     proofs.same_pictures(drawn, expected, spread=0.02)
+
+
+def test_true_cfg_is_the_pipelines(either: Path) -> None:
+    policy = policy_of(either, true_cfg=4.0, negative_prompt=" ")
+    drawn = euler(policy, noise(policy), policy.encode(PROMPT, TWO))
+    pipeline = stock(either)
+    expected = pipeline_picture(pipeline, noise(policy), TWO, true_cfg_scale=4.0, negative_prompt=" ")
+    assert apart(drawn, expected) < 1e-4
+    assert apart(drawn, pipeline_picture(pipeline, noise(policy), TWO)) > 1e-3
 
 
 def test_sizes_that_are_given_replace_the_pipelines(folder_2509: Path) -> None:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import proofs
 import pytest
 import tiny
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import customized_grpo
 from customized_grpo.config import LoraConfig, PolicyConfig, RolloutConfig
 from customized_grpo.configuration import load_config
 from customized_grpo.method import SAMPLERS
 from customized_grpo.models import ModelError
 from customized_grpo.policies import UnoPolicy, build_policy
-from customized_grpo.policies.uno import fuse_uno_lora, position_ids
+from customized_grpo.policies.uno import position_ids
+from customized_grpo.policies.uno_lora import fuse_uno_lora, uno_lora_by_layer
 from customized_grpo.protocols import Conditions
 from customized_grpo.training.rollout import draw_images, noise_levels
 from customized_grpo.training.update import Items, replay
@@ -45,13 +49,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("adapter") / "dit_lora.safetensors", uno_lora())
 
 
-def uno_lora(rank: int = 6, width: int = WIDTH, layers: int = LAYERS) -> dict[str, Tensor]:
+def uno_lora(rank: int = 6, width: int = WIDTH, layers: int = LAYERS, singles: int | None = None) -> dict[str, Tensor]:
     """Random weights under UNO's names, in the shapes of its layers."""
     shapes: dict[str, tuple[int, int]] = {}  # outputs, inputs
     for i in range(layers):
         for stream in (1, 2):
             shapes[f"double_blocks.{i}.processor.qkv_lora{stream}"] = 3 * width, width
             shapes[f"double_blocks.{i}.processor.proj_lora{stream}"] = width, width
+    for i in range(layers if singles is None else singles):
         shapes[f"single_blocks.{i}.processor.qkv_lora"] = 3 * width, width
         shapes[f"single_blocks.{i}.processor.proj_lora"] = width, 5 * width
     generator = torch.Generator().manual_seed(3)
@@ -374,6 +379,79 @@ def test_the_stock_pipeline_reads_the_same_file_to_the_same_end(folder: Path, ad
     assert difference(euler(policy), before) > 1e-2
 
 
+@pytest.mark.parametrize(("scheme", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_it_is_fused_before_weights_are_quantised(
+    folder: Path, adapter: Path, tmp_path: Path, scheme: str, package: str
+) -> None:
+    """As a pipeline that has it in its weights already, and is quantised while it is loaded."""
+    pytest.importorskip(package)
+    pipeline = stock(folder)
+    fuse_uno_lora(pipeline.transformer, adapter)
+    pipeline.save_pretrained(tmp_path, safe_serialization=True)
+    policy, expected = policy_of(folder, adapter=str(adapter), quantise=scheme), policy_of(tmp_path, quantise=scheme)
+    assert type(policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight) is not nn.Parameter
+    conditions = policy.encode(PROMPT, [picture()])
+    assert torch.equal(half_way(policy, conditions), half_way(expected, conditions))
+    assert difference(half_way(policy, conditions), half_way(policy_of(folder, quantise=scheme), conditions)) > 1e-2
+
+
+START: dict[str, Any] = {"adapter_as": "start", "lora": LoraConfig(rank=8, alpha=3)}
+
+
+def test_training_starts_from_it(folder: Path, adapter: Path, tmp_path: Path) -> None:
+    policy, fused = policy_of(folder, adapter=str(adapter), **START), policy_of(folder, adapter=str(adapter))
+    conditions = policy.encode(PROMPT, [picture(), picture(24, 16, 1)])
+    begun = half_way(policy, conditions)
+    assert difference(begun, half_way(fused, conditions)) < 1e-5
+    assert difference(begun, half_way(policy_of(folder), conditions)) > 1e-2
+    # The untuned model is the one that it began as, before and after a run that goes on.
+    tune(policy)
+    tuned = half_way(policy, conditions)
+    assert difference(tuned, begun) > 1e-3
+    with policy.reference():
+        assert torch.equal(half_way(policy, conditions), begun)
+    assert torch.equal(half_way(policy, conditions), tuned)
+    policy.save(tmp_path)
+    resumed = policy_of(folder, adapter=str(adapter), **START)
+    resumed.load(tmp_path)
+    assert torch.equal(half_way(resumed, conditions), tuned)
+    with resumed.reference():
+        assert torch.equal(half_way(resumed, conditions), begun)
+    # What is saved stands alone.
+    pipeline = stock(folder)
+    pipeline.load_lora_weights(tmp_path)
+    assert difference(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+
+
+def test_a_lora_that_starts_there_must_hold_it(folder: Path, adapter: Path) -> None:
+    def start(**lora: Any) -> Callable[[], object]:
+        return lambda: policy_of(folder, adapter=str(adapter), adapter_as="start", lora=LoraConfig(**lora))
+
+    refused(start(rank=5), "policy.lora.rank: 5", "set it to 6")
+    refused(start(rank=6, targets=["to_q"]), "policy.lora.targets", "attn.to_out.0")
+    with pytest.raises(ValidationError, match=r"policy\.lora is null"):
+        PolicyConfig(kind="uno", adapter="a.safetensors", adapter_as="start", lora=None)
+
+
+def test_a_file_of_the_released_ones_keys_fits_flux_dev(tmp_path: Path) -> None:
+    """At full width and depth, its rank of 512 cut to 1; the transformer by its published config."""
+    published = json.loads((Path(customized_grpo.__file__).parent / "known_models.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel.from_config(published["parts"]["flux.1-transformer"])
+    weights = uno_lora(rank=1, width=3072, layers=19, singles=38)
+    assert len(weights) == 19 * 8 + 38 * 4
+    by_layer = uno_lora_by_layer(transformer, save(tmp_path / "dit_lora.safetensors", weights))
+    moved = {
+        name
+        for name, layer in transformer.named_modules()
+        if isinstance(layer, nn.Linear)
+        and (".attn." in name or (name.startswith("single") and name.endswith("proj_out")))
+    }
+    assert by_layer.keys() == moved and len(moved) == 19 * 8 + 38 * 4
+    for name, (down, up) in by_layer.items():
+        assert tuple((up @ down).shape) == tuple(transformer.get_submodule(name).weight.shape), name
+
+
 def test_fusing_rounds_once(folder: Path, adapter: Path) -> None:
     exact = dict(policy_of(folder, lora=None, adapter=str(adapter)).trainable())
     plain = dict(policy_of(folder, lora=None, dtype="bfloat16").trainable())
@@ -453,3 +531,23 @@ def test_only_the_lora_is_trainable_and_gets_gradients(folder: Path, adapter: Pa
     assert not any(name.startswith("proj_out") for name in named)
     policy.velocity(noise(policy), torch.tensor([0.5]), policy.encode(PROMPT, [picture()])).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in named.values())
+
+
+def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
+    proofs.checkpointing_changes_no_gradient(
+        lambda checkpointing: policy_of(folder, gradient_checkpointing=checkpointing),
+        lambda policy: policy.encode(PROMPT, [picture()]),
+    )
+
+
+@proofs.lora_and_full
+def test_reference_is_the_untuned_model(folder: Path, adapter: Path, lora: LoraConfig | None) -> None:
+    policy = policy_of(folder, adapter=str(adapter), lora=lora)
+    proofs.reference_is_untuned(policy, policy.encode(PROMPT, [picture(), picture(24, 16, 1)]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@proofs.lora_and_full
+def test_loading_gives_back_every_bit(folder: Path, tmp_path: Path, lora: LoraConfig | None, dtype: str) -> None:
+    policy, other = (policy_of(folder, lora=lora, dtype=dtype) for _ in range(2))
+    proofs.loading_gives_back_every_bit(policy, other, tmp_path)

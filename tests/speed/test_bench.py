@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import FluxTransformer2DModel
 from PIL import Image
 from test_cli import cgrpo
 
+import customized_grpo
 from customized_grpo.config import Config
 from customized_grpo.configuration import load_config
 from customized_grpo.data import open_dataset
@@ -93,3 +98,38 @@ def test_the_command_leaves_its_files(tmp_path: Path) -> None:
 def test_a_key_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = cgrpo("bench", "--against", "policy.dtyp=bfloat16", folder=tmp_path)
     assert done.returncode == 2 and "policy.dtyp" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_random_weights_of_flux_are_measured_without_a_hub(tmp_path: Path) -> None:
+    """The benchmark of a large GPU, in small: the same script and settings."""
+    recipes = Path(__file__).parents[2] / "recipes" / "random"
+    script = [sys.executable, recipes / "flux1.py", "models/random-flux1", "--tiny"]
+    made = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    small = {
+        "policy.height": 64, "policy.width": 64, "policy.reference_sizes": "[[64, 64]]",
+        "policy.max_sequence_length": 16, "rollout.steps": 2, "rollout.group_size": 2,
+    }  # fmt: skip
+    told = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    done = cgrpo(
+        "bench", "--config", str(recipes / "flux1.yaml"), *told, "--alone", "--repeats", "1", "--out", "out",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "s an image drawn" in text and "s an image trained" in text
+    kept = json.loads((tmp_path / "out/bench.json").read_text(encoding="utf-8"))
+    assert set(kept["stages"]) == {OURS.name} and kept["precisions"] == {OURS.name: "bfloat16"}
+    assert kept["stages"][OURS.name]["iteration"]["held_bytes"] == 0  # not known on a CPU
+
+
+def test_the_random_transformer_is_as_large_as_flux() -> None:
+    settings = load_config(Path(__file__).parents[2] / "recipes" / "random" / "flux1.yaml")
+    policy, rollout = settings.policy, settings.rollout
+    assert (policy.dtype, policy.height, policy.width) == ("bfloat16", 512, 512)
+    assert (rollout.group_size, rollout.steps) == (8, 10)
+    assert policy.lora is not None and policy.lora.rank == 64
+    known = json.loads((Path(customized_grpo.__file__).parent / "known_models.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        model = FluxTransformer2DModel.from_config(known["parts"]["flux.1-transformer"])
+    assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(11.9e9, rel=0.005)

@@ -40,7 +40,12 @@ _CALLS = {
     "    max_area={height} * {width},\n    _auto_resize=False,",
     "flux2": "image=[reference],\n    guidance_scale={guidance},  # of FLUX.2 dev; klein base: 1.0\n"
     "    max_sequence_length={tokens},",
-    "qwen-image-edit": "image=[reference],\n    true_cfg_scale=1.0,",
+    "qwen-image-edit": "image=[reference],\n    true_cfg_scale={true_cfg},",
+}
+#: Of true classifier-free guidance, where it is on.
+_GUIDED = {
+    "flux-kontext": "\n    true_cfg_scale={true_cfg},\n    negative_prompt={negative!r},",
+    "qwen-image-edit": "\n    negative_prompt={negative!r},",
 }
 
 
@@ -104,13 +109,17 @@ def snippet(config: Config, prompt: str) -> str:
         source = f'BASE = "{base}"' if base else 'BASE = "TODO"  # the base model: its hub id or folder'
     lora = 'LORA = "TODO/TODO"  # the id of this model on the hub, or the folder of this file'
     values = {
-        "guidance": policy.guidance,
+        # FLUX.2's klein base models take the one for the other.
+        "guidance": policy.true_cfg if policy.kind == "flux2" and policy.true_cfg != 1 else policy.guidance,
+        "true_cfg": policy.true_cfg,
+        "negative": policy.negative_prompt,
         "tokens": policy.max_sequence_length,
         "height": policy.height,
         "width": policy.width,
     }
     if policy.kind not in _CALLS:
         return _own_snippet(policy, source, lora, prompt, config.evaluation.steps)
+    call = _CALLS[policy.kind] + (_GUIDED.get(policy.kind, "") if policy.true_cfg != 1 else "")
     return f"""\
 import torch
 from diffusers import DiffusionPipeline
@@ -124,7 +133,7 @@ pipeline.load_lora_weights(LORA)
 reference = load_image("reference.jpg").resize(({_reference(policy)}))
 picture = pipeline(
     prompt={prompt!r},
-    {_CALLS[policy.kind].format(**values)}
+    {call.format(**values)}
     height={policy.height},
     width={policy.width},
     num_inference_steps={config.evaluation.steps},
@@ -135,10 +144,12 @@ picture.save("picture.png")"""
 
 def _own_snippet(policy: PolicyConfig, source: str, lora: str, prompt: str, steps: int) -> str:
     """Of a model whose references no pipeline of diffusers takes."""
-    settings = policy.model_dump(mode="json", exclude={"path", "adapter", "device", "revision"}, exclude_defaults=True)
-    if policy.adapter is not None:
+    without = {"path", "adapter", "adapter_as", "device", "revision"}
+    settings = policy.model_dump(mode="json", exclude=without, exclude_defaults=True)
+    fused = policy.adapter is not None and policy.adapter_as == "fused"  # else what was trained has it
+    if fused:
         source += '\nADAPTER = "TODO"  # the .safetensors file of policy.adapter'
-    adapter = "adapter=ADAPTER, " if policy.adapter is not None else ""
+    adapter = "adapter=ADAPTER, " if fused else ""
     return f"""\
 # pip install customized-grpo: no pipeline of diffusers takes this model's references
 from pathlib import Path

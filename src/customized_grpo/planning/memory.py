@@ -98,17 +98,21 @@ class Activations:
 class Weights:
     """Bytes of what is loaded, and of what training adds: `trained` weights of `trained_tensors` tensors.
 
-    `trained` is part of `transformer` where all of it is tuned (`full`), and beside it where a LoRA is. `dequantised`
-    is the largest linear layer, which a quantised model unpacks while it works.
+    `trained` is part of `transformer` where all of it is tuned (`full`), and beside it where a LoRA is. `restored`: the
+    untuned model is had by putting its weights in the place of the trained ones, as of all of them or of a LoRA that
+    started from another; else by switching a LoRA off. `published` is the transformer before it is quantised;
+    `dequantised` its largest linear layer, which a quantised model unpacks while it works.
     """
 
     transformer: int
+    published: int
     text_encoders: int
     vae: int
     rewards: int
     trained: int
     trained_tensors: int
     full: bool
+    restored: bool
     offload: bool
     forgetful: bool
     dequantised: int = 0
@@ -141,7 +145,7 @@ def device_memory(weights: Weights, work: Work, activations: Activations) -> dic
         "gradients": weights.trained,
         "activations": work.training_batch * (activations.training + work.condition) + weights.dequantised,
     }
-    if weights.full:  # the untuned weights come for the KL
+    if weights.restored:  # they come for the KL
         training["untuned weights"] = weights.trained
     encoding = {"text encoders": weights.text_encoders, "VAE": weights.vae, "activations": activations.encode}
     scoring = {
@@ -166,9 +170,9 @@ def host_memory(weights: Weights) -> dict[str, int]:
         "text encoders": weights.text_encoders if weights.offload and not weights.forgetful else 0,
         "VAE": weights.vae if weights.offload else 0,
         "transformer, while encoding": weights.transformer if weights.offload else 0,
-        "untuned weights": weights.trained if weights.full else 0,
+        "untuned weights": weights.trained if weights.restored else 0,
     }
-    loading = weights.transformer + weights.vae + (0 if weights.forgetful else weights.text_encoders)
+    loading = weights.published + weights.vae + (0 if weights.forgetful else weights.text_encoders)
     return {"while loading": loading, **{part: size for part, size in kept.items() if size}}
 
 

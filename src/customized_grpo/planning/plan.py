@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from customized_grpo.config import Config
+from customized_grpo.config import Config, PolicyConfig
 from customized_grpo.models import local_path, resolve
 from customized_grpo.planning.memory import Model, Weights, Work, device_memory, host_memory, with_overhead
 from customized_grpo.planning.shapes import JUDGED, Shapes, judges_of, shapes_of
@@ -21,9 +21,11 @@ from customized_grpo.training.update import trained_count
 from customized_grpo.training.windows import stochastic_steps
 
 _LEAST_RANK = 8
+_LEAST_SIDE = 128
+_SIDES = 16  # of which pictures' sides stay multiples
 
 Change = tuple[str, Any, Any]
-"""A setting, its value, and the value to give it."""
+"""A setting, its value, and the value to give it. Settings that change together are one, names and values in a row."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
     encoders = sum(model.bytes(width, policy.quantise_text_encoders) for model in shapes.text_encoders.values())
     weights = Weights(
         transformer=shapes.transformer.bytes(width, policy.quantise),
+        published=shapes.transformer.bytes(width),
         text_encoders=encoders,
         vae=shapes.vae.bytes(width),
         rewards=sum(model.bytes(4) for model in judges.values()),
         trained=shapes.trained_bytes,
         trained_tensors=shapes.trained_tensors,
         full=policy.lora is None,
+        restored=policy.lora is None or (policy.adapter is not None and policy.adapter_as == "start"),
         offload=policy.offload,
         forgetful=policy.offload and policy.conditions is not None,
         dequantised=shapes.largest_linear * width if policy.quantise else 0,
@@ -84,6 +88,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
     device = device_memory(weights, work, replace(shapes.activations, rewards=looking * min(JUDGED, work.images)))
     peak = max(sum(parts.values()) for parts in device.values())
     images = config.rollout.pairs * config.rollout.group_size
+    passes = 1 if policy.true_cfg == 1 else 2
     return Plan(
         processes=processes,
         parameters={
@@ -97,8 +102,8 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         host=host_memory(weights) if accelerator else {},
         needed=with_overhead(peak, accelerator),
         images=images,
-        sampling_evaluations=images * config.rollout.steps,
-        training_evaluations=images * work.trained,
+        sampling_evaluations=images * config.rollout.steps * passes,
+        training_evaluations=images * work.trained * passes,
         downloads=list(_downloads(config, shapes, judges, width)),
         unknown_rewards=unknown,
     )
@@ -110,7 +115,8 @@ def nearest_that_fits(
     """The fewest settings to change so that the run fits into `memory` bytes, least harm first; None: none will do.
 
     In this order: smaller batches, which cost speed alone; gradient checkpointing and offloading, likewise; a quantised
-    base, which draws a little differently; a LoRA where all weights were tuned, or one of a lower rank.
+    base, which draws a little differently; a LoRA where all weights were tuned, or one of a lower rank; smaller
+    pictures.
     """
 
     def fits(changes: list[Change]) -> bool:
@@ -167,13 +173,43 @@ def _remedies(config: Config) -> Iterator[Change]:
     while policy.lora is not None and rank >= _LEAST_RANK:
         yield "policy.lora.rank", policy.lora.rank, rank
         rank //= 2
+    for share in (0.75, 0.5, 0.25):
+        if (smaller := _smaller(policy, share)) is not None:
+            yield smaller
+
+
+def _smaller(policy: PolicyConfig, share: float) -> Change | None:
+    """Pictures and references of that share of their sides; None where they were too small to be of use."""
+
+    def side(length: int) -> int:
+        return int(share * length) // _SIDES * _SIDES
+
+    sides = [*(policy.reference_sizes or []), (policy.height, policy.width)]
+    if min(side(length) for size in sides for length in size) < _LEAST_SIDE:
+        return None
+    names = ["policy.height", "policy.width"]
+    before: list[Any] = [policy.height, policy.width]
+    after: list[Any] = [side(policy.height), side(policy.width)]
+    if policy.reference_sizes is not None:
+        names.append("policy.reference_sizes")
+        before.append([list(size) for size in policy.reference_sizes])
+        after.append([[side(height), side(width)] for height, width in policy.reference_sizes])
+    return ", ".join(names), before, after
+
+
+def single(change: Change) -> list[Change]:
+    """Each setting of a change by itself."""
+    key, before, after = change
+    names = key.split(", ")
+    return [change] if len(names) == 1 else list(zip(names, before, after, strict=True))
 
 
 def _changed(config: Config, changes: list[Change]) -> Config:
     values = config.model_dump()
-    for key, _, value in changes:
-        *sections, name = key.split(".")
-        reduce(getitem, sections, values)[name] = value
+    for change in changes:
+        for key, _, value in single(change):
+            *sections, name = key.split(".")
+            reduce(getitem, sections, values)[name] = value
     return Config.model_validate(values)
 
 

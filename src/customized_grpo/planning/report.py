@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.planning.plan import Change, Plan, make_plan, nearest_that_fits
+from customized_grpo.planning.plan import Change, Plan, make_plan, nearest_that_fits, single
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -27,7 +27,7 @@ def plan_run(config: Config, console: Console, *, memory: str | None, processes:
         return
     changes = nearest_that_fits(config, have, **arguments)  # type: ignore[arg-type]
     if changes is None:
-        remedy = "no smaller batch or rank, offloading or quantisation helps; take a larger device or a smaller size"
+        remedy = "no smaller batch, rank or picture, offloading or quantisation helps; take a larger device"
     else:
         remedy = "it fits with " + ", ".join(map(_told, changes))
     raise ConfigError(f"the run needs {need}, and {name} has {have / 1e9:.1f} GB; {remedy}")
@@ -62,12 +62,13 @@ def _memory(config: Config, memory: str | None) -> tuple[int, bool, str]:
 
 
 def _told(change: Change) -> str:
-    key, before, after = change
-    return f"{key} {_value(before)} -> {_value(after)}"
+    return ", ".join(f"{key} {_value(before)} -> {_value(after)}" for key, before, after in single(change))
 
 
 def _value(value: object) -> str:
     """As YAML has it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_value(part)}" for key, part in value.items()) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -17,7 +17,7 @@ from customized_grpo.outlines import outline_judge
 from customized_grpo.planning.measure import peak_bytes
 from customized_grpo.planning.memory import Activations, Model
 from customized_grpo.policies import build_policy
-from customized_grpo.policies.pipelines import REFERENCE, PipelinePolicy
+from customized_grpo.policies.pipelines import NEGATIVE, REFERENCE, PipelinePolicy
 from customized_grpo.protocols import Conditions
 
 # What of a policy's settings has no part in its outline.
@@ -143,6 +143,8 @@ def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
     }
     if "pooled_projection_dim" in shape:
         rows["pooled"] = torch.empty(1, shape.pooled_projection_dim, dtype=dtype, device="meta")
+    if config.true_cfg != 1:
+        rows |= {f"{NEGATIVE}{name}": torch.empty_like(row) for name, row in rows.items()}
     height, width = (config.reference_sizes or [(1024, 1024)])[0]
     picture = Image.new("RGB", (width, height))
     with torch.no_grad():

@@ -28,6 +28,7 @@ from customized_grpo.records import write_bytes
 _OTHER_SETTINGS = frozenset(
     [
         "adapter",
+        "adapter_as",
         "compile",
         "conditions",
         "device",

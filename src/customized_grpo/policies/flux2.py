@@ -53,10 +53,10 @@ class Flux2Policy(PipelinePolicy):
     `Conditions.rows` holds prompt_embeds (B, T, D), and for each reference its tokens on their grid,
     (B, rows, columns, channels), so that conditions of equal signature have equal position ids.
 
-    There is one pass of the transformer for one velocity: no classifier-free guidance. That is how
-    the distilled klein models and dev are drawn; a klein base model is drawn as its pipeline does
-    with guidance_scale 1. `config.guidance` is an input of `Flux2Pipeline`'s transformer, and of no
-    meaning to klein, which has no such input.
+    There is one pass of the transformer for one velocity, as the distilled klein models and dev are made for. A klein
+    base model has true classifier-free guidance: `config.true_cfg` is its pipeline's guidance_scale, where an empty
+    `config.negative_prompt` is its own; 1 is off. The others refuse it. `config.guidance` is an input of
+    `Flux2Pipeline`'s transformer, and of no meaning to klein, which has no such input.
 
     The text of a prompt stands in the model's chat template, which counts towards
     `config.max_sequence_length`; dev's begins with a long system message. The pipelines' own default
@@ -70,13 +70,17 @@ class Flux2Policy(PipelinePolicy):
         config: model, size, precision and what to tune.
 
     Raises:
-        ModelError: the path holds neither pipeline in safetensors, a size is less than one token, or
-            LoRA targets do not exist.
+        ModelError: the path holds neither pipeline in safetensors, a size is less than one token, LoRA targets do not
+            exist, or true classifier-free guidance is asked of a model that does without.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__(config, Flux2KleinPipeline, Flux2Pipeline, lora_targets=LORA_TARGETS)
         self._prompts_fit = False
+        dev = isinstance(self._pipeline, Flux2Pipeline)
+        if config.true_cfg != 1 and (dev or self._pipeline.config.is_distilled):
+            remedy = "set policy.guidance instead" if dev else "give a base model, such as FLUX.2-klein-base-4B"
+            raise ModelError(f"policy.true_cfg: {config.path} is distilled to do without; leave it at 1, or {remedy}")
 
     def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """prompt_embeds (1, T, D), cut to fit `config.max_sequence_length` together with the chat template.

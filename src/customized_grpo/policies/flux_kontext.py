@@ -25,6 +25,9 @@ class FluxKontextPolicy(FluxPolicy):
     resized to the nearest in shape of `config.reference_sizes`; they may be none. Prompts longer than
     `config.max_sequence_length` tokens are cut.
 
+    The dev model is distilled: `config.guidance` is an input of it, and there is one pass a step. True classifier-free
+    guidance, `config.true_cfg`, comes on top where it is above 1, as in the pipeline.
+
     `Conditions.rows` holds prompt_embeds (B, T, D), pooled (B, P), and for each reference its
     tokens on their grid, (B, rows, columns, channels), so that conditions of equal signature have
     equal position ids.

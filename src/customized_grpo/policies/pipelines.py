@@ -14,19 +14,27 @@ import transformers
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, resolve
 from customized_grpo.outlines import outline_pipeline
 from customized_grpo.policies.attention import BackwardInFull
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
-from customized_grpo.policies.quantisation import pipeline_quantisation, quantisation_of
+from customized_grpo.policies.quantisation import (
+    check_packages,
+    quantise,
+    text_encoder_quantisation,
+    unpacked_on_cpus,
+)
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 from customized_grpo.sharding import sum_over_processes
 
 REFERENCE = "reference_{}"
 """Name in Conditions.rows of the k-th reference's tokens, from 1."""
+NEGATIVE = "negative_"
+"""Before the names in Conditions.rows of what true classifier-free guidance reads in place of the prompt."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The linear layers of joint attention, by diffusers' names: targets of a LoRA in every model here."""
 PATCH = 2
@@ -48,6 +56,9 @@ class PipelinePolicy(ABC):
     without: a replay then has the very bits of its rollout. (On a CPU that is flash attention,
     faster in both modes than the math kernel; the environment variable DIFFUSERS_ATTN_BACKEND sets
     another, again for both.) In half precision its backward pass there is slow; see `BackwardInFull`.
+
+    With `config.true_cfg` above 1 a velocity is taken twice, told the prompt and told `config.negative_prompt`, and
+    leads away from the latter, as the pipelines do it (arXiv 2207.12598); gradients go through both.
 
     With `config.offload`, either the transformer is on the device or text encoders and VAE are, but for decoding, when
     the VAE joins it; the others wait in host memory. With `config.conditions`, a folder, conditions are read from
@@ -72,7 +83,7 @@ class PipelinePolicy(ABC):
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._device = device_of(config)
         folder = conditions_folder(config)
-        self._pipeline = load_pipeline(config, *pipelines)
+        self._pipeline = load_pipeline(config, *pipelines, prepare=self._preparation())
         self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
         self._away = False  # whether text encoders and VAE may be off the device
         self._transformer = self._pipeline.transformer
@@ -82,8 +93,9 @@ class PipelinePolicy(ABC):
             self._tuning = LoraTuning(self._transformer, config.lora, lora_targets, exclude=lora_exclude)
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
+        self._slow_backward = self._device.type == "cpu" and self._dtype != torch.float32 and not config.compile
         if config.gradient_checkpointing:
-            self._transformer.enable_gradient_checkpointing()
+            self._transformer.enable_gradient_checkpointing(_again_in_full if self._slow_backward else None)
         if config.compile:
             self._transformer.compile_repeated_blocks()
         if self._device.type == "cpu" and self._dtype == torch.float32:
@@ -91,7 +103,6 @@ class PipelinePolicy(ABC):
             for part in self._pipeline.vae.modules():
                 if isinstance(part, nn.Conv2d):
                     part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
-        self._slow_backward = self._device.type == "cpu" and self._dtype != torch.float32 and not config.compile
         self._transformer.to(self._device)
         if config.offload:
             self._make_room()
@@ -161,11 +172,18 @@ class PipelinePolicy(ABC):
             self._make_room()
         rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
         tokens, grids = self._tokens(latents, rows)
-        with BackwardInFull() if self._slow_backward else nullcontext():
-            output: Tensor = self._transformer(
-                hidden_states=tokens, timestep=self._timestep(sigma), return_dict=False, **self._inputs(rows, grids)
-            )[0]
-        return output[:, : latents.shape[1]].float()
+
+        def told(rows: dict[str, Tensor]) -> Tensor:
+            with BackwardInFull() if self._slow_backward else nullcontext():
+                output: Tensor = self._transformer(
+                    hidden_states=tokens, timestep=self._timestep(sigma), return_dict=False, **self._inputs(rows, grids)
+                )[0]
+            return output[:, : latents.shape[1]].float()
+
+        if self._config.true_cfg == 1:
+            return told(rows)
+        negative = {name.removeprefix(NEGATIVE): row for name, row in rows.items() if name.startswith(NEGATIVE)}
+        return self._guided(told(rows), told(negative))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The LoRA's parameters, or all of the transformer's, by their names in the transformer; on the device."""
@@ -224,6 +242,9 @@ class PipelinePolicy(ABC):
                 setattr(self._pipeline, name, load_part(self._config, self._pipeline, name))
         self._bring(*(getattr(self._pipeline, name) for name in self._encoders), self._pipeline.vae)
         rows = self._encode_prompt(prompt, references)
+        if self._config.true_cfg != 1:
+            negative = self._encode_prompt(self._config.negative_prompt, references)
+            rows |= {f"{NEGATIVE}{name}": row for name, row in negative.items()}
         for k, picture in enumerate(references, 1):
             rows[REFERENCE.format(k)] = self._encode_reference(picture, len(references))
         return Conditions(rows)
@@ -245,6 +266,10 @@ class PipelinePolicy(ABC):
         self._transformer.to(self._device)
         self._away = True
 
+    def _preparation(self) -> Callable[[nn.Module], None] | None:
+        """What changes the transformer's weights before they are quantised, adapted or tuned; None: nothing does."""
+        return None
+
     @abstractmethod
     def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Those of `Conditions.rows` that speak of the prompt, one row; `references` are RGB."""
@@ -260,6 +285,10 @@ class PipelinePolicy(ABC):
     @abstractmethod
     def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """What the transformer takes besides tokens and timestep, of `Conditions.rows` and the grids of tokens."""
+
+    def _guided(self, told: Tensor, negative: Tensor) -> Tensor:
+        """The velocity that is followed, of the one told the prompt and the one told the negative prompt."""
+        return negative + self._config.true_cfg * (told - negative)
 
     def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids of the image and its references on the model's device, made once for the same grids."""
@@ -299,7 +328,16 @@ class PipelinePolicy(ABC):
 
     def _load_transformer(self) -> nn.Module:
         """The untuned transformer again, on the CPU."""
-        return load_transformer(self._config, self._kind)
+        model = load_transformer(self._config, self._kind)
+        if (prepare := self._preparation()) is not None:
+            prepare(model)
+        return model
+
+
+def _again_in_full(block: nn.Module, *inputs: Any) -> Any:
+    """Gradient checkpointing of a block whose second computation, in the backward pass, is as its first one was."""
+    contexts = lambda: (nullcontext(), BackwardInFull())  # noqa: E731
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def sequence_shift(scheduler: Any, tokens: int) -> float:
@@ -321,15 +359,18 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
     return height, width
 
 
-def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
+def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Callable[[nn.Module], None] | None = None) -> Any:
     """The diffusers pipeline at `config.path`, of one of the classes `pipelines`, in `config.dtype`.
 
     Which class that is, the folder's model_index.json says. Frozen, for inference. On the device "meta" it is an
     outline, of its JSON configs alone, and has shapes but no numbers.
 
+    `prepare` may change the transformer's weights in place, on the CPU, before they are quantised.
+
     Raises:
-        ModelError: the path holds no such pipeline in safetensors; one line with the remedy.
+        ModelError: the path holds no such pipeline in safetensors, or a package is missing; one line with the remedy.
     """
+    check_packages(config)
     try:
         source = resolve(config.path)
     except ModelError as error:
@@ -349,13 +390,13 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
         dtype = getattr(torch, config.dtype)
         encoders = [name for name, kind in index.items() if name.startswith("text_encoder") and kind[0] is not None]
         later = config.conditions is not None
+        parts = {name: None if later else load_part(config, pipelines[0], name) for name in encoders}
         loaded = classes[kind].from_pretrained(
             source,
             revision=config.revision,
             dtype=dtype,
             use_safetensors=True,
-            quantization_config=pipeline_quantisation(config, index),
-            **{name: None if later else load_part(config, pipelines[0], name) for name in encoders},
+            **parts,
         )
     except ModelError:
         raise
@@ -374,6 +415,9 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
             raise ModelError(
                 f"policy.path: cannot load {config.path} (no files of its {name}); {remedy} in safetensors"
             )
+    if prepare is not None:
+        prepare(loaded.transformer)
+    quantise(loaded.transformer, config.quantise)
     return loaded
 
 
@@ -392,7 +436,7 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
-            quantization_config=quantisation_of(config, name, "transformers"),
+            quantization_config=text_encoder_quantisation(config),
             output_loading_info=True,
         )
     except ModelError:
@@ -404,6 +448,7 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
         ) from error
     if absent := sorted(report["missing_keys"]):  # which transformers leaves at random values
         raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent[0]}; download it again")
+    unpacked_on_cpus(part)
     encoder: nn.Module = part.requires_grad_(False).eval()
     return encoder
 

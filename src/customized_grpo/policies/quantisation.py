@@ -1,49 +1,44 @@
-"""Which quantisation a setting means, in the terms of diffusers and of transformers; their packages are extras."""
+"""Weights of linear layers in 8 bits (torchao) or 4 (bitsandbytes), whose packages are extras.
+
+int8: rounded to 8 bits, a scale a row. nf4: to 4 bits, scales quantised again (arXiv 2305.14314). Both compute in the
+precision of what comes in.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from typing import Any
 
-import diffusers
 import torch
 import transformers
+from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError
 
 _PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
-_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+_NF4 = {"compress_statistics": True, "quant_type": "nf4"}
+_BLOCK = 64  # weights that share a scale, in nf4
 
 
-def quantisation_of(config: PolicyConfig, part: str, library: str) -> Any:
-    """What the `from_pretrained` of a pipeline's part takes as its quantization_config; None where there is none.
+def check_packages(config: PolicyConfig) -> None:
+    """Raises ModelError where the package of a scheme that is asked for is not installed."""
+    for key in ("quantise", "quantise_text_encoders"):
+        scheme = getattr(config, key)
+        if scheme is not None and importlib.util.find_spec(_PACKAGES[scheme]) is None:
+            package = _PACKAGES[scheme]
+            raise ModelError(f"policy.{key}: {scheme} needs {package}, which is not installed; pip install {package}")
 
-    int8: weights of linear layers rounded to 8 bits, a scale a row (torchao). nf4: to 4 bits, scales quantised again
-    (bitsandbytes, arXiv 2305.14314). Both compute in `config.dtype`.
 
-    Args:
-        config: the policy, whose transformer and text encoders may be quantised each in its own way.
-        part: the part's name in the pipeline.
-        library: whose class it is, diffusers or transformers.
-
-    Raises:
-        ModelError: the scheme's package is not installed.
-    """
-    key = "quantise" if part == "transformer" else "quantise_text_encoders"
-    scheme = getattr(config, key) if part == "transformer" or part.startswith("text_encoder") else None
-    if scheme is None:
+def text_encoder_quantisation(config: PolicyConfig) -> Any:
+    """What the `from_pretrained` of a text encoder takes as its quantization_config; None where there is none."""
+    if config.quantise_text_encoders is None:
         return None
-    package = _PACKAGES[scheme]
-    if importlib.util.find_spec(package) is None:
-        raise ModelError(f"policy.{key}: {scheme} needs {package}, which is not installed; pip install {package}")
-    made_of: Any = _LIBRARIES[library]
-    if scheme == "int8":
+    if config.quantise_text_encoders == "int8":
         from torchao.quantization import Int8WeightOnlyConfig
 
-        return made_of.TorchAoConfig(Int8WeightOnlyConfig())
-    return made_of.BitsAndBytesConfig(
+        return transformers.TorchAoConfig(Int8WeightOnlyConfig())
+    return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -51,9 +46,70 @@ def quantisation_of(config: PolicyConfig, part: str, library: str) -> Any:
     )
 
 
-def pipeline_quantisation(config: PolicyConfig, index: Mapping[str, Any]) -> Any:
-    """The same for all parts of a pipeline, by its model_index.json."""
-    parts = {name: listed[0] for name, listed in index.items() if isinstance(listed, list | tuple)}
-    found = {name: quantisation_of(config, name, str(library)) for name, library in parts.items()}
-    chosen = {name: one for name, one in found.items() if one is not None}
-    return diffusers.PipelineQuantizationConfig(quant_mapping=chosen) if chosen else None
+def unpacked_on_cpus(encoder: nn.Module) -> None:
+    """Keep bitsandbytes from another layout on CPUs with AVX-512, which only takes layers of multiples of 32 rows."""
+    part: Any
+    for part in encoder.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+
+
+def quantise(transformer: Any, scheme: str | None) -> None:
+    """Quantise all linear layers of a transformer in place: int8 at once, nf4 when it is sent to a device."""
+    if scheme == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(transformer, Int8WeightOnlyConfig())
+    if scheme == "nf4":
+        from bitsandbytes.nn import Params4bit
+
+        kind = _nf4_linear()
+        for name, layer in list(transformer.named_modules()):
+            if isinstance(layer, nn.Linear):
+                made = kind(layer.in_features, layer.out_features, device="meta", **_NF4)
+                # A block a row, which is the same: bitsandbytes 0.50 misreads rows that are no whole blocks on a CPU.
+                whole = layer.weight.numel() % _BLOCK == 0
+                rows = layer.weight.data.reshape(-1, _BLOCK) if whole else layer.weight.data
+                made.weight = Params4bit(rows, requires_grad=False, **_NF4)
+                made.bias = layer.bias
+                transformer.set_submodule(name, made)
+        transformer.is_loaded_in_4bit = True  # which peft asks for
+
+
+def _nf4_linear() -> Any:
+    from bitsandbytes.nn import Linear4bit
+
+    class Nf4Linear(Linear4bit):  # type: ignore[misc, unused-ignore]  # bitsandbytes may not be there
+        """bitsandbytes' own layer takes another kernel where there are no gradients: a replay had not the bits of its
+        rollout, and on-policy ratios were not 1. This one computes both in the same way."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            product: Any = _Nf4Product
+            output: Tensor = product.apply(x, self.weight, self.bias, self.out_features)
+            return output
+
+    return Nf4Linear
+
+
+class _Nf4Product(torch.autograd.Function):
+    """x (..., I), a quantised weight of shape (O, I) and a bias (O,), both frozen -> (..., O).
+
+    What is kept for the backward pass is the weight in its 4 bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Any, bias: Tensor | None, outputs: int) -> Tensor:
+        ctx.weight, ctx.outputs = weight, outputs
+        full = _dequantised(weight, outputs, x.dtype)
+        return nn.functional.linear(x, full, None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0] @ _dequantised(ctx.weight, ctx.outputs, gradients[0].dtype), None, None, None
+
+
+def _dequantised(weight: Any, outputs: int, dtype: torch.dtype) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    full: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+    return full.reshape(outputs, -1).to(dtype)

@@ -1,7 +1,7 @@
 """Qwen-Image-Edit-2509 and -2511 (arXiv 2508.02324) as a policy, of diffusers' own parts.
 
-A deterministic Euler rollout of it is what `QwenImageEditPlusPipeline` draws with true_cfg_scale 1,
-and what it saves is what that pipeline loads.
+A deterministic Euler rollout of it is what `QwenImageEditPlusPipeline` draws, and what it saves is
+what that pipeline loads.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class QwenImageEditPolicy(PipelinePolicy):
     varies with the prompt and with the number and shapes of the references; no row is padded, so
     there is no mask.
 
-    True classifier-free guidance is off: there is one pass per step and no negative prompt. Of
-    `config`, `guidance` has no effect, as these models have no such input, and neither has
+    These models are made for true classifier-free guidance (`config.true_cfg`; their pipeline's own scale is 4), which
+    this pipeline gives the length, token by token, of the velocity that is told the prompt. Off, there is one pass a
+    step. Of `config`, `guidance` has no effect, as these models have no such input, and neither has
     `max_sequence_length`, as the pipeline cuts no prompt.
 
     Loading the pipeline takes torchvision, which transformers' Qwen2VLProcessor asks for. With
@@ -101,6 +102,11 @@ class QwenImageEditPolicy(PipelinePolicy):
         prompt = rows["prompt_embeds"]
         shapes = [(1, height, width) for height, width in grids]
         return {"encoder_hidden_states": prompt, "img_shapes": [shapes] * len(prompt)}
+
+    def _guided(self, told: Tensor, negative: Tensor) -> Tensor:
+        guided = super()._guided(told, negative)
+        scaled: Tensor = guided * (told.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        return scaled
 
     def _shift(self, steps: int) -> float:
         return sequence_shift(self._pipeline.scheduler, self.latent_shape[0])

@@ -50,6 +50,9 @@ class LoraTuning:
 
     A is the same in every process and run, whatever the global random state, which is left alone.
 
+    The untuned model is the one with the LoRA switched off; after `start_from` the one with the LoRA that it began as,
+    whose weights wait in host memory.
+
     Args:
         transformer: a diffusers model; frozen and adapted in place.
         config: rank, alpha and, where they are not the default ones, target modules.
@@ -95,7 +98,33 @@ class LoraTuning:
             transformer.add_adapter(adapter)
         cast_training_params(transformer, dtype=torch.float32)
         self._transformer = transformer
+        self._start: dict[str, Tensor] | None = None
         self._inside = False
+
+    @torch.no_grad()
+    def start_from(self, terms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Begin as another LoRA, in the first of the rows that this one has; the rest, and other layers, add nothing.
+
+        Args:
+            terms: (down (rank, inputs), up (outputs, rank)), whose product it adds to a layer, by the layer's name.
+
+        Raises:
+            ModelError: a layer has no LoRA, or one of a lower rank.
+        """
+        weights, rank, scale = self.trainable(), self._config.r, self._config.lora_alpha / self._config.r
+        for name, (down, up) in terms.items():
+            a, b = (weights.get(f"{name}.lora_{half}.default.weight") for half in "AB")
+            if a is None or b is None:
+                raise ModelError(
+                    f"policy.lora.targets: the LoRA to start from has {name}; name it, or leave targets out"
+                )
+            if len(down) > rank:
+                raise ModelError(
+                    f"policy.lora.rank: {rank} is below that of the LoRA to start from; set it to {len(down)}"
+                )
+            a[: len(down)] = down.to(a)
+            b[:, : len(down)] = up.to(b) / scale
+        self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         reshard(self._transformer)
@@ -107,15 +136,27 @@ class LoraTuning:
             yield
             return
         self._inside = True
+        try:
+            with self._untuned(), torch.no_grad():
+                yield
+        finally:
+            self._inside = False
+
+    @contextmanager
+    def _untuned(self) -> Iterator[None]:
+        if self._start is not None:
+            parameters = self.trainable()
+            start = {name: local(like(weight, parameters[name])) for name, weight in self._start.items()}
+            with _exchanged(self._transformer, parameters, start):
+                yield
+            return
         self._transformer.disable_adapters()
         for weight in self.trainable().values():
             weight.requires_grad_(True)  # peft freezes them; shards would be made whole as frozen ones
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
             self._transformer.enable_adapters()
-            self._inside = False
 
     def save(self, folder: Path) -> None:
         state = self._state()
@@ -213,15 +254,11 @@ class FullTuning:
         if self._untuned is None:
             weights = self._reload().named_parameters()
             self._untuned = {name: local(like(weight.detach(), parameters[name])).cpu() for name, weight in weights}
-        tuned = {name: _exchange(parameter, self._untuned[name]) for name, parameter in parameters.items()}
         self._inside = True
         try:
-            with torch.no_grad():
+            with _exchanged(self._transformer, parameters, self._untuned), torch.no_grad():
                 yield
         finally:
-            reshard(self._transformer)
-            for name, parameter in parameters.items():
-                _exchange(parameter, tuned[name])
             self._inside = False
 
     def save(self, folder: Path) -> None:
@@ -259,6 +296,20 @@ class FullTuning:
 
     def merge(self, dtype: torch.dtype) -> None:
         self._transformer.requires_grad_(False).to(dtype)
+
+
+@contextmanager
+def _exchanged(
+    transformer: nn.Module, parameters: Mapping[str, nn.Parameter], others: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Inside it the parameters of a transformer have other numbers, afterwards their own again."""
+    own = {name: _exchange(parameter, others[name]) for name, parameter in parameters.items()}
+    try:
+        yield
+    finally:
+        reshard(transformer)
+        for name, parameter in parameters.items():
+            _exchange(parameter, own[name])
 
 
 def _exchange(parameter: nn.Parameter, other: Tensor) -> Tensor:

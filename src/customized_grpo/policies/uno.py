@@ -6,53 +6,34 @@ pipeline loads.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError, first_line, local_path
 from customized_grpo.policies.flux import FluxPolicy
 from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
+from customized_grpo.policies.tuning import LoraTuning
+from customized_grpo.policies.uno_lora import adapter_file, fuse_uno_lora, uno_lora_by_layer
 
 #: The longer side of a reference in pixels, in UNO's own inference: where it is the only one, and where not.
 ALONE, SEVERAL = 512, 320
 
-_KEY = re.compile(r"(double_blocks|single_blocks)\.(\d+)\.processor\.(\w+)\.(down|up)\.weight")
-# By UNO's names of blocks and of their parts: diffusers' blocks, and the layers whose outputs, one after the other,
-# are the part's. Those of a single block's proj_lora take attention and MLP in one row, as proj_out does.
-_LAYERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
-    "double_blocks": (
-        "transformer_blocks",
-        {
-            "qkv_lora1": ("attn.to_q", "attn.to_k", "attn.to_v"),
-            "proj_lora1": ("attn.to_out.0",),
-            "qkv_lora2": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-            "proj_lora2": ("attn.to_add_out",),
-        },
-    ),
-    "single_blocks": (
-        "single_transformer_blocks",
-        {"qkv_lora": ("attn.to_q", "attn.to_k", "attn.to_v"), "proj_lora": ("proj_out",)},
-    ),
-}
-
 
 class UnoPolicy(FluxPolicy):
-    """The transformer of a `FluxPipeline`, with UNO's LoRA fused into it, as a `protocols.Policy`.
+    """The transformer of a `FluxPipeline`, with UNO's LoRA, as a `protocols.Policy`.
 
-    `config.adapter` is UNO's dit_lora.safetensors, see `fuse_uno_lora`; null leaves the pipeline's own transformer,
-    which then should be one that has learnt to look at references. The LoRA that training moves is another, on top:
-    what `save` writes belongs with that file, and the stock pipeline draws what the policy does (without references)
-    where `load_lora_weights` has read both and `set_adapters` weighs both with 1.
+    `config.adapter` is UNO's dit_lora.safetensors, see `uno_lora`; null leaves the pipeline's own transformer, which
+    then should be one that has learnt to look at references. `config.adapter_as` says what becomes of it:
+
+    - fused, it is added to the weights, before these are quantised where they are. The LoRA that training moves is
+      another, on top: what `save` writes belongs with that file, and the stock pipeline draws what the policy does
+      (without references) where `load_lora_weights` has read both and `set_adapters` weighs both with 1.
+    - start: it is where the LoRA that training moves begins, which must have at least its rank (512). What `save`
+      writes then stands alone. The untuned model, which KL is measured to, is that of the file.
 
     References are resized to the nearest in shape of `config.reference_sizes`. Where that is null they go UNO's own
     way: their longer side becomes 512 pixels, or 320 where they are several, and they are cropped about the centre to
@@ -77,18 +58,20 @@ class UnoPolicy(FluxPolicy):
     """
 
     def __init__(self, config: PolicyConfig) -> None:
-        adapter = None if config.device == "meta" else config.adapter  # what has no numbers takes none
-        if adapter is not None:
-            _file(adapter)  # before the large model is loaded
+        if config.device == "meta":  # what has no numbers takes none
+            config = config.model_copy(update={"adapter": None})
+        if config.adapter is not None:
+            adapter_file(config.adapter)  # before the large model is loaded
         super().__init__(config, FluxPipeline)
-        if adapter is not None:
-            fuse_uno_lora(self._transformer, adapter)
+        if config.adapter is not None and config.adapter_as == "start":
+            assert isinstance(self._tuning, LoraTuning)
+            self._tuning.start_from(uno_lora_by_layer(self._transformer, config.adapter))
 
-    def _load_transformer(self) -> nn.Module:
-        model = super()._load_transformer()
-        if self._config.adapter is not None:
-            fuse_uno_lora(model, self._config.adapter)
-        return model
+    def _preparation(self) -> Callable[[nn.Module], None] | None:
+        adapter = self._config.adapter
+        if adapter is None or self._config.adapter_as == "start":
+            return None
+        return lambda transformer: fuse_uno_lora(transformer, adapter)
 
     def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
@@ -136,82 +119,3 @@ def position_ids(grids: Sequence[Grid]) -> Tensor:
         parts.append(ids.flatten(0, 1))
         row, column = row + rows, column + columns
     return torch.cat(parts)
-
-
-def fuse_uno_lora(transformer: Any, path: str | Path) -> None:
-    """Add UNO's LoRA to the weights of a `FluxTransformer2DModel`: W + up @ down, there being no alpha.
-
-    Products are taken in float32 on the CPU, and sums in float32 before they are rounded to the weights' precision, so
-    that the result has the same bits on each device. A LoRA on the transformer (peft) stays as it is: its base changes.
-    A file may leave out blocks or parts.
-
-    Args:
-        transformer: the model, changed in place.
-        path: a safetensors file with UNO's keys, {double,single}_blocks.I.processor.PART.{down,up}.weight; PART is
-            qkv_lora1, proj_lora1 (picture), qkv_lora2, proj_lora2 (text), or in single blocks qkv_lora, proj_lora.
-
-    Raises:
-        ModelError: no such file, another key, or a shape that does not fit; nothing is changed then.
-    """
-    path = _file(path)
-    updates = [_update(transformer, path, *found) for found in _pairs(path)]
-    with torch.no_grad():
-        for layers, down, up in updates:
-            change = up.float() @ down.float()
-            sizes = [layer.out_features for layer in layers]
-            for layer, part in zip(layers, change.split_with_sizes(sizes), strict=True):
-                weight = layer.weight
-                weight.copy_(weight.float() + part.to(weight.device))
-
-
-def _file(path: str | Path) -> Path:
-    """The adapter's path. Raises ModelError where no file is there."""
-    path = local_path(path)
-    if not path.is_file():
-        raise ModelError(f"policy.adapter: {path}: no such file; give UNO's dit_lora.safetensors")
-    return path
-
-
-def _pairs(path: Path) -> list[tuple[re.Match[str], Tensor, Tensor]]:
-    """Each low-rank term of the file: its key, taken apart, its down and its up weight, on the CPU."""
-    try:
-        saved = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(
-            f"policy.adapter: {path}: not a safetensors file ({first_line(error)}); download it again"
-        ) from error
-    if not saved:
-        raise ModelError(f"policy.adapter: {path}: holds no weights; give UNO's dit_lora.safetensors")
-    pairs = []
-    for key in sorted(saved):
-        match = _KEY.fullmatch(key)
-        if match is None or match[3] not in _LAYERS[match[1]][1]:
-            raise ModelError(f"policy.adapter: {path}: {key} is no key of UNO's LoRA; give its dit_lora.safetensors")
-        other = f"{key.removesuffix(f'{match[4]}.weight')}{'up' if match[4] == 'down' else 'down'}.weight"
-        if other not in saved:
-            raise ModelError(f"policy.adapter: {path}: has {key} but lacks {other}; download it again")
-        if match[4] == "down":
-            pairs.append((match, saved[key], saved[other]))
-    return pairs
-
-
-def _update(
-    transformer: Any, path: Path, match: re.Match[str], down: Tensor, up: Tensor
-) -> tuple[list[Any], Tensor, Tensor]:
-    """The layers that a low-rank term belongs to, and the term. Raises ModelError where they do not fit."""
-    blocks, parts = _LAYERS[match[1]]
-    try:
-        block = transformer.get_submodule(f"{blocks}.{int(match[2])}")
-    except AttributeError:
-        raise ModelError(
-            f"policy.adapter: {path}: belongs to another model, policy.path has no {match[1]}.{match[2]}; check both"
-        ) from None
-    found = [block.get_submodule(name) for name in parts[match[3]]]
-    layers: list[Any] = [getattr(layer, "base_layer", layer) for layer in found]  # beneath a LoRA of peft's
-    inputs, outputs = layers[0].in_features, sum(layer.out_features for layer in layers)
-    if down.ndim != 2 or down.shape[1] != inputs or up.shape != (outputs, len(down)):
-        raise ModelError(
-            f"policy.adapter: {path}: belongs to another model, {match[0]} is {tuple(down.shape)} and its up.weight "
-            f"{tuple(up.shape)}, not (rank, {inputs}) and ({outputs}, rank); check policy.path"
-        )
-    return layers, down, up

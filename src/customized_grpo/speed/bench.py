@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,27 +27,40 @@ _WHOLE = "iteration"
 Stages = Mapping[str, Stage]
 
 
-def bench(config: Config, rival: Config | None, out: Path, console: Console, *, repeats: int, growing: bool) -> None:
+def bench(
+    config: Config,
+    rival: Config | None,
+    out: Path,
+    console: Console,
+    *,
+    repeats: int,
+    growing: bool,
+    alone: bool = False,
+) -> None:
     """Measure an iteration of `config`, print the tables, and leave bench.json in the folder `out`.
 
-    Whole groups are measured against one image at a time, and against whole groups under the settings `rival`.
-    `growing`: also how time and memory grow with the work, as growth.md and growth.png.
+    Whole groups are measured against one image at a time (not where `alone`), and against whole groups under the
+    settings `rival`. `growing`: also how time and memory grow with the work, as growth.md and growth.png.
 
     Raises:
         ConfigError, ModelError, RewardError, DataError: a part cannot be opened.
     """
-    pairs, (ours, released) = _first_pairs(config), _measured(config, (OURS, RELEASED), repeats, console)
-    contenders = {OURS.name: ours, RELEASED.name: released}
+    pairs = _first_pairs(config)
+    contenders, device = _measured(config, (OURS,) if alone else (OURS, RELEASED), repeats, console)
+    precisions = dict.fromkeys(contenders, config.policy.dtype)
     if rival is not None:
-        contenders["the settings compared"] = _measured(rival, (OURS,), repeats, console)[0]
-    device = build_policy(config.policy).device
-    peaks = {str(dtype).removeprefix("torch."): matmul_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+        compared, _ = _measured(rival, (OURS,), repeats, console)
+        contenders["the settings compared"] = compared[OURS.name]
+        precisions["the settings compared"] = rival.policy.dtype
+    ours = contenders[OURS.name]
+    peaks = {str(dtype).removeprefix("torch."): matmul_peak(device, dtype) for dtype in _dtypes(precisions.values())}
     machine = hardware(device)
     images = len(pairs) * config.rollout.group_size
     told = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in peaks.items())
     console.print(f"{machine['device']}, {machine['CPU threads']} CPU threads; matrix products in GFLOP/s: {told}")
     for name, stages in contenders.items():
-        console.print(_table(name, stages, images, peaks["float32"]))
+        console.print(_table(name, stages, images, precisions[name], peaks[precisions[name]]))
+        console.print(_told(stages, images), highlight=False)
     lines = [f"{OURS.name}: {_ratios(stages, ours)} as fast as {name}" for name, stages in contenders.items()][1:]
     for line in lines:
         console.print(line, highlight=False)
@@ -56,6 +69,7 @@ def bench(config: Config, rival: Config | None, out: Path, console: Console, *, 
         {
             "machine": machine,
             "peak flops": peaks,
+            "precisions": precisions,
             "images": images,
             "stages": {
                 name: {stage: asdict(one) for stage, one in {**stages, _WHOLE: _whole(stages)}.items()}
@@ -68,14 +82,21 @@ def bench(config: Config, rival: Config | None, out: Path, console: Console, *, 
     console.print(f"look at {out}/{'growth.png, growth.md, ' if growing else ''}bench.json")
 
 
-def _measured(config: Config, shapes: Sequence[Shape], repeats: int, console: Console) -> list[Stages]:
+def _dtypes(precisions: Iterable[str]) -> list[torch.dtype]:
+    """float32, bfloat16, and what else is used."""
+    return [getattr(torch, name) for name in dict.fromkeys(["float32", "bfloat16", *precisions])]
+
+
+def _measured(
+    config: Config, shapes: Sequence[Shape], repeats: int, console: Console
+) -> tuple[dict[str, Stages], torch.device]:
     policy = build_policy(config.policy)
     rewards = [build_reward(reward, policy.device) for reward in config.rewards]
     pairs = _first_pairs(config)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("iterations", total=runs_of(len(shapes), repeats))
         found = measure(config, policy, rewards, pairs, shapes, repeats, lambda: progress.advance(task))
-    return [found[shape.name] for shape in shapes]
+    return {shape.name: found[shape.name] for shape in shapes}, policy.device
 
 
 def _first_pairs(config: Config) -> list[Pair]:
@@ -87,11 +108,20 @@ def _first_pairs(config: Config) -> list[Pair]:
 def _whole(stages: Stages) -> Stage:
     """The iteration: the sum of its stages, and the highest of their peaks."""
     each = [stages[stage] for stage in STAGES]
-    return Stage(sum(s.seconds for s in each), sum(s.flops for s in each), max(s.peak_bytes for s in each))
+    highest = max(each, key=lambda stage: stage.held_bytes + stage.peak_bytes)
+    return Stage(sum(s.seconds for s in each), sum(s.flops for s in each), highest.peak_bytes, highest.held_bytes)
 
 
-def _table(name: str, stages: Stages, images: int, peak: float) -> Table:
-    table = Table("stage", "seconds", "images/s", "GFLOP", "GFLOP/s", "% of float32 peak", "peak MB", title=name)
+def _told(stages: Stages, images: int) -> str:
+    """Seconds of one image, drawn and trained, and the memory where it is known."""
+    drawn, trained = (stages[stage].seconds / images for stage in ("sample", "update"))
+    whole = _whole(stages)
+    memory = f"; {(whole.held_bytes + whole.peak_bytes) / 1e9:.1f} GB at the highest" if whole.held_bytes else ""
+    return f"{drawn:.3f} s an image drawn, {trained:.3f} s an image trained{memory}"
+
+
+def _table(name: str, stages: Stages, images: int, dtype: str, peak: float) -> Table:
+    table = Table("stage", "seconds", "images/s", "GFLOP", "GFLOP/s", f"% of {dtype} peak", "peak MB", title=name)
     for stage, one in {**stages, _WHOLE: _whole(stages)}.items():
         rate = one.flops / max(one.seconds, 1e-9)
         table.add_row(

@@ -27,6 +27,7 @@ from customized_grpo.training.update import Items, Updater, draw_trained_steps
 from customized_grpo.training.windows import stochastic_steps
 
 STAGES = ("encode", "sample", "decode", "score", "update")
+_HELD = "held before"
 Result = TypeVar("Result")
 
 
@@ -38,11 +39,15 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage of an iteration takes: seconds, floating-point operations, bytes at its peak."""
+    """What one stage of an iteration takes: seconds, floating-point operations, bytes at its peak.
+
+    Those bytes come on top of `held_bytes`, of weights and what earlier stages left; 0 on a CPU, where it is not known.
+    """
 
     seconds: float
     flops: float
     peak_bytes: int
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ def measure(
                 median_of("seconds", shape, stage),
                 median_of("flops", shape, stage),
                 int(median_of("bytes", shape, stage)),
+                int(median_of("bytes", shape, f"{_HELD} {stage}")),
             )
             for stage in STAGES
         }
@@ -216,5 +222,7 @@ class _Flops(_Plain):
 class _Bytes(_Clock):
     def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
         results: list[Result] = []
+        held = torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
+        self.found.setdefault(f"{_HELD} {stage}", []).append(float(held))
         self.found[stage].append(float(peak_bytes(self._device, lambda: results.append(work()))))
         return results[0]
