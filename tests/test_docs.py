@@ -41,7 +41,8 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / "dreambench" / subject).mkdir(parents=True)
         Image.radial_gradient("L").convert("RGB").save(tmp_path / "dreambench" / subject / "00.jpg")
     prompts = "'a {0} {1} in the jungle'.format(unique_token, class_token)"
-    listed = f"Classes\n\nsubject_name,class\ndog,dog\nvase,vase\nclock,clock\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
+    listed = "Classes\n\nsubject_name,class\ndog,dog\nvase,vase\nclock,clock\n"
+    listed += f"\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     listed += f"\nLive Subject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     (tmp_path / "dreambench" / "prompts_and_classes.txt").write_text(listed, encoding="utf-8")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
