@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from customized_grpo.benchmark import compare, open_task
+from customized_grpo.benchmark.comparison import shown_cases
 from customized_grpo.benchmark.published import published
 from customized_grpo.benchmark.summary import Scores, paired
 from customized_grpo.cli import app
@@ -45,6 +46,21 @@ def test_differences_are_paired_by_subject() -> None:
     assert paired(one, other, "x", "style") is None
     back = paired(other, one, "x")
     assert back is not None and back.mean == -1.0
+
+
+@pytest.mark.parametrize(
+    ("subjects", "prompts", "seen"), [(30, 25, (6, 6)), (1, 25, (1, 6)), (96, 1, (6, 1)), (2, 1, (2, 1))]
+)
+def test_the_grid_shows_many_subjects_and_many_prompts(subjects: int, prompts: int, seen: tuple[int, int]) -> None:
+    shown = shown_cases([Case(f"{s}", p, "") for s in range(subjects) for p in range(prompts)])
+    assert (len({case.subject for case in shown}), len({case.prompt for case in shown})) == seen
+    assert len(set(shown)) == len(shown) == min(6, subjects * prompts)
+
+
+def test_a_grid_of_few_cases_has_none_twice() -> None:
+    for subjects, prompts in ((3, 3), (2, 4), (7, 2), (5, 3)):
+        shown = shown_cases([Case(f"{s}", p, "") for s in range(subjects) for p in range(prompts)])
+        assert len(set(shown)) == 6
 
 
 @pytest.fixture(scope="module")
