@@ -5,9 +5,10 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
+EXTRAS := .venv-extras/bin
 LOWEST := .venv-lowest/bin
 
-.PHONY: train test check docs format audit test-lowest
+.PHONY: train test check docs format audit test-extras test-lowest
 
 train: $(READY)
 	$(BIN)/cgrpo train
@@ -30,6 +31,16 @@ format: $(READY)
 # Known vulnerabilities of what is installed. Says so where no advisory service can be reached.
 audit: $(READY)
 	$(BIN)/python .ci/audit.py
+
+# The demo in a browser, Weights & Biases and trackio, by packages that other tests do without: in an environment on top
+# of .venv, since Gradio takes an older Pillow than the rest.
+test-extras: $(READY)
+	$(PYTHON) -m venv --without-pip .venv-extras
+	for bin in $(BIN) $(EXTRAS); do \
+	  $$bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; done | \
+	  { read -r below; read -r here; echo "$$below" > "$$here/below.pth"; }
+	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,trackers]'
+	$(EXTRAS)/python -m pytest -rs tests/demo/test_demo_in_a_browser.py tests/test_trackers.py
 
 # The suite with the oldest release of each dependency that pyproject.toml allows, in an environment of its own.
 test-lowest:

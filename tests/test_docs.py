@@ -19,10 +19,15 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def blocks(text: str) -> list[tuple[str, list[str]]]:
+    """What stands after the language, and the lines, of each block of commands."""
+    found = re.findall(r"^```(?:bash|sh|shell|console)([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(mark.strip(), [line for line in block.splitlines() if line.strip()]) for mark, block in found]
+
+
 def commands(text: str, program: str = "cgrpo") -> list[list[str]]:
     """The lines of a program, in the blocks that are marked bash and nothing more; without its name."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")]
+    lines = [line for mark, block in blocks(text) if not mark for line in block if line.startswith(f"{program} ")]
     return [shlex.split(line)[1:] for line in lines]
 
 
@@ -32,11 +37,12 @@ def folder(tmp_path: Path) -> Path:
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
     line = '{"prompt": "a dog in the snow", "references": ["photo.jpg"]}\n'
     (tmp_path / "pairs.jsonl").write_text(line * 1 + line.replace("snow", "jungle"), encoding="utf-8")
-    subject = tmp_path / "dreambench" / "dog"
-    subject.mkdir(parents=True)
-    Image.radial_gradient("L").convert("RGB").save(subject / "00.jpg")
+    for subject in ("dog", "vase", "clock"):
+        (tmp_path / "dreambench" / subject).mkdir(parents=True)
+        Image.radial_gradient("L").convert("RGB").save(tmp_path / "dreambench" / subject / "00.jpg")
     prompts = "'a {0} {1} in the jungle'.format(unique_token, class_token)"
-    listed = f"Classes\n\nsubject_name,class\ndog,dog\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
+    listed = "Classes\n\nsubject_name,class\ndog,dog\nvase,vase\nclock,clock\n"
+    listed += f"\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     listed += f"\nLive Subject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     (tmp_path / "dreambench" / "prompts_and_classes.txt").write_text(listed, encoding="utf-8")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
@@ -45,6 +51,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_run(document: Path, folder: Path) -> None:
+    for name, block in re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", document.read_text("utf-8"), re.M | re.S):
+        (folder / name).write_text(block, encoding="utf-8")
     for command in commands(document.read_text(encoding="utf-8")):
         short = settings() if command[0] == "train" and "--resume" not in command else []
         done = cgrpo(*command, *short, folder=folder)
@@ -55,6 +63,15 @@ def test_commands_run(document: Path, folder: Path) -> None:
         assert launched.returncode == 0, f"{' '.join(command)}: {launched.stderr}"
         started = (folder / command[command.index("--out") + 1] / "starts.jsonl").read_text(encoding="utf-8")
         assert '"processes": "2"' in started
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_command_is_run_here_or_a_reader_sees_what_it_needs(document: Path) -> None:
+    for mark, block in blocks(document.read_text(encoding="utf-8")):
+        if not mark:
+            assert all(line.startswith(("cgrpo ", "accelerate ")) for line in block), "all of it is run above"
+        elif mark != "fresh-clone":
+            assert block[0].startswith("# needs "), (mark, block[0])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -8,18 +8,19 @@ import os
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 from typer.testing import CliRunner
 
 from customized_grpo.benchmark import compare, open_task
+from customized_grpo.benchmark.comparison import shown_cases
 from customized_grpo.benchmark.published import published
 from customized_grpo.benchmark.summary import Scores, paired
 from customized_grpo.cli import app
 from customized_grpo.config import ConfigError
 from customized_grpo.data import DataError
 from customized_grpo.data.benchmark import Case
-from customized_grpo.data.dreambench import LIST
+from customized_grpo.data.dreambench import LIST, read_list
 
 REAL = Path(os.environ.get("DREAMBENCH", Path(__file__).parents[3] / "shared" / "dreambench"))
 NAN = float("nan")
@@ -45,6 +46,21 @@ def test_differences_are_paired_by_subject() -> None:
     assert paired(one, other, "x", "style") is None
     back = paired(other, one, "x")
     assert back is not None and back.mean == -1.0
+
+
+@pytest.mark.parametrize(
+    ("subjects", "prompts", "seen"), [(30, 25, (6, 6)), (1, 25, (1, 6)), (96, 1, (6, 1)), (2, 1, (2, 1))]
+)
+def test_the_grid_shows_many_subjects_and_many_prompts(subjects: int, prompts: int, seen: tuple[int, int]) -> None:
+    shown = shown_cases([Case(f"{s}", p, "") for s in range(subjects) for p in range(prompts)])
+    assert (len({case.subject for case in shown}), len({case.prompt for case in shown})) == seen
+    assert len(set(shown)) == len(shown) == min(6, subjects * prompts)
+
+
+def test_a_grid_of_few_cases_has_none_twice() -> None:
+    for subjects, prompts in ((3, 3), (2, 4), (7, 2), (5, 3)):
+        shown = shown_cases([Case(f"{s}", p, "") for s in range(subjects) for p in range(prompts)])
+        assert len(set(shown)) == 6
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +168,37 @@ def test_the_embedded_model_on_dreambench_from_end_to_end(tmp_path: Path) -> Non
     (change,) = told["differences"]
     assert change["overall"]["DINO-I"]["low"] > 0, "photos of the subject are more like it than what this model draws"
     assert change["overall"]["CLIP-T"]["high"] < 0, "and do nothing that the prompt says"
+
+
+@pytest.mark.skipif(not (REAL / LIST).is_file(), reason="DreamBench is not at hand; set DREAMBENCH to its folder")
+def test_masks_and_two_subjects_of_dreambench(tmp_path: Path) -> None:
+    """Ellipses stand for masks, so that the subject alone is judged."""
+    real = tmp_path / "dreambench"
+    real.mkdir()
+    (real / LIST).symlink_to(REAL / LIST)
+    for subject in read_list(REAL / LIST).classes:
+        (real / subject / "masks").mkdir(parents=True)
+        for photo in (REAL / subject).glob("*.jpg"):
+            (real / subject / photo.name).symlink_to(photo)
+            with Image.open(photo) as shown:
+                mask = Image.new("L", shown.size)
+            ImageDraw.Draw(mask).ellipse((0, 0, *mask.size), fill=255)
+            mask.save(real / subject / "masks" / f"{photo.stem}.png")
+    part = ["--benchmark", real, "--protocol", "embedded", "--images", "2", "--steps", "2", "--prompt", "0"]
+    out = run(
+        "evaluate",
+        "embedded/pipeline",
+        *part,
+        "--two-subjects",
+        "--subject",
+        "backpack+cat2",
+        "--out",
+        tmp_path / "two",
+    )
+    assert "left out" not in out
+    told = json.loads((tmp_path / "two" / "summary.json").read_text(encoding="utf-8"))
+    assert (told["subjects"], told["pictures"]) == (1, 2)
+    assert told["overall"]["DINO-I (subject)"]["mean"] != told["overall"]["DINO-I"]["mean"]
 
 
 @pytest.mark.parametrize(

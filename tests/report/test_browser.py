@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contrasts import CONTRASTS
 from PIL import Image
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -23,29 +24,6 @@ SWITCHES = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
-
-# The lowest contrast of any word with the nearest ground behind it that is not transparent.
-CONTRASTS = """
-const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
-const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-const ground = e => {
-  for (; e; e = e.parentElement) {
-    const c = parse(getComputedStyle(e).backgroundColor);
-    if (c.length === 3 || c[3] === 1) return c;
-  }
-};
-const found = [];
-const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walk.nextNode()) {
-  const e = walk.currentNode.parentElement;
-  if (!walk.currentNode.data.trim() || e.closest("script, svg")) continue;
-  const [low, high] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((a, b) => a - b);
-  found.push([(high + 0.05) / (low + 0.05), walk.currentNode.data.trim().slice(0, 40)]);
-}
-return found.sort((a, b) => a[0] - b[0]).slice(0, 3);
-"""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +74,7 @@ def test_light_and_dark_follow_the_system(browser: Any, trained: Path) -> None:
     for dark in (False, True):
         look(browser, trained / "report.html", dark=dark)
         middles.append(float(np.median(screenshot(browser))))
-        lowest = browser.execute_script(CONTRASTS)
+        lowest = browser.execute_script(CONTRASTS, "body")
         assert lowest[0][0] >= 4.5, lowest
     assert middles[0] > 230 and middles[1] < 40
 

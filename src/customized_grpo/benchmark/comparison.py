@@ -19,6 +19,7 @@ from customized_grpo.benchmark.summary import paired, plain, summary, told
 from customized_grpo.benchmark.systems import find_system
 from customized_grpo.config import ConfigError
 from customized_grpo.data import pictures
+from customized_grpo.data.benchmark import Case
 from customized_grpo.estimates import Estimate
 from customized_grpo.evaluation import shown_pairs
 from customized_grpo.figures.grids import Picture, image_grid
@@ -165,9 +166,21 @@ def _plane(path: Path, evaluated: Sequence[Evaluated], task: Task, beside: bool)
     return path
 
 
+def shown_cases(cases: Sequence[Case]) -> list[Case]:
+    """Which cases are looked at: a few, evenly spread over the subjects and, at the same time, over the prompts."""
+    by_subject: dict[str, list[Case]] = {}
+    for case in cases:
+        by_subject.setdefault(case.subject, []).append(case)
+    subjects, places = list(by_subject.values()), shown_pairs(len(cases))
+    # The place among all cases tells the subject; taken as it is, it would tell the same prompt of each.
+    spread = [(subjects[i * len(subjects) // len(places)], i / len(places)) for i in range(len(places))]
+    found = list(dict.fromkeys(own[int(share * len(own))] for own, share in spread))
+    return found if len(found) == len(places) else [cases[place] for place in places]
+
+
 def _grid(path: Path, evaluated: Sequence[Evaluated], task: Task) -> Path:
-    """A few cases, evenly spread: the photos that are shown to the models, and each system's first picture."""
-    shown = [task.cases[i] for i in shown_pairs(len(task.cases))]
+    """A few cases: the photos that are shown to the models, and each system's first picture."""
+    shown = shown_cases(task.cases)
     references = [task.benchmark.shown(case).references for case in shown]
     most = max(len(photos) for photos in references)
     rows: list[list[Picture | None]] = []

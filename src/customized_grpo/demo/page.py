@@ -68,7 +68,7 @@ def serve(studio: Studio, host: str, port: int, console: Console) -> None:
                     neutral_hue="slate",
                     font=["system-ui", "sans-serif"],
                     font_mono=["ui-monospace", "monospace"],
-                ),
+                ).set(body_text_color_subdued="*neutral_600", input_placeholder_color="*neutral_500"),  # contrast
                 css_paths=Path(__file__).with_name("page.css"),
                 app_kwargs={"middleware": _middleware(host)},
             )
