@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError, first_line, resolve
+from customized_grpo.models import ModelError, first_line, no_code_of_its_own, resolve
 from customized_grpo.outlines import outline_pipeline
 from customized_grpo.policies.attention import BackwardInFull
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
@@ -321,6 +321,7 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
     return height, width
 
 
+@no_code_of_its_own()
 def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
     """The diffusers pipeline at `config.path`, of one of the classes `pipelines`, in `config.dtype`.
 
@@ -354,6 +355,7 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any) -> Any:
             revision=config.revision,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             quantization_config=pipeline_quantisation(config, index),
             **{name: None if later else load_part(config, pipelines[0], name) for name in encoders},
         )
@@ -392,6 +394,7 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
+            trust_remote_code=False,
             quantization_config=quantisation_of(config, name, "transformers"),
             output_loading_info=True,
         )
