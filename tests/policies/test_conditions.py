@@ -168,7 +168,9 @@ def test_the_transformer_is_alone_while_it_works(folder: Path, tmp_path: Path, m
     policy.decode(noise(policy))
     assert moves == [("AutoencoderKL", "cpu:0")]
     plain = policy_of(folder)
-    assert torch.equal(velocity, plain.velocity(noise(plain), torch.ones(1), plain.encode(PROMPT, [pixels()])))
+    expected = plain.velocity(noise(plain), torch.ones(1), plain.encode(PROMPT, [pixels()]))
+    # Weights that were moved lie elsewhere than those of a mapped file, and with torch 2.9 that tells in the last bits.
+    torch.testing.assert_close(velocity, expected, rtol=1e-5, atol=1e-5)
 
     forgetful = policy_of(folder, offload=True, conditions=tmp_path)
     forgetful.encode(PROMPT, [pixels()])
