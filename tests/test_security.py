@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
+import json
 import re
+import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
 from inspect import signature
@@ -12,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from customized_grpo import cli
-from customized_grpo.config import Config, EvaluationConfig, RewardConfig
+from customized_grpo.config import Config, EvaluationConfig, PolicyConfig, RewardConfig
+from customized_grpo.models import EMBEDDED_FOLDER, ModelError
+from customized_grpo.policies import build_policy
 from customized_grpo.redaction import SECRET
 from customized_grpo.report.collect import changes
 from customized_grpo.serving.serve import serve
@@ -88,6 +94,39 @@ def test_every_model_is_asked_for_in_safetensors() -> None:
                 )
 
 
+def test_no_class_that_a_model_names_runs_the_models_code() -> None:
+    """transformers' Auto classes, and those by a name, are told so; without that transformers asks at the terminal."""
+    asked = 0
+    for source in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and names(node.func).endswith(".from_pretrained"):
+                loader = names(node.func).removesuffix(".from_pretrained")
+                if loader.startswith("Auto") or loader == "architecture" or not loader.isidentifier():
+                    given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
+                    own = loader == "self._class"  # of diffusers, and of a kind that the policy has loaded
+                    assert own or given.get("trust_remote_code") == "False", f"{source.name}:{node.lineno}: {loader}"
+                    asked += not own
+    assert asked >= 6
+
+
+def test_a_terminal_is_not_asked_whether_to_run_a_models_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor would a yes be of use: here it comes of itself."""
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED_FOLDER / "pipeline", model)
+    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    index["tokenizer"] = ["transformers", "AutoTokenizer"]
+    (model / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    settings = json.loads((model / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings |= {"auto_map": {"AutoTokenizer": ["evil.Mine", None]}, "tokenizer_class": "Mine"}
+    (model / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    evil = f"import os\n\nos.mkdir({str(tmp_path / 'evil')!r})\n\nclass Mine: ...\n"
+    (model / "tokenizer" / "evil.py").write_text(evil, encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ModelError, match=r"policy\.path: cannot load .*model"):
+        build_policy(PolicyConfig(path=str(model)))
+    assert not (tmp_path / "evil").exists()
+
+
 def test_servers_listen_to_this_machine_alone_unless_told() -> None:
     assert signature(serve).parameters["host"].default == "127.0.0.1"
     for command in (cli.serve_reward, cli.demo):
@@ -95,12 +134,13 @@ def test_servers_listen_to_this_machine_alone_unless_told() -> None:
 
 
 def test_a_report_shows_no_secret() -> None:
-    options = {"api_key": "opensesame", "folder": "/home/me/cache", "note": "sk-abcdefghijklmnop"}
+    options = {"api_key": "opensesame", "folder": "/home/me/cache", "note": "sk-abcdefghijklmnop",
+               "server": "https://me:hushhush@host:8000/v1"}  # fmt: skip
     judge = RewardConfig(kind="mine.py:Judge", role="guard", options=options)
     told = list(changes(Config(evaluation=EvaluationConfig(monitors=[judge]))))
     shown = " ".join(change.value for change in told)
-    assert "opensesame" not in shown and "sk-abc" not in shown
-    assert SECRET in shown and "/home/me/cache" in shown
+    assert "opensesame" not in shown and "sk-abc" not in shown and "hush" not in shown
+    assert SECRET in shown and "/home/me/cache" in shown and "@host:8000/v1" in shown
 
 
 def test_every_exception_to_a_rule_is_explained() -> None:

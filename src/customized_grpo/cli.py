@@ -462,7 +462,9 @@ def merge(
 @app.command()
 def demo(
     lora: Annotated[Path | None, typer.Option(help="Folder of a finished run to show beside the base model.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets others in who have the token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     config: ConfigOption = None,
     set_: SetOption = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import try_to_load_from_cache
@@ -71,6 +73,23 @@ def fingerprint(path: str, revision: str | None = None) -> str:
         return repr([(str(f.relative_to(source)), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
     found = try_to_load_from_cache(source, "model_index.json", revision=revision)
     return f"{source} {Path(found).parent.name if isinstance(found, str) else revision}"
+
+
+@contextmanager
+def no_code_of_its_own() -> Iterator[None]:
+    """Inside it transformers refuses a part that brings code of its own, where it would ask at the terminal for leave.
+
+    diffusers does not hand its own `trust_remote_code=False` on to tokenizers and processors, and without it
+    transformers asks.
+    """
+    from transformers import dynamic_module_utils
+
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
 def embedded_models() -> dict[str, int]:

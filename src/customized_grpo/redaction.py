@@ -10,6 +10,7 @@ LOCAL_PATH, ADDRESS, SECRET = "<local path>", "<address>", "<secret>"
 
 _SECRET_KEY = re.compile(r"(?i)(^|_|-)(key|token|secret|password|passwd|credentials?|authorization|headers?)$|api.?key")
 _TOKEN = re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|xox[abp]-|AKIA)[A-Za-z0-9_-]{12,}")
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # what an address holds before its host
 _URL = re.compile(r"\b(?!file:)[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 # From the first absolute, home or upward path on to the end: names of folders may hold spaces. What stays is the
 # name behind a colon, the function in "rewards.py:colourful".
@@ -26,7 +27,7 @@ def redact(value: Any) -> Any:
 
 def hide_secrets(value: Any) -> Any:
     """JSON values without secrets alone: for what stays on this machine, where paths and addresses are of use."""
-    return _cleaned(value, "", lambda text: _TOKEN.sub(SECRET, text))
+    return _cleaned(value, "", lambda text: _PASSWORD.sub(SECRET, _TOKEN.sub(SECRET, text)))
 
 
 def _cleaned(value: Any, key: str, clean: Callable[[str], str]) -> Any:

@@ -146,6 +146,20 @@ def loras() -> Iterator[Case]:
     yield case("not there", Path.unlink, "no such file")
 
 
+def _without_a_shard(path: Path) -> None:
+    """The weights of a file in two, by an index, of which the second is not there."""
+    weights = load_file(path)
+    path.unlink()
+    names = sorted(weights)
+    first, second = (f"{path.stem}-0000{i}-of-00002.safetensors" for i in (1, 2))
+    half = len(names) // 2
+    save_file({name: weights[name] for name in names[:half]}, path.with_name(first), {"format": "pt"})
+    place = {name: first if i < half else second for i, name in enumerate(names)}
+    size = sum(tensor.nbytes for tensor in weights.values())
+    index = {"metadata": {"total_size": size}, "weight_map": place}
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
 def _pipeline(change: Callable[[Path], object]) -> Callable[[Path], list[Command]]:
     def make(folder: Path) -> list[Command]:
         shutil.copytree(resolve("embedded/pipeline"), folder / "model")
@@ -184,6 +198,9 @@ def pipelines() -> Iterator[Case]:
         yield case(f"{part} without one of its weights", lambda model, place=f"{part}/{file}": _weights(
             lambda w: {k: v for k, v in w.items() if k != max(w)})(model / place),
             f"policy.path: {part} of ./model lacks the weight")  # fmt: skip
+    for part, file in (("text_encoder", "model.safetensors"), ("transformer", WEIGHTS), ("vae", WEIGHTS)):
+        yield case(f"{part} without one of its shards", lambda model, place=f"{part}/{file}": _without_a_shard(
+            model / place), "-00002-of-00002.safetensors")  # fmt: skip
     yield case("tokenizer cut", lambda model: _cut_text(model / "tokenizer/tokenizer.json"))
     yield case("weights as a pickle", lambda model: (model / "transformer" / WEIGHTS).rename(
         model / "transformer/diffusion_pytorch_model.bin"))  # fmt: skip
@@ -258,6 +275,11 @@ def judges() -> Iterator[Case]:
     yield case("without weights", lambda judge: (judge / "model.safetensors").unlink())
     yield case("weights cut", lambda judge: _cut(judge / "model.safetensors"))
     yield case("weights a text", lambda judge: (judge / "model.safetensors").write_text("no weights"))
+    yield case(
+        "without one of its shards",
+        lambda judge: _without_a_shard(judge / "model.safetensors"),
+        "model-00002-of-00002.safetensors",
+    )
     yield case("weights a hostile pickle", lambda judge: _replace_by_pickle(judge / "model.safetensors"))
     yield case("without a preprocessor", lambda judge: (judge / "preprocessor_config.json").unlink())
     yield case("preprocessor empty", lambda judge: (judge / "preprocessor_config.json").write_text("{}"))

@@ -23,6 +23,8 @@ from contrasts import CONTRASTS
 from PIL import Image
 from test_studio import bomb
 
+from customized_grpo.demo.guard import TOKEN_VARIABLE
+
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -36,6 +38,7 @@ SWITCHES = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,1000",
 )  # fmt: skip
 PATIENCE = 600  # seconds; a busy machine has little time for a page
+TOKEN = "token-of-this-test-1234"
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +56,12 @@ def page(moved_run: Path, served: Path) -> Iterator[str]:
     folder = served
     with (folder / "log").open("w") as log:
         command = [sys.executable, "-m", "customized_grpo", "demo", "--lora", str(moved_run), "--port", str(port)]
-        environment = {**os.environ, "TMPDIR": str(folder)}
+        environment = {**os.environ, "TMPDIR": str(folder), TOKEN_VARIABLE: TOKEN}
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
         address = f"http://127.0.0.1:{port}/"
         try:
             deadline = time.monotonic() + PATIENCE
-            while f"open {address}" not in (folder / "log").read_text():
+            while f"open {address}?token={TOKEN}" not in (folder / "log").read_text():
                 assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.2)
             yield address
@@ -84,7 +87,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, page: str) -> Any:
-    browser.get(page)
+    browser.get(f"{page}?token={TOKEN}")
+    assert browser.current_url == page, "the token does not stay in the address"
     until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#photos input[type=file]"))
     return browser
 
@@ -166,8 +170,7 @@ def test_what_is_uploaded_is_written_again(opened: Any, served: Path, tmp_path: 
     assert b"a secret place" in photo.read_bytes()
     upload(opened, photo)
     (address,) = until(opened, lambda: rewritten(opened, 1))
-    with urllib.request.urlopen(address) as answer:
-        content = answer.read()
+    content = fetched(address)
     assert content.startswith(b"\x89PNG") and b"a secret place" not in content
     stored = [path for path in served.rglob("*") if path.is_file()]
     assert not [path for path in stored if b"a secret place" in path.read_bytes()]
@@ -175,8 +178,17 @@ def test_what_is_uploaded_is_written_again(opened: Any, served: Path, tmp_path: 
     Image.new("RGB", (40, 30), "red").save(other)
     upload(opened, other)
     for one in until(opened, lambda: rewritten(opened, 2)):
-        with urllib.request.urlopen(one) as answer, Image.open(io.BytesIO(answer.read())) as image:
+        with Image.open(io.BytesIO(fetched(one))) as image:
             assert image.size in ((256, 256), (40, 30))
+
+
+def cookie(address: str) -> dict[str, str]:
+    return {"Cookie": f"cgrpo-demo-{urlsplit(address).port}={TOKEN}"}
+
+
+def fetched(address: str) -> bytes:
+    with urllib.request.urlopen(urllib.request.Request(address, headers=cookie(address))) as answer:
+        return bytes(answer.read())
 
 
 def rewritten(browser: Any, count: int) -> list[str] | None:
@@ -188,7 +200,7 @@ def rewritten(browser: Any, count: int) -> list[str] | None:
 
 def test_other_names_other_files_and_large_files_are_refused(page: str) -> None:
     def status(path: str, data: bytes | None = None, **headers: str) -> int:
-        request = urllib.request.Request(page + path, data, headers)
+        request = urllib.request.Request(page + path, data, {**cookie(page), **headers})
         try:
             with urllib.request.urlopen(request) as answer:
                 assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
@@ -197,6 +209,8 @@ def test_other_names_other_files_and_large_files_are_refused(page: str) -> None:
             return error.code
 
     assert status("") == 200
+    assert status("", Cookie="") == status("config", Cookie="") == 401
+    assert status("gradio_api/queue/join", bytes(2**20 + 1)) in (400, 413)
     assert status("", Host="elsewhere.example") == 400
     assert status("gradio_api/file=/etc/passwd") in (403, 404)
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--x--\r\n'

@@ -119,7 +119,7 @@ def _stops(bench: Bench, whole: Reference) -> Iterator[Row]:
     for stage, number, by in (
         # Where an iteration is done that no checkpoint would hold.
         ("sampling", 2, signal.SIGTERM),
-        ("scoring", 4, signal.SIGINT),
+        ("scoring", 3, signal.SIGINT),  # the first is that of the evaluation before
         ("updating", 5, signal.SIGTERM),
         ("metrics", 3, signal.SIGTERM),
         ("checkpoint", 1, signal.SIGTERM),

@@ -74,17 +74,21 @@ class Process:
 
     @property
     def stage(self) -> str:
-        return (self.watch / "stage").read_text().strip() if (self.watch / "stage").exists() else "start"
+        return self._entered()[0]
+
+    def _entered(self) -> tuple[str, int]:
+        """The stage that it is in, and for what time in its life."""
+        file = self.watch / "stage"
+        name, _, number = (file.read_text().strip() if file.exists() else "").partition(" ")
+        return (name, int(number)) if number else ("start", 1)
 
     def until(self, stage: str, number: int = 1, limit: float = 120) -> None:
-        """Wait until it enters a stage for the n-th time, as far as looking every millisecond can tell."""
-        end, seen, before = time.monotonic() + limit, 0, ""
+        """Wait until it is in a stage that it has entered for the n-th time, or a later one that is not missed."""
+        end = time.monotonic() + limit
         while time.monotonic() < end:
-            now = self.stage
-            seen += now == stage != before
-            if seen >= number:
+            name, entered = self._entered()
+            if name == stage and entered >= number:
                 return
-            before = now
             time.sleep(0.001)
         raise TimeoutError(f"not {stage!r} within {limit} s; {self.output.read_text()[-2000:]}")
 

@@ -32,7 +32,8 @@ def arm(watch: Path, fault: dict[str, Any] | None) -> None:
     stage = os.open(watch / "stage", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     events = os.open(watch / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     counts: Counter[str] = Counter()
-    stack = ["start"]
+    # With the number of its entry: scoring inside an evaluation hides that stage for a while, which is then no new one.
+    stack, entered = ["start 1"], Counter[str]()
 
     def came(site: str) -> bool:
         """Whether this is the moment to die; what is left to do before it is the caller's."""
@@ -41,15 +42,19 @@ def arm(watch: Path, fault: dict[str, Any] | None) -> None:
             (watch / "counts.json").write_bytes(json.dumps(counts).encode())
         return fault is not None and fault["site"] == site and counts[site] == fault["number"]
 
+    def show() -> None:
+        os.pwrite(stage, stack[-1].ljust(24).encode(), 0)
+
     def enter(name: str) -> None:
-        stack.append(name)
-        os.pwrite(stage, name.ljust(16).encode(), 0)
+        entered[name] += 1
+        stack.append(f"{name} {entered[name]}")
+        show()
 
     def leave() -> None:
         stack.pop()
-        os.pwrite(stage, stack[-1].ljust(16).encode(), 0)
+        show()
 
-    enter("start")
+    show()
     _tell_stages(enter, leave)
     _tell_events(events)
     _calls(came)

@@ -36,7 +36,8 @@ updates: list[dict[str, Any]] = []
 
 def counted(collective: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        messages.append(max(x.numel() for x in args if isinstance(x, torch.Tensor)))
+        given = (*args, *kwargs.values())  # torch 2.9 gives some by name
+        messages.append(max(x.numel() for x in given if isinstance(x, torch.Tensor)))
         return collective(*args, **kwargs)
 
     return call

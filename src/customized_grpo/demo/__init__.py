@@ -20,10 +20,11 @@ def serve_demo(
 ) -> None:
     """Serve the page until interrupted: the base model, and beside it that of `run` where one is given.
 
-    The run's own configuration holds where no other is given, as in `cgrpo generate`.
+    The run's own configuration holds where no other is given, as in `cgrpo generate`. The address that is printed has
+    the token that the page asks for.
 
     Raises:
-        ConfigError: Gradio is missing, the folder is no finished run, or the port is taken.
+        ConfigError: Gradio is missing, the folder is no finished run, the token is no good, or the port is taken.
         ModelError: a model cannot be loaded.
     """
     if importlib.util.find_spec("gradio") is None:
@@ -34,7 +35,9 @@ def serve_demo(
         console.print(f"the base model alone; to see a run beside it: cgrpo demo --lora {finished[-1].parent}")
     resolved = load_config(config or ([run / CONFIG] if run is not None else []), overrides)
     # Not at the top: Gradio takes seconds to import, and reads its environment as it is.
+    from customized_grpo.demo.guard import read_token
     from customized_grpo.demo.page import serve
     from customized_grpo.demo.studio import Studio
 
-    serve(Studio(resolved, run), host, port, console)
+    token = read_token()
+    serve(Studio(resolved, run), host, port, token, console)

@@ -22,6 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from customized_grpo.config import ConfigError
+from customized_grpo.demo.guard import Guard
 from customized_grpo.demo.results import EMPTY, error_line, results
 from customized_grpo.demo.studio import (
     MOST_REFERENCES,
@@ -44,8 +45,8 @@ Sent = Sequence[tuple[str, str | None]] | None
 """A gallery's files as Gradio hands them over: (path, caption)."""
 
 
-def serve(studio: Studio, host: str, port: int, console: Console) -> None:
-    """Serve the page until interrupted. Raises ConfigError where the port is taken."""
+def serve(studio: Studio, host: str, port: int, token: str, console: Console) -> None:
+    """Serve the page until interrupted, to those who have the token. Raises ConfigError where the port is taken."""
     with tempfile.TemporaryDirectory(prefix="cgrpo-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(studio)
@@ -70,13 +71,13 @@ def serve(studio: Studio, host: str, port: int, console: Console) -> None:
                     font_mono=["ui-monospace", "monospace"],
                 ).set(body_text_color_subdued="*neutral_600", input_placeholder_color="*neutral_500"),  # contrast
                 css_paths=Path(__file__).with_name("page.css"),
-                app_kwargs={"middleware": _middleware(host)},
+                app_kwargs={"middleware": _middleware(host, port, token)},
             )
         except OSError as error:
             raise ConfigError(f"cannot listen at {host}, port {port}; give another --host or --port") from error
-        console.print(f"open {url}", soft_wrap=True)
+        console.print(f"open {url}?token={token}", soft_wrap=True)
         if host not in _LOCAL:
-            console.print(f"whoever reaches {host} can use this page; there is no password", soft_wrap=True)
+            console.print(f"whoever reaches {host} and has this token can use the page", soft_wrap=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then the folder is to be removed
         page.block_thread()
 
@@ -170,11 +171,11 @@ def _told(action: Callable[..., tuple[str, Any]], instead: Any) -> Callable[...,
     return tell
 
 
-def _middleware(host: str) -> list[Middleware]:
+def _middleware(host: str, port: int, token: str) -> list[Middleware]:
     guards = [Middleware(_Headers)]
     if host in _LOCAL:  # another site's name that leads here (DNS rebinding) is refused
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOCAL)))
-    return guards
+    return [*guards, Middleware(Guard, token=token, port=port)]
 
 
 class _Headers:

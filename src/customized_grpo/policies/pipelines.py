@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError, first_line, resolve
+from customized_grpo.models import ModelError, first_line, no_code_of_its_own, resolve
 from customized_grpo.outlines import outline_pipeline
 from customized_grpo.policies.attention import BackwardInFull
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
@@ -359,6 +359,7 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
     return height, width
 
 
+@no_code_of_its_own()
 def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Callable[[nn.Module], None] | None = None) -> Any:
     """The diffusers pipeline at `config.path`, of one of the classes `pipelines`, in `config.dtype`.
 
@@ -396,6 +397,7 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Callable[[nn.M
             revision=config.revision,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             **parts,
         )
     except ModelError:
@@ -436,6 +438,7 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
+            trust_remote_code=False,
             quantization_config=text_encoder_quantisation(config),
             output_loading_info=True,
         )

@@ -75,6 +75,7 @@ def load_judge(
             revision=revision,
             dtype=torch.float32,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except ImportError as error:
@@ -92,7 +93,7 @@ def load_judge(
 def load_tokenizer(path: str, revision: str, name: str, vocabulary: int) -> Any:
     """The tokenizer in `path`. transformers makes an empty one where files are missing: RewardError, as for others."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(path), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=False)
         words = len(tokenizer)
     except (OSError, ValueError, KeyError) as error:
         raise RewardError(

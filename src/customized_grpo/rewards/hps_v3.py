@@ -110,7 +110,7 @@ class HpsV3Reward:
         check_type(base, ("qwen2_vl",), base_revision, name)
         try:
             where = resolve(base)
-            config = AutoConfig.from_pretrained(where, revision=base_revision)
+            config = AutoConfig.from_pretrained(where, revision=base_revision, trust_remote_code=False)
             self._processor = Qwen2VLImageProcessorPil.from_pretrained(where, revision=base_revision)
         except (OSError, ValueError) as error:
             raise RewardError(

@@ -38,6 +38,7 @@ def serve(
         import uvicorn
 
         from customized_grpo.serving.app import build_app
+        from customized_grpo.serving.connection import PunctualProtocol
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"serve-reward needs {error.name}, which is not installed; pip install 'customized-grpo[serve]'"
@@ -53,6 +54,8 @@ def serve(
     )
     settings = uvicorn.Config(
         app,
+        http=PunctualProtocol,
+        ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,
