@@ -93,6 +93,9 @@ def test_the_site_is_built_and_asks_nothing_of_other_hosts(tmp_path: Path) -> No
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.html")}
     assert pages.keys() - {"404"} == {path.stem for path in (ROOT / "docs").glob("*.md")}, "every document is a page"
     for name, page in pages.items():
+        if (document := ROOT / "docs" / f"{name}.md").exists():
+            text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+            assert len(re.findall("<h2", page)) == len(re.findall("^## ", text, re.MULTILINE)), f"headings of {name}"
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]*"', page), name
 
 

@@ -135,13 +135,15 @@ def test_the_nearest_settings_fit_and_each_is_needed() -> None:
 
 
 def test_where_nothing_else_helps_smaller_pictures_are_named() -> None:
-    large = klein(
-        height=1024, width=1024, reference_sizes=[(1024, 1024)], gradient_checkpointing=True, offload=True,
-        quantise="nf4", quantise_text_encoders="nf4", lora=LoraConfig(rank=8),
-    )  # fmt: skip
-    needed = make_plan(klein(**{**large.policy.model_dump(), "height": 512, "width": 512,
-                                "reference_sizes": [(512, 512)]})).needed  # fmt: skip
-    (*_, (keys, before, after)) = nearest_that_fits(large, needed) or []
+    def least(side: int) -> Config:
+        config = klein(
+            height=side, width=side, reference_sizes=[(side, side)], gradient_checkpointing=True, offload=True,
+            quantise="nf4", quantise_text_encoders="nf4", lora=LoraConfig(rank=8),
+        )  # fmt: skip
+        one = {name: getattr(config, name).model_copy(update={"batch_size": 1}) for name in ("rollout", "train")}
+        return config.model_copy(update=one)
+
+    ((keys, before, after),) = nearest_that_fits(least(1024), make_plan(least(512)).needed) or []
     assert keys == "policy.height, policy.width, policy.reference_sizes"
     assert before == [1024, 1024, [[1024, 1024]]] and after in ([768, 768, [[768, 768]]], [512, 512, [[512, 512]]])
     told = _told((keys, before, after))
