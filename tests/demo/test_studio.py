@@ -20,7 +20,7 @@ from customized_grpo.configuration import load_config
 from customized_grpo.demo import serve_demo, uploads
 from customized_grpo.demo.results import error_line, results
 from customized_grpo.demo.studio import MOST_SEED, Ask, AskError, Column, Studio
-from customized_grpo.demo.uploads import read_masks, read_photos
+from customized_grpo.demo.uploads import read_masks, read_photos, rewrite_photos
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
 from customized_grpo.rewards.frame import to_tensor
@@ -160,6 +160,21 @@ def test_the_results_escape_what_they_show_and_know_missing_scores() -> None:
     assert row is not None and row[1] == '<td>-</td><td>2.0</td><td class="">-</td>'
     assert '<td class="up">+2.5</td>' in shown
     assert error_line("a <script>\nb") == '<p class="problem" role="alert">a &lt;script&gt; b</p>'
+
+
+def test_an_upload_is_written_over_and_can_still_be_drawn_by_its_name(tmp_path: Path) -> None:
+    """Who presses the button at once asks for the file as it was sent."""
+    path, exif = tmp_path / "photo.jpg", Image.Exif()
+    exif[0x010E] = "a secret place"
+    Image.radial_gradient("L").convert("RGB").save(path, exif=exif)
+    (seen,) = rewrite_photos([path])
+    assert path.read_bytes().startswith(b"\x89PNG") and b"a secret place" not in path.read_bytes()
+    (again,) = read_photos([path])
+    assert again.tobytes() == seen.tobytes()
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no picture")
+    with pytest.raises(AskError, match=r"broken\.png"):
+        rewrite_photos([path, tmp_path / "broken.png"])
+    assert not list(tmp_path.iterdir()), "nothing of what is refused stays"
 
 
 def test_without_gradio_it_is_one_line_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

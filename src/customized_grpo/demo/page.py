@@ -30,7 +30,7 @@ from customized_grpo.demo.studio import (
     Ask,
     Studio,
 )
-from customized_grpo.demo.uploads import MOST_BYTES, read_masks, read_photos
+from customized_grpo.demo.uploads import MOST_BYTES, read_masks, read_photos, rewrite_photos
 
 _WAITING = 16  # drawings in the queue; more are refused
 _KEPT = 3600  # seconds that uploads stay on the disk, at most
@@ -146,13 +146,8 @@ def _gallery(label: str, name: str, height: int) -> gr.Gallery:
 
 
 def _reencoded(sent: Sent) -> tuple[str, list[Image.Image]]:
-    """What was sent, decoded, to be written again as PNG. The files themselves are removed."""
-    paths = _paths(sent)
-    try:
-        return "", read_photos(paths)
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
+    """What was sent, decoded, to be written again as PNG."""
+    return "", rewrite_photos(_paths(sent))
 
 
 def _paths(sent: Sent) -> list[Path]:

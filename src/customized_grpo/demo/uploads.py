@@ -23,6 +23,24 @@ def read_photos(paths: Sequence[Path]) -> list[Image.Image]:
     return [_read(path, load) for path in paths]
 
 
+def rewrite_photos(paths: Sequence[Path]) -> list[Image.Image]:
+    """The photos, as `read_photos`. Their files hold nothing but the decoded pixels from then on, as PNG.
+
+    They keep their names, for a drawing may have been asked for by these. Where any is refused, all are removed.
+    """
+    try:
+        photos = read_photos(paths)
+    except AskError:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+    for path, photo in zip(paths, photos, strict=True):
+        plain = photo.copy()
+        plain.info.clear()
+        plain.save(path, format="PNG", compress_level=1)
+    return photos
+
+
 def read_masks(paths: Sequence[Path], photos: Sequence[Image.Image]) -> list[Image.Image]:
     """The masks of the first photos, in their sizes. Raises AskError as `read_photos`, and for more than photos."""
     if len(paths) > len(photos):
