@@ -91,8 +91,9 @@ def _parts(
         told = (
             f"memory {result.resident[0]:.0f} -> {result.resident[1]:.0f} MiB, "
             f"open files {result.files[0]} -> {result.files[1]}, threads {result.threads[0]} -> {result.threads[1]}, "
-            f"processor time of an iteration {1000 * result.processor[0]:.0f} -> {1000 * result.processor[1]:.0f} ms "
-            f"({result.slower:+.1%}), wall time {1000 * result.wall[0]:.0f} -> {1000 * result.wall[1]:.0f} ms"
+            f"processor time of an iteration {1000 * result.processor[0]:.0f} -> {1000 * result.processor[1]:.0f} ms"
+            + ("" if result.beside is None else f", of a run that begins meanwhile {1000 * result.beside:.0f} ms")
+            + f" ({result.slower:+.1%})"
         )
         yield Row("soak", f"{result.iterations} iterations", 1, told, result.wrong)
 
