@@ -49,15 +49,15 @@ def test_every_stage_takes_time_work_and_memory(measured: dict[str, dict[str, St
 
 
 def test_operations_are_those_of_the_work(measured: dict[str, dict[str, Stage]]) -> None:
-    """Of the same algorithmic work, whole groups spare what images have in common, and low-rank products."""
+    """Of the same algorithmic work, whole groups spare what images have in common, and a tenth by low-rank products."""
     ours, released = measured[OURS.name], measured[RELEASED.name]
     images = PAIRS * GROUP
     assert released["encode"].flops == GROUP * ours["encode"].flops
     calls = PAIRS + images * (STEPS - 1)  # a group's first step is one image's
-    assert released["sample"].flops / ours["sample"].flops == pytest.approx(images * STEPS / calls, rel=0.05)
+    assert released["sample"].flops / ours["sample"].flops == pytest.approx(images * STEPS / calls, rel=0.1)
     assert released["decode"].flops == ours["decode"].flops
     trained = PAIRS + images * (STEPS - 2)
-    assert released["update"].flops / ours["update"].flops == pytest.approx(images * (STEPS - 1) / trained, rel=0.05)
+    assert released["update"].flops / ours["update"].flops == pytest.approx(images * (STEPS - 1) / trained, rel=0.1)
     # Back through the adapted layers takes about what forth takes, once more.
     forth = ours["sample"].flops / calls
     assert 1.8 < ours["update"].flops / trained / forth < 3

@@ -150,7 +150,12 @@ def same(one: Path, other: Path, *, kl: bool = False) -> None:
         for key in tensors.keys() - {"rng"}:
             # Adam divides rounding by gradients near zero: a tenth of one step of the rate is the least
             # that tells rounding from a share of the gradient that went missing (measured: 2e-5 against 3e-3).
-            torch.testing.assert_close(second[name][key], tensors[key], rtol=1e-3, atol=1e-4)
+            # Of a gradient that is nothing but rounding not even the sign is told: one element of a thousand may be off
+            # by whole steps.
+            apart = (second[name][key] - tensors[key]).abs()
+            off = apart > 1e-4 + 1e-3 * tensors[key].abs()
+            assert int(off.sum()) <= max(1, off.numel() // 1000), (name, key, int(off.sum()), off.numel())
+            assert not off.any() or float(apart.max()) < 2e-3, (name, key, float(apart.max()))
     for single, double in zip(*(read_records(run / "metrics.jsonl") for run in (one, other)), strict=True):
         assert single.keys() == double.keys()
         for key in (
