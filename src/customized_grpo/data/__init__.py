@@ -10,14 +10,14 @@ from customized_grpo.data.dreambench import LIST, open_dreambench
 from customized_grpo.data.errors import DataError
 from customized_grpo.data.jsonl import open_jsonl
 from customized_grpo.data.syncd import open_syncd
-from customized_grpo.data.world import WorldPairs
+from customized_grpo.data.world import NAMES, WorldPairs
 from customized_grpo.named import told
 from customized_grpo.protocols import Pair, PairDataset
 
 __all__ = ["WORLDS", "DataError", "open_dataset"]
 
 #: The built-in datasets, and whether all their prompts ask for another colour.
-WORLDS = {"world": False, "world-recoloured": True}
+WORLDS = {name: recoloured for recoloured, name in NAMES.items()}
 WORLD_SIZE = 4096  #: pairs of the built-in world where no size is given
 
 

@@ -16,6 +16,8 @@ from customized_grpo.world.scenes import Wish, draw_wish, render_reference
 from customized_grpo.world.subjects import Subject, draw_subject
 
 Split = Literal["train", "held-out"]
+#: What the two worlds are called, by whether all their prompts ask for another colour.
+NAMES = {False: "world", True: "world-recoloured"}
 _STREAMS: dict[Split, int] = {"train": 0, "held-out": 1}
 
 
@@ -53,7 +55,7 @@ class WorldPairs:
         draft, rng = self._draw(index)
         scene = render_reference(draft.subject, draft.reference_place, rng)
         return Pair(
-            key=f"{'world-recoloured' if self._recoloured else 'world'}/{self._split}/{self._seed}/{index}",
+            key=f"{NAMES[self._recoloured]}/{self._split}/{self._seed}/{index}",
             prompt=draft.wish.prompt(draft.subject.word),
             references=(Image.fromarray(scene.image),),
             masks=(Image.fromarray(scene.mask.astype(np.uint8) * 255),),

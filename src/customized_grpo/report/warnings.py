@@ -149,28 +149,20 @@ def diversity_collapse(diversity: Series) -> Finding | None:
 
 def dead_groups(role: Role, shares: Series) -> Finding | None:
     """More than DEAD of the groups have no signal in a role, in the mean of the last fifth of the run."""
-    if len(shares) < LEAST:
+    if (found := _at_last(shares, DEAD)) is None:
         return None
-    width = _fifth(shares)
-    late = mean([value for _, value in shares[-width:]])
-    if late < DEAD:
-        return None
+    late, since = found
     told = f"In {late:.0%} of the groups all pictures have the same {role} score: they teach nothing of {role}."
-    since = _since(shares, lambda value: value >= DEAD, width)
     remedy = f"Take a finer {role} reward, a larger rollout.group_size or eta."
     return Finding("dead groups", told, since, remedy, role)
 
 
 def many_vetoes(shares: Series) -> Finding | None:
     """Guards have vetoed more than VETOED of the pictures, in the mean of the last fifth of the run."""
-    if len(shares) < LEAST:
+    if (found := _at_last(shares, VETOED)) is None:
         return None
-    width = _fifth(shares)
-    late = mean([value for _, value in shares[-width:]])
-    if late < VETOED:
-        return None
+    late, since = found
     told = f"Guards veto {late:.0%} of the pictures: what is learnt comes from the others alone."
-    since = _since(shares, lambda value: value >= VETOED, width)
     return Finding("vetoes", told, since, "Raise the guard's limit, weigh the prompt more, or give masks.")
 
 
@@ -217,6 +209,15 @@ def _mean_change(curves: Iterable[Series]) -> dict[int, float]:
 
 def _fifth(values: Series) -> int:
     return max(3, len(values) // 5)
+
+
+def _at_last(shares: Series, least: float) -> tuple[float, int | None] | None:
+    """The mean share of the last fifth of the run, and since when it is so; None where it is below `least`."""
+    if len(shares) < LEAST:
+        return None
+    width = _fifth(shares)
+    late = mean([value for _, value in shares[-width:]])
+    return None if late < least else (late, _since(shares, lambda value: value >= least, width))
 
 
 def _since(values: Series, holds: Callable[[float], bool], window: int) -> int | None:
