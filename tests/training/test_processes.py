@@ -139,8 +139,12 @@ def begun(whole: Path, run: Path) -> None:
     shutil.copy(whole / "metrics.jsonl", run)
 
 
-def same(one: Path, other: Path, *, kl: bool = False) -> None:
-    """The newest checkpoints hold the same, and the records say the same, but for rounding."""
+def same(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False) -> None:
+    """The newest checkpoints hold the same, and the records say the same, but for rounding.
+
+    Where all weights are tuned, some have a gradient that is nothing but rounding, of which not even the sign is told:
+    one of a thousand may be off by whole steps of the rate.
+    """
     checkpoints = [newest_checkpoint(run / "checkpoints") for run in (one, other)]
     assert None not in checkpoints
     first, second = ({f.name: load_file(f) for f in c.rglob("*.safetensors")} for c in checkpoints if c is not None)
@@ -150,12 +154,13 @@ def same(one: Path, other: Path, *, kl: bool = False) -> None:
         for key in tensors.keys() - {"rng"}:
             # Adam divides rounding by gradients near zero: a tenth of one step of the rate is the least
             # that tells rounding from a share of the gradient that went missing (measured: 2e-5 against 3e-3).
-            # Of a gradient that is nothing but rounding not even the sign is told: one element of a thousand may be off
-            # by whole steps.
-            apart = (second[name][key] - tensors[key]).abs()
-            off = apart > 1e-4 + 1e-3 * tensors[key].abs()
-            assert int(off.sum()) <= max(1, off.numel() // 1000), (name, key, int(off.sum()), off.numel())
-            assert not off.any() or float(apart.max()) < 2e-3, (name, key, float(apart.max()))
+            expected, found = tensors[key], second[name][key]
+            if all_weights:
+                off = (found - expected).abs() > 1e-4 + 1e-3 * expected.abs()
+                assert int(off.sum()) <= max(1, off.numel() // 1000), (name, key, int(off.sum()), off.numel())
+                torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+            else:
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     for single, double in zip(*(read_records(run / "metrics.jsonl") for run in (one, other)), strict=True):
         assert single.keys() == double.keys()
         for key in (
@@ -289,7 +294,7 @@ def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(alone: Pa
 def test_all_weights_in_shards_learn_what_they_learn_whole(full: Config, tmp_path: Path, sharded: Sharded) -> None:
     """With a KL term, for which the untuned weights take the place of the shards and leave it again."""
     run_training(full, tmp_path)
-    same(tmp_path, sharded.folder / "full", kl=True)
+    same(tmp_path, sharded.folder / "full", kl=True, all_weights=True)
     assert [record["kl"] > 0 for record in read_records(tmp_path / "metrics.jsonl")] == [True, True]
 
 
