@@ -202,7 +202,7 @@ class MethodConfig(_Section):
 
     shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = "sars"
     gamma: float = Field(0.4, ge=0)
-    weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static"] = Field(
+    weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table"] = Field(
         "tdw",
         description="tdw-shuffled repeats a mistake for comparison: weights read at shuffled positions, not at steps",
     )
@@ -213,6 +213,10 @@ class MethodConfig(_Section):
     )
     prompt_weight: float = Field(0.5, ge=0, description="of static weighting alone")
     identity_weight: float = Field(0.5, ge=0, description="of static weighting alone")
+    prompt_table: list[Annotated[float, Field(ge=0)]] = Field(
+        [], description="of table weighting alone: a weight for each of rollout.steps, the noisiest first"
+    )
+    identity_table: list[Annotated[float, Field(ge=0)]] = Field([], description="of table weighting alone, likewise")
     combine: Literal["rewards", "advantages"] = Field(
         "rewards",
         description="inside a role: normalise the weighted sum, or sum what is normalised one by one",
@@ -421,6 +425,13 @@ class Config(_Section):
         for role in ("identity", "prompt"):
             if role not in roles:
                 raise ValueError(f"rewards: no reward of role {role} with a weight above 0; add one")
+        if self.method.weighting == "table":
+            for key in ("prompt_table", "identity_table"):
+                count = len(getattr(self.method, key))
+                if count != self.rollout.steps:
+                    raise ValueError(
+                        f"method.{key}: holds {count} weights for rollout.steps={self.rollout.steps}; give one for each"
+                    )
         names = [reward.name or reward.kind for reward in [*self.rewards, *self.evaluation.monitors]]
         for name in names:
             if names.count(name) > 1:

@@ -41,7 +41,6 @@ from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
 from customized_grpo.information import STARTS, hardware, versions
 from customized_grpo.locking import LOCK, claim
-from customized_grpo.method import step_weights
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.tuning import lora_metadata
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
@@ -55,7 +54,7 @@ from customized_grpo.stopping import Stopped, Stopping
 from customized_grpo.terminal import TrainingDisplay, score_table
 from customized_grpo.trackers import check_trackers, log_picture, start_trackers, trackers_of
 from customized_grpo.training.checkpoint import checkpointed_iterations
-from customized_grpo.training.credit import reward_name
+from customized_grpo.training.credit import reward_name, weights_of
 from customized_grpo.training.groups import Groups
 from customized_grpo.training.loop import Observer, train
 from customized_grpo.training.order import pairs_of_iteration
@@ -149,7 +148,7 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
         sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift).cpu()
         shuffled = config.method.weighting == "tdw-shuffled"
         title = "read at shuffled positions, not at the step" if shuffled else None
-        schedule(run / "weights.png", *_weights(config), sigmas=sigmas[:-1], title=title)
+        schedule(run / "weights.png", *weights_of(config.method, config.rollout.steps), sigmas=sigmas[:-1], title=title)
     done = checkpointed_iterations(run)
     if config.policy.conditions is not None:
         encode_ahead(config, policy, dataset, held_out, done, accelerator)
@@ -357,16 +356,6 @@ def _start(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, obj
         "versions": versions(),
         "hardware": {**hardware(policy.device), "processes": str(accelerator.num_processes)},
     }
-
-
-def _weights(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    method = config.method
-    return step_weights(
-        method.weighting,
-        config.rollout.steps,
-        prompt_weight=method.prompt_weight,
-        identity_weight=method.identity_weight,
-    )
 
 
 def policy_with_adapter(config: Config, run: Path | None) -> Policy:

@@ -158,6 +158,8 @@ def contradictions() -> Iterator[Case]:
     yield case("two of one name", "two are named 'prompt'; give each a name", "rewards.0.name=prompt")
     yield case("a window past the end", "rollout.window: start 3 and size 4 pass", "rollout.window={start: 3}")
     yield case("a sum that is shaped", "method.normalise: sum needs method.shaping=none", "method.normalise=sum")
+    yield case("a table of too few weights", "method.prompt_table: holds 1 weights for rollout.steps=6",
+               "method.weighting=table", "method.prompt_table=[1]", "method.identity_table=[1]")  # fmt: skip
     yield case("weights of 0 both", "method.identity_weight: is 0 as method.prompt_weight is", "method.weighting=static",
                "method.prompt_weight=0", "method.identity_weight=0")  # fmt: skip
     yield case("quantised and tuned", "policy.quantise: a quantised transformer cannot be tuned", "policy.lora=null",

@@ -144,3 +144,10 @@ def test_bad_arguments_are_refused() -> None:
             w_identity=torch.ones(2),
             steps=torch.zeros(1, 1, dtype=torch.long),
         )
+
+
+def test_a_table_is_read_as_it_stands_and_holds_one_weight_a_step() -> None:
+    prompt, identity = step_weights("table", 3, prompt_table=[1.0, 0.5, 0.0], identity_table=[0.25, 0.5, 2.0])
+    assert prompt.tolist() == [1.0, 0.5, 0.0] and identity.tolist() == [0.25, 0.5, 2.0]
+    with pytest.raises(ValueError, match="2 weights of the identity for 3 steps"):
+        step_weights("table", 3, prompt_table=[1.0, 0.5, 0.0], identity_table=[0.25, 0.5])

@@ -60,13 +60,18 @@ def test_every_run_leaves_a_result_and_the_pictures_are_there(done: Path) -> Non
     for name in names:
         with Image.open(done / f"out/{name}.png") as picture:
             assert min(picture.size) > 200, name
-    cosines = json.loads((done / "out/gradients.json").read_text(encoding="utf-8"))
+    evidence = json.loads((done / "out/gradients.json").read_text(encoding="utf-8"))
+    cosines = evidence["cosines"]
     assert [c["step"] for c in cosines["naive"]] == [0, 1]
     for cosine in [*cosines["naive"], *cosines["shaped"]]:
         assert -1 <= cosine["low"] <= cosine["high"] <= 1
     for naive, shaped in zip(cosines["naive"], cosines["shaped"], strict=True):
         # What both share pulls them together.
         assert shaped["value"] > naive["value"]
+    for role in ("identity", "prompt"):
+        strengths = evidence["strengths"][role]
+        assert [s["step"] for s in strengths] == [0, 1]
+        assert sum(s["weight"] for s in strengths) / 2 == pytest.approx(0.5), "as much in all as static weights of 1:1"
 
 
 def test_a_second_call_runs_what_is_missing_alone(done: Path) -> None:

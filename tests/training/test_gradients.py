@@ -27,6 +27,48 @@ def test_cosines_of_known_vectors() -> None:
     assert (mixed.low, mixed.high) == pytest.approx((0.0, 1.0), abs=1e-6)
 
 
+def _of_noise(means: torch.Tensor, noise: list[float], batches: int, parameters: int) -> torch.Tensor:
+    """(batches, steps, parameters): one direction at all steps, as strong as told, in noise of those deviations."""
+    random = torch.Generator().manual_seed(0)
+    deviations = torch.tensor(noise)[:, None]
+    direction = torch.zeros(parameters)
+    direction[0] = 1.0
+    drawn = torch.randn(batches, len(noise), parameters, generator=random)
+    return means[:, None] * direction + deviations * drawn
+
+
+def test_learned_weights_are_the_pull_over_the_noise() -> None:
+    """Known signal in known noise: w(t) is the mean over the variance, whatever scale training gives the step."""
+    means, noise = torch.tensor([1.0, 1.0, 0.5, 0.0]), [0.1, 0.2, 0.1, 0.1]
+    found = gradients.learned_weights(_of_noise(means, noise, 400, 4), torch.ones(4))
+    expected = torch.tensor([1 / 0.01, 1 / 0.04, 0.5 / 0.01, 0.0])
+    torch.testing.assert_close(found, expected * 0.5 / expected.mean(), rtol=0.1, atol=0.03)
+    scaled = gradients.learned_weights(_of_noise(means, noise, 400, 4), torch.tensor([2.0, 1.0, 1.0, 1.0]))
+    assert float(scaled[1] / scaled[0]) == pytest.approx(2 * float(found[1] / found[0]), rel=1e-4)
+    assert found.mean() == pytest.approx(0.5)
+
+
+def test_strength_is_told_from_none() -> None:
+    """Unbiased: 0 within its interval where nothing but noise is there, and the true ratio where there is signal."""
+    drawn = _of_noise(torch.tensor([0.5, 0.0]), [0.5, 0.5], 100, 10)
+    signal, none = gradients._strengths(drawn, torch.tensor([1.0, 0.5, 0.0]), torch.ones(2))
+    assert signal.low < 0.25 / (10 * 0.25) < signal.high and signal.low > 0
+    assert none.low < 0 < none.high and abs(none.value) < 0.2 * signal.value
+
+
+def test_scales_are_those_of_the_objective(make_config: Callable[..., Config]) -> None:
+    """With train.ratio=guard a step counts by its deviation over its length."""
+    config = make_config()
+    policy = build_policy(config.policy)
+    sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
+    assert (gradients._scales(config, sigmas) == 1).all()
+    guarded = config.model_copy(update={"train": config.train.model_copy(update={"ratio": "guard"})})
+    lengths = sigmas[:-2] - sigmas[1:-1]
+    rollout = guarded.rollout
+    assert rollout.sampler == "dance"
+    torch.testing.assert_close(gradients._scales(guarded, sigmas), rollout.eta * lengths.sqrt() / lengths)
+
+
 def test_they_are_the_gradients_of_the_surrogate(make_config: Callable[..., Config]) -> None:
     """The two roles' gradients, weighted as naive GRPO weighs them, are what one update takes."""
     config = make_config(updates=1, batch_size=4, max_gradient_norm=1e9)
@@ -68,4 +110,4 @@ def test_one_batch_has_no_interval(make_config: Callable[..., Config]) -> None:
     config = make_config()
     policy = build_policy(config.policy)
     with pytest.raises(ValueError, match="gradient_batches"):
-        gradients.gradient_cosines(config, policy, open_dataset(config.data), [], 1)
+        gradients.gradient_evidence(config, policy, open_dataset(config.data), [], 1)

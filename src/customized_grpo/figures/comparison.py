@@ -1,10 +1,9 @@
-"""Rows of a study side by side: held-out scores while training, signs of advantages, cosines of gradients."""
+"""Rows of a study side by side: held-out scores while training, and the signs of their advantages."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,10 +19,8 @@ from customized_grpo.figures.canvas import (
     BOTH_POSITIVE,
     CONFLICTED,
     GREY,
-    IDENTITY,
     INK,
     PALETTE,
-    PROMPT,
     FigureError,
     drawing,
     whole_numbers,
@@ -35,16 +32,12 @@ Panels = Mapping[str, Mapping[str, Sequence[Curve]]]
 """Curves by the metric, by the row, one for each seed."""
 Shares = tuple[float, float, float]
 """(conflicted, both positive, both negative), each in 0..100 per cent."""
-StepCosine = tuple[float, float, float, float]
-"""(sigma, cosine, low, high) of one denoising step."""
 
 _Style = Literal["-", "--", ":", "-."]
 _STYLES: tuple[_Style, ...] = ("-", "--", ":", "-.")  # of the rows that share a colour, in turn
 _SIGNS = (("conflicted", CONFLICTED), ("both positive", BOTH_POSITIVE), ("both negative", BOTH_NEGATIVE))
 _ROUNDING = 0.5  # per cent by which published shares may miss 100
 _NARROW = 4.5  # per cent: the least that has room for a number
-_ONE = 1 + 1e-6  # a cosine of 1 may come out a little above it
-_MOST_TICKS = 26
 
 
 class _Look(NamedTuple):
@@ -180,60 +173,6 @@ def quadrant_bars(path: Path, shares: Mapping[str, Shares], title: str | None = 
         axes.set_xlabel("share of images (%)")
         handles, labels = axes.get_legend_handles_labels()
         _legend_below(figure, handles, labels, len(labels))
-
-
-def gradient_cosines(path: Path, curves: Mapping[str, Sequence[StepCosine]], title: str | None = None) -> None:
-    """Draw the cosine of the identity's and the prompt's gradient at each denoising step, PNG.
-
-    Args:
-        path: the PNG to write; its folder is made.
-        curves: of each name, for the steps t = 0, 1, ... from the noisiest on: (sigma, cosine, low,
-            high). The interval need not hold the cosine, as a bootstrap's may not.
-        title: a line over all.
-
-    Raises:
-        FigureError: if there is no curve or step, the curves differ in their steps, a value is not
-            finite, a cosine or bound is not in -1..1, or low is above high.
-    """
-    sigmas: list[float] | None = None
-    for name, curve in curves.items():
-        if not curve:
-            raise FigureError(f"{path}: {name!r} has no step; give at least one")
-        for t, (sigma, cosine, low, high) in enumerate(curve):
-            if not math.isfinite(sigma):
-                raise FigureError(f"{path}: {name!r} has the noise level {sigma} at step {t}; give finite ones")
-            if not (abs(cosine) <= _ONE and -_ONE <= low <= high <= _ONE):
-                raise FigureError(
-                    f"{path}: {name!r} is {cosine} in {low}..{high} at step {t}; give cosines, and bounds in order"
-                )
-        levels = [step[0] for step in curve]
-        sigmas = sigmas or levels
-        if len(levels) != len(sigmas) or not np.allclose(levels, sigmas, rtol=0, atol=1e-4):
-            raise FigureError(f"{path}: the steps of {name!r} are not those of {next(iter(curves))!r}")
-    if sigmas is None:
-        raise FigureError(f"{path}: no curve to draw; give at least one")
-
-    steps = len(sigmas)
-    every = math.ceil(steps / _MOST_TICKS)
-    with drawing(path, min(12.0, max(5.6, 1.4 + 0.42 * steps)), 3.8, title) as figure:
-        axes = figure.add_subplot()
-        axes.axhline(0, color=INK, linewidth=0.8)
-        # Not the colours of identity and prompt: each curve is of both.
-        colours = cycle(colour for colour in PALETTE if colour not in (IDENTITY, PROMPT))
-        for i, (name, curve) in enumerate(curves.items()):
-            _, cosine, low, high = np.array(curve, dtype=np.float64).T
-            colour = next(colours)
-            xs = np.arange(steps) + 0.12 * (i - (len(curves) - 1) / 2)  # side by side: no bar hides another
-            axes.vlines(xs, low, high, color=colour, linewidth=1.2, alpha=0.8)
-            for bound in (low, high):
-                axes.plot(xs, bound, "_", color=colour, markersize=6)
-            axes.plot(xs, cosine, color=colour, marker="o", markersize=4.5, label=name)
-        at = range(0, steps, every)
-        axes.set_xticks(list(at), [f"{t}\n{sigmas[t]:.2f}" for t in at])
-        axes.set_xlim(-0.6, steps - 0.4)
-        axes.set_xlabel("denoising step t (0 is the noisiest), and below it its noise level sigma")
-        axes.set_ylabel("cosine of the two gradients")
-        _legend_below(figure, *axes.get_legend_handles_labels(), min(4, len(curves)))
 
 
 def _known(path: Path, what: str, names: Collection[str], there: Collection[str]) -> None:

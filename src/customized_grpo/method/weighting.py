@@ -3,6 +3,7 @@
 A schedule is a (T,) tensor indexed by the denoising step t, 0 being the noisiest.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -14,7 +15,7 @@ EARLY_END, LATE_START = 6, 22
 CENTRE, SLOPE = 10, 0.8
 EARLY_WEIGHT, LOW_WEIGHT, LATE_WEIGHT = 0.7, 0.3, 0.5
 
-KINDS: Final = ("tdw", "static", "tdw-reversed", "tdw-shuffled")
+KINDS: Final = ("tdw", "static", "tdw-reversed", "tdw-shuffled", "table")
 """The schedules :func:`step_weights` knows."""
 
 
@@ -71,26 +72,57 @@ def static(steps: int, prompt_weight: float, identity_weight: float) -> tuple[Te
     return torch.full((steps,), float(prompt_weight)), torch.full((steps,), float(identity_weight))
 
 
-def step_weights(
-    kind: str, steps: int, *, prompt_weight: float = 0.5, identity_weight: float = 0.5
-) -> tuple[Tensor, Tensor]:
-    """Both roles' weights at each denoising step.
+def table(steps: int, prompt: Sequence[float], identity: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Weights that are given step by step, such as those learned from measured gradients.
 
     Args:
-        kind: "tdw", "static", "tdw-reversed" or "tdw-shuffled". The last has the table of "tdw"; it
-            differs in where :func:`shaped_advantages` is told to read it.
         steps: T, at least 1.
-        prompt_weight: for "static" alone; the others hold their own weights, adding up to 1.
-        identity_weight: for "static" alone. 1:1 may be 0.5 and 0.5, the scale of TDW, or 1 and 1.
+        prompt: the prompt's T weights, 0 the noisiest step.
+        identity: the identity's T weights. The two need not add up to 1.
 
     Returns:
         Prompt and identity weights, (T,) float32 each.
 
     Raises:
-        ValueError: if the kind is unknown or ``steps`` is below 1.
+        ValueError: if one of them does not hold T weights or ``steps`` is below 1.
+    """
+    _check_steps(steps)
+    for role, weights in (("prompt", prompt), ("identity", identity)):
+        if len(weights) != steps:
+            raise ValueError(f"the table holds {len(weights)} weights of the {role} for {steps} steps")
+    return torch.tensor(list(prompt), dtype=torch.float32), torch.tensor(list(identity), dtype=torch.float32)
+
+
+def step_weights(
+    kind: str,
+    steps: int,
+    *,
+    prompt_weight: float = 0.5,
+    identity_weight: float = 0.5,
+    prompt_table: Sequence[float] = (),
+    identity_table: Sequence[float] = (),
+) -> tuple[Tensor, Tensor]:
+    """Both roles' weights at each denoising step.
+
+    Args:
+        kind: "tdw", "static", "tdw-reversed", "tdw-shuffled" or "table". "tdw-shuffled" has the weights of
+            "tdw"; it differs in where :func:`shaped_advantages` is told to read them.
+        steps: T, at least 1.
+        prompt_weight: for "static" alone; "tdw" and its rivals hold their own weights, adding up to 1.
+        identity_weight: for "static" alone. 1:1 may be 0.5 and 0.5, the scale of TDW, or 1 and 1.
+        prompt_table: for "table" alone, T weights.
+        identity_table: for "table" alone, T weights.
+
+    Returns:
+        Prompt and identity weights, (T,) float32 each.
+
+    Raises:
+        ValueError: if the kind is unknown, ``steps`` is below 1 or a table needed does not hold T weights.
     """
     if kind == "static":
         return static(steps, prompt_weight, identity_weight)
+    if kind == "table":
+        return table(steps, prompt_table, identity_table)
     if kind in ("tdw", "tdw-shuffled"):
         prompt = tdw(steps)
     elif kind == "tdw-reversed":

@@ -21,7 +21,7 @@ from customized_grpo.figures.canvas import drawing
 from customized_grpo.figures.curves import QUADRANTS, Panel, training_panels
 from customized_grpo.figures.plane import Point, journey
 from customized_grpo.figures.weights import schedule
-from customized_grpo.method import flow_sigmas, step_weights
+from customized_grpo.method import flow_sigmas
 from customized_grpo.protocols import ROLES
 from customized_grpo.records import write_bytes
 from customized_grpo.report.collect import Run, collect, in_steps
@@ -31,7 +31,7 @@ from customized_grpo.report.results import outcome
 from customized_grpo.report.series import series
 from customized_grpo.report.warnings import find_warnings
 from customized_grpo.snapshots import SIDE, Group, thumbnail
-from customized_grpo.training.credit import reward_name
+from customized_grpo.training.credit import reward_name, weights_of
 
 REPORT = "report.html"  #: the file's name in a run's folder
 
@@ -203,12 +203,7 @@ def _label(run: Run, iteration: int) -> str:
 
 def _weights(config: Config) -> Chart:
     method, rollout = config.method, config.rollout
-    prompt, identity = step_weights(
-        method.weighting,
-        rollout.steps,
-        prompt_weight=method.prompt_weight,
-        identity_weight=method.identity_weight,
-    )
+    prompt, identity = weights_of(method, rollout.steps)
     # A model's own noise levels are known to the model alone.
     sigmas = None if rollout.shift is None else flow_sigmas(rollout.steps, rollout.shift)[:-1].tolist()
     told = "; ".join(

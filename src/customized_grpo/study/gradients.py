@@ -1,7 +1,9 @@
-"""Do identity and prompt pull the policy the same way? The cosine of their gradients, denoising step by step.
+"""Do identity and prompt pull the policy the same way, and at which denoising steps does each pull at all?
 
 At the policy as it is, the surrogate's gradient for an advantage A at step t is that of the mean of
 A * log-density(step t): one for A_id, one for A_p, and, shaped by SARS, one for A_id + B and one for A_p + B.
+Their cosines say whether the roles agree. How far a role's gradients of independent batches agree with each other says
+how much of them is signal: a step where they do not teaches that role nothing, and disturbs the other one.
 """
 
 from __future__ import annotations
@@ -39,15 +41,40 @@ class Cosine:
     high: float
 
 
-def gradient_cosines(
+@dataclass(frozen=True)
+class Strength:
+    """How much of a role's gradient at one denoising step is signal.
+
+    `value`: the squared mean of the gradient over the variance about it, of one batch; unbiased, so that it may fall
+    below 0 where there is none. `low`, `high`: its 95% bootstrap interval over batches. `weight`: what `table`
+    weighting should give that role at this step, of :func:`learned_weights`.
+    """
+
+    step: int
+    sigma: float
+    value: float
+    low: float
+    high: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Step by step: `cosines` of the roles' gradients, "naive" and "shaped", and each role's `strengths`."""
+
+    cosines: dict[str, list[Cosine]]
+    strengths: dict[str, list[Strength]]
+
+
+def gradient_evidence(
     config: Config,
     policy: Policy,
     dataset: PairDataset,
     rewards: Sequence[Reward],
     batches: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, list[Cosine]]:
-    """Cosines of the identity's and the prompt's gradient, "naive" and "shaped", at the policy as it stands.
+) -> Evidence:
+    """Of the identity's and the prompt's gradient at the policy as it stands.
 
     A batch is what one iteration draws: `config.rollout.pairs` groups, by the same noise as training's. The shaping
     is SARS of `config.method.gamma`, whatever the configured one. Needs memory for 3 gradients of each stochastic
@@ -62,19 +89,55 @@ def gradient_cosines(
         progress(number + 1)
     identity, prompt, bonus = torch.stack(gathered, 1)  # each (batches, steps, parameters)
     pulls = {"naive": (identity, prompt), "shaped": (identity + bonus, prompt + bonus)}
-    return {
-        name: [_cosine(t, float(sigmas[t]), one[:, t], other[:, t]) for t in range(one.shape[1])]
+    steps = range(identity.shape[1])
+    cosines = {
+        name: [_cosine(t, float(sigmas[t]), one[:, t], other[:, t]) for t in steps]
         for name, (one, other) in pulls.items()
     }
+    scales = _scales(config, sigmas)
+    roles = {"identity": identity, "prompt": prompt}
+    return Evidence(cosines, {role: _strengths(found, sigmas, scales) for role, found in roles.items()})
 
 
-def save_cosines(path: Path, cosines: dict[str, list[Cosine]]) -> None:
-    write_json(path, {name: [vars(cosine) for cosine in curve] for name, curve in cosines.items()})
+def learned_weights(gradients: Tensor, scales: Tensor) -> Tensor:
+    """The weights (steps,) by which one role's expected reward rises most for the noise of the update.
+
+    To first order an update along ``sum_t w(t) scale(t) g(t)`` raises it by the inner product with
+    ``sum_t E g(t)``. The noises of different steps are all but uncorrelated, so that the best w(t) is that product's
+    share of step t over the noise's variance there. Below 0 it is 0; the mean is 0.5, as that of static weights of 1:1.
+
+    Args:
+        gradients: (batches, steps, parameters), two batches at least.
+        scales: (steps,) by which training multiplies each step's gradient, as that of `train.ratio=guard` does.
+
+    Returns:
+        (steps,) float32; 0.5 everywhere where no step has a signal.
+    """
+    inner = torch.einsum("asp,btp->abst", gradients.double(), gradients.double())
+    n = len(gradients)
+    apart = (inner.sum((0, 1)) - inner.diagonal().sum(-1)) / (n * (n - 1))  # of the means, without bias
+    noise = inner.diagonal().mean(-1).diagonal() - apart.diagonal()
+    weights = (apart.sum(1) / (noise * scales.double()).clamp(min=1e-30)).clamp(min=0)
+    mean = weights.mean()
+    return (0.5 * weights / mean if mean > 0 else torch.full_like(weights, 0.5)).float()
 
 
-def read_cosines(path: Path) -> dict[str, list[Cosine]]:
+def save_evidence(path: Path, evidence: Evidence) -> None:
+    write_json(
+        path,
+        {
+            "cosines": {name: [vars(at) for at in curve] for name, curve in evidence.cosines.items()},
+            "strengths": {role: [vars(at) for at in curve] for role, curve in evidence.strengths.items()},
+        },
+    )
+
+
+def read_evidence(path: Path) -> Evidence:
     kept = json.loads(path.read_text(encoding="utf-8"))
-    return {name: [Cosine(**cosine) for cosine in curve] for name, curve in kept.items()}
+    return Evidence(
+        {name: [Cosine(**at) for at in curve] for name, curve in kept["cosines"].items()},
+        {name: [Strength(**at) for at in curve] for name, curve in kept["strengths"].items()},
+    )
 
 
 def _gradients(
@@ -138,7 +201,44 @@ def _cosine(step: int, sigma: float, one: Tensor, other: Tensor) -> Cosine:
         between, first, second = (torch.einsum("rb,bc,rc->r", counts, part, counts) for part in inner)
         return between / (first * second).sqrt().clamp(min=1e-30)
 
-    drawn = torch.randint(n, (_RESAMPLES, n), generator=generator("gradient cosines", n))
-    counts = torch.nn.functional.one_hot(drawn, n).sum(1).double()
-    low, high = torch.quantile(of(counts), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = _interval(of, n)
     return Cosine(step, sigma, float(of(torch.ones(1, n, dtype=torch.float64))), low, high)
+
+
+def _strengths(gradients: Tensor, sigmas: Tensor, scales: Tensor) -> list[Strength]:
+    """Of one role's gradients (batches, steps, parameters)."""
+    n, weights, found = len(gradients), learned_weights(gradients, scales), []
+    for t in range(gradients.shape[1]):
+        inner = gradients[:, t].double() @ gradients[:, t].double().T
+
+        def of(counts: Tensor, inner: Tensor = inner) -> Tensor:
+            """Pairs of different batches alone: a batch agrees with itself, whatever it holds."""
+            between = torch.einsum("rb,bc,rc->r", counts, inner, counts) - counts.square() @ inner.diagonal()
+            signal = between / (counts.sum(1).square() - counts.square().sum(1)).clamp(min=1)
+            return signal / (counts @ inner.diagonal() / counts.sum(1) - signal).clamp(min=1e-30)
+
+        low, high = _interval(of, n)
+        value = float(of(torch.ones(1, n, dtype=torch.float64)))
+        found.append(Strength(t, float(sigmas[t]), value, low, high, float(weights[t])))
+    return found
+
+
+def _interval(of: Callable[[Tensor], Tensor], batches: int) -> tuple[float, float]:
+    """95% of what `of` says of batches drawn with replacement: (resamples, batches), how often each of them came."""
+    drawn = torch.randint(batches, (_RESAMPLES, batches), generator=generator("gradient cosines", batches))
+    counts = torch.nn.functional.one_hot(drawn, batches).sum(1).double()
+    low, high = torch.quantile(of(counts), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _scales(config: Config, sigmas: Tensor) -> Tensor:
+    """By what training multiplies the gradient of the log-density at each stochastic step (steps,)."""
+    steps = torch.arange(config.rollout.steps - 1)
+    if config.train.ratio == "plain":
+        return torch.ones(len(steps))
+    sigma, sigma_next = sigmas[steps].cpu(), sigmas[steps + 1].cpu()
+    still = torch.zeros(len(steps), 1)
+    taken = SAMPLERS[config.rollout.sampler](
+        still, still, sigma, sigma_next, eta=config.rollout.eta, next_sample=still, sigma_max=sigmas[1].cpu()
+    )
+    return taken.std / (sigma - sigma_next)

@@ -12,10 +12,11 @@ from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.estimates import Estimate
 from customized_grpo.evaluation import Evaluation, axes_of, evaluation_grid, guards_of, read_evaluation
-from customized_grpo.figures.comparison import gradient_cosines, learning_curves, quadrant_bars
+from customized_grpo.figures.comparison import learning_curves, quadrant_bars
+from customized_grpo.figures.gradients import gradient_evidence
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.records import write_bytes, write_json
-from customized_grpo.study.gradients import read_cosines
+from customized_grpo.study.gradients import Cosine, Strength, read_evidence
 from customized_grpo.study.plan import StudyConfig, slug
 from customized_grpo.study.results import Result
 from customized_grpo.study.statistics import dominates, front, hypervolume
@@ -138,11 +139,8 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     _curves(out / "curves.png", study, rows, guards)
     _quadrants(out / "quadrants.png", rows)
     if (out / GRADIENTS).exists():
-        curves = read_cosines(out / GRADIENTS)
-        gradient_cosines(
-            out / "gradients.png",
-            {name: [(c.sigma, c.value, c.low, c.high) for c in curve] for name, curve in curves.items()},
-        )
+        evidence = read_evidence(out / GRADIENTS)
+        gradient_evidence(out / "gradients.png", _steps(evidence.cosines), _steps(evidence.strengths))
     _grid(out / "grid.png", study, config, out, rows)
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=study.title)
     for cells in rows_told:
@@ -226,6 +224,10 @@ def _quadrants(path: Path, rows: Mapping[str, list[Result]]) -> None:
         ]
         shares[name] = (means[0], means[1], means[2])
     quadrant_bars(path, shares)
+
+
+def _steps(curves: Mapping[str, Sequence[Cosine | Strength]]) -> dict[str, list[tuple[float, float, float, float]]]:
+    return {name: [(at.sigma, at.value, at.low, at.high) for at in curve] for name, curve in curves.items()}
 
 
 def _grid(path: Path, study: StudyConfig, config: Config, out: Path, rows_done: Mapping[str, list[Result]]) -> None:

@@ -12,7 +12,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
-from customized_grpo.study.gradients import gradient_cosines, save_cosines
+from customized_grpo.study.gradients import gradient_evidence, save_evidence
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
 from customized_grpo.study.report import GRADIENTS, write_report
 from customized_grpo.study.results import read_results
@@ -52,7 +52,7 @@ def _measure_gradients(study: StudyConfig, ours: StudyRun, out: Path, console: C
     rewards = [build_reward(reward, policy.device) for reward in config.rewards]
     with Progress(console=console) as progress:
         task = progress.add_task("gradients of the two roles", total=study.gradient_batches)
-        cosines = gradient_cosines(
+        evidence = gradient_evidence(
             config, policy, dataset, rewards, study.gradient_batches, lambda done: progress.update(task, completed=done)
         )
-    save_cosines(out / GRADIENTS, cosines)
+    save_evidence(out / GRADIENTS, evidence)

@@ -55,12 +55,7 @@ class Credit:
         if self.of_sum is not None:
             bound = method.advantage_clip
             return self.of_sum.flatten()[:, None].expand(weighed_at.shape).clamp(-bound, bound)
-        w_prompt, w_identity = step_weights(
-            method.weighting,
-            total_steps,
-            prompt_weight=method.prompt_weight,
-            identity_weight=method.identity_weight,
-        )
+        w_prompt, w_identity = weights_of(method, total_steps)
         return _shaped_advantages(
             a_prompt=self.advantages["prompt"].flatten(),
             a_identity=self.advantages["identity"].flatten(),
@@ -70,6 +65,18 @@ class Credit:
             steps=weighed_at,
             clip=method.advantage_clip,
         )
+
+
+def weights_of(method: MethodConfig, total_steps: int) -> tuple[Tensor, Tensor]:
+    """The configured weights of the prompt and of the identity at each of the denoising steps, (T,) each."""
+    return step_weights(
+        method.weighting,
+        total_steps,
+        prompt_weight=method.prompt_weight,
+        identity_weight=method.identity_weight,
+        prompt_table=method.prompt_table,
+        identity_table=method.identity_table,
+    )
 
 
 def steps_to_weigh_at(
