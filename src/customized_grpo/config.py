@@ -265,10 +265,10 @@ class WindowConfig(_Section):
 class RolloutConfig(_Section):
     """How a group of images is drawn."""
 
-    sampler: Literal["dance", "flow", "cps"] = "dance"
-    eta: float = Field(0.7, gt=0)
+    sampler: Literal["dance", "flow", "cps"] = "flow"
+    eta: float = Field(1.0, gt=0)
     steps: int = Field(6, ge=2)
-    shift: float | None = Field(1.0, gt=0, description="of the noise levels, 1 being even; null: the model's own")
+    shift: float | None = Field(3.0, gt=0, description="of the noise levels, 1 being even; null: the model's own")
     group_size: int = Field(12, ge=2, description="images of a pair, which are held against one another")
     pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
     shared_noise: bool = Field(True, description="one initial noise for a whole group")
@@ -296,10 +296,10 @@ class RolloutConfig(_Section):
 class TrainConfig(_Section):
     """How the policy is moved."""
 
-    iterations: int = Field(120, ge=1)
+    iterations: int = Field(60, ge=1)
     updates: int = Field(2, ge=1, description="optimiser steps of one iteration")
     trained_fraction: float = Field(1.0, gt=0, le=1, description="share of the stochastic steps, drawn per image")
-    learning_rate: float = Field(7.5e-4, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: the rate falls to 0 over the run")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1.1e-4, ge=0)
@@ -307,7 +307,7 @@ class TrainConfig(_Section):
     clip_range: float = Field(1e-4, gt=0)
     clip_range_high: float | None = Field(None, gt=0, description="above a ratio of 1; null: clip_range (DAPO)")
     ratio: Literal["plain", "guard"] = Field(
-        "plain", description="guard: normalised, and steps weighed alike (GRPO-Guard, arXiv 2510.22319)"
+        "guard", description="guard: normalised, and steps weighed alike (GRPO-Guard, arXiv 2510.22319)"
     )
     kl_weight: float = Field(0.0, ge=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, a step; 0: none")

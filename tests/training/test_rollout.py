@@ -58,7 +58,7 @@ def test_ratios_of_mixed_batches_are_one_within_rounding(policy: Policy, make_co
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
     rows, steps = torch.tensor([0, 3, 3, 5, 1]), torch.tensor([2, 0, 1, 1, 0])
     items = Items.of(batch, rows, steps, torch.zeros(5), sigmas)
-    _, _, density = replay(policy, items, SAMPLERS["dance"], config.rollout.eta, sigmas[1])
+    _, _, density = replay(policy, items, SAMPLERS[config.rollout.sampler], config.rollout.eta, sigmas[1])
     assert (density - items.log_density).exp().sub(1).abs().max() < 1e-5
 
 
@@ -116,7 +116,7 @@ def test_images_that_start_alike_have_one_velocity_forth_and_back(
         if not together:
             items = dataclasses.replace(items, same=torch.arange(12))
         seen.clear()
-        _, _, density = replay(policy, items, SAMPLERS["dance"], config.rollout.eta, sigmas[1])
+        _, _, density = replay(policy, items, SAMPLERS[config.rollout.sampler], config.rollout.eta, sigmas[1])
         assert seen == [8 if together else 12]
         found.append((density, *torch.autograd.grad((density * advantages).sum(), list(policy.trainable().values()))))
     for one, other in zip(*found, strict=True):
