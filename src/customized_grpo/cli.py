@@ -335,7 +335,7 @@ def score(
     _quiet()
     with _one_line_errors():
         from customized_grpo.choice import choose, read_choices
-        from customized_grpo.policies.pipelines import device_of
+        from customized_grpo.devices import device_of
         from customized_grpo.records import check_place
         from customized_grpo.scoring import find_pictures, read_pair, score_files, show, write_csv
 
@@ -383,7 +383,7 @@ def serve_reward(
     _quiet()
     with _one_line_errors():
         from customized_grpo.choice import choose, read_choices
-        from customized_grpo.policies.pipelines import device_of
+        from customized_grpo.devices import device_of
         from customized_grpo.rewards.wire import Limits
         from customized_grpo.serving.serve import serve
 

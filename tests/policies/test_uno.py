@@ -24,8 +24,8 @@ from customized_grpo.config import LoraConfig, PolicyConfig, RolloutConfig
 from customized_grpo.configuration import load_config
 from customized_grpo.method import SAMPLERS
 from customized_grpo.models import ModelError
-from customized_grpo.policies import UnoPolicy, build_policy
-from customized_grpo.policies.uno import position_ids
+from customized_grpo.policies import build_policy
+from customized_grpo.policies.uno import UnoPolicy, position_ids
 from customized_grpo.policies.uno_lora import fuse_uno_lora, uno_lora_by_layer
 from customized_grpo.protocols import Conditions
 from customized_grpo.training.rollout import draw_images, noise_levels
