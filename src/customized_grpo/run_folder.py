@@ -27,6 +27,8 @@ from customized_grpo.locking import LOCK
 from customized_grpo.records import is_partial
 
 LORA, CONFIG = "lora", "config.yaml"
+#: In LORA, by diffusers' name; from there it would take seconds to import.
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def new_folder(base: Path) -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
@@ -27,14 +26,13 @@ from customized_grpo.figures.weights import schedule
 from customized_grpo.information import STARTS, hardware, versions
 from customized_grpo.locking import claim
 from customized_grpo.method import step_weights
+from customized_grpo.pixels import to_image
 from customized_grpo.policies import build_policy
-from customized_grpo.policies.tuning import lora_metadata
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, aside, move_folder, read_records, sweep, writing
 from customized_grpo.report import REPORT, Finding, collect, find_warnings, notes_of, write_report
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.frame import to_image
-from customized_grpo.run_folder import CONFIG, LORA, open_run
+from customized_grpo.run_folder import CONFIG, LORA, LORA_FILE, open_run
 from customized_grpo.sharding import is_sharded
 from customized_grpo.snapshots import keep_groups, keep_samples
 from customized_grpo.stopping import Stopped, Stopping
@@ -333,7 +331,9 @@ def policy_with_adapter(config: Config, run: Path | None) -> Policy:
     if run is not None and not (run / LORA).exists():
         raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
     if run is not None and config.policy.lora is not None and config.policy.kind in POLICIES:
-        lora_metadata(run / LORA / LORA_WEIGHT_NAME_SAFE)  # a damaged file, before a large model is loaded
+        from customized_grpo.policies.tuning import lora_metadata
+
+        lora_metadata(run / LORA / LORA_FILE)  # a damaged file, before a large model is loaded
     policy = build_policy(config.policy)
     if run is not None:
         policy.load(run / LORA)
