@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers  # noqa: F401 - here, since its log goes to the stderr that its import finds, and `invoke` has its own
+import transformers  # noqa: F401 - likewise
 from PIL import Image
 from typer.testing import CliRunner
 
