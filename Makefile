@@ -13,8 +13,9 @@ LOWEST := .venv-lowest/bin
 train: $(READY)
 	$(BIN)/cgrpo train
 
+# Files of tests are shared out among processes, those that take longest first (tests/conftest.py).
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,14 +51,42 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str], Path], None]:
+    """Does what `cgrpo train --out` does, in a folder: trains where no document has typed the same before."""
+    done: dict[tuple[str, ...], Path] = {}
+
+    def train(command: list[str], folder: Path) -> None:
+        out = command[command.index("--out") + 1]
+        if tuple(command) in done:
+            shutil.copytree(done[tuple(command)], folder / out)
+            return
+        run(command, folder, settings())
+        kept = tmp_path_factory.mktemp("trained") / "run"
+        shutil.copytree(folder / out, kept)  # what follows in the document changes the run itself
+        done[tuple(command)] = kept
+
+    return train
+
+
+def run(command: list[str], folder: Path, short: list[str]) -> None:
+    done = cgrpo(*command, *short, folder=folder)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_run(document: Path, folder: Path) -> None:
+def test_commands_run(document: Path, folder: Path, trainings: Callable[[list[str], Path], None]) -> None:
     for name, block in re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", document.read_text("utf-8"), re.M | re.S):
         (folder / name).write_text(block, encoding="utf-8")
     for command in commands(document.read_text(encoding="utf-8")):
-        short = settings() if command[0] == "train" and "--resume" not in command else []
-        done = cgrpo(*command, *short, folder=folder)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        if command[0] == "train" and "--out" in command and "--config" not in command:
+            trainings(command, folder)
+        elif command[0] == "train" and "--resume" not in command:
+            run(command, folder, settings())
+        elif "--benchmark" in command:
+            run(command, folder, ["--images", "1", "--steps", "2"])
+        else:
+            run(command, folder, [])
     for command in commands(document.read_text(encoding="utf-8"), "accelerate"):
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *settings()]
         launched = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=600)

@@ -16,7 +16,7 @@ from customized_grpo.config import VERSION, ConfigError
 from customized_grpo.configuration import load_config, save_config
 from customized_grpo.locking import claim
 from customized_grpo.records import move_folder, sweep, write_bytes, writing
-from customized_grpo.runs import check_unused
+from customized_grpo.run_folder import check_unused
 from customized_grpo.stopping import Stopped, Stopping
 from customized_grpo.terminal import told_os_error
 

@@ -99,7 +99,7 @@ def train(
     with _one_line_errors():
         from customized_grpo.config import ConfigError
         from customized_grpo.configuration import load_config
-        from customized_grpo.runs import check_unused, new_folder, open_run, train_run
+        from customized_grpo.run_folder import check_unused, new_folder, open_run
 
         if resume is not None:
             if config or set_ or data is not None or out:
@@ -111,6 +111,8 @@ def train(
             overrides = [*given, *(set_ or [])]
             resolved, run = load_config(config, overrides), out or new_folder(Path("runs"))
             check_unused(run)
+        from customized_grpo.runs import train_run  # seconds, which a mistake above need not wait for
+
         train_run(resolved, run, Console())
 
 
@@ -138,8 +140,7 @@ def generate(
         from customized_grpo.data.pictures import check_suffix, load
         from customized_grpo.prompts import check_prompt
         from customized_grpo.records import check_place
-        from customized_grpo.runs import CONFIG, open_run, policy_with_adapter
-        from customized_grpo.runs import generate as draw
+        from customized_grpo.run_folder import CONFIG, open_run
 
         check_prompt(prompt, "--prompt")
         check_suffix(out, "--out")
@@ -148,6 +149,9 @@ def generate(
         if run is not None:
             open_run(run)
         resolved = load_config(config or ([] if run is None else run / CONFIG), set_ or [])
+        from customized_grpo.runs import generate as draw
+        from customized_grpo.runs import policy_with_adapter
+
         policy = policy_with_adapter(resolved, run)
         out.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw(policy, prompt, pictures, steps=steps, seed=seed, images=images)
@@ -212,11 +216,14 @@ def evaluate(
     with _one_line_errors():
         if benchmark is None:
             from customized_grpo.config import ConfigError
-            from customized_grpo.runs import evaluate_run
+            from customized_grpo.run_folder import open_run
 
             given = (combinations, subject, prompt, images, steps, seed, pictures_as, out, config)
             if two_subjects or protocol != "published" or any(value is not None for value in given):
                 raise ConfigError("a run's own evaluation is set by --set evaluation...; or give --benchmark")
+            open_run(Path(system))
+            from customized_grpo.runs import evaluate_run
+
             evaluate_run(Path(system), Console(), set_ or [])
             return
         from customized_grpo.benchmark import evaluate_on, open_task
@@ -335,7 +342,7 @@ def score(
     _quiet()
     with _one_line_errors():
         from customized_grpo.choice import choose, read_choices
-        from customized_grpo.policies.pipelines import device_of
+        from customized_grpo.devices import device_of
         from customized_grpo.records import check_place
         from customized_grpo.scoring import find_pictures, read_pair, score_files, show, write_csv
 
@@ -383,7 +390,7 @@ def serve_reward(
     _quiet()
     with _one_line_errors():
         from customized_grpo.choice import choose, read_choices
-        from customized_grpo.policies.pipelines import device_of
+        from customized_grpo.devices import device_of
         from customized_grpo.rewards.wire import Limits
         from customized_grpo.serving.serve import serve
 
@@ -412,10 +419,12 @@ def report(
     """
     _quiet()
     with _one_line_errors():
-        from customized_grpo.report import write_report
-        from customized_grpo.runs import open_run
+        from customized_grpo.run_folder import open_run
 
-        Console().print(f"wrote {write_report(open_run(run), run, out)}", soft_wrap=True)
+        config = open_run(run)
+        from customized_grpo.report import write_report
+
+        Console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
 
 
 @app.command()
@@ -429,7 +438,7 @@ def export(
     """
     _quiet()
     with _one_line_errors():
-        from customized_grpo.export import export_run
+        from customized_grpo.export.lora import export_run
 
         export_run(run, out)
         Console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and look at its pictures and prompts")
@@ -453,7 +462,7 @@ def merge(
     """
     _quiet()
     with _one_line_errors():
-        from customized_grpo.export import merge_run
+        from customized_grpo.export.merge import merge_run
 
         merge_run(run, out, dtype.value if dtype else None)
         Console().print(f"wrote {out}")
@@ -521,9 +530,10 @@ def plan(
     _quiet()
     with _one_line_errors():
         from customized_grpo.configuration import load_config
-        from customized_grpo.planning import plan_run
 
         resolved = load_config(config, set_ or [])
+        from customized_grpo.planning import plan_run
+
         plan_run(resolved, Console(), memory=memory, processes=processes, references=references)
 
 
@@ -549,10 +559,11 @@ def bench(
     _quiet()
     with _one_line_errors():
         from customized_grpo.configuration import load_config
-        from customized_grpo.speed import bench as run_bench
 
         rival = load_config(config, [*(set_ or []), *against]) if against else None
         resolved = load_config(config, set_ or [])
+        from customized_grpo.speed import bench as run_bench
+
         run_bench(resolved, rival, out, Console(), repeats=repeats, growing=growth, alone=alone)
 
 

@@ -1,19 +1,4 @@
-"""A run from its configuration to its pictures: opens the parts, trains them, leaves all in one folder.
-
-RUN/config.yaml        the resolved configuration
-RUN/metrics.jsonl      one record of each iteration; tensorboard/ (of train.trackers) holds the same
-RUN/checkpoints/       what a resumed run starts from
-RUN/starts.jsonl       one line for each start or resumption: versions, hardware
-RUN/samples/           the same held-out pairs, drawn every few iterations
-RUN/groups/            the best and the worst group of every few iterations
-RUN/evaluation/        held-out pictures and scores: base, tuned
-RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
-RUN/report.html        all of it in one page
-RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
-RUN/.lock              the process that has it
-
-What is half written has a name that begins with a dot.
-"""
+"""A run from its configuration to its pictures: opens the parts, trains them, leaves all in one folder."""
 
 from __future__ import annotations
 
@@ -27,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
@@ -40,14 +24,14 @@ from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
 from customized_grpo.information import STARTS, hardware, versions
-from customized_grpo.locking import LOCK, claim
+from customized_grpo.locking import claim
+from customized_grpo.pixels import to_image
 from customized_grpo.policies import build_policy
-from customized_grpo.policies.tuning import lora_metadata
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
-from customized_grpo.records import append_record, aside, is_partial, move_folder, read_records, sweep, writing
+from customized_grpo.records import append_record, aside, move_folder, read_records, sweep, writing
 from customized_grpo.report import REPORT, Finding, collect, find_warnings, notes_of, write_report
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.frame import to_image
+from customized_grpo.run_folder import CONFIG, LORA, LORA_FILE, open_run
 from customized_grpo.sharding import is_sharded
 from customized_grpo.snapshots import keep_groups, keep_samples
 from customized_grpo.stopping import Stopped, Stopping
@@ -61,8 +45,6 @@ from customized_grpo.training.order import pairs_of_iteration
 from customized_grpo.training.processes import ALONE, Processes, lost_processes_told, start_processes
 from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
 
-LORA, CONFIG = "lora", "config.yaml"
-
 
 @dataclass(frozen=True)
 class Judges:
@@ -74,31 +56,6 @@ class Judges:
     @property
     def all(self) -> list[Reward]:
         return [*self.rewards, *self.monitors]
-
-
-def new_folder(base: Path) -> Path:
-    """A name for a run that is not taken: the time, and a number where that is not enough."""
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    names = itertools.chain([stamp], (f"{stamp}_{n}" for n in itertools.count(2)))
-    return next(base / name for name in names if not (base / name).exists())
-
-
-def check_unused(run: Path) -> None:
-    """Raises ConfigError where the folder of a new run holds something already."""
-    if run.exists() and (not run.is_dir() or any(map(_is_result, run.iterdir()))):
-        raise ConfigError(f"{run}: holds something already; give another --out, or --resume {run}")
-
-
-def _is_result(path: Path) -> bool:
-    """Whether a path of a run's folder is more than what a process leaves that was killed before it began."""
-    return path.name != LOCK and not is_partial(path)
-
-
-def open_run(run: Path) -> Config:
-    """The configuration that a run was started with. Raises ConfigError where the folder is no run."""
-    if not (run / CONFIG).is_file():
-        raise ConfigError(f"{run}: holds no {CONFIG}; give the folder of a run")
-    return load_config(run / CONFIG)
 
 
 def build_judges(config: Config, device: torch.device) -> Judges:
@@ -363,7 +320,9 @@ def policy_with_adapter(config: Config, run: Path | None) -> Policy:
     if run is not None and not (run / LORA).exists():
         raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
     if run is not None and config.policy.lora is not None and config.policy.kind in POLICIES:
-        lora_metadata(run / LORA / LORA_WEIGHT_NAME_SAFE)  # a damaged file, before a large model is loaded
+        from customized_grpo.policies.tuning import lora_metadata
+
+        lora_metadata(run / LORA / LORA_FILE)  # a damaged file, before a large model is loaded
     policy = build_policy(config.policy)
     if run is not None:
         policy.load(run / LORA)

@@ -18,11 +18,11 @@ from torch import Tensor
 from customized_grpo.config import ConfigError, RewardConfig
 from customized_grpo.data import pictures
 from customized_grpo.data.errors import DataError
+from customized_grpo.pixels import to_tensor
 from customized_grpo.prompts import check_prompt
 from customized_grpo.protocols import Pair
 from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.frame import to_tensor
 from customized_grpo.rewards.scores import judged
 from customized_grpo.terminal import ABSENT
 

@@ -18,9 +18,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from customized_grpo.evaluation import Evaluation, shown_pairs
+from customized_grpo.pixels import to_image
 from customized_grpo.protocols import ROLES, PairDataset
 from customized_grpo.records import write_bytes, write_json
-from customized_grpo.rewards.frame import to_image
 from customized_grpo.training.groups import Groups
 
 SAMPLES, GROUPS = "samples", "groups"

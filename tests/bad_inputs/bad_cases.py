@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers  # noqa: F401 - here, since its log goes to the stderr that its import finds, and `invoke` has its own
+import transformers  # noqa: F401 - likewise
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -38,8 +39,6 @@ class Case:
         return bool(self.told)
 
 
-#: (kind, outcome) of the cases that have been run.
-COUNTS: Counter[tuple[str, str]] = Counter()
 #: Ends a training in one known line as soon as its data are read and before a model is loaded.
 NO_MODEL = ["--set", "policy.path=./nowhere"]
 NO_MODEL_TOLD = ("policy.path: './nowhere': no such folder",)

@@ -22,10 +22,10 @@ from customized_grpo.config import ConfigError, RewardConfig
 from customized_grpo.data import DataError
 from customized_grpo.data.pictures import load
 from customized_grpo.noise import normal
+from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.records import read_records
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.frame import to_tensor
 
 CASES = [f"{subject}/0{prompt}" for subject in ("rex", "plush", "brolly") for prompt in range(3)]
 

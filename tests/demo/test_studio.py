@@ -21,9 +21,9 @@ from customized_grpo.demo import serve_demo, uploads
 from customized_grpo.demo.results import error_line, results
 from customized_grpo.demo.studio import MOST_SEED, Ask, AskError, Column, Studio
 from customized_grpo.demo.uploads import read_masks, read_photos, rewrite_photos
+from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
-from customized_grpo.rewards.frame import to_tensor
 from customized_grpo.runs import build_judges, generate, policy_with_adapter
 
 

@@ -21,8 +21,8 @@ from safetensors import safe_open
 
 from customized_grpo.config import Config, ConfigError, PolicyConfig
 from customized_grpo.configuration import load_config
-from customized_grpo.export import export_run
 from customized_grpo.export.card import Scores, model_card, snippet
+from customized_grpo.export.lora import export_run
 from customized_grpo.redaction import redact, redact_text
 from customized_grpo.runs import generate, policy_with_adapter
 

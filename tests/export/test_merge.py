@@ -16,7 +16,7 @@ from torch import nn
 
 from customized_grpo.config import ConfigError
 from customized_grpo.configuration import load_config
-from customized_grpo.export import merge_run
+from customized_grpo.export.merge import merge_run
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
 from customized_grpo.runs import policy_with_adapter

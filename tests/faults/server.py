@@ -21,6 +21,7 @@ from . import sites
 def main() -> None:
     import customized_grpo.cli
     import customized_grpo.planning
+    import customized_grpo.policies.flux_kontext
     import customized_grpo.runs  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import save_flux_kontext
 
 from customized_grpo.config import LoraConfig, PolicyConfig
-from customized_grpo.policies import FluxKontextPolicy
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 
 
 def velocity_and_gradients(folder: Path, compile_: bool) -> list[torch.Tensor]:

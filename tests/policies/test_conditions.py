@@ -16,7 +16,8 @@ from PIL import Image
 from proofs import PROMPT, noise
 from safetensors.torch import load_file, save_file
 
-from customized_grpo.policies import FluxKontextPolicy, UnoPolicy
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.policies.uno import UnoPolicy
 from customized_grpo.protocols import Conditions
 
 Calls = list[str]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from customized_grpo.config import LoraConfig, PolicyConfig
 from customized_grpo.method import SAMPLERS
-from customized_grpo.policies import Flux2Policy, build_policy
+from customized_grpo.policies import build_policy
+from customized_grpo.policies.flux2 import Flux2Policy
 from customized_grpo.protocols import Conditions
 from customized_grpo.training.rollout import sample_trajectories
 

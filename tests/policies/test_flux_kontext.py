@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.config import LoraConfig
-from customized_grpo.policies import FluxKontextPolicy
-from customized_grpo.policies.flux_kontext import nearest_size
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy, nearest_size
 from customized_grpo.protocols import Conditions
 
 

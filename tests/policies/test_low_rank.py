@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig, PolicyConfig
-from customized_grpo.policies import FluxKontextPolicy
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.policies.low_rank import LowRankLinear, pefts_own_layers
 
 

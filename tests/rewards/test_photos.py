@@ -20,9 +20,9 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.data.dreambench import LIST, read_list
 from customized_grpo.data.pictures import load
 from customized_grpo.models import EMBEDDED_FOLDER
+from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.frame import to_tensor
 from customized_grpo.world.scenes import Wish, draw_pair
 from customized_grpo.world.subjects import draw_subject
 

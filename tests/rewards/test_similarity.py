@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import AutoModel, ViTConfig, ViTModel
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
 from customized_grpo.rewards.dino_patches import DinoPatchesReward
-from customized_grpo.rewards.frame import to_tensor
 from customized_grpo.rewards.similarity import SimilarityReward
 
 MakePair = Callable[..., Pair]

@@ -79,7 +79,11 @@ def test_a_slope_is_the_power_of_growth() -> None:
 
 
 def test_the_command_leaves_its_files(tmp_path: Path) -> None:
-    small = ["--set", "rollout.group_size=2", "--set", "rollout.steps=2", "--set", "rollout.pairs=1"]
+    sizes = {
+        "rollout.group_size": 2, "rollout.steps": 2, "rollout.pairs": 1,
+        "policy.height": 32, "policy.width": 32, "policy.reference_sizes": "[[32, 32]]",
+    }  # fmt: skip
+    small = [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
     done = cgrpo(
         "bench", *small, "--against", "policy.dtype=bfloat16", "--repeats", "1", "--growth", "--out", "out",
         folder=tmp_path,

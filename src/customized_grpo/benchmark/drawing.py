@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from customized_grpo.benchmark.folder import EvaluationFolder, Records, checksum, sound
 from customized_grpo.data.benchmark import Benchmark, Case
+from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Policy
-from customized_grpo.rewards.frame import to_image
 from customized_grpo.training.rollout import image_noise, sample_pictures
 
 Todo = list[tuple[Case, list[int]]]

@@ -14,9 +14,9 @@ from customized_grpo.benchmark.folder import EvaluationFolder, PictureFolder, Re
 from customized_grpo.benchmark.protocol import EvaluationProtocol, Metric
 from customized_grpo.data import pictures
 from customized_grpo.data.benchmark import Benchmark, Case
+from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward, score
-from customized_grpo.rewards.frame import to_tensor
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from customized_grpo.config import ConfigError
 from customized_grpo.configuration import load_config
-from customized_grpo.runs import CONFIG, LORA, open_run
+from customized_grpo.run_folder import CONFIG, LORA, open_run
 
 __all__ = ["serve_demo"]
 

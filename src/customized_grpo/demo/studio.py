@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from customized_grpo.config import Config
+from customized_grpo.pixels import to_tensor
 from customized_grpo.prompts import has_letters
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
-from customized_grpo.rewards.frame import to_tensor
 from customized_grpo.runs import build_judges, generate, policy_with_adapter
 from customized_grpo.training.credit import reward_name
 

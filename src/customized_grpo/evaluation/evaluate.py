@@ -16,10 +16,10 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from customized_grpo.config import EvaluationConfig
+from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.rewards import RewardError
-from customized_grpo.rewards.frame import to_image
 from customized_grpo.sharding import is_sharded
 from customized_grpo.training.memory import BatchSize, measure_drawing
 from customized_grpo.training.processes import ALONE, Processes

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 
 from customized_grpo.config import ConfigError
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.export.card import Scores, model_card
 from customized_grpo.export.folder import finished_run, new_folder_at
-from customized_grpo.runs import LORA
+from customized_grpo.run_folder import LORA, LORA_FILE
 from customized_grpo.snapshots import read_samples
 from customized_grpo.training.credit import reward_name
 
@@ -30,7 +29,7 @@ def export_run(run: Path, out: Path) -> None:
         ConfigError: the run is not finished, has no LoRA, or `out` holds something.
     """
     config = finished_run(run)
-    weights = run / LORA / LORA_WEIGHT_NAME_SAFE
+    weights = run / LORA / LORA_FILE
     if not weights.is_file():
         raise ConfigError(f"{run}: all weights were tuned (policy.lora is null), there is no LoRA; use cgrpo merge")
     with new_folder_at(out) as folder:

@@ -9,7 +9,6 @@ import torch
 
 from customized_grpo.config import ConfigError
 from customized_grpo.export.folder import check_free, finished_run, new_folder_at
-from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.records import write_json
 from customized_grpo.runs import policy_with_adapter
 
@@ -34,6 +33,8 @@ def merge_run(run: Path, out: Path, dtype: str | None = None) -> None:
     """
     config = finished_run(run)
     check_free(out)
+    from customized_grpo.policies.pipelines import PipelinePolicy  # seconds, which a mistake need not wait for
+
     whole = config.policy.model_copy(update=_WHOLE)
     policy = policy_with_adapter(config.model_copy(update={"policy": whole}), run)
     if not isinstance(policy, PipelinePolicy):

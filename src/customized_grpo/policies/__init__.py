@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from typing import Any
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError
 from customized_grpo.named import NamedError, find, told
-from customized_grpo.policies.flux2 import Flux2Policy
-from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.policies.qwen_image_edit import QwenImageEditPolicy
-from customized_grpo.policies.uno import UnoPolicy
 from customized_grpo.protocols import Policy
 
-_KINDS: dict[str, Callable[[PolicyConfig], Policy]] = {
-    "flux-kontext": FluxKontextPolicy,
-    "flux2": Flux2Policy,
-    "qwen-image-edit": QwenImageEditPolicy,
-    "uno": UnoPolicy,
+__all__ = ["build_policy"]
+
+#: module:class by kind; a module is imported when its kind is asked for.
+_KINDS = {
+    "flux-kontext": "flux_kontext:FluxKontextPolicy",
+    "flux2": "flux2:Flux2Policy",
+    "qwen-image-edit": "qwen_image_edit:QwenImageEditPolicy",
+    "uno": "uno:UnoPolicy",
 }
 
 
@@ -31,7 +31,12 @@ def build_policy(config: PolicyConfig) -> Policy:
         ModelError: the model is missing, or is none of this kind, or the user's class is no policy; one line with the
             remedy.
     """
-    return _own(config) if ":" in config.kind else _KINDS[config.kind](config)
+    if ":" in config.kind:
+        return _own(config)
+    module, _, name = _KINDS[config.kind].partition(":")
+    kind: Any = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    policy: Policy = kind(config)
+    return policy
 
 
 def _own(config: PolicyConfig) -> Policy:
@@ -47,6 +52,3 @@ def _own(config: PolicyConfig) -> Policy:
     if missing:
         raise ModelError(f"policy.kind: {config.kind} has no {missing[0]}; define all of protocols.Policy")
     return policy
-
-
-__all__ = ["Flux2Policy", "FluxKontextPolicy", "QwenImageEditPolicy", "UnoPolicy", "build_policy"]

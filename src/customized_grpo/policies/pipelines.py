@@ -10,23 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError, first_line, no_code_of_its_own, resolve
-from customized_grpo.outlines import outline_pipeline
+from customized_grpo.devices import device_of
+from customized_grpo.models import ModelError
 from customized_grpo.policies.attention import BackwardInFull
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
-from customized_grpo.policies.quantisation import (
-    check_packages,
-    quantise,
-    text_encoder_quantisation,
-    unpacked_on_cpus,
-)
+from customized_grpo.policies.loading import load_part, load_pipeline, load_transformer
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 from customized_grpo.sharding import sum_over_processes
@@ -357,138 +351,6 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
     aspect = width / height
     _, width, height = min((abs(aspect - w / h), w, h) for h, w in sizes)
     return height, width
-
-
-@no_code_of_its_own()
-def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Callable[[nn.Module], None] | None = None) -> Any:
-    """The diffusers pipeline at `config.path`, of one of the classes `pipelines`, in `config.dtype`.
-
-    Which class that is, the folder's model_index.json says. Frozen, for inference. On the device "meta" it is an
-    outline, of its JSON configs alone, and has shapes but no numbers.
-
-    `prepare` may change the transformer's weights in place, on the CPU, before they are quantised.
-
-    Raises:
-        ModelError: the path holds no such pipeline in safetensors, or a package is missing; one line with the remedy.
-    """
-    check_packages(config)
-    try:
-        source = resolve(config.path)
-    except ModelError as error:
-        raise ModelError(f"policy.path: {error}") from None
-    classes = {pipeline.__name__: pipeline for pipeline in pipelines}
-    remedy = f"give the folder or hub id of a diffusers {' or '.join(classes)}"
-    if config.device == "meta":
-        try:
-            return outline_pipeline(config.path, config.revision, getattr(torch, config.dtype), classes)
-        except ModelError as error:
-            raise ModelError(f"policy.path: {error}") from None
-    try:
-        index = pipelines[0].load_config(source, revision=config.revision)
-        kind = index["_class_name"]
-        if kind not in classes:
-            raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
-        dtype = getattr(torch, config.dtype)
-        encoders = [name for name, kind in index.items() if name.startswith("text_encoder") and kind[0] is not None]
-        later = config.conditions is not None
-        parts = {name: None if later else load_part(config, pipelines[0], name) for name in encoders}
-        loaded = classes[kind].from_pretrained(
-            source,
-            revision=config.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **parts,
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # Three libraries raise here, from many classes.
-        raise ModelError(
-            f"policy.path: cannot load {config.path} ({first_line(error)}); {remedy} in safetensors"
-        ) from error
-    for name, part in loaded.components.items():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False).eval()
-            # diffusers leaves a weight that its file lacks without numbers.
-            if absent := next((weight for weight, values in part.named_parameters() if values.is_meta), None):
-                raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent}; download it again")
-        # transformers makes an empty one where its files are missing.
-        if isinstance(part, transformers.PreTrainedTokenizerBase) and len(part) <= len(part.all_special_tokens):
-            raise ModelError(
-                f"policy.path: cannot load {config.path} (no files of its {name}); {remedy} in safetensors"
-            )
-    if prepare is not None:
-        prepare(loaded.transformer)
-    quantise(loaded.transformer, config.quantise)
-    return loaded
-
-
-def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
-    """The text encoder of that name in the pipeline's folder, on the CPU; `pipeline` may be the class alone.
-
-    Raises:
-        ModelError: it is not there in safetensors, or lacks weights.
-    """
-    source = resolve(config.path)
-    _, kind = pipeline.load_config(source, revision=config.revision)[name]
-    try:
-        part, report = getattr(transformers, kind).from_pretrained(
-            source,
-            subfolder=name,
-            revision=config.revision,
-            dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            quantization_config=text_encoder_quantisation(config),
-            output_loading_info=True,
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # Two libraries raise here, from many classes.
-        raise ModelError(
-            f"policy.path: cannot load {name} of {config.path} ({first_line(error)}); "
-            f"give the folder or hub id of a whole pipeline in safetensors"
-        ) from error
-    if absent := sorted(report["missing_keys"]):  # which transformers leaves at random values
-        raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent[0]}; download it again")
-    unpacked_on_cpus(part)
-    encoder: nn.Module = part.requires_grad_(False).eval()
-    return encoder
-
-
-def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:
-    """The untuned transformer of the pipeline at `config.path` again, on the CPU."""
-    model: nn.Module = transformer.from_pretrained(
-        resolve(config.path),
-        subfolder="transformer",
-        revision=config.revision,
-        dtype=getattr(torch, config.dtype),
-        use_safetensors=True,
-    )
-    return model
-
-
-def device_of(config: PolicyConfig) -> torch.device:
-    """The configured device, else the accelerator that a launcher has set for its process, else the CPU.
-
-    Raises:
-        ModelError: the configured device is none, or is not there.
-    """
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if config.device is not None:
-        try:
-            device = torch.device(config.device)
-        except RuntimeError as error:
-            raise ModelError(f"policy.device: {config.device!r} is no device; give cpu, cuda or null") from error
-        there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
-        if (device.index or 0) >= there.get(device.type, 0):
-            raise ModelError(
-                f"policy.device: {config.device} is not there; give another, or null for the best there is"
-            )
-        return device
-    if found is None:
-        return torch.device("cpu")
-    return torch.device(found.type, torch.accelerator.current_device_index())
 
 
 def check_batch(latents: Tensor, sigma: Tensor, conditions: Conditions, latent_shape: tuple[int, ...]) -> None:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.frame import to_tensor
 
 _SIDE = 64  # pixels: pictures and references of any size and shape are compared at this one
 _MARGIN = _SIDE // 16  # the subject's mask is grown by this much: its outline and shadow are no background

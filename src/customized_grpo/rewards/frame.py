@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
 Size = tuple[int, int]
 _MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -107,6 +104,8 @@ class PatchFrame:
 
     def placed(self, images: Tensor) -> Tensor:
         """Resized alone, float32 (B, C, h, w) in [0, 1]: pictures or masks (B, C, H, W)."""
+        from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
+
         size = get_image_size_for_max_num_patches(*images.shape[-2:], self.patch, self.most)
         return functional.interpolate(images.float(), size=size, mode=self.mode, antialias=True).clamp(0, 1)
 
@@ -172,15 +171,3 @@ def _shortest(size: Any) -> int | None:
 def _colour(values: list[float]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def to_tensor(picture: Image.Image) -> Tensor:
-    """A PIL picture as float32 (3, H, W) in [0, 1], or (1, H, W) for mode L."""
-    array = np.array(picture, dtype=np.float32) / 255
-    return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
-
-
-def to_image(picture: Tensor) -> Image.Image:
-    """A picture (3, H, W) in [0, 1] as an 8-bit image."""
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

@@ -13,10 +13,10 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards.endpoint import CallError, Endpoint, check_number
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.frame import to_image
 from customized_grpo.rewards.wire import (
     PROTOCOL,
     PROTOCOL_HEADER,

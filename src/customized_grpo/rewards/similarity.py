@@ -10,11 +10,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.frame import AnyFrame, Frame, open_frame, to_tensor
+from customized_grpo.rewards.frame import AnyFrame, Frame, open_frame
 from customized_grpo.rewards.options import Count
 from customized_grpo.rewards.segmentation import Segmenter
 

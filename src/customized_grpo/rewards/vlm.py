@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.disk_cache import ScoreCache, default_folder
 from customized_grpo.rewards.endpoint import CallError, Endpoint, check_number
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.frame import to_image
 
 Answer = Literal["json", "logprobs", "text"]
 

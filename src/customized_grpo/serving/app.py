@@ -18,9 +18,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.frame import to_tensor
 from customized_grpo.rewards.scores import judged
 from customized_grpo.rewards.wire import (
     PROTOCOL,

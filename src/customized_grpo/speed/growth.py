@@ -64,7 +64,7 @@ def growth(config: Config, pairs: Sequence[Pair], out: Path, console: Console, r
                 references=(first.references * work.references)[: work.references],
                 masks=(first.masks * work.references)[: work.references],
             )
-            stages = measure(work.config, policy, rewards, [many], [OURS], repeats)[OURS.name]
+            stages = measure(work.config, policy, rewards, [many], [OURS], repeats, count=False)[OURS.name]
             seconds = sum(stages[stage].seconds for stage in STAGES)
             points.append(Point(work.axis, work.at, seconds, max(stages[stage].peak_bytes for stage in STAGES)))
             progress.advance(task)

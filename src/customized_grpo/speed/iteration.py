@@ -141,16 +141,19 @@ def measure(
     shapes: Sequence[Shape],
     repeats: int,
     progress: Callable[[], None] = lambda: None,
+    *,
+    count: bool = True,
 ) -> dict[str, dict[str, Stage]]:
     """Stages by the shapes' names. Seconds are the median of `repeats` iterations, the shapes taking turns.
 
     An iteration of each before them warms up; two more count operations and bytes, which would disturb the clock.
+    Where `count` is False operations are left out, 0 of every stage.
     """
 
     found: dict[str, dict[str, list[float]]] = {}
     for kind, runner, times in (
         ("", _Plain(), 1),
-        ("flops", _Flops(), 1),
+        ("flops", _Flops(), int(count)),
         ("bytes", _Bytes(policy.device), 1),
         ("seconds", _Clock(policy.device), repeats),
     ):
@@ -168,7 +171,7 @@ def measure(
         shape.name: {
             stage: Stage(
                 median_of("seconds", shape, stage),
-                median_of("flops", shape, stage),
+                median_of("flops", shape, stage) if count else 0.0,
                 int(median_of("bytes", shape, stage)),
                 int(median_of("bytes", shape, f"{_HELD} {stage}")),
             )

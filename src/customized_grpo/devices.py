@@ -1,0 +1,31 @@
+"""The device that models and judges are put on."""
+
+from __future__ import annotations
+
+import torch
+
+from customized_grpo.config import PolicyConfig
+from customized_grpo.models import ModelError
+
+
+def device_of(config: PolicyConfig) -> torch.device:
+    """The configured device, else the accelerator that a launcher has set for its process, else the CPU.
+
+    Raises:
+        ModelError: the configured device is none, or is not there.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if config.device is not None:
+        try:
+            device = torch.device(config.device)
+        except RuntimeError as error:
+            raise ModelError(f"policy.device: {config.device!r} is no device; give cpu, cuda or null") from error
+        there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
+        if (device.index or 0) >= there.get(device.type, 0):
+            raise ModelError(
+                f"policy.device: {config.device} is not there; give another, or null for the best there is"
+            )
+        return device
+    if found is None:
+        return torch.device("cpu")
+    return torch.device(found.type, torch.accelerator.current_device_index())

@@ -1,0 +1,258 @@
+"""UNO's LoRA against its terms by other ways: hooks, the stock pipeline, products of its matrices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from pydantic import ValidationError
+from tiny_uno import (
+    LORA,
+    PROMPT,
+    difference,
+    euler,
+    half_way,
+    picture,
+    policy_of,
+    refused,
+    save,
+    stock,
+    stock_picture,
+    tune,
+    uno_lora,
+)
+from torch import Tensor, nn
+
+import customized_grpo
+from customized_grpo.config import LoraConfig, PolicyConfig
+from customized_grpo.configuration import load_config
+from customized_grpo.policies.uno_lora import fuse_uno_lora, uno_lora_by_layer
+
+
+def with_terms_by_hooks(transformer: nn.Module, weights: dict[str, Tensor]) -> set[str]:
+    """Add the terms to what the layers put out, as UNO's processors do; the keys that this used."""
+    used: set[str] = set()
+
+    def add(layer: nn.Module, name: str, third: int | None) -> None:
+        down, up = weights[f"{name}.down.weight"], weights[f"{name}.up.weight"]
+        used.update({f"{name}.down.weight", f"{name}.up.weight"})
+
+        def hook(_module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            term = inputs[0] @ down.T @ up.T
+            return output + (term if third is None else term.unflatten(-1, (3, -1))[..., third, :])
+
+        layer.register_forward_hook(hook)
+
+    model: Any = transformer
+    for i, block in enumerate(model.transformer_blocks):
+        a, name = block.attn, f"double_blocks.{i}.processor"
+        for third, (image, text) in enumerate([(a.to_q, a.add_q_proj), (a.to_k, a.add_k_proj), (a.to_v, a.add_v_proj)]):
+            add(image, f"{name}.qkv_lora1", third)
+            add(text, f"{name}.qkv_lora2", third)
+        add(a.to_out[0], f"{name}.proj_lora1", None)
+        add(a.to_add_out, f"{name}.proj_lora2", None)
+    for i, block in enumerate(model.single_transformer_blocks):
+        for third, layer in enumerate([block.attn.to_q, block.attn.to_k, block.attn.to_v]):
+            add(layer, f"single_blocks.{i}.processor.qkv_lora", third)
+        add(block.proj_out, f"single_blocks.{i}.processor.proj_lora", None)
+    return used
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+def test_the_fused_transformer_is_that_with_the_terms_added(
+    flux_folder: Path, uno_adapter: Path, lora: LoraConfig | None
+) -> None:
+    plain, fused = policy_of(flux_folder, lora=lora), policy_of(flux_folder, lora=lora, adapter=str(uno_adapter))
+    conditions = plain.encode(PROMPT, [picture(), picture(24, 16, 1)])
+    without = half_way(plain, conditions)
+    assert with_terms_by_hooks(plain._transformer, uno_lora()) == uno_lora().keys()
+    expected, drawn = half_way(plain, conditions), half_way(fused, conditions)
+    assert difference(drawn, expected) < 1e-5
+    assert difference(drawn, without) > 1e-2
+    # The untuned model is the fused one.
+    tune(fused, 0.02)
+    assert difference(half_way(fused, conditions), drawn) > 1e-3
+    with fused.reference():
+        assert torch.equal(half_way(fused, conditions), drawn)
+
+
+def test_each_part_moves_its_own_layers_alone(flux_folder: Path, tmp_path: Path) -> None:
+    """Weights before and after each single term, against the layout of BFL's qkv: thirds by rows."""
+    weights = uno_lora()
+    names = sorted({key.rsplit(".", 2)[0] for key in weights})
+    double, single = "transformer_blocks.1.attn", "single_transformer_blocks.1"
+    layers = {
+        "double_blocks.1.processor.qkv_lora1": [f"{double}.to_{x}" for x in "qkv"],
+        "double_blocks.1.processor.qkv_lora2": [f"{double}.add_{x}_proj" for x in "qkv"],
+        "double_blocks.1.processor.proj_lora1": [f"{double}.to_out.0"],
+        "double_blocks.1.processor.proj_lora2": [f"{double}.to_add_out"],
+        "single_blocks.1.processor.qkv_lora": [f"{single}.attn.to_{x}" for x in "qkv"],
+        "single_blocks.1.processor.proj_lora": [f"{single}.proj_out"],
+    }
+    assert [name for name in names if "blocks.1." in name] == sorted(layers)
+    for name, moved in layers.items():
+        transformer = stock(flux_folder).transformer
+        before = {key: weight.clone() for key, weight in transformer.state_dict().items()}
+        part = {key: weight for key, weight in weights.items() if key.startswith(f"{name}.")}
+        path = save(tmp_path / "part.safetensors", part)
+        fuse_uno_lora(transformer, path)
+        change = {k: w - before[k] for k, w in transformer.state_dict().items() if not torch.equal(w, before[k])}
+        assert sorted(change) == sorted(f"{layer}.weight" for layer in moved)
+        joined = torch.cat([change[f"{layer}.weight"] for layer in moved])
+        assert difference(joined, part[f"{name}.up.weight"] @ part[f"{name}.down.weight"]) < 1e-5
+
+
+def test_the_stock_pipeline_reads_the_same_file_to_the_same_end(
+    flux_folder: Path, uno_adapter: Path, tmp_path: Path
+) -> None:
+    policy = policy_of(flux_folder, adapter=str(uno_adapter))
+    pipeline = stock(flux_folder)
+    pipeline.load_lora_weights(uno_adapter.parent, weight_name=uno_adapter.name, adapter_name="uno")
+    assert difference(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+    # And the LoRA trained on top, beside it.
+    before = euler(policy)
+    tune(policy)
+    policy.save(tmp_path)
+    pipeline.load_lora_weights(tmp_path, adapter_name="trained")
+    pipeline.set_adapters(["uno", "trained"], [1.0, 1.0])
+    assert difference(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+    assert difference(euler(policy), before) > 1e-2
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_it_is_fused_before_weights_are_quantised(
+    flux_folder: Path, uno_adapter: Path, tmp_path: Path, scheme: str, package: str
+) -> None:
+    """As a pipeline that has it in its weights already, and is quantised while it is loaded."""
+    pytest.importorskip(package)
+    pipeline = stock(flux_folder)
+    fuse_uno_lora(pipeline.transformer, uno_adapter)
+    pipeline.save_pretrained(tmp_path, safe_serialization=True)
+    policy, expected = (
+        policy_of(flux_folder, adapter=str(uno_adapter), quantise=scheme),
+        policy_of(tmp_path, quantise=scheme),
+    )
+    assert type(policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight) is not nn.Parameter
+    conditions = policy.encode(PROMPT, [picture()])
+    assert torch.equal(half_way(policy, conditions), half_way(expected, conditions))
+    assert (
+        difference(half_way(policy, conditions), half_way(policy_of(flux_folder, quantise=scheme), conditions)) > 1e-2
+    )
+
+
+START: dict[str, Any] = {"adapter_as": "start", "lora": LoraConfig(rank=8, alpha=3)}
+
+
+def test_training_starts_from_it(flux_folder: Path, uno_adapter: Path, tmp_path: Path) -> None:
+    policy, fused = (
+        policy_of(flux_folder, adapter=str(uno_adapter), **START),
+        policy_of(flux_folder, adapter=str(uno_adapter)),
+    )
+    conditions = policy.encode(PROMPT, [picture(), picture(24, 16, 1)])
+    begun = half_way(policy, conditions)
+    assert difference(begun, half_way(fused, conditions)) < 1e-5
+    assert difference(begun, half_way(policy_of(flux_folder), conditions)) > 1e-2
+    # The untuned model is the one that it began as, before and after a run that goes on.
+    tune(policy)
+    tuned = half_way(policy, conditions)
+    assert difference(tuned, begun) > 1e-3
+    with policy.reference():
+        assert torch.equal(half_way(policy, conditions), begun)
+    assert torch.equal(half_way(policy, conditions), tuned)
+    policy.save(tmp_path)
+    resumed = policy_of(flux_folder, adapter=str(uno_adapter), **START)
+    resumed.load(tmp_path)
+    assert torch.equal(half_way(resumed, conditions), tuned)
+    with resumed.reference():
+        assert torch.equal(half_way(resumed, conditions), begun)
+    # What is saved stands alone.
+    pipeline = stock(flux_folder)
+    pipeline.load_lora_weights(tmp_path)
+    assert difference(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+
+
+def test_a_lora_that_starts_there_must_hold_it(flux_folder: Path, uno_adapter: Path) -> None:
+    def start(**lora: Any) -> Callable[[], object]:
+        return lambda: policy_of(flux_folder, adapter=str(uno_adapter), adapter_as="start", lora=LoraConfig(**lora))
+
+    refused(start(rank=5), "policy.lora.rank: 5", "set it to 6")
+    refused(start(rank=6, targets=["to_q"]), "policy.lora.targets", "attn.to_out.0")
+    with pytest.raises(ValidationError, match=r"policy\.lora is null"):
+        PolicyConfig(kind="uno", adapter="a.safetensors", adapter_as="start", lora=None)
+
+
+def test_a_file_of_the_released_ones_keys_fits_flux_dev(tmp_path: Path) -> None:
+    """At full width and depth, its rank of 512 cut to 1; the transformer by its published config."""
+    published = json.loads((Path(customized_grpo.__file__).parent / "known_models.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel.from_config(published["parts"]["flux.1-transformer"])
+    weights = uno_lora(rank=1, width=3072, layers=19, singles=38)
+    assert len(weights) == 19 * 8 + 38 * 4
+    by_layer = uno_lora_by_layer(transformer, save(tmp_path / "dit_lora.safetensors", weights))
+    moved = {
+        name
+        for name, layer in transformer.named_modules()
+        if isinstance(layer, nn.Linear)
+        and (".attn." in name or (name.startswith("single") and name.endswith("proj_out")))
+    }
+    assert by_layer.keys() == moved and len(moved) == 19 * 8 + 38 * 4
+    for name, (down, up) in by_layer.items():
+        assert tuple((up @ down).shape) == tuple(transformer.get_submodule(name).weight.shape), name
+
+
+def test_fusing_rounds_once(flux_folder: Path, uno_adapter: Path) -> None:
+    exact = dict(policy_of(flux_folder, lora=None, adapter=str(uno_adapter)).trainable())
+    plain = dict(policy_of(flux_folder, lora=None, dtype="bfloat16").trainable())
+    fused = dict(policy_of(flux_folder, lora=None, dtype="bfloat16", adapter=str(uno_adapter)).trainable())
+    name = "single_transformer_blocks.0.proj_out.weight"
+    weights = uno_lora()
+    up, down = (weights[f"single_blocks.0.processor.proj_lora.{half}.weight"] for half in ("up", "down"))
+    assert torch.equal(fused[name], (plain[name].float() + up @ down).to(torch.bfloat16))
+    assert difference(fused[name].float(), exact[name]) < 0.05
+
+
+def test_a_bad_adapter_is_refused_and_changes_nothing(flux_folder: Path, tmp_path: Path) -> None:
+    transformer = stock(flux_folder).transformer
+    before = {name: weight.clone() for name, weight in transformer.state_dict().items()}
+    good, key = uno_lora(), "single_blocks.1.processor.proj_lora.down.weight"
+
+    def file(changes: dict[str, Tensor], without: str = "") -> Path:
+        weights = {name: weight for name, weight in {**good, **changes}.items() if name != without}
+        return save(tmp_path / "dit_lora.safetensors", weights)
+
+    for name in (
+        "single_blocks.1.processor.mlp_lora.down.weight",
+        "double_blocks.1.processor.qkv_lora.down.weight",
+        "single_blocks.1.processor.proj_lora.alpha",
+        "transformer.single_blocks.1.processor.proj_lora.up.weight",
+    ):
+        refused(lambda name=name: fuse_uno_lora(transformer, file({name: torch.ones(6, 32)})), name, "no key of UNO")
+    refused(lambda: fuse_uno_lora(transformer, file({}, key)), key, "lacks")
+    refused(lambda: fuse_uno_lora(transformer, file({}, key.replace("down", "up"))), key, "lacks")
+    refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(6, 32)})), key, "(rank, 160)")
+    refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(5, 160)})), key, "(32, rank)")
+    refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(6)})), key)
+    deeper = save(tmp_path / "deeper.safetensors", uno_lora(layers=3))
+    refused(lambda: fuse_uno_lora(transformer, deeper), "no double_blocks.2")
+    wider = save(tmp_path / "wider.safetensors", uno_lora(width=48))
+    refused(lambda: fuse_uno_lora(transformer, wider), "another model", "(rank, 32)")
+    refused(lambda: fuse_uno_lora(transformer, save(tmp_path / "none.safetensors", {})), "no weights")
+    (tmp_path / "text.safetensors").write_text("not a file of weights")
+    refused(lambda: fuse_uno_lora(transformer, tmp_path / "text.safetensors"), "not a safetensors file")
+    refused(lambda: policy_of(tmp_path / "nowhere", adapter=str(tmp_path / "nothing")), "adapter", "no such file")
+    assert all(torch.equal(weight, before[name]) for name, weight in transformer.state_dict().items())
+
+
+def test_an_adapter_belongs_to_uno() -> None:
+    with pytest.raises(ValidationError, match=r"policy\.kind=uno, not to flux2"):
+        PolicyConfig(kind="flux2", adapter="a.safetensors")
+    overrides = ["policy.adapter=a.safetensors"]
+    with pytest.raises(ValueError) as caught:
+        load_config(None, overrides)
+    assert "\n" not in str(caught.value) and "policy.adapter: belongs to policy.kind=uno" in str(caught.value)
+    assert load_config(None, [*overrides, "policy.kind=uno"]).policy.adapter == "a.safetensors"
