@@ -48,7 +48,15 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
     """A small configuration; keywords replace keys of its rollout and train sections."""
 
     def make(**changes: object) -> Config:
-        rollout = {"sampler": "dance", "eta": 0.7, "shift": 1.0, "steps": 4, "group_size": 3, "pairs": 3, "batch_size": 6}
+        rollout = {
+            "sampler": "dance",
+            "eta": 0.7,
+            "shift": 1.0,
+            "steps": 4,
+            "group_size": 3,
+            "pairs": 3,
+            "batch_size": 6,
+        }
         train = {
             "iterations": 4,
             "updates": 2,

@@ -190,7 +190,9 @@ def test_an_automatic_size_is_what_fits(policy: Policy, make_config: Make, monke
     chosen = []
     for free in (2_000_000, 6_000_000):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        updater = Updater(policy, torch.optim.AdamW(weights), config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
+        updater = Updater(
+            policy, torch.optim.AdamW(weights), config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta
+        )
         assert updater.size.auto
         updater.measure_size(condition, sigmas, most=10_000)
         assert all(weight.grad is None for weight in weights), "the probe leaves nothing"
