@@ -28,7 +28,7 @@ def test_a_finished_run_is_read_whole(trained: Path) -> None:
     assert [kept.iteration for kept in run.samples.values()] == [0, 1, 2, 3]
     assert [kept.iteration for kept in run.groups.values()] == [1, 2, 3]
     changed = {change.key: (change.default, change.value) for change in run.changes}
-    assert changed["rollout.pairs"] == ("4", "2") and changed["train.iterations"] == ("120", "3")
+    assert changed["rollout.pairs"] == ("4", "2") and changed["train.iterations"] == ("60", "3")
     assert "train.learning_rate" not in changed
     (start,) = run.starts
     assert start["versions"]["torch"] and start["hardware"]["device"]

@@ -41,7 +41,8 @@ def run_study(path: Path, out: Path, processes: int | None, console: Console, *,
     console.print(table)
     for line in told:
         console.print(line, highlight=False)
-    console.print(f"look at {out}/plane-rewards.png, curves.png, quadrants.png, gradients.png, grid.png, table.md")
+    pictures = ("plane-rewards.png", "curves.png", "quadrants.png", "gradients.png", "grid.png", "table.md")
+    console.print(f"look at {out}/{', '.join(name for name in pictures if (out / name).exists())}")
 
 
 def _measure_gradients(study: StudyConfig, ours: StudyRun, out: Path, console: Console) -> None:
