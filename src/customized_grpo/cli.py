@@ -499,6 +499,9 @@ def study(
         int | None, typer.Option(min=1, help="Runs side by side; one for each GPU where none is given.")
     ] = None,
     report_only: Annotated[bool, typer.Option(help="Run nothing; draw what the folder holds.")] = False,
+    gradients_only: Annotated[
+        bool, typer.Option(help="Train nothing; measure the two roles' gradients at the base, step by step.")
+    ] = False,
 ) -> None:
     """Compare ways of training over seeds: results as JSON lines, a table and pictures. Run again, it goes on.
 
@@ -506,9 +509,15 @@ def study(
     """
     _quiet()
     with _one_line_errors():
-        from customized_grpo.study import run_study
+        from customized_grpo.config import ConfigError
+        from customized_grpo.study import measure_gradients, run_study
 
-        run_study(plan, out, processes, Console(), report_only=report_only)
+        if report_only and gradients_only:
+            raise ConfigError("--report-only and --gradients-only exclude each other; give one")
+        if gradients_only:
+            measure_gradients(plan, out, Console())
+        else:
+            run_study(plan, out, processes, Console(), report_only=report_only)
 
 
 @app.command()

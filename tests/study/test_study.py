@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_every_run_leaves_a_result_and_the_pictures_are_there(done: Path) -> Non
         strengths = evidence["strengths"][role]
         assert [s["step"] for s in strengths] == [0, 1]
         assert sum(s["weight"] for s in strengths) / 2 == pytest.approx(0.5), "as much in all as static weights of 1:1"
+
+
+def test_gradients_are_measured_without_any_training(done: Path) -> None:
+    """The same numbers as at the end of the study, which measures them at the base as well."""
+    ended = study(done, "--out", "gradients", "--gradients-only")
+    assert ended.returncode == 0, ended.stderr
+    assert "signal / noise" in " ".join(ended.stdout.split()) and "results.jsonl" not in os.listdir(done / "gradients")
+    assert (done / "gradients/gradients.json").read_text() == (done / "out/gradients.json").read_text()
+    with Image.open(done / "gradients/gradients.png") as picture:
+        assert picture.height > 400, "two panels"
+    refused = study(done, "--gradients-only", "--report-only")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
 
 
 def test_a_second_call_runs_what_is_missing_alone(done: Path) -> None:

@@ -139,13 +139,31 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     _curves(out / "curves.png", study, rows, guards)
     _quadrants(out / "quadrants.png", rows)
     if (out / GRADIENTS).exists():
-        evidence = read_evidence(out / GRADIENTS)
-        gradient_evidence(out / "gradients.png", _steps(evidence.cosines), _steps(evidence.strengths))
+        draw_gradients(out)
     _grid(out / "grid.png", study, config, out, rows)
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=study.title)
     for cells in rows_told:
         table.add_row(*(cell.partition(" [")[0] for cell in cells))
     return table, told
+
+
+def draw_gradients(out: Path) -> Table:
+    """gradients.png of the folder's gradients.json; what it shows as a table, step by step."""
+    evidence = read_evidence(out / GRADIENTS)
+    cosines, strengths = evidence.cosines, evidence.strengths
+    gradient_evidence(out / "gradients.png", _steps(cosines), _steps(strengths))
+    headings = [
+        *(f"cosine, {name}" for name in cosines),
+        *(f"signal / noise, {role}" for role in strengths),
+        *(f"learned weight, {role}" for role in strengths),
+    ]
+    table = Table("step", "sigma", *headings, title="Gradients of the two roles at the base")
+    for t, first in enumerate(next(iter(cosines.values()))):
+        learned = [curve[t] for curve in strengths.values()]
+        measured: list[Cosine | Strength] = [*(curve[t] for curve in cosines.values()), *learned]
+        told = [f"{at.value:+.4f} [{at.low:+.4f}, {at.high:+.4f}]" for at in measured]
+        table.add_row(str(t), f"{first.sigma:.2f}", *told, *(f"{at.weight:.2f}" for at in learned))
+    return table
 
 
 def _uneven_bases(rows: Mapping[str, list[Result]]) -> list[str]:

@@ -14,7 +14,7 @@ from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
 from customized_grpo.study.gradients import gradient_evidence, save_evidence
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
-from customized_grpo.study.report import GRADIENTS, write_report
+from customized_grpo.study.report import GRADIENTS, draw_gradients, write_report
 from customized_grpo.study.results import read_results
 from customized_grpo.study.runner import default_processes, run_all
 
@@ -43,6 +43,21 @@ def run_study(path: Path, out: Path, processes: int | None, console: Console, *,
         console.print(line, highlight=False)
     pictures = ("plane-rewards.png", "curves.png", "quadrants.png", "gradients.png", "grid.png", "table.md")
     console.print(f"look at {out}/{', '.join(name for name in pictures if (out / name).exists())}")
+
+
+def measure_gradients(path: Path, out: Path, console: Console) -> None:
+    """The gradients of the study's own row alone, at the base: gradients.json and its picture, and a table of it.
+
+    Raises ConfigError as :func:`run_study` does, and where the file asks for no batches.
+    """
+    study = load_study(path)
+    if not study.gradient_batches:
+        raise ConfigError(f"{path}: gradient_batches is 0, of which nothing can be told; give 2 or more")
+    ours = next(run for run in plan(study) if run.row == study.ours)
+    out.mkdir(parents=True, exist_ok=True)
+    _measure_gradients(study, ours, out, console)
+    console.print(draw_gradients(out))
+    console.print(f"look at {out}/gradients.png")
 
 
 def _measure_gradients(study: StudyConfig, ours: StudyRun, out: Path, console: Console) -> None:
