@@ -21,7 +21,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
 from proofs import apart, euler, noise, stock
 from safetensors.torch import save_file
-from test_uno import stock_picture, uno_lora
+from tiny_uno import stock_picture, uno_lora
 from torch import Tensor
 
 from customized_grpo.config import (

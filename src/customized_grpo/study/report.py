@@ -148,7 +148,7 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
 
 
 def draw_gradients(out: Path) -> Table:
-    """gradients.png of the folder's gradients.json; what it shows as a table, step by step."""
+    """gradients.png of the folder's gradients.json; what it shows as a table, step by step, without the intervals."""
     evidence = read_evidence(out / GRADIENTS)
     cosines, strengths = evidence.cosines, evidence.strengths
     gradient_evidence(out / "gradients.png", _steps(cosines), _steps(strengths))
@@ -161,7 +161,7 @@ def draw_gradients(out: Path) -> Table:
     for t, first in enumerate(next(iter(cosines.values()))):
         learned = [curve[t] for curve in strengths.values()]
         measured: list[Cosine | Strength] = [*(curve[t] for curve in cosines.values()), *learned]
-        told = [f"{at.value:+.4f} [{at.low:+.4f}, {at.high:+.4f}]" for at in measured]
+        told = [f"{at.value:+.4f}" for at in measured]
         table.add_row(str(t), f"{first.sigma:.2f}", *told, *(f"{at.weight:.2f}" for at in learned))
     return table
 
