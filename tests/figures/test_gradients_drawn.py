@@ -19,7 +19,7 @@ def test_cosines_stand_at_their_steps_with_their_intervals(tmp_path: Path, drawn
     gradient_evidence(tmp_path / "cosines.png", {"naive": naive, "shaped": shaped}, title="cosines")
     (axes,) = drawn[0].axes
     found = lines(drawn[0])
-    assert list(found) == ["naive", "shaped"]
+    assert list(found) == ["naive", "shaped"] == [text.get_text() for text in axes.get_legend().get_texts()]
     for name, curve, segments in zip(found, (naive, shaped), axes.collections, strict=True):
         points = data(found[name])
         assert np.allclose(points[:, 1], [step[1] for step in curve])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from customized_grpo.config import Config, MethodConfig
+from customized_grpo.config import Config, ConfigError, MethodConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.rewards import build_reward
@@ -40,10 +40,11 @@ def _of_noise(means: torch.Tensor, noise: list[float], batches: int, parameters:
 def test_learned_weights_are_the_pull_over_the_noise() -> None:
     """Known signal in known noise: w(t) is the mean over the variance, whatever scale training gives the step."""
     means, noise = torch.tensor([1.0, 1.0, 0.5, 0.0]), [0.1, 0.2, 0.1, 0.1]
-    found = gradients.learned_weights(_of_noise(means, noise, 400, 4), torch.ones(4))
+    inner = gradients.inner_products(_of_noise(means, noise, 400, 4))
+    found = gradients.learned_weights(inner, torch.ones(4))
     expected = torch.tensor([1 / 0.01, 1 / 0.04, 0.5 / 0.01, 0.0])
     torch.testing.assert_close(found, expected * 0.5 / expected.mean(), rtol=0.1, atol=0.03)
-    scaled = gradients.learned_weights(_of_noise(means, noise, 400, 4), torch.tensor([2.0, 1.0, 1.0, 1.0]))
+    scaled = gradients.learned_weights(inner, torch.tensor([2.0, 1.0, 1.0, 1.0]))
     assert float(scaled[1] / scaled[0]) == pytest.approx(2 * float(found[1] / found[0]), rel=1e-4)
     assert found.mean() == pytest.approx(0.5)
 
@@ -54,6 +55,13 @@ def test_strength_is_told_from_none() -> None:
     signal, none = gradients._strengths(drawn, torch.tensor([1.0, 0.5, 0.0]), torch.ones(2))
     assert signal.low < 0.25 / (10 * 0.25) < signal.high and signal.low > 0
     assert none.low < 0 < none.high and abs(none.value) < 0.2 * signal.value
+
+
+def test_evidence_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "gradients.json"
+    path.write_text('{"naive": [], "shaped": []}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"gradients\.json: of an earlier version.*remove it"):
+        gradients.read_evidence(path)
 
 
 def test_scales_are_those_of_the_objective(make_config: Callable[..., Config]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from customized_grpo.config import Config
+from customized_grpo.config import Config, ConfigError
 from customized_grpo.method import SAMPLERS, SHAPINGS
 from customized_grpo.noise import generator
 from customized_grpo.protocols import PairDataset, Policy, Reward
@@ -99,7 +99,13 @@ def gradient_evidence(
     return Evidence(cosines, {role: _strengths(found, sigmas, scales) for role, found in roles.items()})
 
 
-def learned_weights(gradients: Tensor, scales: Tensor) -> Tensor:
+def inner_products(gradients: Tensor) -> Tensor:
+    """Of one role's gradients (batches, steps, parameters): (batches, batches, steps, steps) float64."""
+    exact = gradients.double()
+    return torch.einsum("asp,btp->abst", exact, exact)
+
+
+def learned_weights(inner: Tensor, scales: Tensor) -> Tensor:
     """The weights (steps,) by which one role's expected reward rises most for the noise of the update.
 
     To first order an update along ``sum_t w(t) scale(t) g(t)`` raises it by the inner product with
@@ -107,14 +113,13 @@ def learned_weights(gradients: Tensor, scales: Tensor) -> Tensor:
     share of step t over the noise's variance there. Below 0 it is 0; the mean is 0.5, as that of static weights of 1:1.
 
     Args:
-        gradients: (batches, steps, parameters), two batches at least.
+        inner: (batches, batches, steps, steps) from :func:`inner_products`, two batches at least.
         scales: (steps,) by which training multiplies each step's gradient, as that of `train.ratio=guard` does.
 
     Returns:
         (steps,) float32; 0.5 everywhere where no step has a signal.
     """
-    inner = torch.einsum("asp,btp->abst", gradients.double(), gradients.double())
-    n = len(gradients)
+    n = len(inner)
     apart = (inner.sum((0, 1)) - inner.diagonal().sum(-1)) / (n * (n - 1))  # of the means, without bias
     noise = inner.diagonal().mean(-1).diagonal() - apart.diagonal()
     weights = (apart.sum(1) / (noise * scales.double()).clamp(min=1e-30)).clamp(min=0)
@@ -134,6 +139,8 @@ def save_evidence(path: Path, evidence: Evidence) -> None:
 
 def read_evidence(path: Path) -> Evidence:
     kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept.keys() != {"cosines", "strengths"}:
+        raise ConfigError(f"{path}: of an earlier version, without strengths; remove it, and the study measures anew")
     return Evidence(
         {name: [Cosine(**at) for at in curve] for name, curve in kept["cosines"].items()},
         {name: [Strength(**at) for at in curve] for name, curve in kept["strengths"].items()},
@@ -207,11 +214,11 @@ def _cosine(step: int, sigma: float, one: Tensor, other: Tensor) -> Cosine:
 
 def _strengths(gradients: Tensor, sigmas: Tensor, scales: Tensor) -> list[Strength]:
     """Of one role's gradients (batches, steps, parameters)."""
-    n, weights, found = len(gradients), learned_weights(gradients, scales), []
+    products, found = inner_products(gradients), []
+    n, weights = len(products), learned_weights(products, scales)
     for t in range(gradients.shape[1]):
-        inner = gradients[:, t].double() @ gradients[:, t].double().T
 
-        def of(counts: Tensor, inner: Tensor = inner) -> Tensor:
+        def of(counts: Tensor, inner: Tensor = products[:, :, t, t]) -> Tensor:
             """Pairs of different batches alone: a batch agrees with itself, whatever it holds."""
             between = torch.einsum("rb,bc,rc->r", counts, inner, counts) - counts.square() @ inner.diagonal()
             signal = between / (counts.sum(1).square() - counts.square().sum(1)).clamp(min=1)

@@ -16,7 +16,7 @@ from customized_grpo.figures.comparison import learning_curves, quadrant_bars
 from customized_grpo.figures.gradients import gradient_evidence
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.records import write_bytes, write_json
-from customized_grpo.study.gradients import Cosine, Strength, read_evidence
+from customized_grpo.study.gradients import Cosine, Evidence, Strength, read_evidence
 from customized_grpo.study.plan import StudyConfig, slug
 from customized_grpo.study.results import Result
 from customized_grpo.study.statistics import dominates, front, hypervolume
@@ -139,7 +139,7 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     _curves(out / "curves.png", study, rows, guards)
     _quadrants(out / "quadrants.png", rows)
     if (out / GRADIENTS).exists():
-        draw_gradients(out)
+        draw_gradients(out, read_evidence(out / GRADIENTS))
     _grid(out / "grid.png", study, config, out, rows)
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=study.title)
     for cells in rows_told:
@@ -147,11 +147,14 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     return table, told
 
 
-def draw_gradients(out: Path) -> Table:
-    """gradients.png of the folder's gradients.json; what it shows as a table, step by step, without the intervals."""
-    evidence = read_evidence(out / GRADIENTS)
+def draw_gradients(out: Path, evidence: Evidence) -> None:
+    """gradients.png in the study's folder."""
+    gradient_evidence(out / "gradients.png", _steps(evidence.cosines), _steps(evidence.strengths))
+
+
+def gradients_table(evidence: Evidence) -> Table:
+    """What gradients.png shows, step by step, without the intervals, and the weights learned from it."""
     cosines, strengths = evidence.cosines, evidence.strengths
-    gradient_evidence(out / "gradients.png", _steps(cosines), _steps(strengths))
     headings = [
         *(f"cosine, {name}" for name in cosines),
         *(f"signal / noise, {role}" for role in strengths),

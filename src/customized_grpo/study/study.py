@@ -12,9 +12,9 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
-from customized_grpo.study.gradients import gradient_evidence, save_evidence
+from customized_grpo.study.gradients import gradient_evidence, read_evidence, save_evidence
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
-from customized_grpo.study.report import GRADIENTS, draw_gradients, write_report
+from customized_grpo.study.report import GRADIENTS, draw_gradients, gradients_table, write_report
 from customized_grpo.study.results import read_results
 from customized_grpo.study.runner import default_processes, run_all
 
@@ -56,7 +56,9 @@ def measure_gradients(path: Path, out: Path, console: Console) -> None:
     ours = next(run for run in plan(study) if run.row == study.ours)
     out.mkdir(parents=True, exist_ok=True)
     _measure_gradients(study, ours, out, console)
-    console.print(draw_gradients(out))
+    evidence = read_evidence(out / GRADIENTS)
+    draw_gradients(out, evidence)
+    console.print(gradients_table(evidence))
     console.print(f"look at {out}/gradients.png")
 
 
