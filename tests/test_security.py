@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from customized_grpo import cli
+from customized_grpo.cli import rewards, sharing
 from customized_grpo.config import Config, EvaluationConfig, PolicyConfig, RewardConfig
 from customized_grpo.models import EMBEDDED_FOLDER, ModelError
 from customized_grpo.policies import build_policy
@@ -129,7 +129,7 @@ def test_a_terminal_is_not_asked_whether_to_run_a_models_code(tmp_path: Path, mo
 
 def test_servers_listen_to_this_machine_alone_unless_told() -> None:
     assert signature(serve).parameters["host"].default == "127.0.0.1"
-    for command in (cli.serve_reward, cli.demo):
+    for command in (rewards.serve_reward, sharing.demo):
         assert signature(command).parameters["host"].default == "127.0.0.1"
 
 

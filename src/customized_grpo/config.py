@@ -188,6 +188,9 @@ class RewardConfig(_Section):
     )
     name: str | None = None
     path: str | None = Field(None, description="hub id or folder of the judge's own model")
+    device: str | None = Field(
+        None, description="where it works; null: where the policy does. cpu leaves all of an accelerator to the policy"
+    )
     weight: float = Field(1.0, ge=0)
     limit: float | None = Field(
         None,

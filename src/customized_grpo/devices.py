@@ -1,4 +1,4 @@
-"""The device that models and judges are put on."""
+"""The devices that models and judges are put on."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ def device_of(config: PolicyConfig) -> torch.device:
     Raises:
         ModelError: the configured device is none, or is not there.
     """
-    found = torch.accelerator.current_accelerator(check_available=True)
     if config.device is not None:
-        try:
-            device = torch.device(config.device)
-        except RuntimeError as error:
-            raise ModelError(f"policy.device: {config.device!r} is no device; give cpu, cuda or null") from error
-        there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
-        if (device.index or 0) >= there.get(device.type, 0):
-            raise ModelError(
-                f"policy.device: {config.device} is not there; give another, or null for the best there is"
-            )
-        return device
+        return device_named(config.device, "policy.device")
+    found = torch.accelerator.current_accelerator(check_available=True)
     if found is None:
         return torch.device("cpu")
     return torch.device(found.type, torch.accelerator.current_device_index())
+
+
+def device_named(name: str, key: str) -> torch.device:
+    """The device of that name, which the setting `key` gives.
+
+    Raises:
+        ModelError: it is none, or is not there; the text names the key.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"{key}: {name!r} is no device; give cpu, cuda or null") from error
+    found = torch.accelerator.current_accelerator(check_available=True)
+    there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
+    if (device.index or 0) >= there.get(device.type, 0):
+        raise ModelError(f"{key}: {name} is not there; give another, or null for the best there is")
+    return device

@@ -1,7 +1,8 @@
 """Models without their weights: the real classes on torch's meta device, made of their JSON configs alone.
 
-The configs come from a local folder; for a hub id from the hub's local copy or the hub itself, a few kilobytes; and
-for the models of known_models.json, whose shapes are public, from there where the hub cannot be reached.
+The configs come from a local folder; for a hub id from the hub's local copy, else, for the models of
+known_models.json, whose shapes are public, from there, which asks for neither a connection nor leave; else from the hub
+itself, a few kilobytes.
 """
 
 from __future__ import annotations
@@ -35,24 +36,25 @@ def config_reader(path: str, revision: str | None = None, *, first: str = "model
     if isinstance(source, Path):
         return lambda name: _json(source / name, path)
 
-    def download(name: str) -> dict[str, Any]:
+    def fetched(name: str, *, here: bool = False) -> dict[str, Any]:
         try:
-            return _json(Path(hf_hub_download(source, name, revision=revision)), path)
+            return _json(Path(hf_hub_download(source, name, revision=revision, local_files_only=here)), path)
         except ModelError:
             raise
         except Exception as error:  # of the hub's client, and of what it is built on
             raise ModelError(
-                f"{path}: {name} is neither here nor to be had from the hub ({first_line(error)})"
+                f"{path}: {name} is neither here nor to be had from the hub ({first_line(error)}); connect once, or "
+                "give a folder with the model's JSON configs"
             ) from error
 
-    try:
-        download(first)
-    except ModelError as error:
-        known = _json(_KNOWN, str(_KNOWN))
-        if path not in known["models"]:
-            raise ModelError(f"{error}; connect once, or give a folder with the model's JSON configs") from None
-        return lambda name: _known(known, path, name)
-    return download
+    known = _json(_KNOWN, str(_KNOWN))
+    if path in known["models"] and revision is None:
+        try:
+            fetched(first, here=True)
+        except ModelError:
+            return lambda name: _known(known, path, name)
+    fetched(first)
+    return fetched
 
 
 def outline_pipeline(path: str, revision: str | None, dtype: torch.dtype, pipelines: dict[str, Any]) -> Any:

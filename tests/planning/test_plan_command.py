@@ -18,9 +18,11 @@ from customized_grpo.config import Config, ConfigError, LoraConfig, PolicyConfig
 from customized_grpo.models import ModelError
 from customized_grpo.outlines import config_reader, outline_judge, outline_pipeline
 from customized_grpo.planning import make_plan, plan_run
+from customized_grpo.planning.judges import judges_of
 from customized_grpo.planning.plan import _changed, nearest_that_fits
 from customized_grpo.planning.report import _told, bytes_of
 from customized_grpo.planning.shapes import count
+from customized_grpo.rewards import KINDS, default_path
 
 #: Published sizes in billions of parameters: the model cards of each, and of its text encoders.
 PUBLISHED = {
@@ -49,6 +51,26 @@ def test_known_models_have_their_published_sizes(path: str) -> None:
 def test_known_judges_have_their_published_sizes() -> None:
     assert count(outline_judge("facebook/dinov2-base")).parameters == pytest.approx(86.6e6, rel=0.005)
     assert count(outline_judge("openai/clip-vit-large-patch14")).parameters == pytest.approx(427.6e6, rel=0.005)
+    assert count(outline_judge("yuvalkirstain/PickScore_v1")).parameters == pytest.approx(986.1e6, rel=0.005)
+    assert count(outline_judge("google/siglip2-base-patch16-224")).parameters == pytest.approx(375.2e6, rel=0.005)
+    # 8.29 billion with the layer that names the next token, which no reward needs.
+    seven = count(outline_judge("Qwen/Qwen2-VL-7B-Instruct")).parameters
+    assert seven + 152064 * 3584 == pytest.approx(8.291e9, rel=0.005)
+
+
+def test_every_built_in_kind_with_a_default_model_is_counted() -> None:
+    for kind in KINDS:
+        role: Any = "guard" if kind == "copy-paste" else "prompt"
+        judges, uncounted = judges_of([RewardConfig(kind=kind, role=role, name="x")], 512**2)
+        assert (set(judges) == {"x"}) is (default_path(kind) is not None and kind not in ("vlm", "remote")), kind
+        assert uncounted == [], kind
+    judges, _ = judges_of(
+        [RewardConfig(kind="hps-v3", role="prompt"), RewardConfig(kind="dino", role="identity")], 512**2
+    )
+    assert judges["hps-v3"].bytes == pytest.approx(15.5e9, rel=0.01)  # bfloat16
+    assert judges["hps-v3"].activations > judges["dino"].activations > 0
+    cut = RewardConfig(kind="dino", role="identity", options={"segmenter": "facebook/sam2.1-hiera-large"})
+    assert judges_of([cut], 512**2)[1] == ["facebook/sam2.1-hiera-large, the segmenter of the reward 'dino'"]
 
 
 def configs_alone(folder: Path, to: Path) -> Path:
@@ -105,7 +127,26 @@ def test_own_rewards_are_told_and_not_counted() -> None:
         RewardConfig(kind="clip", role="prompt", path="embedded/reward-prompt"),
     ]
     plan = make_plan(hub_config().model_copy(update={"rewards": rewards}), accelerator=False)
-    assert plan.unknown_rewards == ["judges.py:mine"]
+    assert plan.uncounted == ["the reward 'judges.py:mine', code of your own"]
+
+
+def test_judges_elsewhere_take_no_memory_of_the_policys_device_and_are_offered_as_a_remedy() -> None:
+    config = Config(policy=klein().policy, rewards=[
+        RewardConfig(kind="dino", role="identity", path="facebook/dinov2-base"),
+        RewardConfig(kind="hps-v3", role="prompt"),
+    ])  # fmt: skip
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"monitors": []})})
+    beside = make_plan(config)
+    keys = "rewards.0.device, rewards.1.device"
+    elsewhere = _changed(config, [(keys, [None, None], ["cpu", "cpu"])])
+    assert [reward.device for reward in elsewhere.rewards] == ["cpu", "cpu"]
+    apart = make_plan(elsewhere)
+    assert beside.device["scoring"]["rewards"] > 0 and "rewards" not in apart.device["scoring"]
+    assert apart.parameters == beside.parameters and apart.needed < beside.needed
+    changes = nearest_that_fits(config, apart.needed)
+    assert changes is not None and make_plan(_changed(config, changes)).needed <= apart.needed
+    on_cpu = _changed(config, [("policy.device", None, "cpu"), ("rewards.0.device", None, "cpu")])
+    assert make_plan(on_cpu, accelerator=False).device["scoring"]["rewards"] == beside.device["scoring"]["rewards"]
 
 
 def klein(**changes: Any) -> Config:

@@ -16,14 +16,19 @@ HARDWARE = {"80gb": (80e9, 1), "24gb": (24e9, 1), "8gpu": (80e9, 8)}
 MODELS = ("kontext-dev", "paper", "qwen-image-edit", "flux2-klein", "flux2-dev")
 
 
+#: FLUX.2-dev has 16.6 GB in 4 bits.
+LARGE = RECIPES / "hardware" / "24gb-32b.yaml"
+
+
 def config_of(model: str, hardware: str, *sizes: str) -> Config:
     over = [RECIPES / "sizes" / f"{size}.yaml" for size in sizes]
-    return load_config([RECIPES / f"{model}.yaml", *over, RECIPES / "hardware" / f"{hardware}.yaml"])
+    large = [LARGE] if (model, hardware) == ("flux2-dev", "24gb") else []
+    return load_config([RECIPES / f"{model}.yaml", *over, RECIPES / "hardware" / f"{hardware}.yaml", *large])
 
 
 def test_these_are_all_recipes() -> None:
     assert {path.stem for path in RECIPES.glob("*.yaml")} == set(MODELS)
-    assert {path.stem for path in (RECIPES / "hardware").iterdir()} == set(HARDWARE)
+    assert {path.stem for path in (RECIPES / "hardware").iterdir()} == {*HARDWARE, LARGE.stem}
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)
@@ -35,14 +40,25 @@ def test_recipes_fit_their_hardware_at_both_sizes(model: str, hardware: str) -> 
         side, policy = 1024 if sizes else 512, config.policy
         assert (policy.height, policy.width, policy.reference_sizes) == (side, side, [(side, side)])
         plan = make_plan(config, processes=processes)
-        # FLUX.2-dev has 16.6 GB in 4 bits, and its recipe says that 24 GB do not do.
-        too_large = model == "flux2-dev" and hardware == "24gb"
+        # That its recipe says.
+        too_large = (model, hardware, sizes) == ("flux2-dev", "24gb", ("1024",))
         assert (plan.needed <= memory) is not too_large, plan.device[plan.peak_phase]
 
 
 def test_the_papers_adapter_is_fused_on_24_gb_too() -> None:
     policy = config_of("paper", "24gb").policy
     assert policy.adapter is not None and policy.adapter_as == "fused" and policy.quantise == "nf4"
+
+
+def test_what_a_large_model_leaves_out_of_a_small_device_is_where_its_judges_work_and_half_its_rank() -> None:
+    plain, laid = (
+        load_config([RECIPES / "flux2-dev.yaml", RECIPES / "hardware" / "24gb.yaml"]),
+        config_of("flux2-dev", "24gb"),
+    )
+    assert [reward.model_copy(update={"device": None}) for reward in laid.rewards] == plain.rewards
+    assert {reward.device for reward in laid.rewards} == {"cpu"}
+    assert plain.policy.lora is not None and laid.policy.lora is not None
+    assert laid.policy.lora.rank == plain.policy.lora.rank // 2
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)

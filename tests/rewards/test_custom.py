@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.models import ModelError
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import RewardError, build_reward, score
 
@@ -91,6 +92,15 @@ def test_a_function_says_what_it_needs(judges: Path, make_pair: MakePair) -> Non
     assert score([reward], torch.rand(1, 3, 4, 4), [make_pair("a")])["mine"].tolist() == [0.0]
     with pytest.raises(RewardError, match=r"^reward 'mine' needs a mask, and pair 'a' has none; give one with each"):
         score([reward], torch.rand(1, 3, 4, 4), [make_pair("a", masked=False)])
+
+
+def test_a_judge_works_where_its_setting_says(judges: Path) -> None:
+    config = RewardConfig(kind="own_judges:Constant", role="prompt", name="mine", path="a", device="cpu")
+    built: Any = build_reward(config, "meta")
+    assert built.judge.device == torch.device("cpu")
+    for device, message in (("gpu", "is no device; give cpu, cuda or null"), ("cuda:7", "is not there; give another")):
+        with pytest.raises(ModelError, match=rf"^reward 'mine': device: .*{message}"):
+            build_reward(config.model_copy(update={"device": device}), "cpu")
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,9 @@ class Work:
 
     @property
     def items_bytes(self) -> int:
-        """The transitions of one update: two latents, the mean where kept, four numbers, the conditions of each."""
+        """The transitions of one update: two latents, the mean where kept, four numbers."""
         items = -(-self.images // min(self.updates, self.images)) * self.trained
-        return items * (FLOAT32 * ((2 + self.means) * self.latent + 4) + self.condition)
+        return items * FLOAT32 * ((2 + self.means) * self.latent + 4)
 
     @property
     def conditions_bytes(self) -> int:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from customized_grpo.config import Config, PolicyConfig
+from customized_grpo.config import Config, PolicyConfig, RewardConfig
 from customized_grpo.models import local_path, resolve
-from customized_grpo.planning.memory import Model, Weights, Work, device_memory, host_memory, with_overhead
-from customized_grpo.planning.shapes import JUDGED, Shapes, judges_of, shapes_of
+from customized_grpo.planning.judges import Judge, judges_of
+from customized_grpo.planning.memory import Weights, Work, device_memory, host_memory, with_overhead
+from customized_grpo.planning.shapes import Shapes, shapes_of
 from customized_grpo.training.loop import conditions_kept
 from customized_grpo.training.update import trained_count
 from customized_grpo.training.windows import stochastic_steps
@@ -51,7 +52,7 @@ class Plan:
     sampling_evaluations: int  #: at most: what a group shares before its window is drawn once
     training_evaluations: int
     downloads: list[Download]
-    unknown_rewards: list[str]
+    uncounted: list[str]  #: models whose memory is not known, in words
 
     @property
     def peak_phase(self) -> str:
@@ -65,7 +66,8 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         ConfigError, ModelError: a model that cannot be outlined from its configs.
     """
     shapes = shapes_of(config.policy, references)
-    judges, looking, unknown = judges_of([*config.rewards, *config.evaluation.monitors])
+    judges, uncounted = judges_of(_judges(config), shapes.pixels)
+    there, _ = judges_of([one for one in _judges(config) if _beside_policy(one, config.policy)], shapes.pixels)
     width = getattr(torch, config.policy.dtype).itemsize
     work = _work(config, shapes, processes)
     policy = config.policy
@@ -75,7 +77,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         published=shapes.transformer.bytes(width),
         text_encoders=encoders,
         vae=shapes.vae.bytes(width),
-        rewards=sum(model.bytes(4) for model in judges.values()),
+        rewards=sum(judge.bytes for judge in there.values()),
         trained=shapes.trained_bytes,
         trained_tensors=shapes.trained_tensors,
         full=policy.lora is None,
@@ -85,7 +87,8 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         dequantised=shapes.largest_linear * width if policy.quantise else 0,
         ema=config.train.ema > 0,
     )
-    device = device_memory(weights, work, replace(shapes.activations, rewards=looking * min(JUDGED, work.images)))
+    looking = max((judge.activations * min(judge.batch, work.images) for judge in there.values()), default=0)
+    device = device_memory(weights, work, replace(shapes.activations, rewards=looking))
     peak = max(sum(parts.values()) for parts in device.values())
     images = config.rollout.pairs * config.rollout.group_size
     passes = 1 if policy.true_cfg == 1 else 2
@@ -95,7 +98,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
             "transformer": shapes.transformer.parameters,
             **{name: model.parameters for name, model in shapes.text_encoders.items()},
             "vae": shapes.vae.parameters,
-            **{name: model.parameters for name, model in judges.items()},
+            **{f"{name}: {judge.path}": judge.model.parameters for name, judge in judges.items()},
         },
         trainable=shapes.trained,
         device=device,
@@ -105,7 +108,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         sampling_evaluations=images * config.rollout.steps * passes,
         training_evaluations=images * work.trained * passes,
         downloads=list(_downloads(config, shapes, judges, width)),
-        unknown_rewards=unknown,
+        uncounted=uncounted,
     )
 
 
@@ -114,9 +117,9 @@ def nearest_that_fits(
 ) -> list[Change] | None:
     """The fewest settings to change so that the run fits into `memory` bytes, least harm first; None: none will do.
 
-    In this order: smaller batches, which cost speed alone; gradient checkpointing and offloading, likewise; a quantised
-    base, which draws a little differently; a LoRA where all weights were tuned, or one of a lower rank; smaller
-    pictures.
+    In this order: smaller batches, which cost speed alone; gradient checkpointing, offloading and judges on the CPU,
+    likewise; a quantised base, which draws a little differently; a LoRA where all weights were tuned, or one of a lower
+    rank; smaller pictures.
     """
 
     def fits(changes: list[Change]) -> bool:
@@ -161,6 +164,8 @@ def _remedies(config: Config) -> Iterator[Change]:
         yield "policy.gradient_checkpointing", False, True
     if not policy.offload:
         yield "policy.offload", False, True
+    if (elsewhere := _judges_elsewhere(config)) is not None:
+        yield elsewhere
     if policy.lora is None:
         yield "policy.lora", None, {"rank": 16}
     for scheme in ("int8", "nf4"):
@@ -176,6 +181,25 @@ def _remedies(config: Config) -> Iterator[Change]:
     for share in (0.75, 0.5, 0.25):
         if (smaller := _smaller(policy, share)) is not None:
             yield smaller
+
+
+def _judges(config: Config) -> list[RewardConfig]:
+    return [*config.rewards, *config.evaluation.monitors]
+
+
+def _beside_policy(judge: RewardConfig, policy: PolicyConfig) -> bool:
+    """Whether its model is on the policy's own device."""
+    return judge.device is None or judge.device == policy.device
+
+
+def _judges_elsewhere(config: Config) -> Change | None:
+    """All judges with models on the CPU; None where none was beside the policy."""
+    keyed = {f"rewards.{i}.device": judge for i, judge in enumerate(config.rewards)}
+    keyed |= {f"evaluation.monitors.{i}.device": judge for i, judge in enumerate(config.evaluation.monitors)}
+    moved = [key for key, one in keyed.items() if _beside_policy(one, config.policy) and judges_of([one], 1)[0]]
+    if not moved:
+        return None
+    return ", ".join(moved), [keyed[key].device for key in moved], ["cpu"] * len(moved)
 
 
 def _smaller(policy: PolicyConfig, share: float) -> Change | None:
@@ -201,14 +225,14 @@ def single(change: Change) -> list[Change]:
     """Each setting of a change by itself."""
     key, before, after = change
     names = key.split(", ")
-    return [change] if len(names) == 1 else list(zip(names, before, after, strict=True))
+    return list(zip(names, before, after, strict=True)) if isinstance(after, list) else [change]
 
 
 def _changed(config: Config, changes: list[Change]) -> Config:
-    values = config.model_dump()
+    values: Any = config.model_dump()
     for change in changes:
         for key, _, value in single(change):
-            *sections, name = key.split(".")
+            *sections, name = (int(part) if part.isdecimal() else part for part in key.split("."))
             reduce(getitem, sections, values)[name] = value
     return Config.model_validate(values)
 
@@ -233,7 +257,7 @@ def _work(config: Config, shapes: Shapes, processes: int) -> Work:
     )
 
 
-def _downloads(config: Config, shapes: Shapes, judges: dict[str, Model], width: int) -> Iterator[Download]:
+def _downloads(config: Config, shapes: Shapes, judges: dict[str, Judge], width: int) -> Iterator[Download]:
     """Weights that the hub's local copy lacks, of the pipeline and of the judges."""
     policy = config.policy
     source = resolve(policy.path)
@@ -243,10 +267,9 @@ def _downloads(config: Config, shapes: Shapes, judges: dict[str, Model], width: 
         for part, model in parts.items():
             if not _here(source, policy.revision, f"{part}/*.safetensors"):
                 yield Download(source, f"{part}/*.safetensors", 2 * model.parameters)
-    for name, model in judges.items():
-        path = name.rpartition(": ")[2]
-        if isinstance(resolve(path), str) and not _here(path, None, "*.safetensors"):
-            yield Download(path, "*.safetensors", 4 * model.parameters)
+    for judge in judges.values():
+        if isinstance(resolve(judge.path), str) and not _here(judge.path, None, "*.safetensors"):
+            yield Download(judge.path, "*.safetensors", judge.width * judge.model.parameters)
     if policy.adapter is not None and not local_path(policy.adapter).is_file():
         yield Download(policy.adapter, "to be put there by hand", None)
 

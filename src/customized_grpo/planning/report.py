@@ -93,8 +93,8 @@ def _show(config: Config, plan: Plan, console: Console) -> None:
         f"{plan.training_evaluations:,} forward and backward to train"
         + (f", over {plan.processes} processes" if plan.processes > 1 else "")
     )
-    for unknown in plan.unknown_rewards:
-        console.print(f"The reward {unknown!r} is code of your own: its memory is not counted.")
+    for unknown in plan.uncounted:
+        console.print(f"Not counted: the memory of {unknown}.")
     for one in plan.downloads:
         console.print(
             f"To download: {one.path} {one.files}" + (f", about {_gb(one.bytes)} GB" if one.bytes is not None else "")

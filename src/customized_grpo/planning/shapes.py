@@ -1,8 +1,8 @@
-"""Counts and activations of a configured policy and its rewards, from their outlines on torch's meta device."""
+"""Counts and activations of a configured policy, from its outline on torch's meta device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from customized_grpo.config import ConfigError, PolicyConfig, RewardConfig
-from customized_grpo.outlines import outline_judge
+from customized_grpo.config import ConfigError, PolicyConfig
 from customized_grpo.planning.measure import peak_bytes
 from customized_grpo.planning.memory import Activations, Model
 from customized_grpo.policies import build_policy
@@ -23,9 +22,6 @@ from customized_grpo.protocols import Conditions
 # What of a policy's settings has no part in its outline.
 _IRRELEVANT = {"offload": False, "conditions": None, "quantise": None, "quantise_text_encoders": None, "compile": False}
 _LONGEST_LIST = 3  # blocks of a kind that are enough to see what each more takes
-JUDGED = 64
-"""Pictures that the rewards look at in one batch, where there are so many."""
-_DEFAULT_JUDGES = {"dino": "facebook/dinov2-base", "clip": "openai/clip-vit-large-patch14"}
 
 
 @dataclass(frozen=True)
@@ -102,34 +98,6 @@ def count(model: nn.Module) -> Model:
     weights = {id(module.weight): module.weight.numel() for module in linear}
     rows = sum(module.out_features for module in linear)
     return Model(sum(weight.numel() for weight in model.parameters()), sum(weights.values()), rows)
-
-
-def judges_of(rewards: Sequence[RewardConfig]) -> tuple[dict[str, Model], int, list[str]]:
-    """(models by path, bytes of the most activations of one on one picture, judges whose models are not known)."""
-    models: dict[str, Model] = {}
-    activations, unknown = 0, []
-    for reward in rewards:
-        path = reward.path or _DEFAULT_JUDGES.get(reward.kind)
-        if path is None or reward.kind not in _DEFAULT_JUDGES:
-            if ":" in reward.kind:
-                unknown.append(reward.name or reward.kind)
-            continue
-        model, taken = _judge(path)
-        models[f"{reward.name or reward.kind}: {path}"] = model
-        activations = max(activations, taken)
-    return models, activations, unknown
-
-
-@lru_cache(maxsize=32)
-def _judge(path: str) -> tuple[Model, int]:
-    outline: Any = outline_judge(path)
-    config = getattr(outline.config, "vision_config", outline.config)
-    side = config.image_size
-    pixels = torch.empty(1, 3, side, side, device="meta")
-    eyes = getattr(outline, "vision_model", outline)
-    with torch.no_grad():
-        taken = peak_bytes(lambda: eyes(pixel_values=pixels))
-    return count(outline), taken + pixels.numel() * pixels.element_size()
 
 
 def _conditions(policy: PipelinePolicy, references: int) -> Conditions:

@@ -13,6 +13,7 @@ import torch
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.configuration import nearest
+from customized_grpo.devices import device_named
 from customized_grpo.protocols import Reward
 from customized_grpo.rewards.custom import load_custom
 from customized_grpo.rewards.errors import RewardError
@@ -39,12 +40,14 @@ KINDS = {
 
 
 def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
-    """The judge that `config` names, on `device`.
+    """The judge that `config` names, on its own device, or on `device` where it names none.
 
     `config.options` are the keyword arguments of the judge's own constructor or function. Raises
-    RewardError, one line, where the kind, the path or an option is wrong.
+    RewardError, one line, where the kind, the path or an option is wrong; ModelError where its device is.
     """
     name = config.name or config.kind
+    if config.device is not None:
+        device = device_named(config.device, f"reward {name!r}: device")
     if ":" in config.kind:
         return load_custom(config, name, torch.device(device))
     if config.kind not in KINDS:

@@ -27,8 +27,9 @@ class Items:
     """N transitions of equal shapes, ready to be scored again under the present policy.
 
     `latents`, `next_latents` and, where it was kept, the step's `mean` when it was drawn (N, ...);
-    `sigma`, `sigma_next`, `log_density`, `advantages` (N,). Items of equal numbers in `same` (N,) differ in what
-    follows them alone: the policy has one velocity for them.
+    `sigma`, `sigma_next`, `log_density`, `advantages` (N,). Their conditions are the rows `condition_rows` (N,) of
+    `conditions`, which are copied for a micro-batch at a time: a large model's weigh more than its latents. Items of
+    equal numbers in `same` (N,) differ in what follows them alone: the policy has one velocity for them.
     """
 
     latents: Tensor
@@ -39,6 +40,7 @@ class Items:
     log_density: Tensor
     advantages: Tensor
     conditions: Conditions
+    condition_rows: Tensor
     same: Tensor
 
     def __len__(self) -> int:
@@ -57,7 +59,8 @@ class Items:
             None if batch.mean is None else batch.mean[rows, kept],
             batch.log_density[rows, kept],
             advantages.to(batch.latents.device),
-            batch.conditions.select(rows),
+            batch.conditions,
+            rows,
             torch.where(steps == batch.first, batch.starts[rows], len(batch) + torch.arange(len(rows))),
         )
 
@@ -80,7 +83,6 @@ class Items:
         return Items.of(batch, rows, steps, advantages[which].flatten()[order], sigmas)
 
     def part(self, part: slice) -> Items:
-        rows = torch.arange(len(self))[part]
         return Items(
             self.latents[part],
             self.next_latents[part],
@@ -89,7 +91,8 @@ class Items:
             None if self.mean is None else self.mean[part],
             self.log_density[part],
             self.advantages[part],
-            self.conditions.select(rows),
+            self.conditions,
+            self.condition_rows[part],
             self.same[part],
         )
 
@@ -122,7 +125,8 @@ def replay(
     policy: Policy, items: Items, step: StepFunction, eta: float, sigma_max: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (N, ...), standard deviation (N,) and log-density (N,) of the transitions under the present policy."""
-    velocity = velocity_once(policy, items.latents, items.sigma, items.conditions, items.same)
+    conditions = items.conditions.select(items.condition_rows)
+    velocity = velocity_once(policy, items.latents, items.sigma, conditions, items.same)
     taken = step(
         items.latents,
         velocity,
@@ -166,7 +170,8 @@ class Updater:
         latents = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
         nothing = torch.zeros(1, device=self.policy.device)
         mean = latents if self.config.ratio == "guard" else None
-        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, nothing, condition, torch.zeros(1))
+        first = torch.zeros(1, dtype=torch.long)
+        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, nothing, condition, first, first)
 
         def probe() -> None:
             self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)

@@ -1,0 +1,96 @@
+"""Counts and activations of the configured judges, from their outlines on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.outlines import outline_judge
+from customized_grpo.planning.measure import peak_bytes
+from customized_grpo.planning.memory import FLOAT32, Model
+from customized_grpo.planning.shapes import count
+from customized_grpo.rewards import KINDS, default_path
+
+#: Kinds without a model of their own here.
+_MODELLESS = ("vlm", "remote", "copy-paste")
+_BATCH = 64  # pictures of one forward pass, of all kinds but the next
+_VLM_BATCH = 8
+_WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
+_BASE = "Qwen/Qwen2-VL-7B-Instruct"
+_PATCH = 28  # side in pixels of what is one token of Qwen2-VL
+_INSTRUCTION = 300  # tokens of HPS v3's instruction with a prompt
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A judge's model, at `path`: bytes of a weight, bytes that computing one picture takes, pictures of a batch."""
+
+    path: str
+    model: Model
+    width: int
+    activations: int
+    batch: int
+
+    @property
+    def bytes(self) -> int:
+        return self.model.bytes(self.width)
+
+
+def judges_of(rewards: Sequence[RewardConfig], pixels: int) -> tuple[dict[str, Judge], list[str]]:
+    """(judges with a model here by name, what is not counted in words), for pictures of so many pixels.
+
+    Raises:
+        ModelError: no config of a model, or one that is of none.
+    """
+    judges: dict[str, Judge] = {}
+    uncounted = []
+    for reward in rewards:
+        name = reward.name or reward.kind
+        if ":" in reward.kind:
+            uncounted.append(f"the reward {name!r}, code of your own")
+        elif (path := reward.path or default_path(reward.kind)) is not None and reward.kind not in _MODELLESS:
+            judges[name] = _vlm(reward, path, pixels) if reward.kind == "hps-v3" else _encoder(reward, path)
+        if segmenter := reward.options.get("segmenter"):
+            uncounted.append(f"{segmenter}, the segmenter of the reward {name!r}")
+    return judges, uncounted
+
+
+def _encoder(reward: RewardConfig, path: str) -> Judge:
+    assert reward.kind in KINDS
+    return Judge(path, *_seeing(path), batch=reward.options.get("batch_size", _BATCH))
+
+
+@lru_cache(maxsize=32)
+def _seeing(path: str) -> tuple[Model, int, int]:
+    """Of a model with eyes: itself, bytes of a weight, bytes that one picture takes."""
+    outline: Any = outline_judge(path)
+    config = getattr(outline.config, "vision_config", outline.config)
+    side = config.image_size
+    pixels = torch.empty(1, 3, side, side, device="meta")
+    eyes = getattr(outline, "vision_model", outline)
+    with torch.no_grad():
+        taken = peak_bytes(lambda: eyes(pixel_values=pixels))
+    return count(outline), FLOAT32, taken + pixels.numel() * pixels.element_size()
+
+
+def _vlm(reward: RewardConfig, path: str, pixels: int) -> Judge:
+    """HPS v3: a language model that reads instruction and picture; its head is small beside it."""
+    width = _WIDTHS.get(reward.options.get("dtype", "bfloat16"), 2)
+    tokens = _INSTRUCTION + pixels // _PATCH**2
+    model, taken = _reading(reward.options.get("base", _BASE), tokens)
+    return Judge(path, model, width, taken * width // FLOAT32, reward.options.get("batch_size", _VLM_BATCH))
+
+
+@lru_cache(maxsize=8)
+def _reading(base: str, tokens: int) -> tuple[Model, int]:
+    """Of a vision-language model: itself, and bytes that so many tokens take in float32."""
+    outline: Any = outline_judge(base)
+    told = torch.empty(1, tokens, outline.config.text_config.hidden_size, device="meta")
+    with torch.no_grad():
+        taken = peak_bytes(lambda: outline.language_model(inputs_embeds=told, use_cache=False))
+    return count(outline), taken + told.numel() * told.element_size()
