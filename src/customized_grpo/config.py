@@ -90,6 +90,9 @@ class PolicyConfig(_Section):
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
     options: dict[str, Any] = Field({}, description="whatever a class of your own wants to be told")
     gradient_checkpointing: bool = False
+    offload_activations: bool = Field(
+        False, description="what gradient_checkpointing keeps of each block waits in host memory until it is wanted"
+    )
     quantise: Literal["int8", "nf4"] | None = Field(
         None, description="linear layers of the frozen transformer: int8 (torchao) or nf4 (bitsandbytes); needs a LoRA"
     )
@@ -134,6 +137,14 @@ class PolicyConfig(_Section):
         if options and ":" not in kind:
             raise ValueError(f"belong to a class of your own, not to {kind}; leave them out")
         return options
+
+    @field_validator("offload_activations")
+    @classmethod
+    def _something_is_kept(cls, offload: bool, info: ValidationInfo) -> bool:
+        """Without checkpointing there is nothing that could wait there."""
+        if offload and not info.data.get("gradient_checkpointing", True):
+            raise ValueError("is of policy.gradient_checkpointing, which is off; set both, or leave this out")
+        return offload
 
     @field_validator("quantise")
     @classmethod

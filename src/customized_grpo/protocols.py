@@ -70,6 +70,8 @@ class Conditions:
         """One batch of several. Raises ValueError where their signatures differ."""
         if len({part.signature for part in parts}) != 1:
             raise ValueError("conditions of different shapes cannot stand in one batch")
+        if len(parts) == 1:
+            return parts[0]
         return Conditions({name: torch.cat([part.rows[name] for part in parts]) for name in parts[0].rows})
 
 

@@ -93,7 +93,9 @@ def test_rollout_transitions_and_conditions_are_exact(
     means = ratio == "guard"
     kept = {"trained": trained, "means": means}
     drawn = list(draw_images(policy, [one] * 6, keys, rollout, sigmas, stochastic, seed=0, iteration=0, **kept))
-    work = Work(6, len(stochastic), trained.shape[1], updates, shapes.latent, shapes.condition, 64 * 48, 4, 8, 1, means)
+    work = Work(
+        1, 6, len(stochastic), trained.shape[1], updates, shapes.latent, shapes.condition, 64 * 48, 4, 8, 1, means
+    )
     assert work.rollout_bytes == sum(b.nbytes + b.clean.nbytes for b in drawn)
     items = Items.chosen(drawn[0], {0, 3}, trained, torch.zeros(6, trained.shape[1]), sigmas)
     numbers = ("same", "condition_rows")
@@ -159,6 +161,11 @@ def test_checkpointing_and_more_references_count(folders: dict[str, Path]) -> No
     checkpointed = shapes_of(config_of(folders, "flux-kontext", gradient_checkpointing=True), 1).activations
     assert checkpointed.training < 0.7 * plain.training
     assert checkpointed.forward == plain.forward
+    offloaded = shapes_of(
+        config_of(folders, "flux-kontext", gradient_checkpointing=True, offload_activations=True), 1
+    ).activations
+    assert checkpointed.waiting == plain.waiting == 0 < offloaded.waiting
+    assert offloaded.training + offloaded.waiting == checkpointed.training and offloaded.forward == plain.forward
     assert shapes_of(config_of(folders, "flux-kontext"), 2).activations.training > 1.1 * plain.training
 
 

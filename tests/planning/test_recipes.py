@@ -38,11 +38,10 @@ def test_recipes_fit_their_hardware_at_both_sizes(model: str, hardware: str) -> 
     for sizes in ((), ("1024",)):
         config = config_of(model, hardware, *sizes)
         side, policy = 1024 if sizes else 512, config.policy
-        assert (policy.height, policy.width, policy.reference_sizes) == (side, side, [(side, side)])
+        seen = 512 if (model, hardware) == ("flux2-dev", "24gb") else side
+        assert (policy.height, policy.width, policy.reference_sizes) == (side, side, [(seen, seen)])
         plan = make_plan(config, processes=processes)
-        # That its recipe says.
-        too_large = (model, hardware, sizes) == ("flux2-dev", "24gb", ("1024",))
-        assert (plan.needed <= memory) is not too_large, plan.device[plan.peak_phase]
+        assert plan.needed <= memory, plan.device[plan.peak_phase]
 
 
 def test_the_papers_adapter_is_fused_on_24_gb_too() -> None:

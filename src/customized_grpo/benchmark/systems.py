@@ -17,7 +17,9 @@ from customized_grpo.protocols import Policy
 from customized_grpo.run_folder import CONFIG, LORA
 
 #: Settings of a policy that leave its pictures what they are.
-_NO_MATTER = {"device", "lora", "conditions", "offload", "gradient_checkpointing", "compile"}
+_NO_MATTER = {
+    "device", "lora", "conditions", "offload", "offload_activations", "gradient_checkpointing", "compile",
+}  # fmt: skip
 _INDEX = "model_index.json"
 
 

@@ -46,9 +46,10 @@ class Model:
 class Work:
     """What one process does in one iteration. `stochastic` steps of an image can be trained, `trained` are.
 
-    `latent` is the number of elements of one image's latents, `condition` the bytes of one image's conditions.
+    `latent` is the number of elements of one image's latents, `condition` the bytes of one pair's conditions.
     """
 
+    pairs: int
     images: int
     stochastic: int
     trained: int
@@ -79,19 +80,25 @@ class Work:
 
     @property
     def conditions_bytes(self) -> int:
-        """Those kept of pairs, and those of the images drawn, a row each."""
-        return (self.conditions_kept + self.images) * self.condition
+        """Those kept of pairs, and at most those of the pairs of each batch, put together, where there are several."""
+        batches = -(-self.images // self.sampling_batch)
+        together = self.pairs + batches if self.pairs > 1 else 0
+        return (self.conditions_kept + together) * self.condition
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that computing takes beyond what it is given: for one image each, but `rewards` for their whole batch."""
+    """Bytes that computing takes beyond what it is given: for one image each, but `rewards` for their whole batch.
+
+    `waiting` are those that wait in host memory for their backward pass.
+    """
 
     forward: int
     training: int
     encode: int
     decode: int
     rewards: int
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,8 @@ def device_memory(weights: Weights, work: Work, activations: Activations) -> dic
     }
     batch = min(work.sampling_batch, work.images)
     kept = {"latents of the rollout": work.rollout_bytes}
-    drawn = batch * 4 * work.latent * FLOAT32  # before and after a step, velocity and mean
+    # Before and after a step, velocity and mean; and a row of conditions for each.
+    drawn = batch * (4 * work.latent * FLOAT32 + work.condition)
     pictures = 2 * work.images * 3 * work.pixels * FLOAT32
     training = {
         "transitions": work.items_bytes,
@@ -164,13 +172,17 @@ def device_memory(weights: Weights, work: Work, activations: Activations) -> dic
     return {name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()}
 
 
-def host_memory(weights: Weights) -> dict[str, int]:
-    """Bytes in host memory of one process with an accelerator, by part: what is loaded passes through it."""
+def host_memory(weights: Weights, waiting: int = 0) -> dict[str, int]:
+    """Bytes in host memory of one process with an accelerator, by part: what is loaded passes through it.
+
+    `waiting` are those of the activations that wait there for the backward pass.
+    """
     kept = {
         "text encoders": weights.text_encoders if weights.offload and not weights.forgetful else 0,
         "VAE": weights.vae if weights.offload else 0,
         "transformer, while encoding": weights.transformer if weights.offload else 0,
         "untuned weights": weights.trained if weights.restored else 0,
+        "activations": waiting,
     }
     loading = weights.published + weights.vae + (0 if weights.forgetful else weights.text_encoders)
     return {"while loading": loading, **{part: size for part, size in kept.items() if size}}

@@ -22,6 +22,7 @@ from customized_grpo.training.update import trained_count
 from customized_grpo.training.windows import stochastic_steps
 
 _LEAST_RANK = 8
+_WAITING = ("policy.gradient_checkpointing", "policy.offload_activations")  # the second needs the first
 _LEAST_SIDE = 128
 _SIDES = 16  # of which pictures' sides stay multiples
 
@@ -102,7 +103,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         },
         trainable=shapes.trained,
         device=device,
-        host=host_memory(weights) if accelerator else {},
+        host=host_memory(weights, work.training_batch * shapes.activations.waiting) if accelerator else {},
         needed=with_overhead(peak, accelerator),
         images=images,
         sampling_evaluations=images * config.rollout.steps * passes,
@@ -119,7 +120,7 @@ def nearest_that_fits(
 
     In this order: smaller batches, which cost speed alone; gradient checkpointing, offloading and judges on the CPU,
     likewise; a quantised base, which draws a little differently; a LoRA where all weights were tuned, or one of a lower
-    rank; smaller pictures.
+    rank; activations in host memory, which takes time; smaller pictures.
     """
 
     def fits(changes: list[Change]) -> bool:
@@ -178,6 +179,9 @@ def _remedies(config: Config) -> Iterator[Change]:
     while policy.lora is not None and rank >= _LEAST_RANK:
         yield "policy.lora.rank", policy.lora.rank, rank
         rank //= 2
+    if not policy.offload_activations:
+        names = ["policy.offload_activations"] if policy.gradient_checkpointing else list(_WAITING)
+        yield ", ".join(names), [False] * len(names), [True] * len(names)
     for share in (0.75, 0.5, 0.25):
         if (smaller := _smaller(policy, share)) is not None:
             yield smaller
@@ -242,6 +246,7 @@ def _work(config: Config, shapes: Shapes, processes: int) -> Work:
     pairs = -(-rollout.pairs // processes)
     stochastic = len(stochastic_steps(rollout, config.seed, 0))
     return Work(
+        pairs=pairs,
         images=pairs * rollout.group_size,
         stochastic=stochastic,
         trained=trained_count(stochastic, train.trained_fraction),

@@ -16,6 +16,7 @@ from customized_grpo.config import ConfigError, PolicyConfig
 from customized_grpo.planning.measure import peak_bytes
 from customized_grpo.planning.memory import Activations, Model
 from customized_grpo.policies import build_policy
+from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.pipelines import NEGATIVE, REFERENCE, PipelinePolicy
 from customized_grpo.protocols import Conditions
 
@@ -77,6 +78,11 @@ def _shapes(config_json: str, references: int) -> Shapes:
         torch.autograd.backward(policy.velocity(latents, sigma, conditions).square().mean())
 
     encode, decode = _vae_activations(pipeline.vae, config)
+    drawing, tuning = _of_all_blocks(transformer, forward), _of_all_blocks(transformer, training)
+    waiting = 0
+    if config.offload_activations:
+        transformer.enable_gradient_checkpointing(checkpointing(policy.device, on_host=False, in_full=False))
+        waiting = _of_all_blocks(transformer, training) - tuning
     return Shapes(
         Model(whole.parameters - own, sum(m.weight.numel() for m in adapted), sum(m.out_features for m in adapted)),
         {name: count(getattr(pipeline, name)) for name in policy._encoders},
@@ -88,7 +94,7 @@ def _shapes(config_json: str, references: int) -> Shapes:
         latents.numel(),
         sum(row.numel() * row.element_size() for row in conditions.rows.values()),
         config.height * config.width,
-        Activations(_of_all_blocks(transformer, forward), _of_all_blocks(transformer, training), encode, decode, 0),
+        Activations(drawing, tuning, encode, decode, 0, waiting),
     )
 
 

@@ -37,6 +37,7 @@ _OTHER_SETTINGS = frozenset(
         "height",
         "lora",
         "offload",
+        "offload_activations",
         "quantise",
         "width",
     ]

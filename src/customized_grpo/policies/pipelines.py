@@ -13,12 +13,12 @@ import torch
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.devices import device_of
 from customized_grpo.models import ModelError
 from customized_grpo.policies.attention import BackwardInFull
+from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.loading import load_part, load_pipeline, load_transformer
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
@@ -89,7 +89,9 @@ class PipelinePolicy(ABC):
             self._tuning = FullTuning(self._transformer, self._load_transformer)
         self._slow_backward = self._device.type == "cpu" and self._dtype != torch.float32 and not config.compile
         if config.gradient_checkpointing:
-            self._transformer.enable_gradient_checkpointing(_again_in_full if self._slow_backward else None)
+            self._transformer.enable_gradient_checkpointing(
+                checkpointing(self._device, on_host=config.offload_activations, in_full=self._slow_backward)
+            )
         if config.compile:
             self._transformer.compile_repeated_blocks()
         if self._device.type == "cpu" and self._dtype == torch.float32:
@@ -326,12 +328,6 @@ class PipelinePolicy(ABC):
         if (prepare := self._preparation()) is not None:
             prepare(model)
         return model
-
-
-def _again_in_full(block: nn.Module, *inputs: Any) -> Any:
-    """Gradient checkpointing of a block whose second computation, in the backward pass, is as its first one was."""
-    contexts = lambda: (nullcontext(), BackwardInFull())  # noqa: E731
-    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def sequence_shift(scheduler: Any, tokens: int) -> float:

@@ -25,8 +25,8 @@ class Trajectories:
     the j-th is at `places` (B, S) [:, j], the state after it follows. `log_density` (B, S) and, where it is kept,
     `mean` (B, S, ...) are those of each step. Other steps need no replay: deterministic ones carry no policy gradient.
     Images of equal `starts` (B,), numbers below B, have one state and one condition before the first stochastic step,
-    `first`. `conditions` has B rows, `clean` (B, ...) is what `Policy.decode` takes, and `images` (B,) says which
-    images of the iteration these are.
+    `first`. An image's conditions are the row `condition_rows` (B,) of `conditions`, which its group shares;
+    `clean` (B, ...) is what `Policy.decode` takes, and `images` (B,) says which images of the iteration these are.
     """
 
     images: Tensor
@@ -39,6 +39,7 @@ class Trajectories:
     log_density: Tensor
     clean: Tensor
     conditions: Conditions
+    condition_rows: Tensor
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -117,12 +118,13 @@ def draw_images(
         noise = torch.stack(steps)[:, stochastic.start : stochastic.stop]
         alone = Conditions.join([conditions[i] for i in starts.values()])
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
-        joined = Conditions.join([conditions[i] for i in images])
+        shared = {id(conditions[i]): conditions[i] for i in images}  # one for all images of a pair
+        shown = [list(shared).index(id(conditions[i])) for i in images]
         step, which = SAMPLERS[config.sampler], torch.tensor(images)
         return sample_trajectories(
             policy,
             which,
-            joined,
+            Conditions.join(list(shared.values())),
             before[rows],
             noise,
             sigmas,
@@ -132,6 +134,7 @@ def draw_images(
             steps=None if trained is None else trained[which],
             means=means,
             starts=torch.tensor(rows),
+            condition_rows=torch.tensor(shown),
         )
 
     together = batches(conditions, size.size)
@@ -157,17 +160,21 @@ def sample_trajectories(
     steps: Tensor | None = None,
     means: bool = False,
     starts: Tensor | None = None,
+    condition_rows: Tensor | None = None,
 ) -> Trajectories:
     """Draw B images by W stochastic steps from step `first` on, and deterministic ones to the clean image.
 
     `latents` (B, ...) are those before step `first`, `step_noise` is (B, W, ...), `sigmas` (T + 1,) run from 1 to 0;
     `images` (B,) is passed on. Of these steps `steps` (B, S) are kept, all where it is None, and with `means` the mean
-    of each. Rows of equal `starts` (B,), numbers below B, have equal latents and conditions, and take their first
+    of each. `conditions` has a row for each image, or one for all whose `condition_rows` (B,) name it. Rows of equal
+    `starts` (B,), numbers below B, have equal latents and conditions, and take their first
     velocity together; where it is None, each its own.
     """
     latents = latents.to(policy.device).float()
     stop = first + step_noise.shape[1]
     own = torch.arange(len(latents))
+    condition_rows = own if condition_rows is None else condition_rows
+    each = conditions.select(condition_rows)
     starts = own if starts is None else starts
     steps = torch.arange(first, stop).expand(len(latents), -1) if steps is None else steps
     visited = _Kept(_states(steps, first, stop), latents)
@@ -178,7 +185,7 @@ def sample_trajectories(
         sigma = sigmas[t].expand(len(latents))
         taken = step(
             latents,
-            velocity_once(policy, latents, sigma, conditions, starts if t == first else own),
+            velocity_once(policy, latents, sigma, each, starts if t == first else own),
             sigma,
             sigmas[t + 1].expand(len(latents)),
             eta=eta,
@@ -190,10 +197,20 @@ def sample_trajectories(
         densities.add(taken.log_density)
         if averages is not None:
             averages.add(taken.mean)
-    clean = euler(policy, conditions, latents, sigmas[stop:])
-    before = visited.places.gather(1, steps - first)
-    mean = None if averages is None else averages.values
-    return Trajectories(images, first, starts, steps, before, visited.values, mean, densities.values, clean, conditions)
+    clean = euler(policy, each, latents, sigmas[stop:])
+    return Trajectories(
+        images=images,
+        first=first,
+        starts=starts,
+        steps=steps,
+        places=visited.places.gather(1, steps - first),
+        latents=visited.values,
+        mean=None if averages is None else averages.values,
+        log_density=densities.values,
+        clean=clean,
+        conditions=conditions,
+        condition_rows=condition_rows,
+    )
 
 
 def velocity_once(policy: Policy, latents: Tensor, sigma: Tensor, conditions: Conditions, same: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class Items:
             batch.log_density[rows, kept],
             advantages.to(batch.latents.device),
             batch.conditions,
-            rows,
+            batch.condition_rows[rows],
             torch.where(steps == batch.first, batch.starts[rows], len(batch) + torch.arange(len(rows))),
         )
 
