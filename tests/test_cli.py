@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import cgrpo
 from diffusers import FluxKontextPipeline
 from PIL import Image
 
@@ -20,11 +19,6 @@ SHORT = [
     "train.iterations=2", "train.updates=1", "train.checkpoint_every=1", "train.sample_every=2", "rollout.steps=3",
     "rollout.group_size=3", "rollout.pairs=2", "evaluation.data.size=3", "evaluation.steps=2",
 ]  # fmt: skip
-
-
-def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "customized_grpo", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 def settings(*more: str) -> list[str]:

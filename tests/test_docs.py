@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import cgrpo
 from PIL import Image
-from test_cli import cgrpo, settings
+from test_cli import settings
 
 from customized_grpo.configuration import load_config
 

@@ -15,6 +15,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from commands import run_typed
+
 from . import sites
 
 
@@ -61,7 +63,6 @@ def _child(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-        import customized_grpo.cli
         from customized_grpo import runs, stopping
 
         sites.arm(Path(watch), fault)
@@ -70,12 +71,7 @@ def _child(
         if patience is not None:
             stopping.PATIENCE = patience
 
-        sys.argv = ["cgrpo", *arguments]
-        try:
-            customized_grpo.cli.main()
-            code = 0
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        code = run_typed(arguments)
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()

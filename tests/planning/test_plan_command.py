@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from commands import cgrpo
 from diffusers import DiffusionPipeline
 from rich.console import Console
-from test_cli import cgrpo
 
 from customized_grpo.config import Config, ConfigError, LoraConfig, PolicyConfig, RewardConfig
 from customized_grpo.models import ModelError

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import cgrpo
 from PIL import Image
-from test_cli import cgrpo, settings
+from test_cli import settings
 
 PROMPTS = (
     "a dog <script>document.title='broken'</script> in the snow",

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import cgrpo
 from PIL import Image
-from test_cli import cgrpo
 from typer.testing import CliRunner
 
 from customized_grpo.cli import app

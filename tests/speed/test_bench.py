@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import cgrpo
 from diffusers import FluxTransformer2DModel
 from PIL import Image
-from test_cli import cgrpo
 
 import customized_grpo
 from customized_grpo.config import Config

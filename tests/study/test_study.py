@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import cgrpo
 from PIL import Image
 
 from customized_grpo.records import read_records
@@ -35,9 +35,8 @@ rows:
 """
 
 
-def study(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "customized_grpo", "study", "study.yaml", "--out", "out", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+def study(folder: Path, *options: str, file: str = "study.yaml") -> subprocess.CompletedProcess[str]:
+    return cgrpo("study", file, "--out", "out", *options, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +82,11 @@ def test_gradients_are_measured_without_any_training(done: Path) -> None:
     assert (done / "gradients/gradients.json").read_text() == (done / "out/gradients.json").read_text()
     with Image.open(done / "gradients/gradients.png") as picture:
         assert picture.height > 400, "two panels"
+    again = study(done, "--out", "gradients", "--gradients-only")
+    assert again.returncode == 0, "what is there of these settings is drawn"
+    (done / "more.yaml").write_text(STUDY.replace("group_size: 4", "group_size: 5"), encoding="utf-8")
+    other = study(done, "--out", "gradients", "--gradients-only", file="more.yaml")
+    assert other.returncode == 2 and "was measured with another rollout.group_size" in " ".join(other.stderr.split())
     refused = study(done, "--gradients-only", "--report-only")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
 

@@ -64,7 +64,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 @app.callback()
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the libraries' advice out of the progress; a user's own settings win."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

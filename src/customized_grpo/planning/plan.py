@@ -135,11 +135,18 @@ def nearest_that_fits(
             break
     else:
         return None
-    for change in list(made):  # what a later one has made needless
+    made = _needed(made, fits)
+    made = [_relaxed(change, made, fits) for change in made]
+    return _needed(made, fits)
+
+
+def _needed(made: list[Change], fits: Callable[[list[Change]], bool]) -> list[Change]:
+    """Without what others have made needless."""
+    for change in made:
         without = [one for one in made if one is not change]
         if fits(without):
-            made = without
-    return [_relaxed(change, made, fits) for change in made]
+            return _needed(without, fits)
+    return made
 
 
 def _relaxed(change: Change, made: list[Change], fits: Callable[[list[Change]], bool]) -> Change:

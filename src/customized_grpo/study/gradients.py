@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from customized_grpo.method import SAMPLERS, SHAPINGS
 from customized_grpo.noise import generator
 from customized_grpo.protocols import PairDataset, Policy, Reward
 from customized_grpo.records import write_json
+from customized_grpo.study.results import difference
 from customized_grpo.training.credit import assign_credit
 from customized_grpo.training.order import pairs_of_iteration
 from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
@@ -60,10 +62,15 @@ class Strength:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Step by step: `cosines` of the roles' gradients, "naive" and "shaped", and each role's `strengths`."""
+    """Step by step: `cosines` of the roles' gradients, "naive" and "shaped", and each role's `strengths`.
+
+    `settings` are those that it was measured with, but for training and evaluation; none where none were kept.
+    """
 
     cosines: dict[str, list[Cosine]]
     strengths: dict[str, list[Strength]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    batches: int = 0
 
 
 def gradient_evidence(
@@ -96,7 +103,8 @@ def gradient_evidence(
     }
     scales = _scales(config, sigmas)
     roles = {"identity": identity, "prompt": prompt}
-    return Evidence(cosines, {role: _strengths(found, sigmas, scales) for role, found in roles.items()})
+    strengths = {role: _strengths(found, sigmas, scales) for role, found in roles.items()}
+    return Evidence(cosines, strengths, _measured(config).model_dump(mode="json"), batches)
 
 
 def inner_products(gradients: Tensor) -> Tensor:
@@ -133,18 +141,38 @@ def save_evidence(path: Path, evidence: Evidence) -> None:
         {
             "cosines": {name: [vars(at) for at in curve] for name, curve in evidence.cosines.items()},
             "strengths": {role: [vars(at) for at in curve] for role, curve in evidence.strengths.items()},
+            "settings": evidence.settings,
+            "batches": evidence.batches,
         },
     )
 
 
 def read_evidence(path: Path) -> Evidence:
     kept = json.loads(path.read_text(encoding="utf-8"))
-    if kept.keys() != {"cosines", "strengths"}:
+    if not {"cosines", "strengths"} <= kept.keys():
         raise ConfigError(f"{path}: of an earlier version, without strengths; remove it, and the study measures anew")
     return Evidence(
         {name: [Cosine(**at) for at in curve] for name, curve in kept["cosines"].items()},
         {name: [Strength(**at) for at in curve] for name, curve in kept["strengths"].items()},
+        kept.get("settings", {}),
+        kept.get("batches", 0),
     )
+
+
+def other_than(evidence: Evidence, config: Config, batches: int) -> str | None:
+    """The first setting in which the evidence is not of this configuration, or None; also where it kept none."""
+    if not evidence.settings:
+        return None
+    if evidence.batches != batches:
+        return "gradient_batches"
+    return difference(evidence.settings, _measured(config))
+
+
+def _measured(config: Config) -> Config:
+    """Without what gradients at the base do not depend on."""
+    usual = Config()
+    train = usual.train.model_copy(update={"ratio": config.train.ratio})  # which weighs the steps
+    return config.model_copy(update={"train": train, "evaluation": usual.evaluation})
 
 
 def _gradients(

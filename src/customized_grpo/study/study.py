@@ -12,7 +12,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
-from customized_grpo.study.gradients import gradient_evidence, read_evidence, save_evidence
+from customized_grpo.study.gradients import gradient_evidence, other_than, read_evidence, save_evidence
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
 from customized_grpo.study.report import GRADIENTS, draw_gradients, gradients_table, write_report
 from customized_grpo.study.results import read_results
@@ -63,9 +63,13 @@ def measure_gradients(path: Path, out: Path, console: Console) -> None:
 
 
 def _measure_gradients(study: StudyConfig, ours: StudyRun, out: Path, console: Console) -> None:
-    if not study.gradient_batches or (out / GRADIENTS).exists():
+    if not study.gradient_batches:
         return
     config = ours.config
+    if (out / GRADIENTS).exists():
+        if (other := other_than(read_evidence(out / GRADIENTS), config, study.gradient_batches)) is not None:
+            raise ConfigError(f"{out / GRADIENTS}: was measured with another {other}; remove it, or give another --out")
+        return
     dataset, policy = open_dataset(config.data), build_policy(config.policy)
     rewards = [build_reward(reward, policy.device) for reward in config.rewards]
     with Progress(console=console) as progress:

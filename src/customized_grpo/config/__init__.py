@@ -1,0 +1,34 @@
+"""One typed configuration of a run. Every key has a default, and the defaults are the embedded run.
+
+A YAML file names what differs, `--set a.b=c` what differs from the file; unknown keys are refused. A file for each
+section.
+"""
+
+from __future__ import annotations
+
+from customized_grpo.config.data import DataConfig
+from customized_grpo.config.evaluation import EvaluationConfig
+from customized_grpo.config.method import MethodConfig
+from customized_grpo.config.policy import POLICIES, LoraConfig, PolicyConfig
+from customized_grpo.config.rewards import RewardConfig
+from customized_grpo.config.rollout import RolloutConfig, WindowConfig
+from customized_grpo.config.run import VERSION, Config
+from customized_grpo.config.section import EMBEDDED, ConfigError
+from customized_grpo.config.train import TrainConfig
+
+__all__ = [
+    "EMBEDDED",
+    "POLICIES",
+    "VERSION",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "LoraConfig",
+    "MethodConfig",
+    "PolicyConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "TrainConfig",
+    "WindowConfig",
+]

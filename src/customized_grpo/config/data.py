@@ -1,0 +1,25 @@
+"""Where pairs come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from customized_grpo.config.section import Section
+
+
+class DataConfig(Section):
+    """Where pairs come from."""
+
+    path: str = Field(
+        "world",
+        description="world or world-recoloured (built in), a .jsonl file, a SynCD-style .json, a DreamBench folder",
+    )
+    split: Literal["train", "held-out"] = "train"
+    size: int | None = Field(
+        None, ge=1, description="pairs of the built-in world (null: 4096), or to take of a file (null: all)"
+    )
+    seed: int = Field(0, ge=0)
+    root: Path | None = Field(None, description="folder that the file's relative paths start from; its own where none")

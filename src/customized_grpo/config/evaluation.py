@@ -1,0 +1,38 @@
+"""What is drawn and scored before and after training."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from customized_grpo.config.data import DataConfig
+from customized_grpo.config.rewards import RewardConfig
+from customized_grpo.config.section import Section
+
+
+class EvaluationConfig(Section):
+    """What is drawn and scored before and after training."""
+
+    data: DataConfig = Field(
+        DataConfig(split="held-out", size=96, seed=1), description="by --data, pairs of the given data instead"
+    )
+    steps: int = Field(10, ge=1, description="of deterministic Euler sampling")
+    images: int = Field(1, ge=1, description="images of each pair")
+    seed: int = 0
+    monitors: list[RewardConfig] = Field(
+        [
+            RewardConfig(
+                kind="dino",
+                role="identity",
+                name="identity (independent)",
+                path="embedded/judge-identity",
+            ),
+            RewardConfig(
+                kind="clip",
+                role="prompt",
+                name="prompt (independent)",
+                path="embedded/judge-prompt",
+            ),
+            RewardConfig(kind="copy-paste", role="guard", name="copy-paste"),
+        ],
+        description="judges that are never optimised",
+    )

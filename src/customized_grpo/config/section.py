@@ -1,0 +1,37 @@
+"""What the sections of a configuration share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+
+#: A path of this form means the folder of that name inside the package's own embedded models.
+EMBEDDED = "embedded"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: `problems`, one line each, that name the key and the remedy."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _size_or_auto(value: object, inner: ValidatorFunctionWrapHandler) -> object:
+    # One line for the key, where pydantic would give one for each of the two types.
+    try:
+        size = inner(value)
+    except ValidationError:
+        size = 0
+    if size != "auto" and size < 1:
+        raise ValueError("should be a number of at least 1, or auto")
+    return size
+
+
+#: Items of one forward pass, or as many as memory is free for.
+SizeOrAuto = Annotated[int | Literal["auto"], WrapValidator(_size_or_auto)]

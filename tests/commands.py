@@ -1,0 +1,103 @@
+"""Commands as a user types them, each in a process of its own that need not import the models' libraries again.
+
+A server imports them once and computes nothing; it forks a child for each command, in the folder that the command is
+typed in. Of a process of its own the child differs in that alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+_INTERRUPTED = "the server of commands ended"
+
+
+def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What `cgrpo` with these arguments leaves and says in `folder`."""
+    typed = [str(argument) for argument in arguments]
+    with tempfile.TemporaryDirectory() as told:
+        output, error = Path(told) / "output", Path(told) / "error"
+        asked = {"arguments": typed, "folder": str(folder), "output": str(output), "error": str(error)}
+        server = _server()
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps({**asked, "environment": dict(os.environ)}) + "\n")
+        server.stdin.flush()
+        answer = server.stdout.readline()
+        assert answer, _INTERRUPTED
+        said = [path.read_text(encoding="utf-8", errors="replace") for path in (output, error)]
+    return subprocess.CompletedProcess(["cgrpo", *typed], json.loads(answer)["code"], *said)
+
+
+def run_typed(arguments: list[str]) -> int:
+    """The exit code of `cgrpo` with these arguments, in this process."""
+    import customized_grpo.cli
+
+    sys.argv = ["cgrpo", *arguments]
+    try:
+        customized_grpo.cli.main()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 0
+
+
+@lru_cache(maxsize=1)
+def _server() -> subprocess.Popen[str]:
+    command = [sys.executable, __file__]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(server.kill)
+    return server
+
+
+def _serve() -> None:
+    from customized_grpo.cli.app import quiet
+
+    quiet()  # which says nothing to what has been imported
+    import customized_grpo.benchmark
+    import customized_grpo.planning
+    import customized_grpo.policies.flux_kontext
+    import customized_grpo.rewards.clip
+    import customized_grpo.rewards.dino
+    import customized_grpo.runs  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            _child(**json.loads(line))
+        _, status = os.waitpid(pid, 0)
+        answers.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")
+        answers.flush()
+
+
+def _child(arguments: list[str], folder: str, output: str, error: str, environment: dict[str, Any]) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.path[0] = folder  # as that of `python -m`
+        for place, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, _written(output)), (2, _written(error))):
+            os.dup2(target, place)
+        code = run_typed(arguments)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _written(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+
+if __name__ == "__main__":
+    _serve()
