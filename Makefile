@@ -33,15 +33,16 @@ format: $(READY)
 audit: $(READY)
 	$(BIN)/python .ci/audit.py
 
-# The demo in a browser, Weights & Biases and trackio, by packages that other tests do without: in an environment on top
-# of .venv, since Gradio takes an older Pillow than the rest.
+# The demo in a browser, Weights & Biases and trackio, and quantised weights, by packages that other tests do without: in
+# an environment on top of .venv, since Gradio takes an older Pillow than the rest.
 test-extras: $(READY)
 	$(PYTHON) -m venv --without-pip .venv-extras
 	for bin in $(BIN) $(EXTRAS); do \
 	  $$bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; done | \
 	  { read -r below; read -r here; echo "$$below" > "$$here/below.pth"; }
-	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,trackers]'
-	$(EXTRAS)/python -m pytest -rs tests/demo/test_demo_in_a_browser.py tests/test_trackers.py
+	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,quantise,trackers]'
+	$(EXTRAS)/python -m pytest -rs tests/demo/test_demo_in_a_browser.py tests/test_trackers.py \
+	  tests/policies/test_quantisation.py tests/policies/test_uno_lora.py
 
 # The suite with the oldest release of each dependency that pyproject.toml allows, in an environment of its own.
 test-lowest:
