@@ -9,15 +9,17 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-_INTERRUPTED = "the server of commands ended"
+_SECONDS = 600  # that a command may take
 
 
 def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -31,7 +33,7 @@ def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[s
         server.stdin.write(json.dumps({**asked, "environment": dict(os.environ)}) + "\n")
         server.stdin.flush()
         answer = server.stdout.readline()
-        assert answer, _INTERRUPTED
+        assert answer, "the server of commands ended"
         said = [path.read_text(encoding="utf-8", errors="replace") for path in (output, error)]
     return subprocess.CompletedProcess(["cgrpo", *typed], json.loads(answer)["code"], *said)
 
@@ -46,6 +48,18 @@ def run_typed(arguments: list[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
+
+
+def leave_with(run: Callable[[], int]) -> NoReturn:
+    """End this forked process with the exit code that `run` gives; 1 and a traceback where it fails."""
+    code = 1
+    try:
+        code = run()
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @lru_cache(maxsize=1)
@@ -77,22 +91,20 @@ def _serve() -> None:
         answers.flush()
 
 
-def _child(arguments: list[str], folder: str, output: str, error: str, environment: dict[str, Any]) -> None:
+def _child(arguments: list[str], folder: str, output: str, error: str, environment: dict[str, str]) -> None:
     """Never returns."""
-    code = 1
-    try:
+
+    def run() -> int:
+        signal.alarm(_SECONDS)
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
         sys.path[0] = folder  # as that of `python -m`
         for place, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, _written(output)), (2, _written(error))):
             os.dup2(target, place)
-        code = run_typed(arguments)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        return run_typed(arguments)
+
+    leave_with(run)
 
 
 def _written(path: str) -> int:

@@ -11,11 +11,10 @@ import os
 import resource
 import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
-from commands import run_typed
+from commands import leave_with, run_typed
 
 from . import sites
 
@@ -53,8 +52,8 @@ def _child(
     patience: float | None,
 ) -> None:
     """Run `cgrpo` with the arguments in a folder; never returns."""
-    code = 1
-    try:
+
+    def run() -> int:
         os.chdir(folder)
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -71,12 +70,9 @@ def _child(
         if patience is not None:
             stopping.PATIENCE = patience
 
-        code = run_typed(arguments)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        return run_typed(arguments)
+
+    leave_with(run)
 
 
 if __name__ == "__main__":

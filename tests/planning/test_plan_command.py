@@ -69,6 +69,7 @@ def test_every_built_in_kind_with_a_default_model_is_counted() -> None:
     )
     assert judges["hps-v3"].bytes == pytest.approx(15.5e9, rel=0.01)  # bfloat16
     assert judges["hps-v3"].activations > judges["dino"].activations > 0
+    assert judges_of([RewardConfig(kind="dinno", role="identity", path="some/model")], 512**2) == ({}, [])
     cut = RewardConfig(kind="dino", role="identity", options={"segmenter": "facebook/sam2.1-hiera-large"})
     assert judges_of([cut], 512**2)[1] == ["facebook/sam2.1-hiera-large, the segmenter of the reward 'dino'"]
 

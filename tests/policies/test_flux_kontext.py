@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.config import LoraConfig
-from customized_grpo.policies import checkpointing
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy, nearest_size
 from customized_grpo.protocols import Conditions
 
@@ -242,33 +241,6 @@ def test_gradient_checkpointing_changes_no_gradient(folder: Path, dtype: str) ->
         lambda checkpointing: policy_of(folder, gradient_checkpointing=checkpointing, dtype=dtype),
         lambda policy: policy.encode(PROMPT, [picture()]),
     )
-
-
-def test_activations_that_wait_on_the_host_change_no_gradient(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved: list[torch.Tensor] = []
-
-    def on_host(pin_memory: bool, device_type: str) -> Any:  # a CPU is its own host: as if it were not
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            moved.append(tensor)
-            return tensor.clone()
-
-        return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept)
-
-    monkeypatch.setattr(checkpointing, "save_on_cpu", on_host)
-    proofs.checkpointing_changes_no_gradient(
-        lambda wanted: policy_of(folder, gradient_checkpointing=wanted, offload_activations=wanted),
-        lambda policy: policy.encode(PROMPT, [picture()]),
-    )
-    transformer = policy_of(folder)._transformer
-    blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
-    # Of each block its inputs, and nothing of what it computes.
-    rows = [tensor for tensor in moved if tensor.ndim == 3]
-    assert blocks <= len(rows) <= 2 * blocks and len(moved) <= 8 * blocks
-
-
-def test_activations_wait_where_something_is_kept(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"is of policy\.gradient_checkpointing, which is off"):
-        policy_of(folder, offload_activations=True)
 
 
 @lora_and_full

@@ -14,14 +14,12 @@ from customized_grpo.outlines import outline_judge
 from customized_grpo.planning.measure import peak_bytes
 from customized_grpo.planning.memory import FLOAT32, Model
 from customized_grpo.planning.shapes import count
-from customized_grpo.rewards import KINDS, default_path
+from customized_grpo.rewards import KINDS, default_option, default_path
+from customized_grpo.training.credit import reward_name
 
 #: Kinds without a model of their own here.
 _MODELLESS = ("vlm", "remote", "copy-paste")
-_BATCH = 64  # pictures of one forward pass, of all kinds but the next
-_VLM_BATCH = 8
 _WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
-_BASE = "Qwen/Qwen2-VL-7B-Instruct"
 _PATCH = 28  # side in pixels of what is one token of Qwen2-VL
 _INSTRUCTION = 300  # tokens of HPS v3's instruction with a prompt
 
@@ -50,24 +48,35 @@ def judges_of(rewards: Sequence[RewardConfig], pixels: int) -> tuple[dict[str, J
     judges: dict[str, Judge] = {}
     uncounted = []
     for reward in rewards:
-        name = reward.name or reward.kind
+        name = reward_name(reward)
         if ":" in reward.kind:
             uncounted.append(f"the reward {name!r}, code of your own")
-        elif (path := reward.path or default_path(reward.kind)) is not None and reward.kind not in _MODELLESS:
+        elif (path := model_of(reward)) is not None:
             judges[name] = _vlm(reward, path, pixels) if reward.kind == "hps-v3" else _encoder(reward, path)
         if segmenter := reward.options.get("segmenter"):
             uncounted.append(f"{segmenter}, the segmenter of the reward {name!r}")
     return judges, uncounted
 
 
+def model_of(reward: RewardConfig) -> str | None:
+    """Where the model of a built-in kind is that works here; None for others."""
+    if reward.kind not in KINDS or reward.kind in _MODELLESS:
+        return None
+    return reward.path or default_path(reward.kind)
+
+
+def _option(reward: RewardConfig, name: str) -> Any:
+    return reward.options.get(name, default_option(reward.kind, name))
+
+
 def _encoder(reward: RewardConfig, path: str) -> Judge:
-    assert reward.kind in KINDS
-    return Judge(path, *_seeing(path), batch=reward.options.get("batch_size", _BATCH))
+    model, taken = _seeing(path)
+    return Judge(path, model, FLOAT32, taken, _option(reward, "batch_size"))
 
 
 @lru_cache(maxsize=32)
-def _seeing(path: str) -> tuple[Model, int, int]:
-    """Of a model with eyes: itself, bytes of a weight, bytes that one picture takes."""
+def _seeing(path: str) -> tuple[Model, int]:
+    """Of a model with eyes: itself, and bytes that one picture takes."""
     outline: Any = outline_judge(path)
     config = getattr(outline.config, "vision_config", outline.config)
     side = config.image_size
@@ -75,15 +84,15 @@ def _seeing(path: str) -> tuple[Model, int, int]:
     eyes = getattr(outline, "vision_model", outline)
     with torch.no_grad():
         taken = peak_bytes(lambda: eyes(pixel_values=pixels))
-    return count(outline), FLOAT32, taken + pixels.numel() * pixels.element_size()
+    return count(outline), taken + pixels.numel() * pixels.element_size()
 
 
 def _vlm(reward: RewardConfig, path: str, pixels: int) -> Judge:
     """HPS v3: a language model that reads instruction and picture; its head is small beside it."""
-    width = _WIDTHS.get(reward.options.get("dtype", "bfloat16"), 2)
+    width = _WIDTHS.get(_option(reward, "dtype"), 2)
     tokens = _INSTRUCTION + pixels // _PATCH**2
-    model, taken = _reading(reward.options.get("base", _BASE), tokens)
-    return Judge(path, model, width, taken * width // FLOAT32, reward.options.get("batch_size", _VLM_BATCH))
+    model, taken = _reading(_option(reward, "base"), tokens)
+    return Judge(path, model, width, taken * width // FLOAT32, _option(reward, "batch_size"))
 
 
 @lru_cache(maxsize=8)

@@ -14,9 +14,10 @@ from huggingface_hub import snapshot_download
 
 from customized_grpo.config import Config, PolicyConfig, RewardConfig
 from customized_grpo.models import local_path, resolve
-from customized_grpo.planning.judges import Judge, judges_of
+from customized_grpo.planning.judges import Judge, judges_of, model_of
 from customized_grpo.planning.memory import Weights, Work, device_memory, host_memory, with_overhead
 from customized_grpo.planning.shapes import Shapes, shapes_of
+from customized_grpo.training.credit import reward_name
 from customized_grpo.training.loop import conditions_kept
 from customized_grpo.training.update import trained_count
 from customized_grpo.training.windows import stochastic_steps
@@ -68,7 +69,8 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
     """
     shapes = shapes_of(config.policy, references)
     judges, uncounted = judges_of(_judges(config), shapes.pixels)
-    there, _ = judges_of([one for one in _judges(config) if _beside_policy(one, config.policy)], shapes.pixels)
+    beside = {reward_name(one) for one in _judges(config) if _beside_policy(one, config.policy)}
+    there = [judge for name, judge in judges.items() if name in beside]
     width = getattr(torch, config.policy.dtype).itemsize
     work = _work(config, shapes, processes)
     policy = config.policy
@@ -78,7 +80,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         published=shapes.transformer.bytes(width),
         text_encoders=encoders,
         vae=shapes.vae.bytes(width),
-        rewards=sum(judge.bytes for judge in there.values()),
+        rewards=sum(judge.bytes for judge in there),
         trained=shapes.trained_bytes,
         trained_tensors=shapes.trained_tensors,
         full=policy.lora is None,
@@ -88,7 +90,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         dequantised=shapes.largest_linear * width if policy.quantise else 0,
         ema=config.train.ema > 0,
     )
-    looking = max((judge.activations * min(judge.batch, work.images) for judge in there.values()), default=0)
+    looking = max((judge.activations * min(judge.batch, work.images) for judge in there), default=0)
     device = device_memory(weights, work, replace(shapes.activations, rewards=looking))
     peak = max(sum(parts.values()) for parts in device.values())
     images = config.rollout.pairs * config.rollout.group_size
@@ -207,7 +209,7 @@ def _judges_elsewhere(config: Config) -> Change | None:
     """All judges with models on the CPU; None where none was beside the policy."""
     keyed = {f"rewards.{i}.device": judge for i, judge in enumerate(config.rewards)}
     keyed |= {f"evaluation.monitors.{i}.device": judge for i, judge in enumerate(config.evaluation.monitors)}
-    moved = [key for key, one in keyed.items() if _beside_policy(one, config.policy) and judges_of([one], 1)[0]]
+    moved = [key for key, one in keyed.items() if _beside_policy(one, config.policy) and model_of(one) is not None]
     if not moved:
         return None
     return ", ".join(moved), [keyed[key].device for key in moved], ["cpu"] * len(moved)

@@ -20,7 +20,7 @@ from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.options import check_options
 from customized_grpo.rewards.scores import score
 
-__all__ = ["KINDS", "RewardError", "build_reward", "default_path", "score"]
+__all__ = ["KINDS", "RewardError", "build_reward", "default_option", "default_path", "score"]
 
 #: module:class by kind; a module is imported when its kind is asked for.
 KINDS = {
@@ -56,8 +56,7 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
             + (f"did you mean {near!r}?" if (near := nearest(config.kind, KINDS)) else f"give {', '.join(KINDS)}, ")
             + ("" if near else "package.module:Class or file.py:function")
         )
-    module, _, judge = KINDS[config.kind].partition(":")
-    return _construct(getattr(importlib.import_module(f"{__name__}.{module}"), judge), config, name, device)
+    return _construct(_class_of(config.kind), config, name, device)
 
 
 def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, device: torch.device | str) -> Reward:
@@ -83,8 +82,16 @@ def default_path(kind: str) -> str | None:
     """The hub id that a kind loads where no path is given; None where it has none, or is a class of the user's own."""
     if kind not in KINDS:
         return None
-    module, _, name = KINDS[kind].partition(":")
-    judge = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    parameter = inspect.signature(judge).parameters.get("path")
-    found = getattr(judge, "default_path", None) or (parameter.default if parameter else None)
+    found = getattr(_class_of(kind), "default_path", None) or default_option(kind, "path")
     return found if isinstance(found, str) else None
+
+
+def default_option(kind: str, option: str) -> Any:
+    """What a built-in kind takes where an option is not given; None where it has no such option."""
+    parameter = inspect.signature(_class_of(kind)).parameters.get(option)
+    return None if parameter is None else parameter.default
+
+
+def _class_of(kind: str) -> Any:
+    module, _, name = KINDS[kind].partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
