@@ -87,8 +87,24 @@ def test_gradients_are_measured_without_any_training(done: Path) -> None:
     (done / "more.yaml").write_text(STUDY.replace("group_size: 4", "group_size: 5"), encoding="utf-8")
     other = study(done, "--out", "gradients", "--gradients-only", file="more.yaml")
     assert other.returncode == 2 and "was measured with another rollout.group_size" in " ".join(other.stderr.split())
-    refused = study(done, "--gradients-only", "--report-only")
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    for options in (("--gradients-only", "--report-only"), ("--at", "out/both/seed-0")):
+        refused = study(done, *options)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+
+
+def test_gradients_of_what_a_run_has_learned(done: Path) -> None:
+    """They are not those at the base, and say whose they are."""
+    options = ("--gradients-only", "--at", "out/both/seed-0")
+    refused = study(done, "--out", "out", *options)
+    assert refused.returncode == 2 and "gradients.json: was measured with another policy" in refused.stderr
+    ended = study(done, "--out", "learned", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert "at both/seed-0" in " ".join(ended.stdout.split())
+    base, learned = (json.loads((done / folder / "gradients.json").read_text()) for folder in ("out", "learned"))
+    assert (base["at"], learned["at"]) == ("", "both/seed-0")
+    assert base["settings"] == learned["settings"] and base["cosines"] != learned["cosines"]
+    unfinished = study(done, "--out", "none", "--gradients-only", "--at", "out")
+    assert unfinished.returncode == 2 and "holds no lora; give the folder of a finished run" in unfinished.stderr
 
 
 def test_a_second_call_runs_what_is_missing_alone(done: Path) -> None:

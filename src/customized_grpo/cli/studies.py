@@ -24,6 +24,9 @@ def study(
     gradients_only: Annotated[
         bool, typer.Option(help="Train nothing; measure the two roles' gradients at the base, step by step.")
     ] = False,
+    at: Annotated[
+        Path | None, typer.Option(help="Of --gradients-only: a finished run, at whose policy to measure instead.")
+    ] = None,
 ) -> None:
     """Compare ways of training over seeds: results as JSON lines, a table and pictures. Run again, it goes on.
 
@@ -35,8 +38,10 @@ def study(
 
         if report_only and gradients_only:
             raise ConfigError("--report-only and --gradients-only exclude each other; give one")
+        if at is not None and not gradients_only:
+            raise ConfigError("--at belongs to --gradients-only; give both, or leave it out")
         if gradients_only:
-            measure_gradients(plan, out, Console())
+            measure_gradients(plan, out, Console(), at)
         else:
             run_study(plan, out, processes, Console(), report_only=report_only)
 

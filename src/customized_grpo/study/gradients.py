@@ -64,13 +64,15 @@ class Strength:
 class Evidence:
     """Step by step: `cosines` of the roles' gradients, "naive" and "shaped", and each role's `strengths`.
 
-    `settings` are those that it was measured with, but for training and evaluation; none where none were kept.
+    `settings` are those that it was measured with, but for training and evaluation; none where none were kept. `at` is
+    the run at whose policy it was measured; empty: the base.
     """
 
     cosines: dict[str, list[Cosine]]
     strengths: dict[str, list[Strength]]
     settings: dict[str, Any] = field(default_factory=dict)
     batches: int = 0
+    at: str = ""
 
 
 def gradient_evidence(
@@ -143,6 +145,7 @@ def save_evidence(path: Path, evidence: Evidence) -> None:
             "strengths": {role: [vars(at) for at in curve] for role, curve in evidence.strengths.items()},
             "settings": evidence.settings,
             "batches": evidence.batches,
+            "at": evidence.at,
         },
     )
 
@@ -156,11 +159,17 @@ def read_evidence(path: Path) -> Evidence:
         {name: [Strength(**at) for at in curve] for name, curve in kept["strengths"].items()},
         kept.get("settings", {}),
         kept.get("batches", 0),
+        kept.get("at", ""),
     )
 
 
-def other_than(evidence: Evidence, config: Config, batches: int) -> str | None:
-    """The first setting in which the evidence is not of this configuration, or None; also where it kept none."""
+def other_than(evidence: Evidence, config: Config, batches: int, at: str = "") -> str | None:
+    """The first setting in which the evidence is not of this configuration, or None; also where it kept none.
+
+    "policy" where it was not measured at the run `at`.
+    """
+    if evidence.at != at:
+        return "policy"
     if not evidence.settings:
         return None
     if evidence.batches != batches:

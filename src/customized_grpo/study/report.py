@@ -149,7 +149,7 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
 
 def draw_gradients(out: Path, evidence: Evidence) -> None:
     """gradients.png in the study's folder."""
-    gradient_evidence(out / "gradients.png", _steps(evidence.cosines), _steps(evidence.strengths))
+    gradient_evidence(out / "gradients.png", _steps(evidence.cosines), _steps(evidence.strengths), evidence.at or None)
 
 
 def gradients_table(evidence: Evidence) -> Table:
@@ -160,7 +160,7 @@ def gradients_table(evidence: Evidence) -> Table:
         *(f"signal / noise, {role}" for role in strengths),
         *(f"learned weight, {role}" for role in strengths),
     ]
-    table = Table("step", "sigma", *headings, title="Gradients of the two roles at the base")
+    table = Table("step", "sigma", *headings, title=f"Gradients of the two roles at {evidence.at or 'the base'}")
     for t, first in enumerate(next(iter(cosines.values()))):
         learned = [curve[t] for curve in strengths.values()]
         measured: list[Cosine | Strength] = [*(curve[t] for curve in cosines.values()), *learned]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -9,9 +10,9 @@ from rich.progress import Progress
 
 from customized_grpo.config import ConfigError
 from customized_grpo.data import open_dataset
-from customized_grpo.policies import build_policy
 from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
+from customized_grpo.runs import policy_with_adapter
 from customized_grpo.study.gradients import gradient_evidence, other_than, read_evidence, save_evidence
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
 from customized_grpo.study.report import GRADIENTS, draw_gradients, gradients_table, write_report
@@ -45,36 +46,42 @@ def run_study(path: Path, out: Path, processes: int | None, console: Console, *,
     console.print(f"look at {out}/{', '.join(name for name in pictures if (out / name).exists())}")
 
 
-def measure_gradients(path: Path, out: Path, console: Console) -> None:
-    """The gradients of the study's own row alone, at the base: gradients.json and its picture, and a table of it.
+def measure_gradients(path: Path, out: Path, console: Console, at: Path | None = None) -> None:
+    """The gradients of the study's own row alone: gradients.json and its picture, and a table of it.
 
-    Raises ConfigError as :func:`run_study` does, and where the file asks for no batches.
+    They are those at the base, or, by the settings of that row, at what the run in the folder `at` has learned.
+
+    Raises:
+        ConfigError: as :func:`run_study` does; the file asks for no batches; `at` holds no finished run.
+        ModelError: what the run has learned does not fit the row's policy.
     """
     study = load_study(path)
     if not study.gradient_batches:
         raise ConfigError(f"{path}: gradient_batches is 0, of which nothing can be told; give 2 or more")
     ours = next(run for run in plan(study) if run.row == study.ours)
     out.mkdir(parents=True, exist_ok=True)
-    _measure_gradients(study, ours, out, console)
+    _measure_gradients(study, ours, out, console, at)
     evidence = read_evidence(out / GRADIENTS)
     draw_gradients(out, evidence)
     console.print(gradients_table(evidence))
     console.print(f"look at {out}/gradients.png")
 
 
-def _measure_gradients(study: StudyConfig, ours: StudyRun, out: Path, console: Console) -> None:
+def _measure_gradients(study: StudyConfig, ours: StudyRun, out: Path, console: Console, at: Path | None = None) -> None:
     if not study.gradient_batches:
         return
     config = ours.config
+    place = "" if at is None else "/".join(at.resolve().parts[-2:])  # row and seed, of a study's run
     if (out / GRADIENTS).exists():
-        if (other := other_than(read_evidence(out / GRADIENTS), config, study.gradient_batches)) is not None:
+        kept = read_evidence(out / GRADIENTS)
+        if (other := other_than(kept, config, study.gradient_batches, place)) is not None:
             raise ConfigError(f"{out / GRADIENTS}: was measured with another {other}; remove it, or give another --out")
         return
-    dataset, policy = open_dataset(config.data), build_policy(config.policy)
+    dataset, policy = open_dataset(config.data), policy_with_adapter(config, at)
     rewards = [build_reward(reward, policy.device) for reward in config.rewards]
     with Progress(console=console) as progress:
         task = progress.add_task("gradients of the two roles", total=study.gradient_batches)
         evidence = gradient_evidence(
             config, policy, dataset, rewards, study.gradient_batches, lambda done: progress.update(task, completed=done)
         )
-    save_evidence(out / GRADIENTS, evidence)
+    save_evidence(out / GRADIENTS, replace(evidence, at=place))
