@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from commands import cgrpo
 from PIL import Image
 
-from customized_grpo.records import read_records
+from customized_grpo.records import append_record, read_records
 
 STUDY = """
 seeds: 1
@@ -130,6 +131,21 @@ def test_results_alone_are_enough_for_the_report(done: Path, tmp_path: Path) -> 
     assert (tmp_path / "out/table.md").read_text(encoding="utf-8") == (done / "out/table.md").read_text(
         encoding="utf-8"
     )
+
+
+def test_the_grid_is_of_a_seed_that_has_all_its_pictures(done: Path, tmp_path: Path) -> None:
+    """Where those of the first seed are gone, results of which were brought from elsewhere, the next one is shown."""
+    shutil.copytree(done / "out", tmp_path / "out")
+    (tmp_path / "study.yaml").write_text(STUDY.replace("seeds: 1", "seeds: 2"), encoding="utf-8")
+    first = read_records(tmp_path / "out/results.jsonl")
+    for record in first:
+        append_record(tmp_path / "out/results.jsonl", {**record, "seed": 1})
+    for row in ("both", "naive-1-to-1"):
+        shutil.copytree(tmp_path / f"out/{row}/seed-0", tmp_path / f"out/{row}/seed-1")
+    shutil.rmtree(tmp_path / "out/both/seed-0/evaluation")
+    (tmp_path / "out/grid.png").unlink()
+    assert study(tmp_path, "--report-only").returncode == 0
+    assert (tmp_path / "out/grid.png").read_bytes() == (done / "out/grid.png").read_bytes()
 
 
 def test_results_of_other_rows_alone_are_no_results(done: Path, tmp_path: Path) -> None:

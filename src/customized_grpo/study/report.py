@@ -251,17 +251,27 @@ def _steps(curves: Mapping[str, Sequence[Cosine | Strength]]) -> dict[str, list[
     return {name: [(at.sigma, at.value, at.low, at.high) for at in curve] for name, curve in curves.items()}
 
 
-def _grid(path: Path, study: StudyConfig, config: Config, out: Path, rows_done: Mapping[str, list[Result]]) -> None:
-    """Reference, base and the chosen rows' first seeds from the same noise; as far as their pictures are there."""
+def _grid(path: Path, study: StudyConfig, config: Config, out: Path, rows: Mapping[str, list[Result]]) -> None:
+    """Reference, base and the chosen rows from the same noise, all of one seed: the first that most rows have."""
+    seeds = sorted({result.seed for name in study.grid for result in rows.get(name, ())})
+    found = [_grid_columns(study, config, out, rows, seed) for seed in seeds]
+    columns = max(found, key=len, default={})
+    if columns:
+        evaluation_grid(path, open_dataset(config.evaluation.data), config.evaluation.images, columns)
+
+
+def _grid_columns(
+    study: StudyConfig, config: Config, out: Path, rows: Mapping[str, list[Result]], seed: int
+) -> dict[str, Evaluation]:
+    """Base and rows of that seed, as far as the pictures are there that their results were told from."""
     columns: dict[str, Evaluation] = {}
     for name in study.grid:
-        if not any(result.seed == 0 for result in rows_done.get(name, ())):
+        if not any(result.seed == seed for result in rows.get(name, ())):
             continue  # what an unfinished run has drawn is of some iteration before its last
-        folder = out / slug(name) / "seed-0/evaluation"
+        folder = out / slug(name) / f"seed-{seed}/evaluation"
         base = read_evaluation(folder / "base", config.evaluation)
         tuned = read_evaluation(folder / "tuned", config.evaluation)
         if base is not None and tuned is not None:
             columns.setdefault("base", base)
             columns[name] = tuned
-    if columns:
-        evaluation_grid(path, open_dataset(config.evaluation.data), config.evaluation.images, columns)
+    return columns
