@@ -70,12 +70,24 @@ def test_cosines_that_cannot_be_drawn(
     refused(tmp_path, lambda path: gradient_evidence(path, curves), message)
 
 
+def test_agreements_have_a_panel_and_the_colours_of_the_cosines(tmp_path: Path, drawn: list[Figure]) -> None:
+    curves = {"naive": [STEP], "shaped": [STEP]}
+    small = {"naive": [(1.0, -0.01, -0.02, 0.0)], "shaped": [(1.0, 0.01, 0.0, 3.0)]}
+    gradient_evidence(tmp_path / "evidence.png", curves, small, {"identity": [STEP]})
+    above, below = lines(drawn[0], 0), lines(drawn[0], 1)
+    assert {name: float(data(line)[0, 1]) for name, line in below.items()} == {"naive": -0.01, "shaped": 0.01}
+    assert all(same_color(below[name].get_color(), above[name].get_color()) for name in curves)
+    assert len(drawn[0].axes) == 3
+    with pytest.raises(FigureError, match="steps of 'naive'"):
+        gradient_evidence(tmp_path / "refused.png", curves, {"naive": [STEP, STEP]})
+
+
 def test_strengths_have_a_panel_and_the_colours_of_their_roles(tmp_path: Path, drawn: list[Figure]) -> None:
     strengths = {"identity": [(1.0, 0.01, -0.01, 0.03)], "prompt": [(1.0, -0.002, -0.004, 0.001)]}
-    gradient_evidence(tmp_path / "evidence.png", {"naive": [STEP]}, strengths)
+    gradient_evidence(tmp_path / "evidence.png", {"naive": [STEP]}, strengths=strengths)
     found = lines(drawn[0], 1)
     assert {name: float(data(line)[0, 1]) for name, line in found.items()} == {"identity": 0.01, "prompt": -0.002}
     assert same_color(found["identity"].get_color(), IDENTITY) and same_color(found["prompt"].get_color(), PROMPT)
     other = {"identity": [STEP, STEP]}
     with pytest.raises(FigureError, match="steps of 'identity'"):
-        gradient_evidence(tmp_path / "refused.png", {"naive": [STEP]}, other)
+        gradient_evidence(tmp_path / "refused.png", {"naive": [STEP]}, strengths=other)

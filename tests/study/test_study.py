@@ -69,6 +69,7 @@ def test_every_run_leaves_a_result_and_the_pictures_are_there(done: Path) -> Non
     for naive, shaped in zip(cosines["naive"], cosines["shaped"], strict=True):
         # What both share pulls them together.
         assert shaped["value"] > naive["value"]
+    assert [c["step"] for c in evidence["agreements"]["naive"]] == [0, 1]
     for role in ("identity", "prompt"):
         strengths = evidence["strengths"][role]
         assert [s["step"] for s in strengths] == [0, 1]

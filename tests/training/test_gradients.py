@@ -57,6 +57,22 @@ def test_strength_is_told_from_none() -> None:
     assert none.low < 0 < none.high and abs(none.value) < 0.2 * signal.value
 
 
+def test_agreement_is_told_from_shared_noise() -> None:
+    """Roles that weigh the same draws against each other have cosines below 0, whatever their means do."""
+    random = torch.Generator().manual_seed(1)
+    noise = torch.randn(200, 2, 10, generator=random)
+    pull = torch.zeros(2, 10)
+    pull[:, 0] = torch.tensor([0.5, 0.0])
+    one, other = pull + noise, pull - 0.5 * noise
+    sigmas = torch.tensor([1.0, 0.5])
+    agreeing, neither = gradients._agreements(one, other, sigmas)
+    assert gradients._cosine(1, 0.5, one[:, 1], other[:, 1]).high < -0.5
+    assert agreeing.low < 0.25 / (10 * 0.5) < agreeing.high and agreeing.low > 0
+    assert neither.low < 0 < neither.high and abs(neither.value) < 0.2 * agreeing.value
+    opposed, _ = gradients._agreements(one, noise - pull, sigmas)
+    assert opposed.high < 0
+
+
 def test_evidence_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "gradients.json"
     path.write_text('{"naive": [], "shaped": []}', encoding="utf-8")

@@ -23,13 +23,20 @@ _MOST_TICKS = 26
 _ROLES = {"identity": IDENTITY, "prompt": PROMPT}
 
 
-def gradient_evidence(path: Path, cosines: Curves, strengths: Curves | None = None, title: str | None = None) -> None:
-    """Draw the cosine of the identity's and the prompt's gradient at each denoising step, PNG, and their strengths.
+def gradient_evidence(
+    path: Path,
+    cosines: Curves,
+    agreements: Curves | None = None,
+    strengths: Curves | None = None,
+    title: str | None = None,
+) -> None:
+    """Draw, PNG, how the identity's and the prompt's gradient stand to each other at each denoising step.
 
     Args:
         path: the PNG to write; its folder is made.
         cosines: of the two roles' gradients.
-        strengths: signal over noise of each role's gradient, in a second panel.
+        agreements: the inner product of their means over the noise, in a panel of its own.
+        strengths: signal over noise of each role's gradient, in a further one.
         title: a line over all.
 
     Raises:
@@ -37,17 +44,21 @@ def gradient_evidence(path: Path, cosines: Curves, strengths: Curves | None = No
             finite, a cosine or bound is not in -1..1, or low is above high.
     """
     sigmas = _checked(path, cosines, None, _ONE, "give cosines, and bounds in order")
+    # Not the colours of identity and prompt: each of these curves is of both.
+    colours = cycle(colour for colour in PALETTE if colour not in _ROLES.values())
+    of_both = {name: next(colours) for name in cosines}
+    shown = [(cosines, of_both, "cosine of the two gradients")]
+    if agreements is not None:
+        shown.append((agreements, {name: of_both.get(name, INK) for name in agreements}, "agreement / noise"))
     if strengths is not None:
-        _checked(path, strengths, sigmas, math.inf, "give finite values, and bounds in order")
+        looks = {name: _ROLES.get(name, INK) for name in strengths}
+        shown.append((strengths, looks, "signal / noise of a gradient, one iteration"))
+    for curves, _, _ in shown[1:]:
+        _checked(path, curves, sigmas, math.inf, "give finite values, and bounds in order")
     width = min(12.0, max(5.6, 1.4 + 0.42 * len(sigmas)))
-    with drawing(path, width, 3.8 if strengths is None else 7.2, title) as figure:
-        panels = figure.subplots(1 if strengths is None else 2, squeeze=False)[:, 0]
-        # Not the colours of identity and prompt: each of these curves is of both.
-        colours = cycle(colour for colour in PALETTE if colour not in _ROLES.values())
-        _draw(panels[0], cosines, {name: next(colours) for name in cosines}, sigmas, "cosine of the two gradients")
-        if strengths is not None:
-            looks = {name: _ROLES.get(name, INK) for name in strengths}
-            _draw(panels[1], strengths, looks, sigmas, "signal / noise of a gradient, one iteration")
+    with drawing(path, width, 0.4 + 3.4 * len(shown), title) as figure:
+        for panel, (curves, looks, label) in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
+            _draw(panel, curves, looks, sigmas, label)
 
 
 def _checked(path: Path, curves: Curves, sigmas: list[float] | None, bound: float, remedy: str) -> list[float]:

@@ -2,8 +2,11 @@
 
 At the policy as it is, the surrogate's gradient for an advantage A at step t is that of the mean of
 A * log-density(step t): one for A_id, one for A_p, and, shaped by SARS, one for A_id + B and one for A_p + B.
-Their cosines say whether the roles agree. How far a role's gradients of independent batches agree with each other says
-how much of them is signal: a step where they do not teaches that role nothing, and disturbs the other one.
+Their cosines say whether the two pull alike over so many batches, noise included: both weigh the same draws, so that
+advantages which disagree sample by sample already set them at odds. How far a role's gradients of independent batches
+agree with each other says how much of them is signal: a step where they do not teaches that role nothing, and disturbs
+the other one. How far one role's agree with the other role's of other batches says, without what they share by chance,
+whether to follow one lifts the other.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """At one denoising step: the cosine over all batches, and its 95% bootstrap interval over batches."""
+class AtStep:
+    """What was measured at one denoising step, and its 95% bootstrap interval over batches."""
 
     step: int
     sigma: float
@@ -44,31 +47,28 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Strength:
+class Strength(AtStep):
     """How much of a role's gradient at one denoising step is signal.
 
     `value`: the squared mean of the gradient over the variance about it, of one batch; unbiased, so that it may fall
-    below 0 where there is none. `low`, `high`: its 95% bootstrap interval over batches. `weight`: what `table`
-    weighting should give that role at this step, of :func:`learned_weights`.
+    below 0 where there is none. `weight`: what `table` weighting should give that role at this step, of
+    :func:`learned_weights`.
     """
 
-    step: int
-    sigma: float
-    value: float
-    low: float
-    high: float
     weight: float
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Step by step: `cosines` of the roles' gradients, "naive" and "shaped", and each role's `strengths`.
+    """Step by step, of the roles' gradients, "naive" and "shaped": `cosines`, and `agreements`, the inner product of
+    their means over the deviations about them, of one batch and unbiased as a strength is; and each role's `strengths`.
 
     `settings` are those that it was measured with, but for training and evaluation; none where none were kept. `at` is
     the run at whose policy it was measured; empty: the base.
     """
 
-    cosines: dict[str, list[Cosine]]
+    cosines: dict[str, list[AtStep]]
+    agreements: dict[str, list[AtStep]]
     strengths: dict[str, list[Strength]]
     settings: dict[str, Any] = field(default_factory=dict)
     batches: int = 0
@@ -103,10 +103,11 @@ def gradient_evidence(
         name: [_cosine(t, float(sigmas[t]), one[:, t], other[:, t]) for t in steps]
         for name, (one, other) in pulls.items()
     }
+    agreements = {name: _agreements(one, other, sigmas) for name, (one, other) in pulls.items()}
     scales = _scales(config, sigmas)
     roles = {"identity": identity, "prompt": prompt}
     strengths = {role: _strengths(found, sigmas, scales) for role, found in roles.items()}
-    return Evidence(cosines, strengths, _measured(config).model_dump(mode="json"), batches)
+    return Evidence(cosines, agreements, strengths, _measured(config).model_dump(mode="json"), batches)
 
 
 def inner_products(gradients: Tensor) -> Tensor:
@@ -142,6 +143,7 @@ def save_evidence(path: Path, evidence: Evidence) -> None:
         path,
         {
             "cosines": {name: [vars(at) for at in curve] for name, curve in evidence.cosines.items()},
+            "agreements": {name: [vars(at) for at in curve] for name, curve in evidence.agreements.items()},
             "strengths": {role: [vars(at) for at in curve] for role, curve in evidence.strengths.items()},
             "settings": evidence.settings,
             "batches": evidence.batches,
@@ -152,10 +154,12 @@ def save_evidence(path: Path, evidence: Evidence) -> None:
 
 def read_evidence(path: Path) -> Evidence:
     kept = json.loads(path.read_text(encoding="utf-8"))
-    if not {"cosines", "strengths"} <= kept.keys():
-        raise ConfigError(f"{path}: of an earlier version, without strengths; remove it, and the study measures anew")
+    if missing := {"cosines", "agreements", "strengths"} - kept.keys():
+        what = ", ".join(sorted(missing))
+        raise ConfigError(f"{path}: of an earlier version, without {what}; remove it, and the study measures anew")
     return Evidence(
-        {name: [Cosine(**at) for at in curve] for name, curve in kept["cosines"].items()},
+        {name: [AtStep(**at) for at in curve] for name, curve in kept["cosines"].items()},
+        {name: [AtStep(**at) for at in curve] for name, curve in kept["agreements"].items()},
         {name: [Strength(**at) for at in curve] for name, curve in kept["strengths"].items()},
         kept.get("settings", {}),
         kept.get("batches", 0),
@@ -236,7 +240,7 @@ def _at_step(
     return total
 
 
-def _cosine(step: int, sigma: float, one: Tensor, other: Tensor) -> Cosine:
+def _cosine(step: int, sigma: float, one: Tensor, other: Tensor) -> AtStep:
     """Of the sums over batches of two gradients (batches, parameters); resampled through their inner products."""
     n = len(one)
     inner = [a.double() @ b.double().T for a, b in ((one, other), (one, one), (other, other))]
@@ -245,8 +249,21 @@ def _cosine(step: int, sigma: float, one: Tensor, other: Tensor) -> Cosine:
         between, first, second = (torch.einsum("rb,bc,rc->r", counts, part, counts) for part in inner)
         return between / (first * second).sqrt().clamp(min=1e-30)
 
-    low, high = _interval(of, n)
-    return Cosine(step, sigma, float(of(torch.ones(1, n, dtype=torch.float64))), low, high)
+    return AtStep(step, sigma, *_told(of, n))
+
+
+def _agreements(one: Tensor, other: Tensor, sigmas: Tensor) -> list[AtStep]:
+    """Of two roles' gradients (batches, steps, parameters)."""
+    found = []
+    for t in range(one.shape[1]):
+        first, second = one[:, t].double(), other[:, t].double()
+        both, own = first @ second.T, (first @ first.T, second @ second.T)
+
+        def of(counts: Tensor, both: Tensor = both, own: tuple[Tensor, Tensor] = own) -> Tensor:
+            return _apart(counts, both) / (_noise(counts, own[0]) * _noise(counts, own[1])).sqrt()
+
+        found.append(AtStep(t, float(sigmas[t]), *_told(of, len(both))))
+    return found
 
 
 def _strengths(gradients: Tensor, sigmas: Tensor, scales: Tensor) -> list[Strength]:
@@ -256,15 +273,30 @@ def _strengths(gradients: Tensor, sigmas: Tensor, scales: Tensor) -> list[Streng
     for t in range(gradients.shape[1]):
 
         def of(counts: Tensor, inner: Tensor = products[:, :, t, t]) -> Tensor:
-            """Pairs of different batches alone: a batch agrees with itself, whatever it holds."""
-            between = torch.einsum("rb,bc,rc->r", counts, inner, counts) - counts.square() @ inner.diagonal()
-            signal = between / (counts.sum(1).square() - counts.square().sum(1)).clamp(min=1)
-            return signal / (counts @ inner.diagonal() / counts.sum(1) - signal).clamp(min=1e-30)
+            return _apart(counts, inner) / _noise(counts, inner)
 
-        low, high = _interval(of, n)
-        value = float(of(torch.ones(1, n, dtype=torch.float64)))
-        found.append(Strength(t, float(sigmas[t]), value, low, high, float(weights[t])))
+        found.append(Strength(t, float(sigmas[t]), *_told(of, n), float(weights[t])))
     return found
+
+
+def _apart(counts: Tensor, inner: Tensor) -> Tensor:
+    """The inner product of two means, of batches taken so often (resamples, batches), from their inner products.
+
+    Pairs of different batches alone: a batch agrees with itself, whatever it holds.
+    """
+    between = torch.einsum("rb,bc,rc->r", counts, inner, counts) - counts.square() @ inner.diagonal()
+    return between / (counts.sum(1).square() - counts.square().sum(1)).clamp(min=1)
+
+
+def _noise(counts: Tensor, inner: Tensor) -> Tensor:
+    """The variance of one batch about its mean, likewise."""
+    return (counts @ inner.diagonal() / counts.sum(1) - _apart(counts, inner)).clamp(min=1e-30)
+
+
+def _told(of: Callable[[Tensor], Tensor], batches: int) -> tuple[float, float, float]:
+    """What `of` says of all batches, and its interval."""
+    low, high = _interval(of, batches)
+    return float(of(torch.ones(1, batches, dtype=torch.float64))), low, high
 
 
 def _interval(of: Callable[[Tensor], Tensor], batches: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from customized_grpo.figures.comparison import learning_curves, quadrant_bars
 from customized_grpo.figures.gradients import gradient_evidence
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.records import write_bytes, write_json
-from customized_grpo.study.gradients import Cosine, Evidence, Strength, read_evidence
+from customized_grpo.study.gradients import AtStep, Evidence, read_evidence
 from customized_grpo.study.plan import StudyConfig, slug
 from customized_grpo.study.results import Result
 from customized_grpo.study.statistics import dominates, front, hypervolume
@@ -149,21 +149,24 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
 
 def draw_gradients(out: Path, evidence: Evidence) -> None:
     """gradients.png in the study's folder."""
-    gradient_evidence(out / "gradients.png", _steps(evidence.cosines), _steps(evidence.strengths), evidence.at or None)
+    measured = (evidence.cosines, evidence.agreements, evidence.strengths)
+    gradient_evidence(out / "gradients.png", *map(_steps, measured), title=evidence.at or None)
 
 
 def gradients_table(evidence: Evidence) -> Table:
     """What gradients.png shows, step by step, without the intervals, and the weights learned from it."""
-    cosines, strengths = evidence.cosines, evidence.strengths
+    cosines, agreements, strengths = evidence.cosines, evidence.agreements, evidence.strengths
     headings = [
         *(f"cosine, {name}" for name in cosines),
+        *(f"agreement / noise, {name}" for name in agreements),
         *(f"signal / noise, {role}" for role in strengths),
         *(f"learned weight, {role}" for role in strengths),
     ]
     table = Table("step", "sigma", *headings, title=f"Gradients of the two roles at {evidence.at or 'the base'}")
     for t, first in enumerate(next(iter(cosines.values()))):
         learned = [curve[t] for curve in strengths.values()]
-        measured: list[Cosine | Strength] = [*(curve[t] for curve in cosines.values()), *learned]
+        roles = [curve[t] for curves in (cosines, agreements) for curve in curves.values()]
+        measured: list[AtStep] = [*roles, *learned]
         told = [f"{at.value:+.4f}" for at in measured]
         table.add_row(str(t), f"{first.sigma:.2f}", *told, *(f"{at.weight:.2f}" for at in learned))
     return table
@@ -247,7 +250,7 @@ def _quadrants(path: Path, rows: Mapping[str, list[Result]]) -> None:
     quadrant_bars(path, shares)
 
 
-def _steps(curves: Mapping[str, Sequence[Cosine | Strength]]) -> dict[str, list[tuple[float, float, float, float]]]:
+def _steps(curves: Mapping[str, Sequence[AtStep]]) -> dict[str, list[tuple[float, float, float, float]]]:
     return {name: [(at.sigma, at.value, at.low, at.high) for at in curve] for name, curve in curves.items()}
 
 
