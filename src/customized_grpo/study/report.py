@@ -149,8 +149,13 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
 
 def draw_gradients(out: Path, evidence: Evidence) -> None:
     """gradients.png in the study's folder."""
-    measured = (evidence.cosines, evidence.agreements, evidence.strengths)
-    gradient_evidence(out / "gradients.png", *map(_steps, measured), title=evidence.at or None)
+    gradient_evidence(
+        out / "gradients.png",
+        _steps(evidence.cosines),
+        _steps(evidence.agreements),
+        _steps(evidence.strengths),
+        evidence.at or None,
+    )
 
 
 def gradients_table(evidence: Evidence) -> Table:
