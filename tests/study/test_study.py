@@ -80,7 +80,12 @@ def test_gradients_are_measured_without_any_training(done: Path) -> None:
     """The same numbers as at the end of the study, which measures them at the base as well."""
     ended = study(done, "--out", "gradients", "--gradients-only")
     assert ended.returncode == 0, ended.stderr
-    assert "signal" in ended.stdout and "results.jsonl" not in os.listdir(done / "gradients")
+    told = " ".join(ended.stdout.split())
+    evidence = json.loads((done / "gradients/gradients.json").read_text(encoding="utf-8"))
+    for curves in (evidence["cosines"], evidence["agreements"], evidence["strengths"]):
+        for at in (at for curve in curves.values() for at in curve):
+            assert f"{at['value']:+.4f}" in told, "a plain terminal has room for all of it"
+    assert "results.jsonl" not in os.listdir(done / "gradients")
     assert (done / "gradients/gradients.json").read_text() == (done / "out/gradients.json").read_text()
     with Image.open(done / "gradients/gradients.png") as picture:
         assert picture.height > 400, "two panels"

@@ -158,23 +158,37 @@ def draw_gradients(out: Path, evidence: Evidence) -> None:
     )
 
 
-def gradients_table(evidence: Evidence) -> Table:
-    """What gradients.png shows, step by step, without the intervals, and the weights learned from it."""
+def gradients_tables(evidence: Evidence) -> tuple[Table, Table]:
+    """What gradients.png shows, without the intervals: whether the two roles agree, and what each of them has to learn.
+
+    The weights learned from the latter stand beside it.
+    """
     cosines, agreements, strengths = evidence.cosines, evidence.agreements, evidence.strengths
-    headings = [
-        *(f"cosine, {name}" for name in cosines),
-        *(f"agreement / noise, {name}" for name in agreements),
-        *(f"signal / noise, {role}" for role in strengths),
-        *(f"learned weight, {role}" for role in strengths),
-    ]
-    table = Table("step", "sigma", *headings, title=f"Gradients of the two roles at {evidence.at or 'the base'}")
-    for t, first in enumerate(next(iter(cosines.values()))):
-        learned = [curve[t] for curve in strengths.values()]
-        roles = [curve[t] for curves in (cosines, agreements) for curve in curves.values()]
-        measured: list[AtStep] = [*roles, *learned]
-        told = [f"{at.value:+.4f}" for at in measured]
-        table.add_row(str(t), f"{first.sigma:.2f}", *told, *(f"{at.weight:.2f}" for at in learned))
-    return table
+    where = evidence.at or "the base"
+    steps = [(str(at.step), f"{at.sigma:.2f}") for at in next(iter(cosines.values()))]
+
+    def table(title: str, columns: Mapping[str, Sequence[str]]) -> Table:
+        headings = (Column(heading, overflow="fold") for heading in ("step", "sigma", *columns))
+        filled = Table(*headings, title=title)
+        for step, cells in zip(steps, zip(*columns.values(), strict=True), strict=True):
+            filled.add_row(*step, *cells)
+        return filled
+
+    def values(curve: Sequence[AtStep]) -> list[str]:
+        return [f"{at.value:+.4f}" for at in curve]
+
+    return (
+        table(
+            f"Do the two roles' gradients agree, at {where}?",
+            {f"cosine, {name}": values(curve) for name, curve in cosines.items()}
+            | {f"agreement / noise, {name}": values(curve) for name, curve in agreements.items()},
+        ),
+        table(
+            f"What each role's gradient can teach, at {where}",
+            {f"signal / noise, {role}": values(curve) for role, curve in strengths.items()}
+            | {f"learned weight, {role}": [f"{at.weight:.2f}" for at in curve] for role, curve in strengths.items()},
+        ),
+    )
 
 
 def _uneven_bases(rows: Mapping[str, list[Result]]) -> list[str]:

@@ -15,7 +15,7 @@ from customized_grpo.rewards import build_reward
 from customized_grpo.runs import policy_with_adapter
 from customized_grpo.study.gradients import gradient_evidence, other_than, read_evidence, save_evidence
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
-from customized_grpo.study.report import GRADIENTS, draw_gradients, gradients_table, write_report
+from customized_grpo.study.report import GRADIENTS, draw_gradients, gradients_tables, write_report
 from customized_grpo.study.results import read_results
 from customized_grpo.study.runner import default_processes, run_all
 
@@ -63,7 +63,7 @@ def measure_gradients(path: Path, out: Path, console: Console, at: Path | None =
     _measure_gradients(study, ours, out, console, at)
     evidence = read_evidence(out / GRADIENTS)
     draw_gradients(out, evidence)
-    console.print(gradients_table(evidence))
+    console.print(*gradients_tables(evidence))
     console.print(f"look at {out}/gradients.png")
 
 
