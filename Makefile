@@ -40,9 +40,9 @@ test-extras: $(READY)
 	for bin in $(BIN) $(EXTRAS); do \
 	  $$bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; done | \
 	  { read -r below; read -r here; echo "$$below" > "$$here/below.pth"; }
-	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,quantise,trackers]'
+	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[deepspeed,demo,quantise,trackers]'
 	$(EXTRAS)/python -m pytest -rs tests/demo/test_demo_in_a_browser.py tests/test_trackers.py \
-	  tests/policies/test_quantisation.py \
+	  tests/policies/test_quantisation.py tests/training/test_zero.py \
 	  tests/policies/test_uno_lora.py::test_it_is_fused_before_weights_are_quantised
 
 # The suite with the oldest release of each dependency that pyproject.toml allows, in an environment of its own.

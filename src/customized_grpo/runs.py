@@ -116,9 +116,9 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
         keep_samples(run, 0, held_out, config.evaluation.images, base)
     warned: set[tuple[str, str]] = set()
     shown = TrainingDisplay(config.train.iterations, done=done, console=console) if main else nullcontext()
-    sharded = is_sharded(next(iter(policy.trainable().values())))
-    # Shards make a checkpoint together, which they cannot when one of them was stopped: the last one stands.
-    saves = main and not sharded
+    # Parts make a checkpoint together, which they cannot when one of them was stopped: the last one stands.
+    together = processes.zero is not None or is_sharded(next(iter(policy.trainable().values())))
+    saves = main and not together
     with Stopping(run, saves=saves, alone=accelerator.num_processes == 1) as stopping, shown as display:
 
         def on_iteration(record: Mapping[str, float]) -> None:
@@ -150,7 +150,7 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
             Observer(on_iteration, on_sample, on_groups),
             stopping,
         )
-    if main or sharded:
+    if main or together:
         partial = aside(run / LORA) if main else run / LORA
         policy.save(partial)
         if main:

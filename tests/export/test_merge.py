@@ -14,13 +14,15 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
-from customized_grpo.config import ConfigError
+from customized_grpo.config import ConfigError, TrainConfig
 from customized_grpo.configuration import load_config
 from customized_grpo.export.merge import merge_run
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
 from customized_grpo.runs import policy_with_adapter
 from customized_grpo.training.checkpoint import save_checkpoint
+from customized_grpo.training.optimizer import build_optimizer
+from customized_grpo.training.processes import ALONE
 from customized_grpo.training.rollout import image_noise, sample_pictures
 
 KINDS = {
@@ -78,7 +80,9 @@ def test_what_cannot_be_merged_is_refused(make_run: Callable[..., Path], tmp_pat
     with pytest.raises(ConfigError, match="holds something already"):
         merge_run(run, run)
     policy = build_policy(load_config(run / "config.yaml").policy)
-    save_checkpoint(run / "checkpoints", 2, policy, torch.optim.AdamW(policy.trainable().values()), keep=1)
+    save_checkpoint(
+        run / "checkpoints", 2, policy, build_optimizer(list(policy.trainable().values()), TrainConfig(), ALONE), keep=1
+    )
     with pytest.raises(ConfigError, match=r"not finished, 2 of 3 iterations .* --resume"):
         merge_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()

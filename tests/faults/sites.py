@@ -191,7 +191,7 @@ def _poison(updates: range) -> None:
     def update(self: Updater, *given: Any) -> dict[str, float]:
         made[0] += 1
         factor = float("nan") if made[0] in updates else 1.0
-        hook = self.weights[0].register_hook(lambda gradient: gradient * factor)
+        hook = next(iter(self.policy.trainable().values())).register_hook(lambda gradient: gradient * factor)
         try:
             return inner(self, *given)
         finally:

@@ -22,6 +22,8 @@ from customized_grpo.protocols import Policy
 from customized_grpo.records import read_records
 from customized_grpo.training import memory
 from customized_grpo.training.memory import BatchSize, measure_drawing, peak_bytes
+from customized_grpo.training.optimizer import WholeOptimizer, build_optimizer
+from customized_grpo.training.processes import ALONE
 from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 
@@ -109,7 +111,8 @@ def one_update(policy: Policy, config: Config) -> tuple[dict[str, float], Tensor
         def step(self, closure: object = None) -> None:  # type: ignore[override]
             taken.append(torch.cat([weight.grad.flatten().clone() for weight in weights if weight.grad is not None]))
 
-    updater = Updater(policy, Spy(weights, lr=0.0), config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
+    optimizer = WholeOptimizer(Spy(weights, lr=0.0), weights, config.train.max_gradient_norm)
+    updater = Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
     advantages = torch.randn(trained.shape, generator=torch.Generator().manual_seed(0))
     items = [Items.chosen(batch, set(range(6)), trained, advantages, sigmas) for batch in batches]
     record = updater.update(items, sigmas[1])
@@ -190,9 +193,8 @@ def test_an_automatic_size_is_what_fits(policy: Policy, make_config: Make, monke
     chosen = []
     for free in (2_000_000, 6_000_000):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        updater = Updater(
-            policy, torch.optim.AdamW(weights), config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta
-        )
+        optimizer = build_optimizer(weights, config.train, ALONE)
+        updater = Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
         assert updater.size.auto
         updater.measure_size(condition, sigmas, most=10_000)
         assert all(weight.grad is None for weight in weights), "the probe leaves nothing"

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from customized_grpo.config import Config
+from customized_grpo.config import Config, TrainConfig
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
 from customized_grpo.training.checkpoint import (
@@ -20,6 +19,8 @@ from customized_grpo.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from customized_grpo.training.optimizer import build_optimizer
+from customized_grpo.training.processes import ALONE
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def policy(make_config: Callable[..., Config]) -> Policy:
 
 @pytest.fixture
 def save(policy: Policy, tmp_path: Path) -> Callable[..., Path]:
-    optimizer = torch.optim.AdamW(policy.trainable().values())
+    optimizer = build_optimizer(list(policy.trainable().values()), TrainConfig(), ALONE)
     return lambda iteration, keep=2: save_checkpoint(tmp_path, iteration, policy, optimizer, keep)
 
 
@@ -124,5 +125,5 @@ def test_a_write_that_fails_costs_nothing(
     with pytest.raises(OSError, match=r"No space left on device: '.*000004'"):
         save(4, keep=1)
     assert names(tmp_path) == ["000002"]
-    optimizer = torch.optim.AdamW(policy.trainable().values())
+    optimizer = build_optimizer(list(policy.trainable().values()), TrainConfig(), ALONE)
     assert load_checkpoint(tmp_path / "000002", policy, optimizer) == 2

@@ -34,7 +34,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, updates: range) -> None:
 
     def update(self: Updater, *given: object) -> dict[str, float]:
         factor = math.nan if made[0] in updates else 1.0
-        hook = self.weights[0].register_hook(lambda gradient: gradient * factor)
+        hook = next(iter(self.policy.trainable().values())).register_hook(lambda gradient: gradient * factor)
         made[0] += 1
         try:
             return inner(self, *given)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_drift_is_the_change_of_the_velocity_over_its_own_size(
         with monkeypatch.context() as patch:
             patch.setattr(self.policy, "reference", enter)
             patch.setattr(type(self.policy), "velocity", lambda *a: Inside.factor * velocity(*a))
-            for weight in self.weights:
+            for weight in self.policy.trainable().values():
                 weight.data.zero_()
             found.append(probe(self, *given)["drift"])  # type: ignore[arg-type]
         return {"kl": 0.0, "drift": found[-1]}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.commands.config.config_args import load_config_from_file
+from launching import FILES, begun, free_port, launch, planned, same
 from running import run_training
-from safetensors.torch import load_file
 from torch import nn
 
 from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutConfig
@@ -31,11 +30,9 @@ from customized_grpo.models import ModelError
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
 from customized_grpo.rewards import build_reward
-from customized_grpo.training.checkpoint import newest_checkpoint
 from customized_grpo.training.processes import LostProcessError, Processes, lost_processes_told, start_processes
 
 Make = Callable[..., Config]
-FILES = Path(__file__).parents[2] / "recipes" / "accelerate"
 
 
 @dataclass
@@ -78,7 +75,6 @@ def test_one_process_sums_nothing_and_gives_every_weight_a_gradient() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported; launch with recipes/accelerate/fsdp2.yaml"),
         ("ACCELERATE_USE_FSDP", "true", "FSDP needs GPUs, and none was found"),
         ("WORLD_SIZE", "3", "3 processes were started, 1 work together"),
     ],
@@ -88,6 +84,16 @@ def test_what_is_not_supported_is_refused(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=told):
+        start_processes(make_config(), tmp_path)
+
+
+def test_a_zero_launch_without_deepspeed_names_what_to_install(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find(name))
+    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed; pip install 'customized-grpo\[deepspeed\]'"):
         start_processes(make_config(), tmp_path)
 
 
@@ -103,71 +109,6 @@ def test_a_policy_that_cannot_be_sharded_says_so(make_config: Make) -> None:
         policy = build_policy(make_config().policy.model_copy(update={name: True}))
         with pytest.raises(ModelError, match=rf"policy\.{name}: does not go with FSDP"):
             policy.shard(lambda module: None)  # type: ignore[attr-defined]
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def launch(folder: Path, file: str, plan: Mapping[str, Any], machines: int = 1) -> tuple[int, str]:
-    """Two processes on the CPU by a file of recipes/accelerate, as if on so many machines; exit code, stderr."""
-    (folder / "plan.json").write_text(json.dumps(plan))
-    options = ["--config_file", str(FILES / file), "--num_processes", "2", "--main_process_port", free_port()]
-    if machines > 1:
-        options += ["--main_process_ip", "127.0.0.1"]
-    script = [str(Path(__file__).with_name("together.py")), str(folder / "plan.json")]
-    launchers = []
-    for rank in range(machines):
-        own = ["--machine_rank", str(rank)] if machines > 1 else []
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *own, *script]
-        launchers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-    told = "".join(launcher.communicate(timeout=300)[1] for launcher in launchers)
-    return max(abs(launcher.returncode) for launcher in launchers), told
-
-
-def planned(folder: Path, name: str, config: Config, *, evaluated: bool = False) -> dict[str, Any]:
-    save_config(config, folder / f"{name}.yaml")
-    return {"config": str(folder / f"{name}.yaml"), "run": str(folder / name), "evaluate": evaluated}
-
-
-def begun(whole: Path, run: Path) -> None:
-    """A run that was stopped after the older checkpoint of a whole one."""
-    oldest = min((whole / "checkpoints").iterdir())
-    shutil.copytree(oldest, run / "checkpoints" / oldest.name)
-    shutil.copy(whole / "metrics.jsonl", run)
-
-
-def same(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False) -> None:
-    """The newest checkpoints hold the same, and the records say the same, but for rounding.
-
-    Where all weights are tuned, some have a gradient that is nothing but rounding, of which not even the sign is told:
-    one of a thousand may be off by whole steps of the rate.
-    """
-    checkpoints = [newest_checkpoint(run / "checkpoints") for run in (one, other)]
-    assert None not in checkpoints
-    first, second = ({f.name: load_file(f) for f in c.rglob("*.safetensors")} for c in checkpoints if c is not None)
-    assert first.keys() == second.keys() and len(first) == 2
-    for name, tensors in first.items():
-        assert tensors.keys() == second[name].keys()
-        for key in tensors.keys() - {"rng"}:
-            # Adam divides rounding by gradients near zero: a tenth of one step of the rate is the least
-            # that tells rounding from a share of the gradient that went missing (measured: 2e-5 against 3e-3).
-            expected, found = tensors[key], second[name][key]
-            if all_weights:
-                off = (found - expected).abs() > 1e-4 + 1e-3 * expected.abs()
-                assert int(off.sum()) <= max(1, off.numel() // 1000), (name, key, int(off.sum()), off.numel())
-                torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-            else:
-                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    for single, double in zip(*(read_records(run / "metrics.jsonl") for run in (one, other)), strict=True):
-        assert single.keys() == double.keys()
-        for key in (
-            single.keys() - {"drift"} - (set() if kl else {"kl"})
-        ):  # of some images of each, where it is not trained on
-            if not key.startswith("seconds/"):
-                assert double[key] == pytest.approx(single[key], rel=2e-3, abs=1e-5), key
 
 
 def evaluated_alone(config: Config, policy: Any, folder: Path) -> None:

@@ -26,12 +26,13 @@ from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
 from customized_grpo.rewards import build_reward
 from customized_grpo.sharding import is_sharded, local
-from customized_grpo.training import update
+from customized_grpo.training import optimizer, update
 from customized_grpo.training.processes import Processes, start_processes
 
 COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast", "reduce_scatter_tensor")
 messages: list[int] = []
 updates: list[dict[str, Any]] = []
+made: list[torch.optim.AdamW] = []
 
 
 def counted(collective: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +60,16 @@ def count_messages() -> None:
     update.Updater.update = watched  # type: ignore[method-assign]
 
 
+def remember_optimizers() -> None:
+    original = optimizer.adamw
+
+    def adamw(*given: Any) -> torch.optim.AdamW:
+        made.append(original(*given))
+        return made[-1]
+
+    optimizer.adamw = adamw
+
+
 def main(plan: dict[str, Any]) -> None:
     config = load_config(Path(plan["runs"][0]["config"]))
     asked = os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true"
@@ -71,6 +82,7 @@ def main(plan: dict[str, Any]) -> None:
         assert accelerator.state.fsdp_plugin.fsdp_version == 2
     processes = Processes(accelerator)
     count_messages()
+    remember_optimizers()
     for one in plan["runs"]:
         config, run = load_config(Path(one["config"])), Path(one["run"])
         updates.clear()
@@ -80,6 +92,7 @@ def main(plan: dict[str, Any]) -> None:
             "updates": updates,
             "weights": sum(weight.numel() for weight in weights),
             "here": sum(local(weight).numel() for weight in weights),
+            "averages": sum(x.numel() for state in made[-1].state.values() for n, x in state.items() if "exp_avg" in n),
             "sharded": all(map(is_sharded, weights)),
             "timeout": dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
         }

@@ -21,7 +21,9 @@ from customized_grpo.protocols import Conditions, Pair, Policy, Reward
 from customized_grpo.rewards import score
 from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
 from customized_grpo.training.memory import peak_bytes
+from customized_grpo.training.optimizer import build_optimizer
 from customized_grpo.training.order import images_of_updates
+from customized_grpo.training.processes import ALONE
 from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 from customized_grpo.training.windows import stochastic_steps
@@ -91,7 +93,7 @@ def iterate(
     sigmas, step = noise_levels(policy, rollout.steps, rollout.shift), SAMPLERS[rollout.sampler]
     stochastic = stochastic_steps(rollout, config.seed, 0)
     trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, 0, keys)
-    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=tuning.learning_rate)
+    optimizer = build_optimizer(list(policy.trainable().values()), tuning, ALONE)
     updater = Updater(policy, optimizer, tuning, step, rollout.eta)
 
     def encode() -> list[Conditions]:

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from customized_grpo.protocols import Policy
 from customized_grpo.records import aside, drop_folder, move_folder, writing
-from customized_grpo.sharding import is_sharded, like, whole, writes
+from customized_grpo.sharding import is_sharded, like, whole
+from customized_grpo.training.optimizer import Optimizer
 
 _STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"
 _RNG = "rng"
@@ -39,26 +40,26 @@ def save_checkpoint(
     folder: Path,
     iteration: int,
     policy: Policy,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     keep: int,
     further: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write the state after `iteration` iterations, `further` tensors included, then drop all but the newest `keep`
     checkpoints up to it.
 
-    A whole one that is there already is this state: it stays. A damaged one is renamed to NUMBER.damaged. Where weights
-    are sharded all processes call this, and the first of them writes, in any case. Raises OSError where the disk is
-    full or cannot be written; no checkpoint is dropped then.
+    A whole one that is there already is this state: it stays. A damaged one is renamed to NUMBER.damaged. Where the
+    optimiser is kept together all processes call this, and the first of them writes, in any case. Raises OSError where
+    the disk is full or cannot be written; no checkpoint is dropped then.
     """
     final = folder / f"{iteration:06d}"
-    weights = _weights(optimizer)
-    if not any(map(is_sharded, weights)) and final.exists() and fault_of(final) is None:
+    if not optimizer.together and final.exists() and fault_of(final) is None:
         return final
-    writer = writes(weights)
+    writer = not optimizer.together or torch.distributed.get_rank() == 0
     partial = aside(final) if writer else final
     try:
         with writing(final):
-            policy.save(partial / _TRAINABLE)
+            if writer or any(map(is_sharded, policy.trainable().values())):  # which all make whole together
+                policy.save(partial / _TRAINABLE)
             tensors, numbers = _flatten(optimizer.state_dict())
             tensors |= {name: whole(tensor).contiguous() for name, tensor in (further or {}).items()}
             if not writer:
@@ -126,7 +127,7 @@ def checkpointed_iterations(run: Path) -> int:
 
 
 def load_checkpoint(
-    folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, further: Mapping[str, torch.Tensor] | None = None
+    folder: Path, policy: Policy, optimizer: Optimizer, further: Mapping[str, torch.Tensor] | None = None
 ) -> int:
     """Restore the policy, the optimiser and the random generator, and fill the `further` tensors; returns the
     iterations done.
@@ -145,7 +146,7 @@ def load_checkpoint(
         tensor.copy_(like(tensors.pop(name), tensor))
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
     torch.set_rng_state(tensors.pop(_RNG))
-    optimizer.load_state_dict(_unflatten(tensors, state["optimizer"], _weights(optimizer)))
+    optimizer.load_state_dict(_unflatten(tensors, state["optimizer"], list(policy.trainable().values())))
     return int(state["iteration"])
 
 
@@ -172,10 +173,6 @@ def _unflatten(
         fits = isinstance(value, torch.Tensor) and value.shape == weight.shape
         state.setdefault(int(index), {})[name] = like(value, weight) if fits else value
     return {"state": state, "param_groups": kept["param_groups"]}
-
-
-def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _folders(folder: Path) -> list[Path]:

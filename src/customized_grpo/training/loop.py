@@ -24,6 +24,7 @@ from customized_grpo.training.divergence import check_drift, check_skipped
 from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups, group_diversity
 from customized_grpo.training.memory import BatchSize, measure_drawing
+from customized_grpo.training.optimizer import Optimizer, build_optimizer
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.processes import Processes
 from customized_grpo.training.rollout import draw_images, noise_levels
@@ -75,26 +76,28 @@ def train(
     rollout, tuning = config.rollout, config.train
     step = SAMPLERS[rollout.sampler]
     sigmas = noise_levels(policy, rollout.steps, rollout.shift)
-    optimizer = torch.optim.AdamW(
-        policy.trainable().values(),
-        lr=tuning.learning_rate,
-        betas=tuning.betas,
-        weight_decay=tuning.weight_decay,
-    )
+    optimizer = build_optimizer(list(policy.trainable().values()), tuning, processes)
     averaged = MovingAverage(policy, tuning.ema)
     encode = _Encoder(policy, conditions_kept(config))
     overlap = policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
 
-    updater = Updater(policy, optimizer, tuning, step, rollout.eta, processes)
-    drawing = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not updater.sharded)
+    stopping = stopping or Stopping(run)
+    updater = Updater(
+        policy,
+        optimizer,
+        tuning,
+        step,
+        rollout.eta,
+        processes,
+        before_step=stopping.forbid,
+        after_step=averaged.update,
+    )
+    drawing = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not optimizer.together)
 
     def save(done: int) -> None:
-        if processes.is_main or updater.sharded:
+        if processes.is_main or optimizer.together:
             save_checkpoint(run / "checkpoints", done, policy, optimizer, tuning.keep_checkpoints, averaged.tensors)
 
-    stopping = stopping or Stopping(run)
-    optimizer.register_step_pre_hook(lambda *_: stopping.forbid())
-    optimizer.register_step_post_hook(lambda *_: averaged.update())
     first = resume(run, policy, optimizer, averaged)
     processes.wait()  # until all have read it
 
@@ -150,8 +153,7 @@ def train(
 
         # 4. The clipped surrogate, over this process's part of each update's images.
         rate = _learning_rate(tuning, iteration)
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
+        optimizer.set_rate(rate)
         moved = []
         places = {image: place for place, image in enumerate(mine)}
         for update in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
@@ -197,7 +199,7 @@ def train(
     averaged.apply()
 
 
-def resume(run: Path, policy: Policy, optimizer: torch.optim.Optimizer, averaged: MovingAverage | None = None) -> int:
+def resume(run: Path, policy: Policy, optimizer: Optimizer, averaged: MovingAverage | None = None) -> int:
     """Restore the newest whole checkpoint of the run, if any; returns the number of iterations done."""
     checkpoint = newest_checkpoint(run / "checkpoints")
     done = (

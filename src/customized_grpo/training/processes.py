@@ -7,18 +7,20 @@ does not depend on the number of processes, but for rounding.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, fsdp2_prepare_model
 from torch import Tensor, nn
 
 from customized_grpo.config import Config, ConfigError, RolloutConfig
@@ -62,12 +64,15 @@ def start_processes(config: Config, run: Path, trackers: Sequence[GeneralTracker
 
     Raises ConfigError where the launcher asks for a way of sharing that there is none of here.
     """
-    if os.environ.get(_DEEPSPEED, "").lower() == "true":
-        raise ConfigError("accelerate: DeepSpeed is not supported; launch with recipes/accelerate/fsdp2.yaml instead")
+    if _asks(_DEEPSPEED):
+        _check_zero(config)
     waiting = InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout))
     # Without being told so, accelerate takes the processes of a machine without a GPU for so many single ones.
     on_cpu = config.policy.device == "cpu" or torch.accelerator.current_accelerator(check_available=True) is None
-    accelerator = Accelerator(cpu=on_cpu, log_with=[*trackers], project_dir=run, kwargs_handlers=[waiting])
+    with _without_deepspeed():
+        accelerator = Accelerator(cpu=on_cpu, log_with=[*trackers], project_dir=run, kwargs_handlers=[waiting])
+    if on_cpu and _asks(_DEEPSPEED):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would take a GPU that is there
     kind, started = accelerator.distributed_type, int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != started:
         raise ConfigError(
@@ -77,7 +82,7 @@ def start_processes(config: Config, run: Path, trackers: Sequence[GeneralTracker
     if kind == DistributedType.FSDP:
         if accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ConfigError("accelerate: FSDP of version 1 is not supported; set fsdp_version: 2")
-    elif os.environ.get(_FSDP, "").lower() == "true":
+    elif _asks(_FSDP):
         raise ConfigError("accelerate: FSDP needs GPUs, and none was found; launch with recipes/accelerate/cpu-2.yaml")
     elif kind not in _WHOLE:
         raise ConfigError(f"accelerate: {kind.value} is not supported; launch with a file of recipes/accelerate")
@@ -95,6 +100,11 @@ class Processes:
         self.index = 0 if accelerator is None else accelerator.process_index
         self.count = 1 if accelerator is None else accelerator.num_processes
         self.is_main = self.index == 0
+
+    @functools.cached_property
+    def zero(self) -> dict[str, Any] | None:
+        """DeepSpeed's section `zero_optimization` of the launcher's file; None where it asks for none."""
+        return _zero_of_launcher() if self.count > 1 and _asks(_DEEPSPEED) else None
 
     def check(self, rollout: RolloutConfig) -> None:
         """Raises ConfigError where a process would have nothing to draw."""
@@ -217,6 +227,41 @@ class Processes:
 
 #: The only process of its run.
 ALONE = Processes()
+
+
+def _asks(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() == "true"
+
+
+def _check_zero(config: Config) -> None:
+    """Raises ConfigError where DeepSpeed is not there, or is asked for what it does not do here."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError("accelerate: DeepSpeed is not installed; pip install 'customized-grpo[deepspeed]'")
+    stage = _zero_of_launcher().get("stage")
+    if stage not in (1, 2):
+        raise ConfigError(
+            f"accelerate: ZeRO of stage {stage} is not supported; set zero_stage to 1 or 2, "
+            "or launch with recipes/accelerate/fsdp2.yaml, which shares out the transformer as well"
+        )
+    if config.train.batch_size == "auto":
+        raise ConfigError("train.batch_size: auto does not go with DeepSpeed; give a number")
+
+
+def _zero_of_launcher() -> dict[str, Any]:
+    section: dict[str, Any] = dict(DeepSpeedPlugin().deepspeed_config["zero_optimization"])
+    # What is said of stage 3 alone.
+    return {key: value for key, value in section.items() if key != "offload_param" and not key.startswith("stage3_")}
+
+
+@contextmanager
+def _without_deepspeed() -> Iterator[None]:
+    """Inside it accelerate does not see that DeepSpeed is asked for: it would wrap the model, and not on a CPU."""
+    asked = os.environ.pop(_DEEPSPEED, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[_DEEPSPEED] = asked
 
 
 def _buckets(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

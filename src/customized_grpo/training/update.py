@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,9 @@ from customized_grpo.config import TrainConfig
 from customized_grpo.method import StepFunction, Surrogate, clipped_surrogate, gaussian_kl, guarded_log_ratio
 from customized_grpo.noise import generator
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.sharding import is_sharded, local, whole
+from customized_grpo.sharding import local
 from customized_grpo.training.memory import BatchSize
+from customized_grpo.training.optimizer import Optimizer
 from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import Trajectories, velocity_once
 
@@ -145,25 +146,27 @@ class Updater:
     def __init__(
         self,
         policy: Policy,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         config: TrainConfig,
         step: StepFunction,
         eta: float,
         processes: Processes = ALONE,
+        *,
+        before_step: Callable[[], None] = lambda: None,
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy, self.optimizer, self.config = policy, optimizer, config
         self.step, self.eta, self.processes = step, eta, processes
-        self.weights = list(policy.trainable().values())
-        self.sharded = any(map(is_sharded, self.weights))
-        self.size = BatchSize("train.batch_size", config.batch_size, recovers=not self.sharded)
+        self._before_step, self._after_step = before_step, after_step
+        self.size = BatchSize("train.batch_size", config.batch_size, recovers=not optimizer.together)
         self.skipped: int = 0  #: updates in a row that were not taken
 
     def rounds(self, own: int) -> int:
-        """How often to call the model for `own` batches: as often as the others where its weights are sharded.
+        """How often to call the model for `own` batches: as often as the others where they need each other for it.
 
         A process that calls a sharded model less often than the others would leave them waiting.
         """
-        return self.processes.most(own) if self.sharded else own
+        return self.processes.most(own) if self.optimizer.together else own
 
     def measure_size(self, condition: Conditions, sigmas: Tensor, most: int) -> None:
         """Where the size of micro-batches is "auto", what one transition needs, and how many of `most` fit."""
@@ -176,21 +179,18 @@ class Updater:
         def probe() -> None:
             self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)
 
-        gradients = sum(local(weight).nbytes for weight in self.weights)
-        # Adam's two averages come with the first step.
-        states = 0 if self.optimizer.state else 2 * gradients
-        self.size.measure(
-            self.policy.device, probe, most=most, kept=gradients, later=states, agree=self.processes.least
-        )
-        self.optimizer.zero_grad(set_to_none=True)
+        gradients = sum(local(weight).nbytes for weight in self.policy.trainable().values())
+        later = self.optimizer.awaited_bytes()
+        self.size.measure(self.policy.device, probe, most=most, kept=gradients, later=later, agree=self.processes.least)
+        self.optimizer.clear()
 
     def update(self, groups: list[Items], sigma_max: Tensor, idle: Items | None = None) -> dict[str, float]:
         """One optimiser step on the mean over all items of all processes. Returns what the log says of it.
 
         Without any item there is no step, nor where the gradient is not finite: that update is skipped. Gradients are
         summed over processes once, after all micro-batches. Where memory runs out in one of them, the update begins
-        anew with smaller ones: nothing of it counts twice. `idle` is replayed, and counts for nothing, where weights
-        are sharded and other processes have more micro-batches.
+        anew with smaller ones: nothing of it counts twice. `idle` is replayed, and counts for nothing, where the
+        processes need each other and others have more micro-batches.
         """
         total = self.processes.sum(torch.tensor(float(sum(map(len, groups))), device=self.policy.device))
         if not float(total):
@@ -198,18 +198,17 @@ class Updater:
             return {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **measured}
         most = max(map(len, groups), default=1)
         sums = self.size.anew(most, lambda size: self._accumulate(groups, size, total, sigma_max, idle))
-        self.processes.sum_gradients(self.weights)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_gradient_norm))
-        taken = math.isfinite(float(norm))
+        self._before_step()
+        norm = self.optimizer.step()
+        taken = math.isfinite(norm)
         if taken:
-            self.optimizer.step()
+            self._after_step()
         self.skipped = 0 if taken else self.skipped + 1
-        self.optimizer.zero_grad(set_to_none=True)
         loss_sum, clipped, divergence_sum, divergences = self.processes.sum(sums).tolist()
         record = {
             "loss": loss_sum / float(total),
             "clip_fraction": clipped / float(total),
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "share/skipped": float(not taken),
         }
         if divergences:
@@ -221,7 +220,7 @@ class Updater:
     ) -> Tensor:
         """Leave the gradients of this process's items in the weights, by micro-batches of `size`; (4,) for the log."""
         device = self.policy.device
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.clear()
         calls = sum(-(-len(group) // size) for group in groups)
         waits = self.rounds(calls) - calls
         sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
@@ -235,7 +234,7 @@ class Updater:
                 loss = loss + self.config.kl_weight * divergence.sum()
                 measured = torch.stack([divergence.sum().detach(), torch.tensor(float(len(micro)), device=device)])
                 sums[2:] += counts * measured
-            torch.autograd.backward(loss / total * counts)
+            self.optimizer.backward(loss / total * counts)
             sums[:2] += counts * torch.stack([loss.detach(), surrogate.clipped.sum().to(loss.dtype)])
         return sums
 
