@@ -120,8 +120,8 @@ def test_drift_is_the_change_of_the_velocity_over_its_own_size(
             patch.setattr(type(self.policy), "velocity", lambda *a: Inside.factor * velocity(*a))
             for weight in self.policy.trainable().values():
                 weight.data.zero_()
-            found.append(probe(self, *given)["drift"])  # type: ignore[arg-type]
-        return {"kl": 0.0, "drift": found[-1]}
+            found.append(probe(self, *given)[0]["drift"])  # type: ignore[arg-type]
+        return {"kl": 0.0, "drift": found[-1]}, 1
 
     monkeypatch.setattr(Updater, "probe", stretched)
     run_training(make_config(iterations=1, sampler=sampler), tmp_path)

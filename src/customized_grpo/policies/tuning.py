@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig
+from customized_grpo.exchange import undone
 from customized_grpo.models import ModelError, first_line
 from customized_grpo.policies.adapters import lora_file
 from customized_grpo.policies.low_rank import LowRankLinear
@@ -303,27 +304,29 @@ def _exchanged(
     transformer: nn.Module, parameters: Mapping[str, nn.Parameter], others: Mapping[str, Tensor]
 ) -> Iterator[None]:
     """Inside it the parameters of a transformer have other numbers, afterwards their own again."""
-    own = {name: _exchange(parameter, others[name]) for name, parameter in parameters.items()}
-    try:
-        yield
-    finally:
+    # Of shards copies: FSDP2 gathers from the memory that they have.
+    own = {name: local(p).data.clone() if is_sharded(p) else p.data for name, p in parameters.items()}
+
+    def give_back() -> None:
         reshard(transformer)
         for name, parameter in parameters.items():
-            _exchange(parameter, own[name])
+            _put(parameter, own[name])
+
+    with undone(give_back):
+        for name, parameter in parameters.items():
+            _put(parameter, others[name])
+        yield
 
 
-def _exchange(parameter: nn.Parameter, other: Tensor) -> Tensor:
-    """Give a parameter, or this process's shard of it, other numbers; those that it had.
+def _put(parameter: nn.Parameter, numbers: Tensor) -> None:
+    """Give a parameter, or this process's shard of it, other numbers.
 
     In autograd's eyes nothing changes: a graph that was built before stays valid.
     """
-    own = local(parameter).data
-    if is_sharded(parameter):  # FSDP2 gathers from the memory that the shard has
-        before = own.clone()
-        own.copy_(other)
-        return before
-    parameter.data = other.to(parameter.device)
-    return own
+    if is_sharded(parameter):
+        local(parameter).data.copy_(numbers)
+    else:
+        parameter.data = numbers.to(parameter.device)
 
 
 def _check_fit(path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: str) -> None:

@@ -27,7 +27,7 @@ from customized_grpo.protocols import PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.study.results import difference
 from customized_grpo.training.credit import assign_credit
-from customized_grpo.training.order import pairs_of_iteration
+from customized_grpo.training.order import image_numbers, pairs_of_iteration
 from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.training.scoring import score_drawn
 from customized_grpo.training.update import Items, replay
@@ -195,13 +195,14 @@ def _gradients(
     rollout = config.rollout
     chosen = pairs_of_iteration(len(dataset), rollout.pairs, config.seed, number)
     pairs = [dataset[index] for index in chosen]
-    images = [(pair, i) for pair in pairs for i in range(rollout.group_size)]
+    images = [pair for pair in pairs for _ in range(rollout.group_size)]
     encoded = {pair.key: policy.encode(pair.prompt, pair.references) for pair in pairs}
-    conditions = [encoded[pair.key] for pair, _ in images]
-    keys = [(pair.key, i) for pair, i in images]
+    conditions = [encoded[pair.key] for pair in images]
+    numbers = image_numbers(chosen, range(len(images)), rollout.group_size)
+    keys = [(pair.key, number) for pair, number in zip(images, numbers, strict=True)]
     steps = range(rollout.steps - 1)  # all of them, also where training moves a window over them
     batches = draw_images(policy, conditions, keys, rollout, sigmas, steps, seed=config.seed, iteration=number)
-    scored = score_drawn(policy, batches, rewards, [pair for pair, _ in images])
+    scored = score_drawn(policy, batches, rewards, images)
     if scored.failure is not None:
         raise scored.failure
     scores = {name: values.view(len(pairs), rollout.group_size) for name, values in scored.scores.items()}
@@ -229,7 +230,10 @@ def _at_step(
             which = batch.images[start : start + len(micro)]
             start += len(micro)
             for k, advantages in enumerate(kinds):
-                gained = (advantages[which].to(log_density.device) * log_density).sum() / count
+                given = advantages[which].to(log_density.device)
+                gained = (given * log_density)[
+                    given != 0
+                ].sum() / count  # an image that failed has none, and may be NaN
                 parts = torch.autograd.grad(gained, weights, retain_graph=k + 1 < len(kinds), allow_unused=True)
                 total[k] += torch.cat(
                     [

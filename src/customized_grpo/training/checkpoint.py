@@ -146,7 +146,9 @@ def load_checkpoint(
         tensor.copy_(like(tensors.pop(name), tensor))
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
     torch.set_rng_state(tensors.pop(_RNG))
-    optimizer.load_state_dict(_unflatten(tensors, state["optimizer"], list(policy.trainable().values())))
+    weights = list(policy.trainable().values())
+    present = optimizer.state_dict()["param_groups"]  # settings that were changed since then hold
+    optimizer.load_state_dict({"state": _unflatten(tensors, state["optimizer"], weights), "param_groups": present})
     return int(state["iteration"])
 
 
@@ -164,15 +166,15 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 def _unflatten(
     tensors: dict[str, torch.Tensor], kept: dict[str, Any], weights: Sequence[torch.Tensor]
-) -> dict[str, Any]:
-    """The state of an optimiser of `weights`: what has the shape of a sharded one is sharded like it."""
+) -> dict[int, dict[str, Any]]:
+    """The state of an optimiser of `weights`, one by one: what has the shape of a sharded one is sharded like it."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *kept["numbers"].items()]:
         index, name = key.split(".", 1)
         weight = weights[int(index)]
         fits = isinstance(value, torch.Tensor) and value.shape == weight.shape
         state.setdefault(int(index), {})[name] = like(value, weight) if fits else value
-    return {"state": state, "param_groups": kept["param_groups"]}
+    return state
 
 
 def _folders(folder: Path) -> list[Path]:

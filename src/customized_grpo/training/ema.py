@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from customized_grpo.exchange import undone
 from customized_grpo.protocols import Policy
 
 _PREFIX = "ema."
@@ -45,12 +46,17 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside it the policy has the averages for weights; afterwards its own again, bit for bit."""
+        """Inside it the policy has the averages for weights; afterwards its own again, bit for bit.
+
+        Also where a signal ends either exchange half-way.
+        """
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self.apply()
-        try:
+
+        @torch.no_grad()
+        def give_back() -> None:
+            for name, weight in self._weights.items():
+                weight.copy_(own[name])
+
+        with undone(give_back):
+            self.apply()
             yield
-        finally:
-            with torch.no_grad():
-                for name, weight in self._weights.items():
-                    weight.copy_(own[name])

@@ -25,7 +25,7 @@ from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups, group_diversity
 from customized_grpo.training.memory import BatchSize, measure_drawing
 from customized_grpo.training.optimizer import Optimizer, build_optimizer
-from customized_grpo.training.order import images_of_updates, pairs_of_iteration
+from customized_grpo.training.order import image_numbers, images_of_updates, pairs_of_iteration
 from customized_grpo.training.processes import Processes
 from customized_grpo.training.rollout import draw_images, noise_levels
 from customized_grpo.training.scoring import finite_images, score_drawn, why_stop
@@ -110,9 +110,10 @@ def train(
 
         # 1. Every pair's group of images, by stochastic steps: all of them, or those of a moving window.
         stochastic = stochastic_steps(rollout, config.seed, iteration)
-        images = [(pairs[image // rollout.group_size], image % rollout.group_size) for image in mine]
-        keys = [(pair.key, number) for pair, number in images]
-        conditions = [encode(pair) for pair, _ in images]
+        images = [pairs[image // rollout.group_size] for image in mine]
+        numbers = image_numbers(indices, mine, rollout.group_size)
+        keys = [(pair.key, number) for pair, number in zip(images, numbers, strict=True)]
+        conditions = [encode(pair) for pair in images]
         trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, iteration, keys)
         if iteration == first:  # what of one image, of one step, fits into memory, where sizes are "auto"
             measure_drawing(drawing, policy, conditions[0], len(mine), processes.least)
@@ -133,7 +134,7 @@ def train(
         )
 
         # 2. Their scores, made beside the drawing of the next batch where that helps, and (groups, G) over processes.
-        scored = score_drawn(policy, batches, rewards, [pair for pair, _ in images], overlap=overlap, size=drawing)
+        scored = score_drawn(policy, batches, rewards, images, overlap=overlap, size=drawing)
         scores = processes.grouped(scored.scores, mine, rollout)
         began_updating = time.perf_counter()
 
@@ -159,17 +160,17 @@ def train(
         for update in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
             local = {places[image] for image in update if image in places} - left_out
             items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
-            moved.append(updater.update(items, sigmas[1], Items.idle(scored.drawn[0], sigmas)))
+            moved.append(updater.update(items, sigmas[1], Items.idle(scored.drawn, sigmas)))
             check_skipped(updater.skipped, tuning.max_skipped, iteration + 1, run)
-        measured = updater.probe(scored.drawn[0], trained, sigmas)
+        probed, how_many = updater.probe(scored.drawn, trained, sigmas)
 
         # 5. The log, the pictures, the checkpoint.
         seconds = (*scored.seconds, time.perf_counter() - began_updating)
-        measured |= {f"seconds/{name}": s for name, s in zip(("sampling", "scoring", "updating"), seconds, strict=True)}
+        measured = {f"seconds/{name}": s for name, s in zip(("sampling", "scoring", "updating"), seconds, strict=True)}
         measured["seconds/total"] = time.perf_counter() - began
         pictures = processes.whole_groups(scored.pictures, mine, rollout)
         record |= processes.mean({"diversity": group_diversity(pictures, rollout.group_size)}, len(pictures))
-        record |= processes.mean(measured, len(mine))
+        record |= processes.mean(measured, len(mine)) | processes.mean(probed, how_many)
         check_drift(record["drift"], tuning.max_drift, iteration + 1, run)
         record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
         done = iteration + 1
@@ -187,8 +188,14 @@ def train(
                 shown = {group: dataset[indices[group]] for group in processes.groups(rollout.pairs)}
                 guards = frozenset(reward_name(reward) for reward in config.rewards if reward.role == "guard")
                 observer.on_groups(done, Groups.of(shown, pictures, scores, credit, learned, guards))
-            with averaged.applied():
-                record |= observer.on_sample(done)
+            try:
+                with averaged.applied():
+                    record |= observer.on_sample(done)
+            except RewardError:  # which all processes hear of
+                if processes.is_main:
+                    append_record(run / "metrics.jsonl", record)
+                save(done)
+                raise
         stopping.forbid()
         if processes.is_main:
             append_record(run / "metrics.jsonl", record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from customized_grpo.config import TrainConfig
 from customized_grpo.sharding import is_sharded, local, whole
 from customized_grpo.training.processes import ALONE, Processes
+
+_LOG = logging.getLogger(__name__)
 
 
 class Optimizer(Protocol):
@@ -106,6 +109,13 @@ def adamw(weights: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.A
 def build_optimizer(weights: Sequence[nn.Parameter], config: TrainConfig, processes: Processes) -> Optimizer:
     """The optimiser that the launcher asks for: DeepSpeed's ZeRO, or each process its own whole one."""
     if processes.zero is None:
+        coarse = {str(weight.dtype).removeprefix("torch.") for weight in weights if weight.dtype.itemsize < 4}
+        if coarse:
+            _LOG.warning(
+                "policy.dtype: all weights are trained in %s, where most steps of a small rate are lost to rounding; "
+                "set policy.dtype=float32, or tune a LoRA, whose own weights are float32",
+                " and ".join(sorted(coarse)),
+            )
         return WholeOptimizer(adamw(weights, config), weights, config.max_gradient_norm, processes)
     from customized_grpo.training.zero import ZeroOptimizer
 

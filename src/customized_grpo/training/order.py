@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from customized_grpo.noise import generator
@@ -15,6 +17,24 @@ def pairs_of_iteration(dataset_size: int, pairs: int, seed: int, iteration: int)
         order = torch.randperm(dataset_size, generator=generator(seed, "data order", epoch))
         indices.append(int(order[offset]))
     return indices
+
+
+def image_numbers(pairs: Sequence[int], images: Sequence[int], group_size: int) -> list[int]:
+    """For each of the `images` of an iteration its number among all images of its pair: what it draws follows from it.
+
+    An iteration may hold a pair twice, at the end of an epoch or where there are few pairs: its second group goes on
+    counting, or it would be the first one's pictures again.
+
+    Args:
+        pairs: the dataset's indices of the iteration's groups.
+        images: image i is number i % group_size of group i // group_size.
+        group_size: images of a group.
+    """
+    numbers = []
+    for image in images:
+        group, number = divmod(image, group_size)
+        numbers.append(pairs[:group].count(pairs[group]) * group_size + number)
+    return numbers
 
 
 def images_of_updates(images: int, updates: int, seed: int, iteration: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -190,12 +191,12 @@ class Processes:
         return torch.cat([pictures[:0], *mine])
 
     def mean(self, record: Mapping[str, float], weight: int) -> dict[str, float]:
-        """The mean of all processes' numbers, each process counting by its weight. A collective."""
+        """The mean of all processes' numbers, each process counting by its weight; NaN of no weight. A collective."""
         if self.count == 1:
-            return dict(record)
+            return {name: value if weight else math.nan for name, value in record.items()}
         values = torch.tensor([*record.values(), 1.0], dtype=torch.float64)
         *totals, weights = self.sum(values * weight).tolist()
-        return {name: total / weights for name, total in zip(record, totals, strict=True)}
+        return {name: total / weights if weights else math.nan for name, total in zip(record, totals, strict=True)}
 
     def sum_gradients(self, weights: Sequence[nn.Parameter]) -> None:
         """Have the sum of all processes' gradients in every weight, zero where it has none. A collective.

@@ -66,10 +66,11 @@ class Items:
         )
 
     @staticmethod
-    def idle(batch: Trajectories, sigmas: Tensor) -> Items:
-        """One transition of the batch that nothing is to be learnt of."""
-        row = torch.zeros(1, dtype=torch.long)
-        return Items.of(batch, row, batch.steps[:1, 0], torch.zeros(1), sigmas)
+    def idle(batches: Sequence[Trajectories], sigmas: Tensor) -> Items:
+        """One transition of the batches that nothing is to be learnt of: finite, if any is, as 0 times NaN is NaN."""
+        batch, rows = _first_finite(batches)
+        row = rows[:1] if len(rows) else torch.zeros(1, dtype=torch.long)
+        return Items.of(batch, row, batch.steps[row, 0], torch.zeros(1), sigmas)
 
     @staticmethod
     def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
@@ -100,6 +101,15 @@ class Items:
     def split(self, size: int) -> Iterator[Items]:
         for start in range(0, len(self), size):
             yield self.part(slice(start, min(start + size, len(self))))
+
+
+def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor]:
+    """The first batch that has images of finite log-densities, and their rows; else the first, and none."""
+    for batch in batches:
+        rows = batch.log_density.isfinite().all(1).nonzero().flatten().cpu()
+        if len(rows):
+            return batch, rows
+    return batches[0], torch.zeros(0, dtype=torch.long)
 
 
 def trained_count(stochastic: int, fraction: float) -> int:
@@ -252,13 +262,15 @@ class Updater:
         return surrogate, (surrogate.loss / (items.sigma - items.sigma_next)).sum()
 
     @torch.no_grad()
-    def probe(self, batch: Trajectories, trained: Tensor, sigmas: Tensor) -> dict[str, float]:
-        """How far the policy is from the reference policy: one step each of a few images that are finite.
+    def probe(self, batches: Sequence[Trajectories], trained: Tensor, sigmas: Tensor) -> tuple[dict[str, float], int]:
+        """How far the policy is from the reference policy: one step each of a few finite images, and how many.
 
         `kl` in nats per latent element; `drift` is the squared change of the velocity over its square: that of no
         velocity at all has 1, one as long that has nothing to do with it 2.
         """
-        rows = torch.linspace(0, len(batch) - 1, min(len(batch), _PROBED)).round().long()
+        batch, finite = _first_finite(batches)
+        every = finite if len(finite) else torch.zeros(1, dtype=torch.long)  # a sharded model is called by all
+        rows = every[torch.linspace(0, len(every) - 1, min(len(every), _PROBED)).round().long()]
         steps = trained[batch.images[rows], 0]
         items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
         mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])
@@ -273,9 +285,10 @@ class Updater:
             next_sample=items.next_latents,
             sigma_max=sigmas[1],
         ).mean
-        finite = items.log_density.isfinite()
-        moved, whole = ((x - reference)[finite].double().square().mean() for x in (mean, still))
-        return {"kl": float(gaussian_kl(mean, reference, std)[finite].mean()), "drift": float(moved / whole)}
+        if not len(finite):
+            return {"kl": 0.0, "drift": 0.0}, 0
+        moved, length = ((x - reference).double().square().mean() for x in (mean, still))
+        return {"kl": float(gaussian_kl(mean, reference, std).mean()), "drift": float(moved / length)}, len(rows)
 
     @torch.no_grad()
     def _reference_mean(self, items: Items, sigma_max: Tensor) -> Tensor:
