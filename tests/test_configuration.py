@@ -303,3 +303,20 @@ def test_text_of_any_line_break_comes_back(tmp_path: Path, text: str) -> None:
     config = Config.model_validate({"data": {"path": text}})
     save_config(config, tmp_path / "run.yaml")
     assert load_config(tmp_path / "run.yaml").data.path == text
+
+
+def test_what_is_evaluated_on_is_what_is_trained_on_until_somebody_names_it(tmp_path: Path) -> None:
+    """In a file as by --set, together with the folder that paths start from; the built-in world has other pairs for it."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("data: {path: pairs.jsonl, root: photos}\n", encoding="utf-8")
+    for config in (load_config(mine), load_config(None, ["data.path=pairs.jsonl", "data.root=photos"])):
+        assert (config.evaluation.data.path, str(config.evaluation.data.root)) == ("pairs.jsonl", "photos")
+        assert config.evaluation.data.size == 96
+    named = load_config(mine, ["evaluation.data.path=others.jsonl"])
+    assert (named.data.path, named.evaluation.data.path, named.evaluation.data.root) == (
+        "pairs.jsonl",
+        "others.jsonl",
+        None,
+    )
+    assert load_config().evaluation.data == Config().evaluation.data
+    assert load_config(None, ["data.path=world-recoloured"]).evaluation.data.split == "held-out"

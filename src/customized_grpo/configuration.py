@@ -39,16 +39,18 @@ def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[s
 
     An override is `a.b=VALUE`, its value YAML; parts of lists go by their number, as in
     `rewards.0.weight=2`. Sections are merged key by key with what they differ from; lists and free
-    mappings are replaced. Raises ConfigError, one line for each problem: FILE:LINE or the override,
-    the dotted key, the value given, the remedy.
+    mappings are replaced. Where none names evaluation.data.path it is data.path. Raises
+    ConfigError, one line for each problem: FILE:LINE or the override, the dotted key, the value given, the remedy.
     """
     reader = _Reader()
     values: dict[str, Any] = Config.model_validate({}).model_dump(mode="json")
+    values["evaluation"]["data"]["path"] = None  # until somebody names it
     for file in [path] if isinstance(path, Path) else path or []:
         _merge(values, reader.file(file), ())
     for override in overrides:
         reader.override(values, override)
     reader.stop_at_problems()
+    _follow_data(values)
     try:
         # JSON's own strictness: no "3" for 3, no true for 1, yet lists for tuples and text for
         # paths.
@@ -56,6 +58,16 @@ def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[s
     except ValidationError as error:
         reader.problems += [reader.describe(detail) for detail in error.errors(include_url=False)]
     raise ConfigError(*dict.fromkeys(reader.problems))
+
+
+def _follow_data(values: dict[str, Any]) -> None:
+    """Evaluate on the data that is trained on (of the world: other pairs of it) where nobody has named other data."""
+    data, evaluation = values.get("data"), values.get("evaluation")
+    held_out = evaluation.get("data") if isinstance(evaluation, dict) else None
+    if isinstance(data, dict) and isinstance(held_out, dict) and held_out.get("path") is None:
+        held_out["path"] = data.get("path")
+        if held_out.get("root") is None:
+            held_out["root"] = data.get("root")
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], Callable[[Location], str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from customized_grpo.config import Config
+from customized_grpo.configuration import load_config
 from customized_grpo.report import find_warnings, notes_of
 from customized_grpo.report.series import Series
 from customized_grpo.report.warnings import (
@@ -164,3 +165,13 @@ def test_a_healthy_run_has_no_warning_and_a_hacked_one_that_alone() -> None:
     (found,) = find_warnings(Config(), run_records(judge=-0.1))
     assert found.kind == "hacking" and found.iteration == 0
     assert find_warnings(Config(), []) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "evaluation", "told"),
+    [("pairs.jsonl", "pairs.jsonl", True), ("pairs.jsonl", "others.jsonl", False), ("world", "world", False)],
+)
+def test_scores_of_what_was_trained_on_are_told_of(data: str, evaluation: str, told: bool) -> None:
+    found = find_warnings(load_config(None, [f"data.path={data}", f"evaluation.data.path={evaluation}"]), [])
+    assert [finding.kind for finding in found] == ["not held out"] * told
+    assert all(data in finding.told and "evaluation.data.path" in finding.remedy for finding in found)

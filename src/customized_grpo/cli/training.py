@@ -42,7 +42,7 @@ def train(
             run, resolved = resume, open_run(resume)
         else:
             quoted = json.dumps(data, ensure_ascii=False)  # a text, whatever YAML would make of it
-            given = [] if data is None else [f"data.path={quoted}", f"evaluation.data.path={quoted}"]
+            given = [] if data is None else [f"data.path={quoted}"]
             overrides = [*given, *(set_ or [])]
             resolved, run = load_config(config, overrides), out or new_folder(Path("runs"))
             check_unused(run)

@@ -13,7 +13,7 @@ class EvaluationConfig(Section):
     """What is drawn and scored before and after training."""
 
     data: DataConfig = Field(
-        DataConfig(split="held-out", size=96, seed=1), description="by --data, pairs of the given data instead"
+        DataConfig(split="held-out", size=96, seed=1), description="its path is data.path where it is not named"
     )
     steps: int = Field(10, ge=1, description="of deterministic Euler sampling")
     images: int = Field(1, ge=1, description="images of each pair")

@@ -33,7 +33,7 @@ def open_syncd(path: Path, root: Path | None = None) -> FilePairs:
     for index, item in enumerate(_items(path)):
         where = f"{path}[{index}]"
         if not isinstance(item, dict):
-            problems.append(f"{where}: not an object; see the documented schema")
+            problems.append(f"{where}: not an object; see docs/data.md")
             continue
         fields = Fields(where, item, root or path.parent, problems)
         read = _set_of_images if "filenames" in item else _pair

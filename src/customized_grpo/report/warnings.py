@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from customized_grpo.config import Config, RewardConfig
+from customized_grpo.config import Config, DataConfig, RewardConfig
+from customized_grpo.data import WORLDS
 from customized_grpo.protocols import ROLES, Role
 from customized_grpo.report.series import Records, Series, changes_in_percent, finite, mean, series
 from customized_grpo.training.credit import reward_name
@@ -27,8 +28,9 @@ PINNED = 0.75  #: share of the clip fraction that is possible at all
 LEAST = 6  #: iterations below which nothing is said of a curve's course
 
 Kind = Literal[
-    "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping", "not finite"
-]
+    "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping", "not finite",
+    "not held out",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,17 @@ def find_warnings(config: Config, records: Records) -> list[Finding]:
         many_vetoes(series(records, "share/vetoed")),
         kl_explosion(series(records, "kl")),
         clip_pinned(series(records, "clip_fraction"), config.train.updates),
+        not_held_out(config.data, config.evaluation.data),
     ]
     return [finding for finding in found if finding is not None]
+
+
+def not_held_out(data: DataConfig, evaluation: DataConfig) -> Finding | None:
+    """The file or folder that is trained on is the one that scores are told of."""
+    if data.path in WORLDS or data.path != evaluation.path:
+        return None
+    told = f"The scores called held-out are of {data.path}, which is trained on: they say nothing of other subjects."
+    return Finding("not held out", told, None, "Set evaluation.data.path to pairs that are not trained on.")
 
 
 def notes_of(config: Config, findings: Iterable[Finding]) -> dict[str, str]:
@@ -117,7 +128,9 @@ def competition(rewards: Mapping[Role, Iterable[Series]]) -> Finding | None:
     winner, loser = max(late, key=lambda role: late[role]), min(late, key=lambda role: late[role])
     told = f"Held-out {winner} has risen by {late[winner]:.1f}% while {loser} has fallen by {-late[loser]:.1f}%."
     since = max(changes[loser], key=lambda iteration: (changes[loser][iteration], iteration))
-    remedy = f"Weigh {loser} more: method.shaping=sars and method.weighting=tdw, or another weight in its role."
+    remedy = (
+        f"Weigh {loser} more: method.weighting=tdw, or method.combine=advantages with a weight above 1 on its reward."
+    )
     return Finding("competition", told, since, remedy)
 
 
