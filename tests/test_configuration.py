@@ -306,7 +306,7 @@ def test_text_of_any_line_break_comes_back(tmp_path: Path, text: str) -> None:
 
 
 def test_what_is_evaluated_on_is_what_is_trained_on_until_somebody_names_it(tmp_path: Path) -> None:
-    """In a file as by --set, together with the folder that paths start from; the built-in world has other pairs for it."""
+    """In a file as by --set, with the folder that paths start from; the built-in world has other pairs for it."""
     mine = tmp_path / "mine.yaml"
     mine.write_text("data: {path: pairs.jsonl, root: photos}\n", encoding="utf-8")
     for config in (load_config(mine), load_config(None, ["data.path=pairs.jsonl", "data.root=photos"])):

@@ -108,6 +108,40 @@ def test_a_request_waits_while_it_is_forbidden_and_saves_where_it_is_allowed(tmp
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def test_a_late_end_says_that_there_was_no_time_only_where_nothing_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    stopping = Stopping(tmp_path)
+
+    def save() -> None:
+        stopping._leave()  # the time is over while it saves
+
+    def work() -> None:
+        with stopping:
+            stopping.allow(save)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    try:
+        with pytest.raises(Stopped, match="saved and stopped by SIGTERM"):
+            work()
+        assert f"error: {tmp_path}: no time to save; go on by --resume" in capfd.readouterr().err
+        assert stopping._end is not None and stopping._end.is_alive(), "what ends late is still ended"
+        stopping._end.function()
+        told = capfd.readouterr().err
+        assert "no time to save" not in told
+        assert told == f"error: {tmp_path}: saved, and left before all else had ended; go on by --resume {tmp_path}\n"
+        assert left == [143, 143]
+    finally:
+        if stopping._end is not None:
+            stopping._end.cancel()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def test_without_a_request_nothing_is_changed(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with Stopping(tmp_path) as stopping:

@@ -44,6 +44,7 @@ class Stopping:
         self._run, self._saves, self._alone = run, saves, alone
         self._save: Callable[[], object] | None = None
         self._asked: int | None = None
+        self._saved = False
         self._before: dict[int, Any] = {}
         self._end: threading.Timer | None = None
 
@@ -70,6 +71,7 @@ class Stopping:
             return
         if self._save is not None:
             self._save()
+        self._saved = True  # what is left may still pass the time, as trackers that end
         name = signal.Signals(self._asked).name
         raise Stopped(self._asked, f"{self._run}: saved and stopped by {name}; go on by --resume {self._run}") from None
 
@@ -96,5 +98,6 @@ class Stopping:
     def _leave(self) -> None:
         assert self._asked is not None
         if self._saves:
-            os.write(2, f"error: {self._run}: no time to save; go on by --resume {self._run}\n".encode())
+            what = "saved, and left before all else had ended" if self._saved else "no time to save"
+            os.write(2, f"error: {self._run}: {what}; go on by --resume {self._run}\n".encode())
         os._exit(128 + self._asked)

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -279,11 +280,69 @@ def test_a_server_that_drips_is_given_up(make_pair: MakePair) -> None:
         ("text", completion("3 or 4"), "'3 or 4' is not one digit from 0 to 4"),
     ],
 )
-def test_answers_of_no_use_are_told_with_what_may_help(answer: str, said: str, told: str, make_pair: MakePair) -> None:
+def test_answers_of_no_use_are_told_with_what_may_help(
+    answer: str, said: str, told: str, make_pair: MakePair, caplog: pytest.LogCaptureFixture
+) -> None:
     with Scripted(lambda handler, number, body: reply(handler, 200, said)) as server:
-        with pytest.raises(RewardError, match=f"nothing is scored by {server.url} .*{told}") as caught:
-            judge(server.url, answer=answer, retries=0)(pictures("red"), [make_pair("a")])
-        assert "start the server" not in str(caught.value)
+        (score,) = judge(server.url, answer=answer, retries=0)(pictures("red"), [make_pair("a")]).tolist()
+    assert math.isnan(score)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert re.search(f"1 of 1 pictures have no score from {server.url} .*{told}", line)
+    assert "start the server" not in line and "\n" not in line
+
+
+UNSCORED: dict[str, tuple[int, str]] = {
+    "400": (400, "cannot identify image"),
+    "413": (413, "too large"),
+    "422": (422, "refused by policy"),
+    "prose": (200, completion("I cannot judge this picture")),
+}
+FAILED = {"408": 408, "429": 429, "500": 500, "503": 503, "closed": 0}
+
+
+@pytest.mark.parametrize(("status", "said"), UNSCORED.values(), ids=UNSCORED)
+def test_a_picture_that_cannot_be_judged_stops_nothing_when_it_alone_is_asked_about_again(
+    status: int, said: str, tmp_path: Path, make_pair: MakePair, caplog: pytest.LogCaptureFixture
+) -> None:
+    red: list[bool] = []
+
+    def behave(handler: BaseHTTPRequestHandler, number: int, body: bytes) -> None:
+        red.append(shown_in(json.loads(body))[0][0].getpixel((0, 0)) == (255, 0, 0))
+        reply(handler, status, said) if red[-1] else reply(handler, 200, completion('{"score": 1}'))
+
+    with Scripted(behave) as server:
+        for asked in (2, 1):  # the second is a run that is resumed: its sibling's answer is kept
+            red.clear()
+            caplog.clear()
+            reward = judge(server.url, retries=0, cache=str(tmp_path / "kept"))
+            refused, scored = reward(pictures("red", "blue"), [make_pair("a")] * 2).tolist()
+            assert math.isnan(refused) and scored == 1
+            assert len(red) == asked and sum(red) == 1
+            (line,) = [record.getMessage() for record in caplog.records]
+            assert f"1 of {asked} pictures have no score from {server.url}" in line and "reward's options" in line
+
+
+@pytest.mark.parametrize("status", FAILED.values(), ids=FAILED)
+def test_a_server_that_fails_ends_the_run_but_not_where_one_picture_failed_by_itself(
+    status: int, make_pair: MakePair, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = False
+
+    def behave(handler: BaseHTTPRequestHandler, number: int, body: bytes) -> None:
+        if own and shown_in(json.loads(body))[0][0].getpixel((0, 0)) == (255, 0, 0):
+            reply(handler, 400, "cannot identify image")
+        elif status:
+            reply(handler, status, "no")
+        else:
+            hang_up(handler)
+
+    with Scripted(behave) as server:
+        reward = judge(server.url, retries=0)
+        with pytest.raises(RewardError, match=f"nothing is scored by {server.url}"):
+            reward(pictures("blue", "red"), [make_pair("a")] * 2)
+        own = True
+        assert all(map(math.isnan, reward(pictures("blue", "red"), [make_pair("a")] * 2).tolist()))
+    assert "2 of 2 pictures have no score" in caplog.text
 
 
 def test_some_failures_are_nan_and_one_warning(make_pair: MakePair, caplog: pytest.LogCaptureFixture) -> None:
@@ -365,18 +424,20 @@ def test_the_key_is_sent_and_told_nowhere(
 
     def behave(handler: BaseHTTPRequestHandler, number: int, body: bytes) -> None:
         # Servers quote the key that they refuse.
-        reply(handler, (200, 500, 200, 400)[number % 4], completion('{"score": 1}') if number == 0 else f"bad {KEY}")
+        status = (200, 500, 200, 400, 500)[number]
+        reply(handler, status, completion('{"score": 1}') if number == 0 else f"bad {KEY}")
 
     with Scripted(behave) as server:
         options = {"key_variable": "MY_KEY", "cache": str(tmp_path / "kept"), "retries": 0, "concurrency": 1}
         reward = judge(server.url, **options)
         told += map(str, reward(pictures("red", "blue"), [make_pair("a")] * 2).tolist())
         for colour in ("white", "teal"):
-            with pytest.raises(RewardError) as caught:
-                reward(pictures(colour), [make_pair("a")])
-            told += [str(caught.value), *map(str, caught.traceback), str(caught.getrepr(showlocals=True))]
+            told += map(str, reward(pictures(colour), [make_pair("a")]).tolist())
+        with pytest.raises(RewardError) as caught:
+            reward(pictures("orange"), [make_pair("a")])
+        told += [str(caught.value), *map(str, caught.traceback), str(caught.getrepr(showlocals=True))]
         assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
-        assert len(server.headers) == 4
+        assert len(server.headers) == 5
         told += [repr(reward), repr(reward._endpoint._client.headers)]
     kept = [file.read_text() for file in (tmp_path / "kept").rglob("*.json")]
     assert kept and "[MY_KEY]" in "".join(told)

@@ -32,7 +32,8 @@ class CallError(Exception):
     """A request that failed for good; its text is one line without the key.
 
     `status` and `answer` are what the server said, where it said anything. `hopeless` means that every other
-    request would fail alike. `remedy` is known to whoever raises it, or follows from the status.
+    request would fail alike; `own`, that the server is at work and got no score out of this one. `remedy` is known
+    to whoever raises it, or follows from the status.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class CallError(Exception):
         status: int | None = None,
         answer: bytes = b"",
         hopeless: bool = False,
+        own: bool = False,
         remedy: str | None = None,
     ) -> None:
         super().__init__(" ".join(message.split())[:500])
-        self.status, self.answer, self.hopeless, self.remedy = status, answer, hopeless, remedy
+        self.status, self.answer, self.remedy = status, answer, remedy
+        self.hopeless, self.own = hopeless, own
 
 
 class Endpoint:
@@ -121,8 +124,9 @@ class Endpoint:
     def scores(self, calls: Sequence[Callable[[], list[float]]], sizes: Sequence[int]) -> list[float]:
         """What all calls return, side by side, `sizes[i]` scores of the i-th; NaN for those of a call that fails.
 
-        One warning tells how many failed and why the first did. Raises RewardError where all do, and at once
-        where one is hopeless.
+        One warning tells how many failed, why the first did and what may help. Raises RewardError where all do and
+        none by a fault of its own (it may be the only call because its siblings' scores are kept), and at once where
+        one is hopeless.
         """
         self._stop = stop = threading.Event()
 
@@ -149,27 +153,29 @@ class Endpoint:
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-        if failures and len(failures) == len(calls):
-            raise self.failed(failures[0][0], "nothing is scored")
         if failures:
+            first = failures[0][0]
+            if len(failures) == len(calls) and not any(error.own for error, _ in failures):
+                raise self.failed(first, "nothing is scored")
             count = sum(size for _, size in failures)
             _log.warning(
-                "reward %r: %d of %d pictures have no score from %s (%s)",
-                *(self._name, count, len(scores), self.url, failures[0][0]),
+                "reward %r: %d of %d pictures have no score from %s (%s); %s",
+                *(self._name, count, len(scores), self.url, first, self._remedy(first)),
             )
         return scores
 
     def failed(self, error: CallError, what: str) -> RewardError:
         """The RewardError of a reward that gets nothing from here."""
+        return RewardError(f"reward {self._name!r}: {what} by {self.url} ({error}); {self._remedy(error)}")
+
+    def _remedy(self, error: CallError) -> str:
         if error.remedy is not None:
-            remedy = error.remedy
-        elif error.status in (401, 403):
-            remedy = f"set {self._variable} in the environment to the right key"
-        elif error.status is None:
-            remedy = "start the server, correct options.url or raise options.timeout"
-        else:
-            remedy = "correct the reward's options, or look at the server's log"
-        return RewardError(f"reward {self._name!r}: {what} by {self.url} ({error}); {remedy}")
+            return error.remedy
+        if error.status in (401, 403):
+            return f"set {self._variable} in the environment to the right key"
+        if error.status is None:
+            return "start the server, correct options.url or raise options.timeout"
+        return "correct the reward's options, or look at the server's log"
 
     def _persist(self, method: str, path: str, body: bytes | None, read: Callable[[bytes], T], retries: int) -> T:
         stop = self._stop
@@ -190,7 +196,9 @@ class Endpoint:
                 failure = CallError(self._redacted(told(error)))
             except ValueError as error:  # of `read`: something came, but nothing of use
                 failure = CallError(
-                    self._redacted(told(error)), remedy="correct the reward's options, or look at what the server says"
+                    self._redacted(told(error)),
+                    own=True,
+                    remedy="correct the reward's options, or look at what the server says",
                 )
             if wait is not None:
                 self._pace.pause(min(wait, _LONGEST_WAIT))
@@ -225,6 +233,7 @@ class Endpoint:
             status=status,
             answer=answer,
             hopeless=status in _HOPELESS,
+            own=400 <= status < 500 and status not in _HOPELESS | _AGAIN,
         )
 
     def _redacted(self, text: str) -> str:

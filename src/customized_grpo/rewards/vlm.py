@@ -170,7 +170,8 @@ class VlmReward:
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Scores float32 (B,), 0 to 4, of pictures (B, 3, H, W) in [0, 1]; NaN where there is no answer.
 
-        Raises RewardError where no picture gets one, and, for identity, for a pair without references.
+        Raises RewardError where the server answers nothing that is asked, and, for identity, for a pair without
+        references.
         """
         shown: dict[int, list[dict[str, Any]]] = {}
         for pair in pairs:

@@ -18,6 +18,7 @@ from rich.console import Console
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.configuration import load_config, save_config
 from customized_grpo.evaluation import read_evaluation
+from customized_grpo.records import aside, move_folder
 from customized_grpo.study.plan import StudyRun
 from customized_grpo.study.results import Result, append_result, collect, finished, read_results
 
@@ -105,7 +106,10 @@ class _Workers:
     def _environment(self, place: int) -> dict[str, str]:
         gpus = torch.cuda.device_count()
         if gpus:
-            return {"CUDA_VISIBLE_DEVICES": str(place % gpus)}
+            # The caller's own list may name others than the first, by number or by UUID.
+            given = [one.strip() for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
+            visible = given[:gpus] or [str(gpu) for gpu in range(gpus)]
+            return {"CUDA_VISIBLE_DEVICES": visible[place % len(visible)]}
         threads = max(1, _cores() // self._count)
         return {"OMP_NUM_THREADS": str(threads)}
 
@@ -118,7 +122,9 @@ class _Workers:
             base = config.parent / "evaluation/base"
             if (base / "scores.json").exists() and _same_base(load_config(config), run.config):
                 if read_evaluation(base, run.config.evaluation) is not None:
-                    shutil.copytree(base, mine)
+                    partial = aside(mine)
+                    shutil.copytree(base, partial, dirs_exist_ok=True)
+                    move_folder(partial, mine)
                 return
 
 
