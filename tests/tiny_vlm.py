@@ -58,14 +58,16 @@ def save_vlm(folder: Path) -> Path:
     )
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=8),
-            text_config=LlamaConfig(**small, **ids, vocab_size=len(vocabulary), max_position_embeddings=8192),
-            image_token_index=vocabulary["<image>"],
-            vision_feature_layer=-1,
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of what is left as it is made
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=8),
+                text_config=LlamaConfig(**small, **ids, vocab_size=len(vocabulary), max_position_embeddings=8192),
+                image_token_index=vocabulary["<image>"],
+                vision_feature_layer=-1,
+            )
         )
-    )
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
