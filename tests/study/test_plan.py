@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_the_shipped_study_is_what_the_docs_say() -> None:
     # Nothing but the method differs between two rows of one seed.
     first = [run.config.model_copy(update={"method": runs[0].config.method}) for run in runs if run.seed == 0]
     assert all(config == first[0] for config in first)
+
+
+def test_every_method_has_as_many_trials_and_none_on_what_is_reported() -> None:
+    runs = plan(load_study(Path(__file__).parents[2] / "recipes/studies/trials.yaml"))
+    methods = [re.sub(r"(, .*| \d:.*)$", "", run.row) for run in runs]
+    assert {methods.count(method) for method in methods} == {3} and len(set(methods)) == 13
+    for config in (run.config for run in runs):
+        assert config.model_copy(update={"method": runs[0].config.method}) == runs[0].config, "the method alone differs"
+        assert (config.data.split, config.evaluation.data.split) == ("train", "train")
+        assert len({config.data.seed, config.evaluation.data.seed, Config().data.seed}) == 3
+    given = [run.config.method.model_dump_json() for run in runs]
+    assert len(set(given)) == len(given), "no trial is made twice"
 
 
 @pytest.mark.parametrize(
