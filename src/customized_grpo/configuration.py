@@ -18,7 +18,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from customized_grpo.config import Config, ConfigError
+from customized_grpo.config import Config, ConfigError, DataConfig
 from customized_grpo.records import write_bytes
 
 Location = tuple[str | int, ...]
@@ -65,9 +65,10 @@ def _follow_data(values: dict[str, Any]) -> None:
     data, evaluation = values.get("data"), values.get("evaluation")
     held_out = evaluation.get("data") if isinstance(evaluation, dict) else None
     if isinstance(data, dict) and isinstance(held_out, dict) and held_out.get("path") is None:
-        held_out["path"] = data.get("path")
-        if held_out.get("root") is None:
-            held_out["root"] = data.get("root")
+        # What is no text there is told of there, once.
+        held_out["path"] = data["path"] if isinstance(data.get("path"), str) else DataConfig().path
+        if held_out.get("root") is None and isinstance(data.get("root"), str):
+            held_out["root"] = data["root"]
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], Callable[[Location], str]]:
