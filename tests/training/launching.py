@@ -59,6 +59,24 @@ def begun(whole: Path, run: Path) -> None:
     shutil.copy(whole / "metrics.jsonl", run)
 
 
+def train_together(
+    folder: Path,
+    file: str,
+    configs: Mapping[str, Config],
+    *,
+    taken_over: Path,
+    evaluated: bool = False,
+    machines: int = 1,
+    options: Sequence[str] = (),
+) -> None:
+    """Two processes train all configurations, then "taken over", on from the older checkpoint of a whole run."""
+    runs = [planned(folder, name, config) for name, config in configs.items()]
+    runs.append(planned(folder, "taken over", configs[taken_over.name], evaluated=evaluated))
+    begun(taken_over, folder / "taken over")
+    code, told = launch(folder, file, {"fail": None, "runs": runs}, machines, options)
+    assert code == 0, told[-3000:]
+
+
 def same(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False) -> None:
     """The newest checkpoints hold the same, and the records say the same, but for rounding.
 

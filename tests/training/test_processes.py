@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.commands.config.config_args import load_config_from_file
-from launching import FILES, begun, free_port, launch, planned, same
+from launching import FILES, begun, free_port, launch, planned, same, train_together
 from running import run_training
 from torch import nn
 
@@ -144,11 +144,7 @@ def alone(configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) 
 def together(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A process on each of two machines trains every configuration, then the first from a checkpoint of one process."""
     folder = tmp_path_factory.mktemp("together")
-    runs = [planned(folder, name, config) for name, config in configs.items()]
-    runs.append(planned(folder, "taken over", configs["groups"], evaluated=True))
-    begun(alone / "groups", folder / "taken over")
-    code, told = launch(folder, "two-nodes.yaml", {"fail": None, "runs": runs}, machines=2)
-    assert code == 0, told[-3000:]
+    train_together(folder, "two-nodes.yaml", configs, taken_over=alone / "groups", evaluated=True, machines=2)
     return folder
 
 

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import begun, launch, planned, same
+from launching import begun, same, train_together
 from running import run_training
 from safetensors.torch import load_file
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.training.checkpoint import newest_checkpoint
 from customized_grpo.training.processes import start_processes
+
+pytest.importorskip("deepspeed")
 
 Make = Callable[..., Config]
 
@@ -43,15 +45,9 @@ def shared(
     request: pytest.FixtureRequest, configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """What two processes left by themselves, and where they went on from a checkpoint of one."""
-    pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("shared")
-    runs = [planned(folder, name, config) for name, config in configs.items()]
-    runs.append(planned(folder, "taken over", configs["lora"]))
-    begun(alone / "lora", folder / "taken over")
-    code, told = launch(
-        folder, "zero2.yaml", {"fail": None, "runs": runs}, options=["--zero_stage", str(request.param)]
-    )
-    assert code == 0, told[-3000:]
+    stage = ["--zero_stage", str(request.param)]
+    train_together(folder, "zero2.yaml", configs, taken_over=alone / "lora", options=stage)
     return folder
 
 
@@ -89,7 +85,6 @@ def test_averages_are_shared_out_and_no_pickle_is_left(shared: Path) -> None:
 def test_other_stages_are_refused(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, told: str
 ) -> None:
-    pytest.importorskip("deepspeed")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     with pytest.raises(ConfigError, match=told):
@@ -99,7 +94,6 @@ def test_other_stages_are_refused(
 def test_micro_batches_by_free_memory_are_refused(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("deepspeed")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match=r"train\.batch_size: auto does not go with DeepSpeed; give a number"):
         start_processes(make_config(batch_size="auto"), tmp_path)

@@ -178,7 +178,8 @@ def train(
         last = done == tuning.iterations
 
         def keep(done: int = done, record: Mapping[str, float] = record) -> None:
-            append_record(run / "metrics.jsonl", record)
+            if processes.is_main:
+                append_record(run / "metrics.jsonl", record)
             save(done)
 
         stopping.allow(keep)
@@ -192,9 +193,7 @@ def train(
                 with averaged.applied():
                     record |= observer.on_sample(done)
             except RewardError:  # which all processes hear of
-                if processes.is_main:
-                    append_record(run / "metrics.jsonl", record)
-                save(done)
+                keep()
                 raise
         stopping.forbid()
         if processes.is_main:

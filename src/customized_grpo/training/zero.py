@@ -95,9 +95,8 @@ class ZeroOptimizer:
 
     def _make_averages(self) -> None:
         """DeepSpeed has none before its first step: one of no rate, along a gradient of zeros, moves nothing."""
-        rates = [group["lr"] for group in self._adam.param_groups]
+        rate = self._groups[0]["lr"]
         self.set_rate(0.0)
         self.backward(torch.stack([(weight * 0.0).sum() for weight in self._weights]).sum())
         self.step()
-        for group, rate in zip(self._adam.param_groups, rates, strict=True):
-            group["lr"] = rate
+        self.set_rate(rate)
