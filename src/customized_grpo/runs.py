@@ -83,7 +83,7 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
     accelerator = start_processes(config, run, trackers_of(config.train.trackers, run))
     held.push(lambda kind, *_: accelerator.end_training() if kind is Stopped else None)  # trackers keep what they have
     processes = Processes(accelerator)
-    processes.check(config.rollout)
+    processes.check(config)
     run = Path(processes.text_of_main(str(run)))  # a folder named after the time may be another on each
     main = accelerator.is_main_process
     new = not run.exists()

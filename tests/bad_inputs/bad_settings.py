@@ -157,6 +157,11 @@ def contradictions() -> Iterator[Case]:
     )
     yield case("two of one name", "two are named 'prompt'; give each a name", "rewards.0.name=prompt")
     yield case("a window past the end", "rollout.window: start 3 and size 4 pass", "rollout.window={start: 3}")
+    yield case(
+        "surgery of a sum",
+        "method.surgery: pcgrad needs a gradient for each role; set method.normalise=roles",
+        *("method.shaping=none", "method.weighting=static", "method.normalise=sum", "method.surgery=pcgrad"),
+    )
     yield case("a sum that is shaped", "method.normalise: sum needs method.shaping=none", "method.normalise=sum")
     yield case("a table of too few weights", "method.prompt_table: holds 1 weights for rollout.steps=6",
                "method.weighting=table", "method.prompt_table=[1]", "method.identity_table=[1]")  # fmt: skip

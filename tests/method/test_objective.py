@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from customized_grpo.method import clipped_surrogate, gaussian_log_density, guarded_log_ratio
+from customized_grpo.method import clipped_surrogate, gaussian_log_density, guarded_log_ratio, guarded_loss
 
 EPS = 0.2
 UP, DOWN = math.log(1.5), math.log(0.5)
@@ -98,3 +98,14 @@ def test_on_policy_the_guarded_ratio_is_exactly_one() -> None:
     mean, drawn, std = torch.randn(3, 7), torch.randn(3, 7), torch.tensor([0.1, 0.5, 1.0])
     density = gaussian_log_density(drawn, mean, std)
     assert torch.equal(guarded_log_ratio(density - density, mean, mean, std).exp(), torch.ones(3))
+
+
+def test_a_guarded_loss_counts_each_step_by_its_length() -> None:
+    """The gradient of a step's mean, sigma - sigma_next times the velocity's, is as long for every step."""
+    sigma, sigma_next = torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.25])
+    assert guarded_loss(torch.tensor([1.0, 3.0]), sigma, sigma_next).tolist() == [2.0, 12.0]
+    assert guarded_loss(torch.ones(2, 3), sigma, sigma_next).tolist() == [[2.0] * 3, [4.0] * 3]
+    velocity = torch.ones(2, 4, requires_grad=True)
+    moved = (sigma_next - sigma)[:, None] * velocity
+    guarded_loss(moved.mean(1), sigma, sigma_next).sum().backward()
+    assert velocity.grad is not None and torch.equal(velocity.grad, torch.full((2, 4), -0.25))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from customized_grpo.method import SHAPINGS
+from customized_grpo.method import SHAPINGS, annealed
 
 SIZE = st.floats(0.0625, 3.0, width=32)
 GAMMA = st.floats(0.05, 2.0)
@@ -88,3 +88,11 @@ def test_terms_scale_with_gamma_and_keep_the_shape(name: str) -> None:
 def test_harmonic_has_a_pole_in_conflict() -> None:
     assert term("harmonic", 1.0, -1.0 + 2**-10) < -100
     assert term("harmonic", 1.0, -1.0 - 2**-10) > 100
+
+
+def test_gamma_goes_in_a_straight_line_or_stays() -> None:
+    assert [annealed(0.4, 0.0, done) for done in (0.0, 0.25, 1.0)] == pytest.approx([0.4, 0.3, 0.0])
+    assert annealed(0.0, 0.8, 0.5) == pytest.approx(0.4)
+    assert [annealed(0.4, None, done) for done in (0.0, 1.0)] == [0.4, 0.4]
+    with pytest.raises(ValueError, match=r"done must be in 0\.\.1"):
+        annealed(0.4, 0.0, 1.1)

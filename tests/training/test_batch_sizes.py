@@ -101,8 +101,11 @@ def failing(original: Callable[..., Tensor], call: int, where: str) -> Callable[
     return velocity
 
 
-def one_update(policy: Policy, config: Config) -> tuple[dict[str, float], Tensor]:
-    """What an update of one batch reports, and the gradient it takes its step by."""
+def one_update(policy: Policy, config: Config, parts: Tensor | None = None) -> tuple[dict[str, float], Tensor]:
+    """What an update of one batch reports, and the gradient it takes its step by.
+
+    Its advantages are random, or for two objectives `parts` of them each.
+    """
     batches, trained, sigmas = drawn(policy, config, sparse=True)
     taken: list[Tensor] = []
     weights = list(policy.trainable().values())
@@ -111,9 +114,11 @@ def one_update(policy: Policy, config: Config) -> tuple[dict[str, float], Tensor
         def step(self, closure: object = None) -> None:  # type: ignore[override]
             taken.append(torch.cat([weight.grad.flatten().clone() for weight in weights if weight.grad is not None]))
 
-    optimizer = WholeOptimizer(Spy(weights, lr=0.0), weights, config.train.max_gradient_norm)
+    objectives = 1 if parts is None else len(parts)
+    optimizer = WholeOptimizer(Spy(weights, lr=0.0), weights, config.train.max_gradient_norm, objectives=objectives)
     updater = Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
     advantages = torch.randn(trained.shape, generator=torch.Generator().manual_seed(0))
+    advantages = advantages if parts is None else advantages[..., None] * parts
     items = [Items.chosen(batch, set(range(6)), trained, advantages, sigmas) for batch in batches]
     record = updater.update(items, sigmas[1])
     assert len(taken) == 1
@@ -136,6 +141,20 @@ def test_an_update_that_ran_out_of_memory_is_the_update(
     told = [entry.message for entry in caplog.records if "out of memory" in entry.message]
     assert len(told) == 1
     assert told[0].startswith("train.batch_size: out of memory with 4 items (") and told[0].endswith("goes on with 2")
+
+
+def test_objectives_that_agree_are_their_sum_and_opposed_ones_stand_still(policy: Policy, make_config: Make) -> None:
+    """By any micro-batches; a KL term is shared out among them."""
+    config = make_config(batch_size=4, max_gradient_norm=1e9, kl_weight=0.1)
+    record, whole = one_update(policy, config)
+    agreeing, found = one_update(policy, config, torch.tensor([0.25, 0.75]))
+    close = {"rtol": 1e-3, "atol": 1e-5 * float(whole.abs().max())}
+    torch.testing.assert_close(found, whole, **close)
+    assert agreeing == pytest.approx(record, rel=1e-4, abs=1e-7)
+    _, opposed = one_update(policy, make_config(batch_size=4, max_gradient_norm=1e9), torch.tensor([1.0, -0.5]))
+    assert float(opposed.abs().max()) < 1e-4 * float(whole.abs().max())
+    smaller = make_config(batch_size=2, max_gradient_norm=1e9, kl_weight=0.1)
+    torch.testing.assert_close(one_update(policy, smaller, torch.tensor([0.25, 0.75]))[1], found, **close)
 
 
 def test_a_single_item_that_does_not_fit_ends_the_run(

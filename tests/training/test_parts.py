@@ -8,7 +8,7 @@ import torch
 from customized_grpo.config import MethodConfig, RewardConfig
 from customized_grpo.method import group_advantages, sars, tdw
 from customized_grpo.noise import normal
-from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
+from customized_grpo.training.credit import assign_credit, method_at, objectives_of, steps_to_weigh_at
 from customized_grpo.training.order import images_of_updates, pairs_of_iteration
 from customized_grpo.training.update import draw_trained_steps
 
@@ -75,6 +75,32 @@ def test_credit_joins_rewards_shaping_and_time() -> None:
     assert record["share/conflicted"] == 2 / 3
     assert record["identity/mean"] == 4.0
     assert record["reward/b/mean"] == 1.0
+
+
+def test_the_objectives_of_surgery_are_the_parts_of_the_advantage() -> None:
+    scores = {
+        "a": torch.tensor([[1.0, 2.0, 3.0, 1.5]]),
+        "b": torch.tensor([[0.0, 0.0, 3.0, 1.0]]),
+        "p": torch.tensor([[5.0, 9.0, 1.0, 4.0]]),
+    }
+    method = MethodConfig(surgery="pcgrad")
+    credit, _ = assign_credit(scores, REWARDS, method)
+    steps = torch.tensor([[24, 0], [3, 10], [6, 23], [1, 2]])
+    parts = credit.objectives_at(method, 25, steps)
+    assert parts.shape == (4, 2, 2) and objectives_of(method) == 2
+    whole = credit.at(method, 25, steps)
+    torch.testing.assert_close(parts.sum(-1), whole)
+    half = sars(credit.advantages["identity"], credit.advantages["prompt"], 0.4).T / 2
+    torch.testing.assert_close(parts[..., 0], (1 - tdw(25)[steps]) * credit.advantages["identity"].T + half)
+    torch.testing.assert_close(parts[..., 1], tdw(25)[steps] * credit.advantages["prompt"].T + half)
+    assert torch.equal(credit.objectives_at(MethodConfig(), 25, steps), whole) and objectives_of(MethodConfig()) == 1
+
+
+def test_an_annealed_gamma_is_gamma_first_and_gamma_last_at_the_end() -> None:
+    method = MethodConfig(gamma=0.4, gamma_last=0.0)
+    assert [method_at(method, i, 5).gamma for i in range(5)] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
+    assert [method_at(MethodConfig(), i, 5).gamma for i in (0, 4)] == [0.4, 0.4]
+    assert method_at(method, 0, 1).gamma == 0.4, "one iteration is the first"
 
 
 def test_a_group_without_signal_is_counted_and_moves_nothing() -> None:

@@ -51,7 +51,7 @@ def test_every_image_is_drawn_by_one_process(layout: str, pairs: int, size: int,
         with pytest.raises(
             ConfigError, match=r"rollout\.pairs: \d groups for \d processes.*set rollout\.layout=spread"
         ):
-            Standing(0, count).check(rollout)
+            Standing(0, count).check(Config(rollout=rollout))
         return
     shares = [Standing(index, count).images(rollout) for index in range(count)]
     assert sorted(image for share in shares for image in share) == list(range(pairs * size))
@@ -62,7 +62,20 @@ def test_every_image_is_drawn_by_one_process(layout: str, pairs: int, size: int,
         groups = [{image // size for image in share} for share in shares]
         assert sum(map(len, groups)) == pairs, "no group is cut"
     with pytest.raises(ConfigError, match="images for 99 processes"):
-        Standing(0, 99).check(rollout.model_copy(update={"layout": "spread"}))
+        Standing(0, 99).check(Config(rollout=rollout.model_copy(update={"layout": "spread"})))
+
+
+class InParts(Standing):
+    """A process that keeps a part of the averages, as DeepSpeed's ZeRO has it."""
+
+    zero = {"stage": 1}  # type: ignore[assignment]  # noqa: RUF012
+
+
+def test_surgery_needs_whole_gradients() -> None:
+    config = Config(method=MethodConfig(surgery="pcgrad"))
+    Processes().check(config)
+    with pytest.raises(ConfigError, match=r"method\.surgery: pcgrad needs whole gradients .*; set it to none"):
+        InParts(0, 2).check(config)
 
 
 def test_one_process_sums_nothing_and_gives_every_weight_a_gradient() -> None:
@@ -125,6 +138,9 @@ def configs(make_config: Make) -> dict[str, Config]:
     return {
         "groups": make_config(**common),
         "spread": spread.model_copy(update={"method": batch}),
+        "surgery": make_config(**{**common, "iterations": 2}).model_copy(
+            update={"method": MethodConfig(surgery="pcgrad", gamma_last=0.0)}
+        ),
         "few": make_config(layout="spread", pairs=1, ratio="guard", **{**common, "iterations": 1}),
     }
 
@@ -148,7 +164,7 @@ def together(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.T
     return folder
 
 
-@pytest.mark.parametrize("name", ["groups", "spread", "few"])
+@pytest.mark.parametrize("name", ["groups", "spread", "surgery", "few"])
 def test_two_processes_learn_what_one_learns(alone: Path, together: Path, name: str) -> None:
     same(alone / name, together / name)
 
@@ -166,12 +182,12 @@ def test_one_process_goes_on_where_two_stopped(
 
 
 def test_gradients_are_summed_once_an_update(together: Path) -> None:
-    """A message for the number of items, one for all gradients, one for the log: however many micro-batches."""
-    for name in ("groups", "spread"):
+    """A message for the number of items, one for each objective's gradients, one for the log: of any micro-batches."""
+    for name, objectives in (("groups", 1), ("spread", 1), ("surgery", 2)):
         seen = [json.loads((together / name / f"process-{index}.json").read_text()) for index in (0, 1)]
         assert max(update["micro-batches"] for one in seen for update in one["updates"]) > 2
         for one in seen:
-            assert {tuple(update["messages"]) for update in one["updates"]} == {(1, one["weights"], 4)}
+            assert {tuple(update["messages"]) for update in one["updates"]} == {(1, *[one["weights"]] * objectives, 4)}
 
 
 def test_processes_wait_as_long_as_configured(configs: dict[str, Config], together: Path) -> None:

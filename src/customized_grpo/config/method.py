@@ -14,6 +14,9 @@ class MethodConfig(Section):
 
     shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = "sars"
     gamma: float = Field(0.4, ge=0)
+    gamma_last: float | None = Field(
+        None, ge=0, description="gamma of the last iteration, in a straight line from gamma; null: gamma throughout"
+    )
     weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table"] = Field(
         "tdw",
         description="tdw-shuffled repeats a mistake for comparison: weights read at shuffled positions, not at steps",
@@ -41,6 +44,11 @@ class MethodConfig(Section):
         description="least standard deviation a group's role reward is divided by; none in the paper",
     )
     advantage_clip: float = Field(5.0, gt=0)
+    surgery: Literal["none", "pcgrad"] = Field(
+        "none",
+        description="pcgrad: a gradient for each role, B in equal parts in both, less what opposes the other's "
+        "(arXiv 2001.06782); an update needs a second backward pass",
+    )
 
     # On the field, not on the section, so that the error bears the key's own name and line.
     @field_validator("identity_weight")
@@ -59,3 +67,10 @@ class MethodConfig(Section):
                 "sum needs method.shaping=none and method.weighting=static; set both, or leave it at roles"
             )
         return normalise
+
+    @field_validator("surgery")
+    @classmethod
+    def _roles_have_gradients(cls, surgery: str, info: ValidationInfo) -> str:
+        if surgery != "none" and info.data.get("normalise") == "sum":
+            raise ValueError("pcgrad needs a gradient for each role; set method.normalise=roles, or leave it at none")
+        return surgery

@@ -5,6 +5,7 @@
 - ``weighting``: TDW, the time-aware weights, its rivals, and the advantage of each trained step.
 - ``sampling``: noise levels; the dance, flow, CPS and Euler steps; their log-density and KL.
 - ``objective``: the clipped surrogate.
+- ``surgery``: PCGrad, of the two roles' gradients.
 """
 
 from customized_grpo.method.advantages import (
@@ -13,7 +14,7 @@ from customized_grpo.method.advantages import (
     quadrant_shares,
     role_advantages,
 )
-from customized_grpo.method.objective import Surrogate, clipped_surrogate, guarded_log_ratio
+from customized_grpo.method.objective import Surrogate, clipped_surrogate, guarded_log_ratio, guarded_loss
 from customized_grpo.method.sampling import (
     SAMPLERS,
     Step,
@@ -30,6 +31,7 @@ from customized_grpo.method.sampling import (
 from customized_grpo.method.shaping import (
     SHAPINGS,
     Shaping,
+    annealed,
     bonus_alone,
     harmonic,
     maximum,
@@ -38,6 +40,7 @@ from customized_grpo.method.shaping import (
     product,
     sars,
 )
+from customized_grpo.method.surgery import project_conflicts
 from customized_grpo.method.weighting import (
     shaped_advantages,
     static,
@@ -53,6 +56,7 @@ __all__ = [
     "Step",
     "StepFunction",
     "Surrogate",
+    "annealed",
     "bonus_alone",
     "clipped_surrogate",
     "cps_step",
@@ -65,11 +69,13 @@ __all__ = [
     "gaussian_log_density",
     "group_advantages",
     "guarded_log_ratio",
+    "guarded_loss",
     "harmonic",
     "maximum",
     "minimum",
     "none",
     "product",
+    "project_conflicts",
     "quadrant_shares",
     "role_advantages",
     "sars",

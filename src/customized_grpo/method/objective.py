@@ -81,3 +81,21 @@ def guarded_log_ratio(log_ratio: Tensor, mean: Tensor, mean_old: Tensor, std: Te
         )
     moved = (mean.float() - mean_old.detach().float()).square().flatten(1).mean(1)
     return std * log_ratio.float() + moved / (2 * std)
+
+
+def guarded_loss(loss: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """GRPO-Guard's second part: ``loss / (sigma - sigma_next)``, so that long steps count for no more than short ones.
+
+    A step's mean moves by the velocity times the step's length, and so does the gradient of its
+    :func:`guarded_log_ratio` (arXiv 2510.22319).
+
+    Args:
+        loss: (N,) or (N, ...), of one step each.
+        sigma: (N,) noise levels before the steps.
+        sigma_next: (N,) after them, each lower.
+
+    Returns:
+        As ``loss``.
+    """
+    length = sigma - sigma_next
+    return loss / length.view(-1, *[1] * (loss.ndim - 1))

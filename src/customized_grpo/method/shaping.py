@@ -69,6 +69,19 @@ def none(a_identity: Tensor, a_prompt: Tensor, gamma: float) -> Tensor:
     return torch.zeros_like(a_prompt * a_identity)
 
 
+def annealed(first: float, last: float | None, done: float) -> float:
+    """The strength gamma where ``done``, 0..1, of a run's iterations are over: a straight line from first to last.
+
+    The paper has one gamma throughout, which ``None`` for ``last`` gives.
+
+    Raises:
+        ValueError: if ``done`` is not in 0..1.
+    """
+    if not 0 <= done <= 1:
+        raise ValueError(f"done must be in 0..1, not {done}")
+    return first if last is None else first + (last - first) * done
+
+
 Shaping = Callable[[Tensor, Tensor, float], Tensor]
 """``(a_identity, a_prompt, gamma) -> B``, all of one shape."""
 

@@ -302,7 +302,9 @@ def _about(config: Config) -> Iterator[tuple[str, str]]:
             if judge.limit is not None:
                 part = f", vetoes above {judge.limit:g}"
             yield kind, f"{reward_name(judge)}: {judge.kind}, {judge.role}{part}"
-    yield "method", f"shaping {method.shaping} (gamma {method.gamma:g}), weighting {method.weighting}"
+    to = "" if method.gamma_last is None else f" to {method.gamma_last:g}"
+    surgery = "" if method.surgery == "none" else f", surgery {method.surgery}"
+    yield "method", f"shaping {method.shaping} (gamma {method.gamma:g}{to}), weighting {method.weighting}{surgery}"
     yield "rollout", f"{rollout.sampler}, {rollout.steps} steps, eta {rollout.eta:g}"
     yield "groups", f"{rollout.pairs} of {rollout.group_size} pictures in each of {train.iterations} iterations"
     yield "updates", f"{train.updates} an iteration, learning rate {train.learning_rate:g}, {train.schedule}"

@@ -19,7 +19,7 @@ from customized_grpo.policies.low_rank import pefts_own_layers
 from customized_grpo.policies.products import flop_formulas
 from customized_grpo.protocols import Conditions, Pair, Policy, Reward
 from customized_grpo.rewards import score
-from customized_grpo.training.credit import assign_credit, steps_to_weigh_at
+from customized_grpo.training.credit import assign_credit, objectives_of, steps_to_weigh_at
 from customized_grpo.training.memory import peak_bytes
 from customized_grpo.training.optimizer import build_optimizer
 from customized_grpo.training.order import images_of_updates
@@ -93,7 +93,7 @@ def iterate(
     sigmas, step = noise_levels(policy, rollout.steps, rollout.shift), SAMPLERS[rollout.sampler]
     stochastic = stochastic_steps(rollout, config.seed, 0)
     trained = draw_trained_steps(stochastic, tuning.trained_fraction, config.seed, 0, keys)
-    optimizer = build_optimizer(list(policy.trainable().values()), tuning, ALONE)
+    optimizer = build_optimizer(list(policy.trainable().values()), tuning, ALONE, objectives_of(method))
     updater = Updater(policy, optimizer, tuning, step, rollout.eta)
 
     def encode() -> list[Conditions]:
@@ -123,7 +123,7 @@ def iterate(
     def update() -> None:
         credit, _ = assign_credit(scores, config.rewards, method)
         weighed_at = steps_to_weigh_at(method.weighting, trained, config.seed, 0, keys)
-        advantages = credit.at(method, rollout.steps, weighed_at)
+        advantages = credit.objectives_at(method, rollout.steps, weighed_at)
         for chosen in images_of_updates(len(images), tuning.updates, config.seed, 0):
             items = [Items.chosen(batch, set(chosen), trained, advantages, sigmas) for batch in drawn]
             updater.update(items, sigmas[1])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.method import SAMPLERS, SHAPINGS
+from customized_grpo.method import SAMPLERS, SHAPINGS, guarded_loss
 from customized_grpo.noise import generator
 from customized_grpo.protocols import PairDataset, Policy, Reward
 from customized_grpo.records import write_json
@@ -321,4 +321,4 @@ def _scales(config: Config, sigmas: Tensor) -> Tensor:
     taken = SAMPLERS[config.rollout.sampler](
         still, still, sigma, sigma_next, eta=config.rollout.eta, next_sample=still, sigma_max=sigmas[1].cpu()
     )
-    return taken.std / (sigma - sigma_next)
+    return guarded_loss(taken.std, sigma, sigma_next)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from customized_grpo.config import MethodConfig, RewardConfig
 from customized_grpo.method import (
     SHAPINGS,
+    annealed,
     degenerate_groups,
     group_advantages,
     quadrant_shares,
@@ -55,6 +56,24 @@ class Credit:
         if self.of_sum is not None:
             bound = method.advantage_clip
             return self.of_sum.flatten()[:, None].expand(weighed_at.shape).clamp(-bound, bound)
+        return self._shaped(method, total_steps, weighed_at)
+
+    def objectives_at(self, method: MethodConfig, total_steps: int, weighed_at: Tensor) -> Tensor:
+        """What the policy learns from: `at`; of two objectives, its parts, of `weighed_at`'s shape and 2.
+
+        Those of the identity and of the prompt, each with half of the bonus. They add up to `at` but where
+        `method.advantage_clip` bounds it: here it bounds each part.
+        """
+        if objectives_of(method) == 1:
+            return self.at(method, total_steps, weighed_at)
+        nothing = torch.zeros_like(self.bonus)
+        parts = [
+            replace(self, advantages={**self.advantages, without: nothing}, bonus=self.bonus / 2)
+            for without in reversed(ROLES)
+        ]
+        return torch.stack([part._shaped(method, total_steps, weighed_at) for part in parts], -1)
+
+    def _shaped(self, method: MethodConfig, total_steps: int, weighed_at: Tensor) -> Tensor:
         w_prompt, w_identity = weights_of(method, total_steps)
         return _shaped_advantages(
             a_prompt=self.advantages["prompt"].flatten(),
@@ -65,6 +84,17 @@ class Credit:
             steps=weighed_at,
             clip=method.advantage_clip,
         )
+
+
+def objectives_of(method: MethodConfig) -> int:
+    """How many gradients an update is made of: one of the whole advantage, or each role's own."""
+    return 1 if method.surgery == "none" else len(ROLES)
+
+
+def method_at(method: MethodConfig, iteration: int, iterations: int) -> MethodConfig:
+    """The method as it is in that iteration, counted from 0: `gamma` on its way to `gamma_last`."""
+    gamma = annealed(method.gamma, method.gamma_last, iteration / max(iterations - 1, 1))
+    return method.model_copy(update={"gamma": gamma})
 
 
 def weights_of(method: MethodConfig, total_steps: int) -> tuple[Tensor, Tensor]:

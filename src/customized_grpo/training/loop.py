@@ -19,7 +19,7 @@ from customized_grpo.records import append_record, truncate_records
 from customized_grpo.rewards import RewardError
 from customized_grpo.stopping import Stopping
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from customized_grpo.training.credit import assign_credit, reward_name, steps_to_weigh_at
+from customized_grpo.training.credit import assign_credit, method_at, objectives_of, reward_name, steps_to_weigh_at
 from customized_grpo.training.divergence import check_drift, check_skipped
 from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups, group_diversity
@@ -72,11 +72,11 @@ def train(
         Stopped: `stopping` was asked to; a checkpoint holds all whole iterations.
     """
     processes = Processes(accelerator)
-    processes.check(config.rollout)
+    processes.check(config)
     rollout, tuning = config.rollout, config.train
     step = SAMPLERS[rollout.sampler]
     sigmas = noise_levels(policy, rollout.steps, rollout.shift)
-    optimizer = build_optimizer(list(policy.trainable().values()), tuning, processes)
+    optimizer = build_optimizer(list(policy.trainable().values()), tuning, processes, objectives_of(config.method))
     averaged = MovingAverage(policy, tuning.ema)
     encode = _Encoder(policy, conditions_kept(config))
     overlap = policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
@@ -139,7 +139,8 @@ def train(
         began_updating = time.perf_counter()
 
         # 3. Advantages: group-relative by role, shaped by synergy (SARS), weighted by time (TDW).
-        credit, record = assign_credit(scores, config.rewards, config.method)
+        method = method_at(config.method, iteration, tuning.iterations)
+        credit, record = assign_credit(scores, config.rewards, method)
         own = credit.of(torch.tensor(mine))
         left_out = set((~own.valid).nonzero().flatten().tolist())
         missing = int((~own.scored).sum())
@@ -149,8 +150,9 @@ def train(
             save(iteration)
             processes.wait()
             raise RewardError(f"{trouble} (in iteration {iteration + 1}; those before are kept: --resume {run})")
-        weighed_at = steps_to_weigh_at(config.method.weighting, trained, config.seed, iteration, keys)
-        advantages = own.at(config.method, rollout.steps, weighed_at)
+        weighed_at = steps_to_weigh_at(method.weighting, trained, config.seed, iteration, keys)
+        advantages = own.at(method, rollout.steps, weighed_at)
+        objectives = own.objectives_at(method, rollout.steps, weighed_at)
 
         # 4. The clipped surrogate, over this process's part of each update's images.
         rate = _learning_rate(tuning, iteration)
@@ -159,7 +161,7 @@ def train(
         places = {image: place for place, image in enumerate(mine)}
         for update in images_of_updates(rollout.pairs * rollout.group_size, tuning.updates, config.seed, iteration):
             local = {places[image] for image in update if image in places} - left_out
-            items = [Items.chosen(batch, local, trained, advantages, sigmas) for batch in scored.drawn]
+            items = [Items.chosen(batch, local, trained, objectives, sigmas) for batch in scored.drawn]
             moved.append(updater.update(items, sigmas[1], Items.idle(scored.drawn, sigmas)))
             check_skipped(updater.skipped, tuning.max_skipped, iteration + 1, run)
         probed, how_many = updater.probe(scored.drawn, trained, sigmas)

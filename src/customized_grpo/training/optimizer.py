@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.config import TrainConfig
+from customized_grpo.method import project_conflicts
 from customized_grpo.sharding import is_sharded, local, whole
 from customized_grpo.training.processes import ALONE, Processes
 
@@ -24,15 +25,20 @@ class Optimizer(Protocol):
     def together(self) -> bool:
         """Whether each process keeps a part alone: all make as many backward passes, and all ask for the state."""
 
+    @property
+    def objectives(self) -> int:
+        """Of how many losses a backward pass is: 1, or 2 whose gradients are told apart."""
+
     def clear(self) -> None:
         """Forget the gradients."""
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this process's gradients of a loss, of no dimension, to those that are there."""
+    def backward(self, *losses: Tensor) -> None:
+        """Add this process's gradients of as many losses as `objectives`, of no dimension, to those that are there."""
 
     def step(self) -> float:
         """Sum the gradients over processes, clip them, move the weights, forget the gradients. A collective.
 
+        Of two objectives, what opposes the other's gradient is taken out of each before they are added up (PCGrad).
         Returns the sum's norm before clipping. Where that is not finite nothing is moved.
         """
 
@@ -56,6 +62,7 @@ class WholeOptimizer:
         weights: what it moves.
         max_gradient_norm: to which their gradient's norm is clipped.
         processes: those whose gradients are summed.
+        objectives: 1, or 2; of shards 1 alone.
     """
 
     def __init__(
@@ -64,9 +71,13 @@ class WholeOptimizer:
         weights: Sequence[nn.Parameter],
         max_gradient_norm: float,
         processes: Processes = ALONE,
+        objectives: int = 1,
     ) -> None:
         self._optimizer, self._weights = optimizer, list(weights)
         self._max_norm, self._processes = max_gradient_norm, processes
+        self.objectives = objectives
+        self._apart: list[list[Tensor | None]] = []  # the gradients of each of two objectives, by weights
+        self.clear()
 
     @property
     def together(self) -> bool:
@@ -74,17 +85,37 @@ class WholeOptimizer:
 
     def clear(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
+        self._apart = [[None] * len(self._weights) for _ in range(self.objectives)]
 
-    def backward(self, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
+    def backward(self, *losses: Tensor) -> None:
+        if self.objectives == 1:
+            torch.autograd.backward(losses)
+            return
+        for k, loss in enumerate(losses):
+            self._set_gradients(self._apart[k])
+            torch.autograd.backward(loss, retain_graph=k + 1 < len(losses))
+            self._apart[k] = [weight.grad for weight in self._weights]
 
     def step(self) -> float:
-        self._processes.sum_gradients(self._weights)
+        if self.objectives == 1:
+            self._processes.sum_gradients(self._weights)
+        else:
+            self._set_gradients(project_conflicts(*map(self._summed, self._apart)))
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self._weights, self._max_norm)))
         if math.isfinite(norm):
             self._optimizer.step()
         self.clear()
         return norm
+
+    def _set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        for weight, gradient in zip(self._weights, gradients, strict=True):
+            weight.grad = gradient
+
+    def _summed(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """One objective's gradients of all processes. A collective."""
+        self._set_gradients(gradients)
+        self._processes.sum_gradients(self._weights)
+        return [weight.grad for weight in self._weights if weight.grad is not None]
 
     def set_rate(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -106,8 +137,13 @@ def adamw(weights: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.A
     return torch.optim.AdamW(weights, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
-def build_optimizer(weights: Sequence[nn.Parameter], config: TrainConfig, processes: Processes) -> Optimizer:
-    """The optimiser that the launcher asks for: DeepSpeed's ZeRO, or each process its own whole one."""
+def build_optimizer(
+    weights: Sequence[nn.Parameter], config: TrainConfig, processes: Processes, objectives: int = 1
+) -> Optimizer:
+    """The optimiser that the launcher asks for: DeepSpeed's ZeRO, or each process its own whole one.
+
+    Two `objectives` need whole gradients, of which `Processes.check` makes sure.
+    """
     if processes.zero is None:
         coarse = {str(weight.dtype).removeprefix("torch.") for weight in weights if weight.dtype.itemsize < 4}
         if coarse:
@@ -116,7 +152,7 @@ def build_optimizer(weights: Sequence[nn.Parameter], config: TrainConfig, proces
                 "set policy.dtype=float32, or tune a LoRA, whose own weights are float32",
                 " and ".join(sorted(coarse)),
             )
-        return WholeOptimizer(adamw(weights, config), weights, config.max_gradient_norm, processes)
+        return WholeOptimizer(adamw(weights, config), weights, config.max_gradient_norm, processes, objectives)
     from customized_grpo.training.zero import ZeroOptimizer
 
     return ZeroOptimizer(adamw(weights, config), weights, config.max_gradient_norm, processes.zero, processes.count)

@@ -107,8 +107,14 @@ class Processes:
         """DeepSpeed's section `zero_optimization` of the launcher's file; None where it asks for none."""
         return _zero_of_launcher() if self.count > 1 and _asks(_DEEPSPEED) else None
 
-    def check(self, rollout: RolloutConfig) -> None:
-        """Raises ConfigError where a process would have nothing to draw."""
+    def check(self, config: Config) -> None:
+        """Raises ConfigError where a process would have nothing to draw, or only parts of what surgery needs whole."""
+        if config.method.surgery != "none" and (self.zero is not None or self._sharded):
+            raise ConfigError(
+                f"method.surgery: {config.method.surgery} needs whole gradients on each process; set it to none, "
+                "or launch without FSDP and DeepSpeed"
+            )
+        rollout = config.rollout
         groups = rollout.layout == "groups"
         shares, what = (rollout.pairs, "groups") if groups else (rollout.pairs * rollout.group_size, "images")
         if shares < self.count:
@@ -117,12 +123,16 @@ class Processes:
                 f"rollout.pairs: {shares} {what} for {self.count} processes; give each at least one{remedy}"
             )
 
+    @property
+    def _sharded(self) -> bool:
+        return self._accelerator is not None and self._accelerator.distributed_type == DistributedType.FSDP
+
     def share_weights(self, policy: Policy) -> None:
         """Shard the policy's weights over the processes where the launcher asks for it (FSDP2). A collective.
 
         Raises ConfigError where the policy cannot be sharded.
         """
-        if self._accelerator is None or self._accelerator.distributed_type != DistributedType.FSDP:
+        if not self._sharded:
             return
         shard = getattr(policy, "shard", None)
         if shard is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import TrainConfig
-from customized_grpo.method import StepFunction, Surrogate, clipped_surrogate, gaussian_kl, guarded_log_ratio
+from customized_grpo.method import StepFunction, clipped_surrogate, gaussian_kl, guarded_log_ratio, guarded_loss
 from customized_grpo.noise import generator
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.sharding import local
@@ -28,9 +28,10 @@ class Items:
     """N transitions of equal shapes, ready to be scored again under the present policy.
 
     `latents`, `next_latents` and, where it was kept, the step's `mean` when it was drawn (N, ...);
-    `sigma`, `sigma_next`, `log_density`, `advantages` (N,). Their conditions are the rows `condition_rows` (N,) of
-    `conditions`, which are copied for a micro-batch at a time: a large model's weigh more than its latents. Items of
-    equal numbers in `same` (N,) differ in what follows them alone: the policy has one velocity for them.
+    `sigma`, `sigma_next`, `log_density` (N,); `advantages` (N,), or (N, 2) where there are two objectives. Their
+    conditions are the rows `condition_rows` (N,) of `conditions`, which are copied for a micro-batch at a time: a large
+    model's weigh more than its latents. Items of equal numbers in `same` (N,) differ in what follows them alone: the
+    policy has one velocity for them.
     """
 
     latents: Tensor
@@ -76,13 +77,13 @@ class Items:
     def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
         """The trained steps of the batch's images among `images`, step after step as the rollout took them.
 
-        `trained` and `advantages` (images, S) are those of all images of the iteration.
+        `trained` and `advantages` (images, S), or (images, S, 2), are those of all images of the iteration.
         """
         rows = torch.tensor([i for i, image in enumerate(batch.images.tolist()) if image in images], dtype=torch.long)
         which = batch.images[rows]
         steps, order = trained[which].flatten().sort(stable=True)
         rows = rows.repeat_interleave(trained.shape[1])[order]
-        return Items.of(batch, rows, steps, advantages[which].flatten()[order], sigmas)
+        return Items.of(batch, rows, steps, advantages[which].flatten(0, 1)[order], sigmas)
 
     def part(self, part: slice) -> Items:
         return Items(
@@ -184,12 +185,13 @@ class Updater:
         nothing = torch.zeros(1, device=self.policy.device)
         mean = latents if self.config.ratio == "guard" else None
         first = torch.zeros(1, dtype=torch.long)
-        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, nothing, condition, first, first)
+        advantages = nothing.expand(self.optimizer.objectives)[None]
+        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, advantages, condition, first, first)
 
         def probe() -> None:
             self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)
 
-        gradients = sum(local(weight).nbytes for weight in self.policy.trainable().values())
+        gradients = self.optimizer.objectives * sum(local(w).nbytes for w in self.policy.trainable().values())
         later = self.optimizer.awaited_bytes()
         self.size.measure(self.policy.device, probe, most=most, kept=gradients, later=later, agree=self.processes.least)
         self.optimizer.clear()
@@ -238,28 +240,34 @@ class Updater:
         for micro in itertools.chain(micros, () if idle is None else itertools.repeat(idle, waits)):
             counts = float(micro is not idle)
             mean, std, log_density = replay(self.policy, micro, self.step, self.eta, sigma_max)
-            surrogate, loss = self._surrogate(micro, mean, std, log_density)
+            losses, clipped = self._surrogates(micro, mean, std, log_density)
             if self.config.kl_weight > 0:
                 divergence = gaussian_kl(mean, self._reference_mean(micro, sigma_max), std)
-                loss = loss + self.config.kl_weight * divergence.sum()
+                losses = losses + self.config.kl_weight * divergence.sum() / len(losses)
                 measured = torch.stack([divergence.sum().detach(), torch.tensor(float(len(micro)), device=device)])
                 sums[2:] += counts * measured
-            self.optimizer.backward(loss / total * counts)
-            sums[:2] += counts * torch.stack([loss.detach(), surrogate.clipped.sum().to(loss.dtype)])
+            self.optimizer.backward(*(losses / total * counts))
+            sums[:2] += counts * torch.stack([losses.detach().sum(), clipped])
         return sums
 
-    def _surrogate(self, items: Items, mean: Tensor, std: Tensor, log_density: Tensor) -> tuple[Surrogate, Tensor]:
-        """The clipped surrogate of items replayed now, and the sum of its loss as the policy learns from it."""
+    def _surrogates(self, items: Items, mean: Tensor, std: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        """Of items replayed now, the loss of each objective summed over them (objectives,), and how many are clipped.
+
+        An item of two objectives counts as half clipped where one of them is.
+        """
         log_ratio = log_density - items.log_density
-        ranges = self.config.clip_range, self.config.clip_range_high
-        if self.config.ratio == "plain":
-            surrogate = clipped_surrogate(log_ratio, items.advantages, *ranges)
-            return surrogate, surrogate.loss.sum()
-        if items.mean is None:
-            raise ValueError("train.ratio=guard needs the means of the steps, which were not kept")
-        surrogate = clipped_surrogate(guarded_log_ratio(log_ratio, mean, items.mean, std), items.advantages, *ranges)
-        # GRPO-Guard's second part: a step's mean moves by the velocity times its length, and so does its gradient.
-        return surrogate, (surrogate.loss / (items.sigma - items.sigma_next)).sum()
+        if self.config.ratio == "guard":
+            if items.mean is None:
+                raise ValueError("train.ratio=guard needs the means of the steps, which were not kept")
+            log_ratio = guarded_log_ratio(log_ratio, mean, items.mean, std)
+        advantages = items.advantages.view(len(items), -1)
+        surrogate = clipped_surrogate(
+            log_ratio[:, None].expand(advantages.shape), advantages, self.config.clip_range, self.config.clip_range_high
+        )
+        loss = surrogate.loss
+        if self.config.ratio == "guard":
+            loss = guarded_loss(loss, items.sigma, items.sigma_next)
+        return loss.sum(0), surrogate.clipped.to(loss.dtype).mean(1).sum()
 
     @torch.no_grad()
     def probe(self, batches: Sequence[Trajectories], trained: Tensor, sigmas: Tensor) -> tuple[dict[str, float], int]:

@@ -30,6 +30,7 @@ class ZeroOptimizer:
     """
 
     together = True
+    objectives = 1
 
     def __init__(
         self,
@@ -59,7 +60,8 @@ class ZeroOptimizer:
     def clear(self) -> None:
         self._engine.optimizer.zero_grad()
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, *losses: Tensor) -> None:
+        (loss,) = losses
         self._engine.backward(loss * self._processes)  # of which it takes the mean over processes
 
     def step(self) -> float:
