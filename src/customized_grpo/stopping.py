@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -24,6 +25,27 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, text: str = "") -> None:
         super().__init__(text)
         self.code = 128 + number
+
+
+@contextmanager
+def ended_by_sigterm(told: str) -> Iterator[None]:
+    """Inside it, on the main thread, a SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt; the next ones wait.
+
+    For what has nothing of its own to save but must see to others before it leaves. `told` says how to go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raises(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Stopped(number, told)
+
+    before = signal.signal(signal.SIGTERM, raises)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Stopping:

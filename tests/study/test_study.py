@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from commands import cgrpo
 from PIL import Image
 
+from customized_grpo.locking import claim
 from customized_grpo.records import append_record, read_records
 
 STUDY = """
@@ -125,6 +129,32 @@ def test_a_second_call_runs_what_is_missing_alone(done: Path) -> None:
     again = set(path.read_text(encoding="utf-8").splitlines(keepends=True))
     assert len(again) == 3
     assert again >= set(kept)
+
+
+def test_a_study_that_is_asked_to_end_ends_its_runs_and_goes_on_later(tmp_path: Path) -> None:
+    """A scheduler's SIGTERM reaches the study alone, not what it has started."""
+    (tmp_path / "study.yaml").write_text(STUDY.replace("iterations: 2", "iterations: 500"), encoding="utf-8")
+    command = [sys.executable, "-m", "customized_grpo", "study", "study.yaml", "--out", "out"]
+    asked = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "out/both/seed-0"
+    try:
+        until = time.monotonic() + 300
+        while not (run / "metrics.jsonl").exists():
+            assert asked.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        asked.send_signal(signal.SIGTERM)
+        told = asked.communicate(timeout=120)[1]
+    finally:
+        asked.kill()
+    assert asked.returncode == 128 + signal.SIGTERM, told
+    assert (
+        told.splitlines()[-1]
+        == "error: out: stopped by SIGTERM, the runs under way saved; run the study again to go on"
+    )
+    with claim(run):  # which its process has left
+        done = len(read_records(run / "metrics.jsonl"))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"{done:06d}"]
+    assert not (tmp_path / "out/results.jsonl").exists()
 
 
 def test_results_alone_are_enough_for_the_report(done: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from customized_grpo.config import Config, ConfigError
 from customized_grpo.configuration import load_config, save_config
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.records import aside, move_folder
+from customized_grpo.stopping import ended_by_sigterm
 from customized_grpo.study.plan import StudyRun
 from customized_grpo.study.results import Result, append_result, collect, finished, read_results
 
@@ -33,7 +34,7 @@ def default_processes() -> int:
 def run_all(runs: list[StudyRun], out: Path, processes: int, console: Console) -> list[Result]:
     """Do what is not done yet; returns all results. Each is on the disk as soon as its run has ended.
 
-    Raises ConfigError where a run fails: the others under way are stopped and can be resumed like it.
+    Raises ConfigError where a run fails, Stopped by a SIGTERM: those under way are stopped and can be resumed.
     """
     done = finished(runs, read_results(out), out)
     waiting = [run for run in runs if (run.row, run.seed) not in done]
@@ -43,7 +44,8 @@ def run_all(runs: list[StudyRun], out: Path, processes: int, console: Console) -
     workers = _Workers(out, processes)
     start, ended = time.monotonic(), 0
     queue = iter(waiting)
-    with ThreadPoolExecutor(processes) as pool:
+    stopped = f"{out}: stopped by SIGTERM, the runs under way saved; run the study again to go on"
+    with ended_by_sigterm(stopped), ThreadPoolExecutor(processes) as pool:
         under_way: dict[Future[None], StudyRun] = {}
         try:
             for _ in range(processes):
