@@ -1,4 +1,4 @@
-"""What `cgrpo info` tells, and a run notes: versions, the device; the embedded models, the defaults."""
+"""What `cgrpo info` and `cgrpo settings` tell, and a run notes: versions, the device, embedded models, settings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from importlib.metadata import version
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
-from customized_grpo.config import Config
-from customized_grpo.configuration import as_yaml
+from customized_grpo.config import Config, ConfigError
+from customized_grpo.config.reference import Setting, settings
+from customized_grpo.configuration import as_yaml, nearest
 from customized_grpo.models import embedded_models
+from customized_grpo.tables import markdown_table
 
 #: The file of a run that holds, a line for each start, what it ran with.
 STARTS = "starts.jsonl"
 
+_HEADINGS = ("setting", "values", "default", "meaning")
 _LIBRARIES = (
     "customized-grpo",
     "torch",
@@ -52,3 +56,54 @@ def describe(console: Console) -> None:
     console.print(models)
     console.print("defaults (a run's YAML names what differs):", style="bold")
     console.print(as_yaml(Config()), markup=False, highlight=False)
+
+
+def describe_settings(console: Console, part: str | None) -> None:
+    """A table of all settings, or of those whose key is `part` or stands under it.
+
+    Raises ConfigError where there is none.
+    """
+    chosen = [one for one in settings() if part is None or f"{one.key}.".startswith(f"{part}.")]
+    if not chosen and part is not None:
+        known = {one.key.rsplit(".", depth)[0] for one in settings() for depth in range(3)}
+        near = nearest(part, sorted(known))
+        raise ConfigError(f"{part}: no such setting; " + (f"did you mean {near}?" if near else "leave it out for all"))
+    table = Table(Column(_HEADINGS[0], no_wrap=True), *_HEADINGS[1:])
+    for one in chosen:
+        table.add_row(*map(escape, _cells(one)))
+    console.print(table)
+
+
+def settings_page() -> str:
+    """All settings as the document docs/settings.md."""
+    found = settings()
+    with_parts = {one.key.split(".")[0] for one in found if "." in one.key}
+    sections: dict[str, list[Setting]] = {}
+    for one in found:
+        first = one.key.split(".")[0]
+        sections.setdefault(first if first in with_parts else "The run", []).append(one)
+    lines = [
+        "# Every setting",
+        "",
+        "A YAML file given by `--config` names what differs from these defaults, `--set KEY=VALUE` what differs from",
+        "the file; a run's own `config.yaml` has all of them. What is not known here is refused, with the nearest key.",
+        "`N` is the number of an entry of a list, from 0.",
+        "",
+        "```bash",
+        "cgrpo settings train",
+        "```",
+        "",
+        "shows a part of it; this page is what `cgrpo settings --markdown` prints.",
+    ]
+    for name, part in sections.items():
+        lines += ["", f"## {name}", "", markdown_table(_HEADINGS, map(_code, part))]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(one: Setting) -> tuple[str, str, str, str]:
+    return one.key, one.values, one.default or "needed", one.meaning
+
+
+def _code(one: Setting) -> tuple[str, str, str, str]:
+    key, values, default, meaning = _cells(one)
+    return f"`{key}`", values, f"`{default}`" if one.default else default, meaning

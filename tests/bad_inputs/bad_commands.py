@@ -32,6 +32,8 @@ def options() -> Iterator[Case]:
     yield case("no such command", "No such command 'trian'", "trian")
     yield case("no such option", "train: No such option", "train", "--confg", "a.yaml")
     yield case("an option without its value", "'--set' requires an argument", "train", "--set")
+    yield case("a setting that there is not", "metod: no such setting; did you mean method?", "settings", "metod")
+    yield case("a part as a page", "--markdown is of all settings; leave out train", "settings", "train", "--markdown")
     yield case("an argument too many", "info: Got unexpected extra argument", "info", "more")
     yield case("an argument too few", "evaluate: Missing argument '", "evaluate")
     yield case("no reference", "generate: Missing option '--reference'", "generate", "--prompt", "a")

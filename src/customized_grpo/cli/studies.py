@@ -101,6 +101,29 @@ def bench(
 
 
 @app.command()
+def settings(
+    part: Annotated[
+        str | None, typer.Argument(help="A section or key, as [b]train[/b]; all, where none is given.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All of them as the page docs/settings.md.")] = False,
+) -> None:
+    """Every setting: what it may be, its default, what it means.
+
+    [dim]cgrpo settings method[/dim]
+    """
+    with one_line_errors():
+        from customized_grpo.config import ConfigError
+        from customized_grpo.information import describe_settings, settings_page
+
+        if markdown and part is not None:
+            raise ConfigError(f"--markdown is of all settings; leave out {part}")
+        if markdown:
+            typer.echo(settings_page(), nl=False)
+        else:
+            describe_settings(Console(), part)
+
+
+@app.command()
 def info() -> None:
     """What is installed, which device is used, which defaults hold."""
     with one_line_errors():

@@ -17,9 +17,11 @@ class DataConfig(Section):
         "world",
         description="world or world-recoloured (built in), a .jsonl file, a SynCD-style .json, a DreamBench folder",
     )
-    split: Literal["train", "held-out"] = "train"
+    split: Literal["train", "held-out"] = Field(
+        "train", description="of the built-in world: the subjects and prompts to train on, or those that are kept apart"
+    )
     size: int | None = Field(
         None, ge=1, description="pairs of the built-in world (null: 4096), or to take of a file (null: all)"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the built-in world: other pairs")
     root: Path | None = Field(None, description="folder that the file's relative paths start from; its own where none")

@@ -17,7 +17,7 @@ class EvaluationConfig(Section):
     )
     steps: int = Field(10, ge=1, description="of deterministic Euler sampling")
     images: int = Field(1, ge=1, description="images of each pair")
-    seed: int = 0
+    seed: int = Field(0, description="of the noise that its pictures start from")
     monitors: list[RewardConfig] = Field(
         [
             RewardConfig(
@@ -34,5 +34,5 @@ class EvaluationConfig(Section):
             ),
             RewardConfig(kind="copy-paste", role="guard", name="copy-paste"),
         ],
-        description="judges that are never optimised",
+        description="judges that are never optimised; entries as those of rewards",
     )

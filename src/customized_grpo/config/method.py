@@ -12,14 +12,17 @@ from customized_grpo.config.section import Section
 class MethodConfig(Section):
     """From scores to advantages: SARS, TDW and their rivals."""
 
-    shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = "sars"
-    gamma: float = Field(0.4, ge=0)
+    shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = Field(
+        "sars", description="the term B beside the weighted advantages; sars is the paper's, the others its rivals"
+    )
+    gamma: float = Field(0.4, ge=0, description="the strength of B")
     gamma_last: float | None = Field(
         None, ge=0, description="gamma of the last iteration, in a straight line from gamma; null: gamma throughout"
     )
     weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table"] = Field(
         "tdw",
-        description="tdw-shuffled repeats a mistake for comparison: weights read at shuffled positions, not at steps",
+        description="the roles' weights at each denoising step: the paper's, their reverse, one pair, or a table of "
+        "your own; tdw-shuffled repeats a mistake for comparison: weights read at shuffled positions, not at steps",
     )
     normalise: Literal["roles", "sum"] = Field(
         "roles",
@@ -43,7 +46,7 @@ class MethodConfig(Section):
         {},
         description="least standard deviation a group's role reward is divided by; none in the paper",
     )
-    advantage_clip: float = Field(5.0, gt=0)
+    advantage_clip: float = Field(5.0, gt=0, description="bound of an advantage's size")
     surgery: Literal["none", "pcgrad"] = Field(
         "none",
         description="pcgrad: a gradient for each role, B in equal parts in both, less what opposes the other's "

@@ -19,7 +19,7 @@ LARGEST_SIDE = 16384
 class LoraConfig(Section):
     """The adapter that training moves."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, description="of the two factors of each layer's update")
     alpha: float | None = Field(None, gt=0, description="scale of the update; the rank where none is given")
     targets: list[str] | None = Field(None, description="module names to adapt; the policy's own list where none")
 
@@ -29,11 +29,13 @@ class PolicyConfig(Section):
 
     kind: str = Field("flux-kontext", description=f"{', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
     path: str = Field("embedded/pipeline", description="hub id or folder of a diffusers pipeline")
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    revision: str | None = Field(None, description="branch, tag or commit on the hub; null: its main branch")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the frozen weights and of what is computed; a LoRA's own weights are float32 always"
+    )
     device: str | None = Field(None, description="where none is given: the accelerator that is there, or the CPU")
-    height: int = Field(64, ge=16, le=LARGEST_SIDE, multiple_of=8)
-    width: int = Field(64, ge=16, le=LARGEST_SIDE, multiple_of=8)
+    height: int = Field(64, ge=16, le=LARGEST_SIDE, multiple_of=8, description="pixels of the pictures to draw")
+    width: int = Field(64, ge=16, le=LARGEST_SIDE, multiple_of=8, description="likewise")
     reference_sizes: list[tuple[int, int]] | None = Field(
         [(64, 64)],
         description="(height, width) to resize references to, the nearest in shape; null: the model's own rule",
@@ -46,7 +48,9 @@ class PolicyConfig(Section):
     negative_prompt: str = Field("", description="of true_cfg: what the second pass reads in place of the prompt")
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
     options: dict[str, Any] = Field({}, description="whatever a class of your own wants to be told")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="each block's activations are computed again on the way back: less memory, more time"
+    )
     offload_activations: bool = Field(
         False, description="what gradient_checkpointing keeps of each block waits in host memory until it is wanted"
     )

@@ -19,15 +19,15 @@ class RewardConfig(Section):
     role: Literal["identity", "prompt", "guard"] = Field(
         description="a guard teaches nothing: among the rewards it vetoes by its limit, among the monitors it watches"
     )
-    name: str | None = None
+    name: str | None = Field(None, description="in logs, tables and figures; null: its kind")
     path: str | None = Field(None, description="hub id or folder of the judge's own model")
     device: str | None = Field(
         None, description="where it works; null: where the policy does. cpu leaves all of an accelerator to the policy"
     )
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="inside its role (method.combine); 0: it only watches")
     limit: float | None = Field(
         None,
         allow_inf_nan=False,
         description="of a guard among the rewards: a picture that scores above it drops out of its group",
     )
-    options: dict[str, Any] = Field({})
+    options: dict[str, Any] = Field({}, description="of its kind; docs/rewards.md lists them")

@@ -13,7 +13,9 @@ class WindowConfig(Section):
     """Stochastic steps inside a moving window alone, deterministic ones outside it (MixGRPO, arXiv 2507.21802)."""
 
     size: int = Field(4, ge=1, description="stochastic steps of an image")
-    order: Literal["progressive", "decaying", "random"] = "progressive"
+    order: Literal["progressive", "decaying", "random"] = Field(
+        "progressive", description="from noisy to clean, equally long at each position or ever shorter, or drawn"
+    )
     stay: int = Field(25, ge=1, description="iterations at one position")
     stride: int = Field(1, ge=1, description="steps from one position to the next")
     start: int = Field(0, ge=0, description="first position")
@@ -25,9 +27,9 @@ class WindowConfig(Section):
 class RolloutConfig(Section):
     """How a group of images is drawn."""
 
-    sampler: Literal["dance", "flow", "cps"] = "flow"
-    eta: float = Field(1.0, gt=0)
-    steps: int = Field(6, ge=2)
+    sampler: Literal["dance", "flow", "cps"] = Field("flow", description="the stochastic step's form (docs/options.md)")
+    eta: float = Field(1.0, gt=0, description="how much noise a stochastic step adds, in its sampler's own measure")
+    steps: int = Field(6, ge=2, description="denoising steps of an image; the last is deterministic")
     shift: float | None = Field(3.0, gt=0, description="of the noise levels, 1 being even; null: the model's own")
     group_size: int = Field(12, ge=2, description="images of a pair, which are held against one another")
     pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")

@@ -21,14 +21,15 @@ class Config(Section):
     """A run."""
 
     version: int = Field(VERSION, description="of the settings themselves; a run that another one wrote is refused")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of all that is drawn by chance: noise, the order of pairs, trained steps")
     policy: PolicyConfig = PolicyConfig()
     data: DataConfig = DataConfig()
     rewards: list[RewardConfig] = Field(
         [
             RewardConfig(kind="dino", role="identity", name="identity", path="embedded/reward-identity"),
             RewardConfig(kind="clip", role="prompt", name="prompt", path="embedded/reward-prompt"),
-        ]
+        ],
+        description="judges that are trained on: one of identity and one of prompt at least",
     )
     method: MethodConfig = MethodConfig()
     rollout: RolloutConfig = RolloutConfig()

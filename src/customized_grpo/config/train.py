@@ -12,20 +12,22 @@ from customized_grpo.config.section import Section, SizeOrAuto
 class TrainConfig(Section):
     """How the policy is moved."""
 
-    iterations: int = Field(60, ge=1)
+    iterations: int = Field(60, ge=1, description="each draws its groups, scores them and takes its updates")
     updates: int = Field(2, ge=1, description="optimiser steps of one iteration")
     trained_fraction: float = Field(1.0, gt=0, le=1, description="share of the stochastic steps, drawn per image")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: the rate falls to 0 over the run")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(1.1e-4, ge=0)
-    max_gradient_norm: float = Field(1.0, gt=0)
-    clip_range: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW, each from 0 to below 1")
+    weight_decay: float = Field(1.1e-4, ge=0, description="of AdamW")
+    max_gradient_norm: float = Field(1.0, gt=0, description="a longer gradient is cut to it")
+    clip_range: float = Field(
+        1e-4, gt=0, description="of the ratio about 1; small, since log-densities are means over latent elements"
+    )
     clip_range_high: float | None = Field(None, gt=0, description="above a ratio of 1; null: clip_range (DAPO)")
     ratio: Literal["plain", "guard"] = Field(
         "guard", description="guard: normalised, and steps weighed alike (GRPO-Guard, arXiv 2510.22319)"
     )
-    kl_weight: float = Field(0.0, ge=0)
+    kl_weight: float = Field(0.0, ge=0, description="of the KL to the untuned model, added to the loss; 0: none")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, a step; 0: none")
     batch_size: SizeOrAuto = Field(
         48, description="(image, step) pairs of one forward and backward pass; auto: as memory is free"
@@ -42,8 +44,8 @@ class TrainConfig(Section):
     max_drift: float | None = Field(
         1.0, gt=0, description="squared change of velocities, over the base model's squared; above it the run stops"
     )
-    checkpoint_every: int = Field(10, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoint_every: int = Field(10, ge=1, description="iterations between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest stay on the disk")
     sample_every: int = Field(15, ge=1, description="iterations between grids of sample images")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         ["tensorboard"], description="where the training is followed, besides metrics.jsonl; [] for nowhere"
