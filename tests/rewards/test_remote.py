@@ -203,6 +203,20 @@ def test_a_malformed_answer_is_no_score(answer: str, make_pair: MakePair, caplog
     assert f"2 of 2 pictures have no score from {server.url}" in line and "\n" not in line
 
 
+@pytest.mark.parametrize("answer", ['{"missing": 3}', "[]", "<html>"])
+def test_a_malformed_request_for_references_is_no_score(
+    answer: str, make_pair: MakePair, caplog: pytest.LogCaptureFixture
+) -> None:
+    described = wire.Description(rewards=[Offer(name="seen", kind="dino", role="identity")], limits=Limits())
+    with Scripted(
+        lambda handler, number, body: reply(handler, 409, answer, **HEADERS),
+        get=lambda handler: reply(handler, 200, described.model_dump_json(), **HEADERS),
+    ) as server:
+        assert remote(server.url)(torch.rand(2, 3, 4, 4), [make_pair("a")] * 2).isnan().all()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"2 of 2 pictures have no score from {server.url} (not what protocol" in line and "\n" not in line
+
+
 def test_limits_are_told(make_pair: MakePair, caplog: pytest.LogCaptureFixture) -> None:
     seen = Recorder()
     with serving(app(seen, limits=Limits(images=2, pixels=100, bytes=2500))) as url:

@@ -24,7 +24,7 @@ from customized_grpo.sharding import is_sharded
 from customized_grpo.training.memory import BatchSize, measure_drawing
 from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures
-from customized_grpo.training.scoring import judge, why_stop
+from customized_grpo.training.scoring import finite_images, judge, why_stop
 
 _SCORES = "scores.json"
 
@@ -72,7 +72,8 @@ def evaluate(
     With several `processes`, all of which call this and see the folder, each draws some of the batches; these are the
     same however many there are, and so are the scores, which all return.
 
-    Raises RewardError where a judge fails, on all processes.
+    Raises RewardError, on all processes, where a judge fails or has a score for none of the pictures: nothing is kept
+    that would be taken for an evaluation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_main:
@@ -87,6 +88,7 @@ def evaluate(
     chunks = [range(start, min(start + per_chunk, len(dataset))) for start in range(0, len(dataset), per_chunk)]
     scores = torch.full((len(rewards), len(dataset) * config.images), torch.nan)
     own: list[int] = []
+    overflowed = 0
     for turn in range(0, len(chunks), processes.count):
         mine, failure = turn + processes.index, None
         has_one = mine < len(chunks)
@@ -98,6 +100,7 @@ def evaluate(
             rows = range(chunk.start * config.images, chunk.stop * config.images)
             judged = judge(rewards, torch.stack(images), [pair for pair in pairs for _ in range(config.images)])
             failure = judged.failure
+            overflowed += int((~finite_images(torch.stack(images))).sum())
             for row, reward in enumerate(rewards):
                 scores[row, list(rows)] = judged.scores[reward.name]
             for number, picture in zip(rows, images, strict=True):
@@ -107,6 +110,7 @@ def evaluate(
         if trouble is not None:
             raise RewardError(trouble) from failure
     scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
+    _check_scored(rewards, scores, int(processes.sum(torch.tensor(overflowed))))
     names = [_name(number, config.images) for number in range(scores.shape[1])]
     found = {reward.name: values.tolist() for reward, values in zip(rewards, scores, strict=True)}
     result = Evaluation(found, [folder / name for name in names])
@@ -115,6 +119,18 @@ def evaluate(
         write_json(folder / _SCORES, kept)
     processes.wait()
     return result
+
+
+def _check_scored(rewards: Sequence[Reward], scores: Tensor, overflowed: int) -> None:
+    """Raises RewardError where a judge has no score (judges, pictures) for any picture.
+
+    `overflowed` is how many pictures are not finite, for the text alone.
+    """
+    silent = [repr(reward.name) for reward, found in zip(rewards, scores, strict=True) if not found.isfinite().any()]
+    if silent:
+        none = f"none of {scores.shape[1]} pictures of the evaluation has a score by {', '.join(silent)}"
+        numbers = f"not finite are {overflowed} of them: set policy.dtype to float32"
+        raise RewardError(f"{none}; {numbers if overflowed else 'correct it, or see what its warnings say'}")
 
 
 def _draw(

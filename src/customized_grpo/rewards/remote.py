@@ -132,7 +132,7 @@ class RemoteReward:
             except CallError as error:
                 if error.status != 409:
                     raise
-                unsent |= names & set(_read(Missing, error.answer).missing)
+                unsent |= names & _missing(error.answer)
             else:
                 self._sent |= names
                 return scores
@@ -178,6 +178,14 @@ def _scores(count: int, answer: bytes) -> list[float]:
     if len(scores) != count:
         raise ValueError(f"{len(scores)} scores for {count} pictures")
     return [math.nan if score is None else score for score in scores]
+
+
+def _missing(answer: bytes) -> set[str]:
+    """The names of pictures that the server lacks. Raises CallError."""
+    try:
+        return set(_read(Missing, answer).missing)
+    except ValueError as error:
+        raise CallError(str(error), status=409, own=True, remedy="look at the server's log") from error
 
 
 def _read(message: type[M], answer: bytes) -> M:
