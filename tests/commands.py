@@ -79,7 +79,7 @@ def _serve() -> None:
     import customized_grpo.policies.flux_kontext
     import customized_grpo.rewards.clip
     import customized_grpo.rewards.dino
-    import customized_grpo.runs  # noqa: F401
+    import customized_grpo.runs.train  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

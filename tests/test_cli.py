@@ -11,7 +11,7 @@ from commands import cgrpo
 from diffusers import FluxKontextPipeline
 from PIL import Image
 
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.models import resolve
 from customized_grpo.records import read_records
 

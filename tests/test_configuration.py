@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.configuration import load_config, save_config
+from customized_grpo.config.loading import load_config, save_config
 
 DEFAULT = Config.model_validate({})
 

@@ -16,7 +16,7 @@ from commands import cgrpo
 from PIL import Image
 from test_cli import settings
 
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

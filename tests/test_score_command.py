@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from customized_grpo.cli import app
 from customized_grpo.config import Config, RewardConfig
-from customized_grpo.configuration import save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import build_reward

@@ -17,9 +17,9 @@ import pytest
 
 from customized_grpo.cli import rewards, sharing
 from customized_grpo.config import Config, EvaluationConfig, PolicyConfig, RewardConfig
+from customized_grpo.config.redaction import SECRET
 from customized_grpo.models import EMBEDDED_FOLDER, ModelError
 from customized_grpo.policies import build_policy
-from customized_grpo.redaction import SECRET
 from customized_grpo.report.collect import changes
 from customized_grpo.serving.serve import serve
 

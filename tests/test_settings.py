@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from customized_grpo.config import Config, ConfigError
+from customized_grpo.config.loading import load_config
 from customized_grpo.config.reference import ENTRY, Setting, settings
-from customized_grpo.configuration import load_config
-from customized_grpo.information import describe_settings, settings_page
+from customized_grpo.console.information import describe_settings, settings_page
 
 ALL = settings()
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"

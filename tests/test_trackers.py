@@ -14,11 +14,11 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cli import SHORT
 
-from customized_grpo import trackers
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.records import read_records
-from customized_grpo.runs import train_run
+from customized_grpo.runs import trackers
+from customized_grpo.runs.train import train_run
 
 TOKEN = "hf_" + "a" * 30
 

@@ -21,7 +21,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 import customized_grpo
 from customized_grpo.models import resolve
 
-_PARTS = json.loads((Path(customized_grpo.__file__).parent / "known_models.json").read_text(encoding="utf-8"))["parts"]
+_PARTS = json.loads(
+    (Path(customized_grpo.__file__).parent / "models" / "known_models.json").read_text(encoding="utf-8")
+)["parts"]
 _TINY_TRANSFORMER = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 64}
 _TINY_VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 _LARGEST_FILE = "5GB"

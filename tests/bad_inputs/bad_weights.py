@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.config import Config
-from customized_grpo.configuration import save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.models import resolve
 from customized_grpo.policies import build_policy
 

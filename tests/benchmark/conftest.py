@@ -15,7 +15,7 @@ from tiny import save_flux_kontext
 from transformers import Dinov2Config, Dinov2Model
 
 from customized_grpo.config import Config, LoraConfig, PolicyConfig
-from customized_grpo.configuration import save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.policies import build_policy
 
 LIST = """Classes

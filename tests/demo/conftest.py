@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from customized_grpo.config import Config
-from customized_grpo.configuration import save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.policies import build_policy
 
 

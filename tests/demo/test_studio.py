@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from customized_grpo.config import ConfigError
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.demo import serve_demo, uploads
 from customized_grpo.demo.results import error_line, results
 from customized_grpo.demo.studio import MOST_SEED, Ask, AskError, Column, Studio
@@ -24,7 +24,8 @@ from customized_grpo.demo.uploads import read_masks, read_photos, rewrite_photos
 from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
-from customized_grpo.runs import build_judges, generate, policy_with_adapter
+from customized_grpo.runs.generate import generate
+from customized_grpo.runs.parts import build_judges, policy_with_adapter
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from customized_grpo.config import Config, DataConfig, EvaluationConfig, LoraConfig, PolicyConfig, TrainConfig
-from customized_grpo.configuration import save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate, evaluation_grid
 from customized_grpo.policies import build_policy
-from customized_grpo.runs import build_judges
-from customized_grpo.snapshots import keep_samples
+from customized_grpo.report.snapshots import keep_samples
+from customized_grpo.runs.parts import build_judges
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ from PIL import Image
 from safetensors import safe_open
 
 from customized_grpo.config import Config, ConfigError, PolicyConfig
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
+from customized_grpo.config.redaction import redact, redact_text
 from customized_grpo.export.card import Scores, model_card, snippet
 from customized_grpo.export.lora import export_run
-from customized_grpo.redaction import redact, redact_text
-from customized_grpo.runs import generate, policy_with_adapter
+from customized_grpo.runs.generate import generate
+from customized_grpo.runs.parts import policy_with_adapter
 
 KINDS = {
     "flux-kontext": lambda folder: tiny.save_flux_kontext(folder),

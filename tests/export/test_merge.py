@@ -15,11 +15,11 @@ from safetensors import safe_open
 from torch import nn
 
 from customized_grpo.config import ConfigError, TrainConfig
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.export.merge import merge_run
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
-from customized_grpo.runs import policy_with_adapter
+from customized_grpo.runs.parts import policy_with_adapter
 from customized_grpo.training.checkpoint import save_checkpoint
 from customized_grpo.training.optimizer import build_optimizer
 from customized_grpo.training.processes import ALONE

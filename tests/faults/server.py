@@ -23,7 +23,7 @@ def main() -> None:
     import customized_grpo.cli
     import customized_grpo.planning
     import customized_grpo.policies.flux_kontext
-    import customized_grpo.runs  # noqa: F401
+    import customized_grpo.runs.train  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -62,11 +62,12 @@ def _child(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-        from customized_grpo import runs, stopping
+        from customized_grpo import stopping
+        from customized_grpo.runs import train
 
         sites.arm(Path(watch), fault)
         if not pictures:
-            runs.show = lambda *_: None
+            train.show = lambda *_: None
         if patience is not None:
             stopping.PATIENCE = patience
 

@@ -81,18 +81,18 @@ def _around(owner: Any, name: str, before: Callable[[], object], after: Callable
 
 
 def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> None:
-    from customized_grpo import runs
+    from customized_grpo.runs import evaluate, train
     from customized_grpo.training import loop, rollout, scoring, update
 
     for owner, name, stage in (
-        (runs, "build_policy", "loading"),
-        (runs, "evaluate", "evaluation"),
+        (train, "build_policy", "loading"),
+        (evaluate, "evaluate", "evaluation"),
         (rollout, "sample_trajectories", "sampling"),
         (scoring, "score", "scoring"),
         (update.Updater, "update", "updating"),
         (loop, "append_record", "metrics"),
         (loop, "save_checkpoint", "checkpoint"),
-        (runs, "show", "ending"),
+        (train, "show", "ending"),
     ):
         _around(owner, name, lambda stage=stage: enter(stage), leave)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from customized_grpo.config import Config, ConfigError, LoraConfig, PolicyConfig, RewardConfig
 from customized_grpo.models import ModelError
-from customized_grpo.outlines import config_reader, outline_judge, outline_pipeline
+from customized_grpo.models.outlines import config_reader, outline_judge, outline_pipeline
 from customized_grpo.planning import make_plan, plan_run
 from customized_grpo.planning.judges import judges_of
 from customized_grpo.planning.plan import _changed, nearest_that_fits

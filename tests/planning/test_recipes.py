@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from customized_grpo.config import Config
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.planning import make_plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from customized_grpo.config import Config, DataConfig, PolicyConfig, RewardConfig, RolloutConfig, TrainConfig
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.training.rollout import noise_levels, sample_trajectories

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import customized_grpo
 from customized_grpo.config import LoraConfig, PolicyConfig
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.policies.uno_lora import fuse_uno_lora, uno_lora_by_layer
 
 
@@ -188,7 +188,9 @@ def test_a_lora_that_starts_there_must_hold_it(flux_folder: Path, uno_adapter: P
 
 def test_a_file_of_the_released_ones_keys_fits_flux_dev(tmp_path: Path) -> None:
     """At full width and depth, its rank of 512 cut to 1; the transformer by its published config."""
-    published = json.loads((Path(customized_grpo.__file__).parent / "known_models.json").read_text(encoding="utf-8"))
+    published = json.loads(
+        (Path(customized_grpo.__file__).parent / "models" / "known_models.json").read_text(encoding="utf-8")
+    )
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(published["parts"]["flux.1-transformer"])
     weights = uno_lora(rank=1, width=3072, layers=19, singles=38)

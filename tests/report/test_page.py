@@ -21,8 +21,8 @@ from customized_grpo.report import collect, write_report
 from customized_grpo.report.drawings import drawn
 from customized_grpo.report.page import clock, number, render, signed
 from customized_grpo.report.palette import DARK, FIXED, LIGHT
-from customized_grpo.run_folder import open_run
-from customized_grpo.snapshots import folder_of
+from customized_grpo.report.snapshots import folder_of
+from customized_grpo.runs.folder import open_run
 
 VOID = {"meta", "img", "input", "br", "link"}
 

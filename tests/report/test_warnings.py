@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from customized_grpo.config import Config
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.report import find_warnings, notes_of
 from customized_grpo.report.series import Series
 from customized_grpo.report.warnings import (

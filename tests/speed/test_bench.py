@@ -15,7 +15,7 @@ from PIL import Image
 
 import customized_grpo
 from customized_grpo.config import Config
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.low_rank import pefts_own_layers
@@ -136,7 +136,9 @@ def test_the_random_transformer_is_as_large_as_flux() -> None:
     assert (policy.dtype, policy.height, policy.width) == ("bfloat16", 512, 512)
     assert (rollout.group_size, rollout.steps) == (8, 10)
     assert policy.lora is not None and policy.lora.rank == 64
-    known = json.loads((Path(customized_grpo.__file__).parent / "known_models.json").read_text(encoding="utf-8"))
+    known = json.loads(
+        (Path(customized_grpo.__file__).parent / "models" / "known_models.json").read_text(encoding="utf-8")
+    )
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(known["parts"]["flux.1-transformer"])
     assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(11.9e9, rel=0.005)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from customized_grpo.configuration import load_config, save_config
+from customized_grpo.config.loading import load_config, save_config
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.records import sweep
 from customized_grpo.study.plan import StudyRun

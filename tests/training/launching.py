@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from customized_grpo.config import Config
-from customized_grpo.configuration import save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.records import read_records
 from customized_grpo.training.checkpoint import newest_checkpoint
 

@@ -14,7 +14,7 @@ from running import run_training
 from torch import Tensor
 
 from customized_grpo.config import Config, ConfigError, RolloutConfig, TrainConfig
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy

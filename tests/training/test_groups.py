@@ -15,8 +15,8 @@ from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
+from customized_grpo.report.snapshots import best_and_worst
 from customized_grpo.rewards import build_reward, score
-from customized_grpo.snapshots import best_and_worst
 from customized_grpo.training.credit import Credit
 from customized_grpo.training.groups import Groups, group_diversity
 from customized_grpo.training.loop import Observer, train

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from customized_grpo.config import Config, EvaluationConfig, RewardConfig
-from customized_grpo.runs import train_run
+from customized_grpo.runs.train import train_run
 
 JUDGES = '''
 def redness(images, pairs):

@@ -11,13 +11,13 @@ from accelerate import Accelerator
 
 from customized_grpo.config import Config, TrainConfig
 from customized_grpo.data import open_dataset
-from customized_grpo.exchange import undone
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.tuning import _exchanged
 from customized_grpo.protocols import Policy
 from customized_grpo.records import read_records
 from customized_grpo.rewards import RewardError, build_reward
+from customized_grpo.tensors.exchange import undone
 from customized_grpo.training.checkpoint import load_checkpoint, newest_checkpoint
 from customized_grpo.training.ema import MovingAverage
 from customized_grpo.training.groups import Groups

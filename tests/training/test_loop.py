@@ -17,7 +17,7 @@ from customized_grpo.config import Config, MethodConfig, WindowConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
-from customized_grpo.runs import encode_ahead
+from customized_grpo.runs.train import encode_ahead
 from customized_grpo.training.checkpoint import CheckpointError, newest_checkpoint
 
 LOGGED = {

@@ -23,7 +23,7 @@ from running import run_training
 from torch import nn
 
 from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutConfig
-from customized_grpo.configuration import save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
 from customized_grpo.models import ModelError

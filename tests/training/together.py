@@ -21,11 +21,11 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from running import run_training
 
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
 from customized_grpo.rewards import build_reward
-from customized_grpo.sharding import is_sharded, local
+from customized_grpo.tensors.sharding import is_sharded, local
 from customized_grpo.training import optimizer, update
 from customized_grpo.training.processes import Processes, start_processes
 

@@ -18,6 +18,8 @@ from customized_grpo.benchmark.published import published
 from customized_grpo.benchmark.summary import paired, plain, summary, told
 from customized_grpo.benchmark.systems import find_system
 from customized_grpo.config import ConfigError
+from customized_grpo.console.tables import markdown_table
+from customized_grpo.console.terminal import ABSENT
 from customized_grpo.data import pictures
 from customized_grpo.data.benchmark import Case
 from customized_grpo.estimates import Estimate
@@ -25,8 +27,6 @@ from customized_grpo.evaluation import shown_pairs
 from customized_grpo.figures.grids import Picture, image_grid
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane, planes_side_by_side
 from customized_grpo.records import write_bytes, write_json
-from customized_grpo.tables import markdown_table
-from customized_grpo.terminal import ABSENT
 
 _SIGN = "+.2f"
 

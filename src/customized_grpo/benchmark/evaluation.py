@@ -25,7 +25,7 @@ from customized_grpo.benchmark.summary import Scores, as_markdown, show, summary
 from customized_grpo.benchmark.systems import System, find_system
 from customized_grpo.config import ConfigError
 from customized_grpo.data.benchmark import Benchmark, Case, open_benchmark, select
-from customized_grpo.devices import device_of
+from customized_grpo.models.devices import device_of
 from customized_grpo.records import write_bytes, write_json
 from customized_grpo.rewards import build_reward
 

@@ -10,9 +10,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import Field, model_validator
 
 from customized_grpo.config import ConfigError, RewardConfig
+from customized_grpo.config.typed import Section, read_section
 from customized_grpo.models import resolve
 from customized_grpo.rewards import default_path
-from customized_grpo.sections import Section, read_section
 
 _SHIPPED = Path(__file__).parent / "protocols"
 PROTOCOLS = ("published", "embedded")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from customized_grpo.sections import Section
+from customized_grpo.config.typed import Section
 
 
 class Published(Section):

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from customized_grpo.console.tables import markdown_table
+from customized_grpo.console.terminal import ABSENT
 from customized_grpo.data.benchmark import Case
 from customized_grpo.data.dreambench import PROMPT_KINDS
 from customized_grpo.estimates import Estimate
-from customized_grpo.tables import markdown_table
-from customized_grpo.terminal import ABSENT
 
 OVERALL = "overall"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from customized_grpo.benchmark.folder import PICTURES, SETTINGS, TEMPLATE, PictureFolder
 from customized_grpo.config import EMBEDDED, Config, ConfigError
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
 from customized_grpo.models import fingerprint, resolve
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.adapters import lora_file, lora_settings
 from customized_grpo.protocols import Policy
-from customized_grpo.run_folder import CONFIG, LORA
+from customized_grpo.runs.folder import CONFIG, LORA
 
 #: Settings of a policy that leave its pictures what they are.
 _NO_MATTER = {

@@ -64,13 +64,13 @@ def evaluate(
     with one_line_errors():
         if benchmark is None:
             from customized_grpo.config import ConfigError
-            from customized_grpo.run_folder import open_run
+            from customized_grpo.runs.folder import open_run
 
             given = (combinations, subject, prompt, images, steps, seed, pictures_as, out, config)
             if two_subjects or protocol != "published" or any(value is not None for value in given):
                 raise ConfigError("a run's own evaluation is set by --set evaluation...; or give --benchmark")
             open_run(Path(system))
-            from customized_grpo.runs import evaluate_run
+            from customized_grpo.runs.evaluate import evaluate_run
 
             evaluate_run(Path(system), Console(), set_ or [])
             return

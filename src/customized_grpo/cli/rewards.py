@@ -46,10 +46,10 @@ def score(
     [dim]cgrpo score --run runs/mine --images pictures --reference b.jpg --prompt "a dog" --out scores.csv[/dim]
     """
     with one_line_errors():
-        from customized_grpo.choice import choose, read_choices
-        from customized_grpo.devices import device_of
+        from customized_grpo.evaluation.files import find_pictures, read_pair, score_files, show, write_csv
+        from customized_grpo.models.devices import device_of
         from customized_grpo.records import check_place
-        from customized_grpo.scoring import find_pictures, read_pair, score_files, show, write_csv
+        from customized_grpo.runs.choice import choose, read_choices
 
         if out is not None:
             check_place(out, "--out")
@@ -93,9 +93,9 @@ def serve_reward(
     [dim]cgrpo serve-reward --config run.yaml --reward identity --port 8600[/dim]
     """
     with one_line_errors():
-        from customized_grpo.choice import choose, read_choices
-        from customized_grpo.devices import device_of
+        from customized_grpo.models.devices import device_of
         from customized_grpo.rewards.wire import Limits
+        from customized_grpo.runs.choice import choose, read_choices
         from customized_grpo.serving.serve import serve
 
         resolved, source = read_choices(config or [], run, set_ or [])

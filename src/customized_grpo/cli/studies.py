@@ -63,7 +63,7 @@ def plan(
     [dim]cgrpo plan recipes/kontext-dev.yaml recipes/hardware/24gb.yaml --memory 24GB[/dim]
     """
     with one_line_errors():
-        from customized_grpo.configuration import load_config
+        from customized_grpo.config.loading import load_config
 
         resolved = load_config(config, set_ or [])
         from customized_grpo.planning import plan_run
@@ -91,7 +91,7 @@ def bench(
     [dim]cgrpo bench --against policy.dtype=bfloat16[/dim]
     """
     with one_line_errors():
-        from customized_grpo.configuration import load_config
+        from customized_grpo.config.loading import load_config
 
         rival = load_config(config, [*(set_ or []), *against]) if against else None
         resolved = load_config(config, set_ or [])
@@ -113,7 +113,7 @@ def settings(
     """
     with one_line_errors():
         from customized_grpo.config import ConfigError
-        from customized_grpo.information import describe_settings, settings_page
+        from customized_grpo.console.information import describe_settings, settings_page
 
         if markdown and part is not None:
             raise ConfigError(f"--markdown is of all settings; leave out {part}")
@@ -127,6 +127,6 @@ def settings(
 def info() -> None:
     """What is installed, which device is used, which defaults hold."""
     with one_line_errors():
-        from customized_grpo.information import describe
+        from customized_grpo.console.information import describe
 
         describe(Console())

@@ -33,8 +33,8 @@ def train(
     """
     with one_line_errors():
         from customized_grpo.config import ConfigError
-        from customized_grpo.configuration import load_config
-        from customized_grpo.run_folder import check_unused, new_folder, open_run
+        from customized_grpo.config.loading import load_config
+        from customized_grpo.runs.folder import check_unused, new_folder, open_run
 
         if resume is not None:
             if config or set_ or data is not None or out:
@@ -46,7 +46,7 @@ def train(
             overrides = [*given, *(set_ or [])]
             resolved, run = load_config(config, overrides), out or new_folder(Path("runs"))
             check_unused(run)
-        from customized_grpo.runs import train_run  # seconds, which a mistake above need not wait for
+        from customized_grpo.runs.train import train_run  # seconds, which a mistake above need not wait for
 
         train_run(resolved, run, Console())
 
@@ -70,11 +70,11 @@ def generate(
     [dim]cgrpo generate --reference cat.jpg --prompt "a cat wearing a red hat in the snow" --run runs/mine[/dim]
     """
     with one_line_errors():
-        from customized_grpo.configuration import load_config
+        from customized_grpo.config.loading import load_config
         from customized_grpo.data.pictures import check_suffix, load
         from customized_grpo.prompts import check_prompt
         from customized_grpo.records import check_place
-        from customized_grpo.run_folder import CONFIG, open_run
+        from customized_grpo.runs.folder import CONFIG, open_run
 
         check_prompt(prompt, "--prompt")
         check_suffix(out, "--out")
@@ -83,8 +83,8 @@ def generate(
         if run is not None:
             open_run(run)
         resolved = load_config(config or ([] if run is None else run / CONFIG), set_ or [])
-        from customized_grpo.runs import generate as draw
-        from customized_grpo.runs import policy_with_adapter
+        from customized_grpo.runs.generate import generate as draw
+        from customized_grpo.runs.parts import policy_with_adapter
 
         policy = policy_with_adapter(resolved, run)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from customized_grpo.configuration import nearest
+from customized_grpo.config.loading import nearest
 from customized_grpo.data.errors import DataError
 from customized_grpo.data.records import Fields, FilePairs, Record, shown, unrepeated
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from customized_grpo.config import ConfigError
-from customized_grpo.configuration import load_config
-from customized_grpo.run_folder import CONFIG, LORA, open_run
+from customized_grpo.config.loading import load_config
+from customized_grpo.runs.folder import CONFIG, LORA, open_run
 
 __all__ = ["serve_demo"]
 

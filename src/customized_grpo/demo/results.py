@@ -10,8 +10,8 @@ from io import BytesIO
 
 from PIL import Image
 
+from customized_grpo.console.terminal import ABSENT
 from customized_grpo.demo.studio import Column
-from customized_grpo.terminal import ABSENT
 
 EMPTY = '<div class="empty">Pictures and their scores appear here.</div>'
 

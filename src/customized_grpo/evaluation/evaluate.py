@@ -20,7 +20,7 @@ from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.records import write_json
 from customized_grpo.rewards import RewardError
-from customized_grpo.sharding import is_sharded
+from customized_grpo.tensors.sharding import is_sharded
 from customized_grpo.training.memory import BatchSize, measure_drawing
 from customized_grpo.training.processes import ALONE, Processes
 from customized_grpo.training.rollout import batches, image_noise, sample_pictures

@@ -13,10 +13,10 @@ from textwrap import dedent
 from huggingface_hub import ModelCard, ModelCardData
 
 from customized_grpo.config import EMBEDDED, Config, PolicyConfig
-from customized_grpo.configuration import dump_yaml
+from customized_grpo.config.loading import dump_yaml
+from customized_grpo.config.redaction import redact, redact_text
+from customized_grpo.console.terminal import ABSENT
 from customized_grpo.models import ModelError, resolve
-from customized_grpo.redaction import redact, redact_text
-from customized_grpo.terminal import ABSENT
 
 _LICENCES = {
     "black-forest-labs/FLUX.1-Kontext-dev": "FLUX.1 [dev] Non-Commercial License",
@@ -157,7 +157,7 @@ from pathlib import Path
 from customized_grpo.config import PolicyConfig
 from customized_grpo.data.pictures import load
 from customized_grpo.policies import build_policy
-from customized_grpo.runs import generate
+from customized_grpo.runs.generate import generate
 {source}
 {lora.replace("the id of this model on the hub, or the folder of this file", "the folder of this file")}
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.run_folder import LORA, open_run
+from customized_grpo.runs.folder import LORA, open_run
 from customized_grpo.training.checkpoint import checkpointed_iterations
 
 

@@ -11,8 +11,8 @@ from customized_grpo.config import ConfigError
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.export.card import Scores, model_card
 from customized_grpo.export.folder import finished_run, new_folder_at
-from customized_grpo.run_folder import LORA, LORA_FILE
-from customized_grpo.snapshots import read_samples
+from customized_grpo.report.snapshots import read_samples
+from customized_grpo.runs.folder import LORA, LORA_FILE
 from customized_grpo.training.credit import reward_name
 
 PICTURE = "before-after.png"

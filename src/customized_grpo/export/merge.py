@@ -10,7 +10,7 @@ import torch
 from customized_grpo.config import ConfigError
 from customized_grpo.export.folder import check_free, finished_run, new_folder_at
 from customized_grpo.records import write_json
-from customized_grpo.runs import policy_with_adapter
+from customized_grpo.runs.parts import policy_with_adapter
 
 #: All parts on the CPU and as they were published, whatever room the run had for them.
 _WHOLE = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.outlines import outline_judge
+from customized_grpo.models.outlines import outline_judge
 from customized_grpo.planning.measure import peak_bytes
 from customized_grpo.planning.memory import FLOAT32, Model
 from customized_grpo.planning.shapes import count

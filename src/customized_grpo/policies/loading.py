@@ -11,7 +11,7 @@ from torch import nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError, first_line, no_code_of_its_own, resolve
-from customized_grpo.outlines import outline_pipeline
+from customized_grpo.models.outlines import outline_pipeline
 from customized_grpo.policies.quantisation import (
     check_packages,
     quantise,

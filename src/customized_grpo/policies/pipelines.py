@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.devices import device_of
 from customized_grpo.models import ModelError
+from customized_grpo.models.devices import device_of
 from customized_grpo.policies.attention import BackwardInFull
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.loading import load_part, load_pipeline, load_transformer
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
-from customized_grpo.sharding import sum_over_processes
+from customized_grpo.tensors.sharding import sum_over_processes
 
 REFERENCE = "reference_{}"
 """Name in Conditions.rows of the k-th reference's tokens, from 1."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.config import Config
-from customized_grpo.configuration import load_config
+from customized_grpo.config.loading import load_config
+from customized_grpo.config.redaction import hide_secrets
+from customized_grpo.console.information import STARTS
 from customized_grpo.evaluation import Evaluation, read_evaluation
-from customized_grpo.information import STARTS
 from customized_grpo.records import RecordError, read_records
-from customized_grpo.redaction import hide_secrets
-from customized_grpo.snapshots import GroupChoice, Samples, read_groups, read_samples
+from customized_grpo.report.snapshots import GroupChoice, Samples, read_groups, read_samples
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.configuration import nearest
-from customized_grpo.devices import device_named
+from customized_grpo.config.loading import nearest
+from customized_grpo.models.devices import device_named
 from customized_grpo.protocols import Reward
 from customized_grpo.rewards.custom import load_custom
 from customized_grpo.rewards.errors import RewardError

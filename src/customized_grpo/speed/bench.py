@@ -12,8 +12,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from customized_grpo.config import Config
+from customized_grpo.console.information import hardware
 from customized_grpo.data import open_dataset
-from customized_grpo.information import hardware
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Pair
 from customized_grpo.records import write_json

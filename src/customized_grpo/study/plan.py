@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.configuration import load_config
-from customized_grpo.sections import Section, read_section
+from customized_grpo.config.loading import load_config
+from customized_grpo.config.typed import Section, read_section
 
 Settings = dict[str, Any]
 """Dotted configuration keys and their values, as `--set` takes them."""

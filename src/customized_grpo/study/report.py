@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Column, Table
 
 from customized_grpo.config import Config
+from customized_grpo.console.tables import markdown_table
 from customized_grpo.data import open_dataset
 from customized_grpo.estimates import Estimate
 from customized_grpo.evaluation import Evaluation, axes_of, evaluation_grid, guards_of, read_evaluation
@@ -20,7 +21,6 @@ from customized_grpo.study.gradients import AtStep, Evidence, read_evidence
 from customized_grpo.study.plan import StudyConfig, slug
 from customized_grpo.study.results import Result
 from customized_grpo.study.statistics import dominates, front, hypervolume
-from customized_grpo.tables import markdown_table
 
 GRADIENTS = "gradients.json"
 #: Shares that advantages of independent noise would have, and those the paper reports, in per cent.

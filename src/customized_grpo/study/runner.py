@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.configuration import load_config, save_config
+from customized_grpo.config.loading import load_config, save_config
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.records import aside, move_folder
 from customized_grpo.stopping import ended_by_sigterm

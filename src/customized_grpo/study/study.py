@@ -12,7 +12,7 @@ from customized_grpo.config import ConfigError
 from customized_grpo.data import open_dataset
 from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
-from customized_grpo.runs import policy_with_adapter
+from customized_grpo.runs.parts import policy_with_adapter
 from customized_grpo.study.gradients import gradient_evidence, other_than, read_evidence, save_evidence
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
 from customized_grpo.study.report import GRADIENTS, draw_gradients, gradients_tables, write_report

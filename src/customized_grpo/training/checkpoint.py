@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from customized_grpo.protocols import Policy
 from customized_grpo.records import aside, drop_folder, move_folder, writing
-from customized_grpo.sharding import is_sharded, like, whole
+from customized_grpo.tensors.sharding import is_sharded, like, whole
 from customized_grpo.training.optimizer import Optimizer
 
 _STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"

@@ -14,7 +14,7 @@ from customized_grpo.config import TrainConfig
 from customized_grpo.method import StepFunction, clipped_surrogate, gaussian_kl, guarded_log_ratio, guarded_loss
 from customized_grpo.noise import generator
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.sharding import local
+from customized_grpo.tensors.sharding import local
 from customized_grpo.training.memory import BatchSize
 from customized_grpo.training.optimizer import Optimizer
 from customized_grpo.training.processes import ALONE, Processes

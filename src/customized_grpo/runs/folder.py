@@ -22,8 +22,8 @@ from datetime import datetime
 from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.configuration import load_config
-from customized_grpo.locking import LOCK
+from customized_grpo.config.loading import load_config
+from customized_grpo.runs.locking import LOCK
 from customized_grpo.records import is_partial
 
 LORA, CONFIG = "lora", "config.yaml"

@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from customized_grpo.config import Config, ConfigError
+from customized_grpo.config.loading import as_yaml, nearest
 from customized_grpo.config.reference import Setting, settings
-from customized_grpo.configuration import as_yaml, nearest
+from customized_grpo.console.tables import markdown_table
 from customized_grpo.models import embedded_models
-from customized_grpo.tables import markdown_table
 
 #: The file of a run that holds, a line for each start, what it ran with.
 STARTS = "starts.jsonl"

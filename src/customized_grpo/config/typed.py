@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from customized_grpo.config import ConfigError
-from customized_grpo.configuration import nearest, read_mapping
+from customized_grpo.config.loading import nearest, read_mapping
 
 
 class Section(BaseModel):

@@ -17,26 +17,29 @@ from rich.console import Console
 from rich.text import Text
 
 from customized_grpo.config import POLICIES, Config, ConfigError
-from customized_grpo.configuration import load_config, save_config
+from customized_grpo.config.loading import load_config, save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, guards_of, read_evaluation
 from customized_grpo.figures.curves import training_curves
 from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.weights import schedule
-from customized_grpo.information import STARTS, hardware, versions
-from customized_grpo.locking import claim
+from customized_grpo.console.information import STARTS, hardware, versions
+from customized_grpo.runs.locking import claim
 from customized_grpo.pixels import to_image
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
 from customized_grpo.records import append_record, aside, move_folder, read_records, sweep, writing
 from customized_grpo.report import REPORT, Finding, collect, find_warnings, notes_of, write_report
 from customized_grpo.rewards import build_reward
-from customized_grpo.run_folder import CONFIG, LORA, LORA_FILE, open_run
-from customized_grpo.sharding import is_sharded
-from customized_grpo.snapshots import keep_groups, keep_samples
+from customized_grpo.runs.folder import CONFIG, LORA, LORA_FILE, open_run
+from customized_grpo.tensors.sharding import is_sharded
+from customized_grpo.report.snapshots import keep_groups, keep_samples
 from customized_grpo.stopping import Stopped, Stopping
-from customized_grpo.terminal import TrainingDisplay, score_table
-from customized_grpo.trackers import check_trackers, log_picture, start_trackers, trackers_of
+from customized_grpo.console.terminal import TrainingDisplay, score_table
+from customized_grpo.runs.evaluate import draw_evaluation, evaluation_of
+from customized_grpo.runs.parts import Judges, build_judges
+from customized_grpo.runs.show import findings_of, sample_grid, show, warning_of
+from customized_grpo.runs.trackers import check_trackers, log_picture, start_trackers, trackers_of
 from customized_grpo.training.checkpoint import checkpointed_iterations
 from customized_grpo.training.credit import reward_name, weights_of
 from customized_grpo.training.groups import Groups
@@ -44,25 +47,6 @@ from customized_grpo.training.loop import Observer, train
 from customized_grpo.training.order import pairs_of_iteration
 from customized_grpo.training.processes import ALONE, Processes, lost_processes_told, start_processes
 from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The configured rewards and monitors, built."""
-
-    rewards: list[Reward]
-    monitors: list[Reward]
-
-    @property
-    def all(self) -> list[Reward]:
-        return [*self.rewards, *self.monitors]
-
-
-def build_judges(config: Config, device: torch.device) -> Judges:
-    return Judges(
-        [build_reward(reward, device) for reward in config.rewards],
-        [build_reward(monitor, device) for monitor in config.evaluation.monitors],
-    )
 
 
 @lost_processes_told()
@@ -111,7 +95,7 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
         encode_ahead(config, policy, dataset, held_out, done, accelerator)
     if main:
         append_record(run / STARTS, _start(accelerator, policy, done))
-    base = _evaluation(config, run, "base", policy, held_out, judges, console, processes)
+    base = evaluation_of(config, run, "base", policy, held_out, judges, console, processes)
     if main:
         keep_samples(run, 0, held_out, config.evaluation.images, base)
     warned: set[tuple[str, str]] = set()
@@ -126,9 +110,9 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
             assert isinstance(display, TrainingDisplay)
             display.update(record)
             if any(key.startswith("evaluation/") for key in record):
-                for finding in _findings(config, run):
+                for finding in findings_of(config, run):
                     if (finding.kind, finding.about) not in warned:
-                        display.message(_warning(finding))
+                        display.message(warning_of(finding))
                     warned.add((finding.kind, finding.about))
 
         def on_sample(iteration: int) -> dict[str, float]:
@@ -157,7 +141,7 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
             move_folder(partial, run / LORA)
     # Where the training was stopped before its last samples, what is there is of an earlier policy.
     old = not any(key.startswith("evaluation/") for key in read_records(run / "metrics.jsonl")[-1])
-    tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, processes, again=old)
+    tuned = evaluation_of(config, run, "tuned", policy, held_out, judges, console, processes, again=old)
     if main:
         show(config, run, held_out, base, tuned, console)
     accelerator.wait_for_everyone()
@@ -178,107 +162,6 @@ def encode_ahead(
     accelerator.wait_for_everyone()
 
 
-def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> None:
-    """Draw and score the held-out pairs with the run's LoRA and without, and show both."""
-    open_run(run)
-    config = load_config(run / CONFIG, overrides)
-    if not (run / LORA).exists():
-        raise ConfigError(f"{run}: holds no {LORA} yet; finish it by cgrpo train --resume {run}")
-    held_out = open_dataset(config.evaluation.data)
-    with claim(run), writing(run):
-        policy = build_policy(config.policy)
-        judges = build_judges(config, policy.device)
-        base = _evaluation(config, run, "base", policy, held_out, judges, console, again=bool(overrides))
-        policy.load(run / LORA)
-        tuned = _evaluation(config, run, "tuned", policy, held_out, judges, console, again=True)
-        show(config, run, held_out, base, tuned, console)
-
-
-def generate(
-    policy: Policy,
-    prompt: str,
-    references: Sequence[Image.Image],
-    *,
-    steps: int,
-    seed: int,
-    images: int,
-) -> list[Image.Image]:
-    """Pictures of the subject of `references` that follow the prompt, by deterministic sampling."""
-    conditions = Conditions.join([policy.encode(prompt, references)] * images)
-    noise = torch.cat([image_noise(policy, 1, seed, "generate", i) for i in range(images)])
-    sigmas = policy.sigmas(steps).to(policy.device)
-    return [to_image(picture) for picture in sample_pictures(policy, conditions, noise, sigmas)]
-
-
-def show(
-    config: Config,
-    run: Path,
-    held_out: PairDataset,
-    base: Evaluation,
-    tuned: Evaluation,
-    console: Console,
-) -> None:
-    """The pictures and the table that end a run."""
-    evaluation_grid(run / "before-after.png", held_out, config.evaluation.images, {"base": base, "tuned": tuned})
-    guards = guards_of(config)
-    if (run / "metrics.jsonl").exists():
-        start = {"iteration": 0, **{f"evaluation/{name}/mean": mean for name, mean in base.means.items()}}
-        training_curves(run / "curves.png", [start, *read_records(run / "metrics.jsonl")], guards=guards)
-    names = {role: [reward_name(r) for r in config.rewards if r.role == role] for role in ("identity", "prompt")}
-    first = {role: given[0] for role, given in names.items()}
-    points = {name: (one.mean(first["identity"]), one.mean(first["prompt"]))
-              for name, one in (("base", base), ("tuned", tuned))}  # fmt: skip
-    title = f"{len(held_out)} pairs of the evaluation"
-    identity_prompt_plane(run / "plane.png", points, title=title, labels=(first["identity"], first["prompt"]))
-    findings = _findings(config, run)
-    rows = ((name, base.mean(name), tuned.mean(name)) for name in base.scores)
-    console.print(score_table(rows, guards=guards, notes=notes_of(config, findings)))
-    for finding in findings:
-        console.print(Text(_warning(finding), style="yellow"), soft_wrap=True)
-    write_report(open_run(run), run)
-    names_shown = (REPORT, "before-after.png", "curves.png", "plane.png", LORA)
-    console.print("look at " + ", ".join(os.path.relpath(run / name) for name in names_shown if (run / name).exists()))
-
-
-def _findings(config: Config, run: Path) -> list[Finding]:
-    """What in the run's curves should worry its reader, as far as it has come."""
-    return find_warnings(config, collect(run, config).records)
-
-
-def _warning(finding: Finding) -> str:
-    return f"warning: {finding.told} {finding.remedy}"
-
-
-def _evaluation(
-    config: Config,
-    run: Path,
-    name: str,
-    policy: Policy,
-    held_out: PairDataset,
-    judges: Judges,
-    console: Console,
-    processes: Processes = ALONE,
-    *,
-    again: bool = False,
-) -> Evaluation:
-    """The run's evaluation of that name: "base" is that of the untuned model. Drawn once, or `again`."""
-    folder = run / "evaluation" / name
-    kept = None if again else read_evaluation(folder, config.evaluation)
-    if processes.least(int(kept is not None)) and kept is not None:
-        return kept
-    if processes.is_main:
-        console.print(f"drawing {len(held_out) * config.evaluation.images} pictures of the evaluation ({name})")
-    with policy.reference() if name == "base" else nullcontext():
-        return _draw(config, folder, policy, held_out, judges, processes)
-
-
-def _draw(
-    config: Config, folder: Path, policy: Policy, held_out: PairDataset, judges: Judges, processes: Processes
-) -> Evaluation:
-    size = config.rollout.batch_size
-    return evaluate(policy, held_out, judges.all, config.evaluation, folder, batch_size=size, processes=processes)
-
-
 def _sample(
     config: Config,
     run: Path,
@@ -292,18 +175,13 @@ def _sample(
 
     The last iteration's are the run's own "tuned" ones.
     """
-    now = _draw(config, run / "evaluation" / "tuned", policy, held_out, judges, processes)
+    now = draw_evaluation(config, run / "evaluation" / "tuned", policy, held_out, judges, processes)
     if processes.is_main:
         base = read_evaluation(run / "evaluation" / "base", config.evaluation)
         columns = {**({"base": base} if base is not None else {}), f"iteration {iteration}": now}
         keep_samples(run, iteration, held_out, config.evaluation.images, now)
         evaluation_grid(sample_grid(run, iteration), held_out, config.evaluation.images, columns)
     return {f"evaluation/{name}/mean": value for name, value in now.means.items()}
-
-
-def sample_grid(run: Path, iteration: int) -> Path:
-    """The picture of the held-out pairs as they were drawn after that many iterations."""
-    return run / "samples" / f"iteration-{iteration:06d}.png"
 
 
 def _start(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, object]:
@@ -313,17 +191,3 @@ def _start(accelerator: Accelerator, policy: Policy, done: int) -> dict[str, obj
         "versions": versions(),
         "hardware": {**hardware(policy.device), "processes": str(accelerator.num_processes)},
     }
-
-
-def policy_with_adapter(config: Config, run: Path | None) -> Policy:
-    """The configured policy, with the adapter of `run` where one is given."""
-    if run is not None and not (run / LORA).exists():
-        raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
-    if run is not None and config.policy.lora is not None and config.policy.kind in POLICIES:
-        from customized_grpo.policies.tuning import lora_metadata
-
-        lora_metadata(run / LORA / LORA_FILE)  # a damaged file, before a large model is loaded
-    policy = build_policy(config.policy)
-    if run is not None:
-        policy.load(run / LORA)
-    return policy

@@ -17,8 +17,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from PIL import Image
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.configuration import dump_yaml
-from customized_grpo.redaction import flat, redact
+from customized_grpo.config.loading import dump_yaml
+from customized_grpo.config.redaction import flat, redact
 
 PROJECT = "customized-grpo"
 

@@ -11,7 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from customized_grpo.config import EMBEDDED
 
 #: The folder that holds the embedded models, one folder each.
-EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 
 
 class ModelError(ValueError):

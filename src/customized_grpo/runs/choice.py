@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError, RewardConfig
-from customized_grpo.configuration import load_config
-from customized_grpo.run_folder import CONFIG, open_run
+from customized_grpo.config.loading import load_config
+from customized_grpo.runs.folder import CONFIG, open_run
 
 #: A place of the configuration that takes any one reward.
 _PLACE = "evaluation.monitors"
