@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig, PolicyConfig
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.policies.low_rank import LowRankLinear, pefts_own_layers
+from customized_grpo.policies.low_rank import LowRankLinear
+from customized_grpo.policies.shortcuts import libraries_own, taken
 
 
 def adapted(base: nn.Module, own: bool, dtype: torch.dtype = torch.float64, **settings: Any) -> nn.Module:
@@ -150,6 +151,6 @@ def test_peft_computes_where_it_is_asked_to(base: nn.Module) -> None:
         adapted(base.float(), False, torch.float32),
         torch.randn(64, 6),
     )
-    with pefts_own_layers():
+    with libraries_own():
         assert torch.equal(own(x), theirs(x))
-    assert LowRankLinear.fused
+    assert taken()

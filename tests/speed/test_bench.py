@@ -18,7 +18,7 @@ from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.policies.low_rank import pefts_own_layers
+from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.rewards import build_reward
 from customized_grpo.speed.growth import Point, by_axis, slope
 from customized_grpo.speed.iteration import OURS, RELEASED, STAGES, Stage, measure, runs_of
@@ -38,7 +38,7 @@ def measured(config: Config) -> dict[str, dict[str, Stage]]:
     rewards = [build_reward(reward, policy.device) for reward in config.rewards]
     calls: list[None] = []
     pairs, shapes = [dataset[0], dataset[1]], (OURS, RELEASED)
-    with pefts_own_layers():  # so that both shapes have the same operations
+    with libraries_own():  # so that both shapes have the same operations
         found = measure(config, policy, rewards, pairs, shapes, 1, lambda: calls.append(None))
     assert len(calls) == runs_of(2, 1)
     return found

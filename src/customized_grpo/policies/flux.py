@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
+from customized_grpo.policies.flux_blocks import shorten
 from customized_grpo.policies.pipelines import ATTENTION, PATCH, Grid, PipelinePolicy, sequence_shift
 
 #: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks.
@@ -36,6 +37,8 @@ class FluxPolicy(PipelinePolicy):
 
     def __init__(self, config: PolicyConfig, pipeline: Any) -> None:
         super().__init__(config, pipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
+        if not config.compile:  # which fuses what it finds
+            shorten(self._transformer, self.latent_shape[0])
 
     def _decode(self, latents: Tensor) -> Tensor:
         factor = self._pipeline.vae_scale_factor

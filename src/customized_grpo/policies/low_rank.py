@@ -9,14 +9,13 @@ low-rank term inside the second of two products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor
 
+from customized_grpo.policies import shortcuts
 from customized_grpo.policies.products import product
 
 
@@ -27,11 +26,9 @@ class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
     changes no bit.
     """
 
-    fused: ClassVar[bool] = True
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = self.base_layer
-        plain = self.fused and not args and not kwargs and x.dtype == base.weight.dtype
+        plain = shortcuts.taken() and not args and not kwargs and x.dtype == base.weight.dtype
         if plain and self.disable_adapters and not self.merged and not torch.is_grad_enabled():
             return product(x.reshape(-1, x.shape[-1]), base.weight, base.bias).view(*x.shape[:-1], -1)
         name = self._alone()
@@ -51,16 +48,6 @@ class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias.get(name):
             return None
         return name if isinstance(self.lora_dropout[name], torch.nn.Identity) else None
-
-
-@contextmanager
-def pefts_own_layers() -> Iterator[None]:
-    """Inside it all these layers are computed peft's way: what they are measured against."""
-    before, LowRankLinear.fused = LowRankLinear.fused, False
-    try:
-        yield
-    finally:
-        LowRankLinear.fused = before
 
 
 class _Product(torch.autograd.Function):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,15 +19,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], None)
         return found
     return functional.linear(x, weight, bias)
-
-
-def flop_formulas() -> dict[Any, Callable[..., int]]:
-    """What torch's FlopCounterMode does not know of `product`, for its custom_mapping."""
-
-    def linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * x[0] * x[1] * weight[0]
-
-    return {torch.ops.mkldnn._linear_pointwise: linear} if _ONEDNN else {}
 
 
 def _onednn() -> bool:

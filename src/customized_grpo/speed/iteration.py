@@ -11,14 +11,13 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from customized_grpo.config import Config
 from customized_grpo.method import SAMPLERS
-from customized_grpo.policies.low_rank import pefts_own_layers
-from customized_grpo.policies.products import flop_formulas
+from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.protocols import Conditions, Pair, Policy, Reward
 from customized_grpo.rewards import score
+from customized_grpo.speed.flops import flop_counter
 from customized_grpo.training.credit import assign_credit, objectives_of, steps_to_weigh_at
 from customized_grpo.training.memory import peak_bytes
 from customized_grpo.training.optimizer import build_optimizer
@@ -78,7 +77,7 @@ class Shape:
 
 OURS = Shape("whole groups")
 #: Fault 5 of the authors' released script: one image at a time, its reference and prompt encoded again each time, by
-#: the libraries' own layers.
+#: the libraries' own layers and blocks.
 RELEASED = Shape("one image at a time", images_at_once=1, encode_each=True, own_layers=False)
 
 
@@ -162,7 +161,7 @@ def measure(
         for _ in range(times):
             for shape in shapes:
                 runner.found = found.setdefault(f"{kind} {shape.name}", {stage: [] for stage in STAGES})
-                with nullcontext() if shape.own_layers else pefts_own_layers():
+                with nullcontext() if shape.own_layers else libraries_own():
                     iterate(config, policy, rewards, pairs, shape, runner)
                 progress()
 
@@ -218,7 +217,7 @@ class _Clock(_Plain):
 
 class _Flops(_Plain):
     def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
-        with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
+        with flop_counter() as counter:
             result = work()
         self.found[stage].append(float(counter.get_total_flops()))
         return result
