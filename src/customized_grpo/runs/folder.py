@@ -23,8 +23,8 @@ from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
-from customized_grpo.runs.locking import LOCK
 from customized_grpo.records import is_partial
+from customized_grpo.runs.locking import LOCK
 
 LORA, CONFIG = "lora", "config.yaml"
 #: In LORA, by diffusers' name; from there it would take seconds to import.

@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from PIL import Image
 from rich.console import Console
-from rich.text import Text
 
-from customized_grpo.config import POLICIES, Config, ConfigError
-from customized_grpo.config.loading import load_config, save_config
-from customized_grpo.data import open_dataset
-from customized_grpo.evaluation import Evaluation, evaluate, evaluation_grid, guards_of, read_evaluation
-from customized_grpo.figures.curves import training_curves
-from customized_grpo.figures.plane import identity_prompt_plane
-from customized_grpo.figures.weights import schedule
+from customized_grpo.config import Config
+from customized_grpo.config.loading import save_config
 from customized_grpo.console.information import STARTS, hardware, versions
-from customized_grpo.runs.locking import claim
-from customized_grpo.pixels import to_image
+from customized_grpo.console.terminal import TrainingDisplay
+from customized_grpo.data import open_dataset
+from customized_grpo.evaluation import evaluation_grid, read_evaluation
+from customized_grpo.figures.weights import schedule
 from customized_grpo.policies import build_policy
-from customized_grpo.protocols import Conditions, PairDataset, Policy, Reward
+from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.records import append_record, aside, move_folder, read_records, sweep, writing
-from customized_grpo.report import REPORT, Finding, collect, find_warnings, notes_of, write_report
-from customized_grpo.rewards import build_reward
-from customized_grpo.runs.folder import CONFIG, LORA, LORA_FILE, open_run
-from customized_grpo.tensors.sharding import is_sharded
 from customized_grpo.report.snapshots import keep_groups, keep_samples
-from customized_grpo.stopping import Stopped, Stopping
-from customized_grpo.console.terminal import TrainingDisplay, score_table
 from customized_grpo.runs.evaluate import draw_evaluation, evaluation_of
+from customized_grpo.runs.folder import CONFIG, LORA
+from customized_grpo.runs.locking import claim
 from customized_grpo.runs.parts import Judges, build_judges
 from customized_grpo.runs.show import findings_of, sample_grid, show, warning_of
 from customized_grpo.runs.trackers import check_trackers, log_picture, start_trackers, trackers_of
+from customized_grpo.stopping import Stopped, Stopping
+from customized_grpo.tensors.sharding import is_sharded
 from customized_grpo.training.checkpoint import checkpointed_iterations
-from customized_grpo.training.credit import reward_name, weights_of
+from customized_grpo.training.credit import weights_of
 from customized_grpo.training.groups import Groups
 from customized_grpo.training.loop import Observer, train
 from customized_grpo.training.order import pairs_of_iteration
-from customized_grpo.training.processes import ALONE, Processes, lost_processes_told, start_processes
-from customized_grpo.training.rollout import image_noise, noise_levels, sample_pictures
+from customized_grpo.training.processes import Processes, lost_processes_told, start_processes
+from customized_grpo.training.rollout import noise_levels
 
 
 @lost_processes_told()
