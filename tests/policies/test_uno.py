@@ -10,20 +10,8 @@ import proofs
 import pytest
 import torch
 from PIL import Image
-from tiny_uno import (
-    PROMPT,
-    STEPS,
-    difference,
-    euler,
-    half_way,
-    noise,
-    picture,
-    policy_of,
-    refused,
-    stock,
-    stock_picture,
-    tune,
-)
+from proofs import PROMPT, STEPS, apart, half_way, noise, refused, stock, tune
+from tiny_uno import euler, picture, policy_of, stock_picture
 from torch import Tensor
 
 from customized_grpo.config import LoraConfig, RolloutConfig
@@ -41,7 +29,7 @@ def test_without_references_it_is_the_pipelines_picture(flux_folder: Path) -> No
     drawn, expected = euler(policy), stock_picture(stock(flux_folder), policy)
     assert drawn.shape == (1, 3, 32, 24) and drawn.dtype == torch.float32
     assert drawn.min() >= 0 and drawn.max() <= 1 and drawn.std() > 0.05
-    assert difference(drawn, expected) < 1e-4
+    assert apart(drawn, expected) < 1e-4
 
 
 def test_every_input_reaches_the_velocity(flux_folder: Path) -> None:
@@ -55,7 +43,7 @@ def test_every_input_reaches_the_velocity(flux_folder: Path) -> None:
         "sigma": policy.velocity(noise(policy), torch.tensor([0.6]), policy.encode(PROMPT, [picture()])),
     }
     for name, other in others.items():
-        assert difference(other, base) > 1e-4, name
+        assert apart(other, base) > 1e-4, name
 
 
 def test_a_batch_equals_its_samples(flux_folder: Path, uno_adapter: Path) -> None:
@@ -68,7 +56,7 @@ def test_a_batch_equals_its_samples(flux_folder: Path, uno_adapter: Path) -> Non
         batch = policy.velocity(x, sigma, Conditions.join(conditions))
         for i, row in enumerate(conditions):
             single = policy.velocity(x[i : i + 1], sigma[i : i + 1], row)
-            assert difference(batch[i], single[0]) < 1e-5
+            assert apart(batch[i], single[0]) < 1e-5
 
 
 @pytest.mark.parametrize("sampler", ["dance", "flow", "cps"])
@@ -133,15 +121,15 @@ def test_references_are_appended_with_their_ids(flux_folder: Path, count: int) -
         )[0][:, :12]
 
     right = torch.tensor(ids, dtype=torch.float32)
-    assert difference(drawn, velocity(right)) < 1e-4
+    assert apart(drawn, velocity(right)) < 1e-4
     moved, permuted = right.clone(), right.clone()
     moved[12:, 1:] += 1
     permuted[12:] = right[12:].flip(0)
     for wrong in (moved, permuted):
-        assert difference(drawn, velocity(wrong)) > 1e-3
+        assert apart(drawn, velocity(wrong)) > 1e-3
     if count == 2:
         swapped = half_way(policy, policy.encode(PROMPT, pictures[::-1]))
-        assert difference(drawn, swapped) > 1e-3
+        assert apart(drawn, swapped) > 1e-3
         with pytest.raises(ValueError, match="different shapes"):
             Conditions.join([policy.encode(PROMPT, pictures), policy.encode(PROMPT, pictures[::-1])])
 
@@ -181,8 +169,8 @@ def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(flux_folder: Path, tm
     untuned = stock_picture(pipeline, policy)
     pipeline.load_lora_weights(tmp_path)
     tuned = stock_picture(pipeline, policy)
-    assert difference(euler(policy), tuned) < 1e-4
-    assert difference(tuned, untuned) > 1e-2
+    assert apart(euler(policy), tuned) < 1e-4
+    assert apart(tuned, untuned) > 1e-2
     other = policy_of(flux_folder)
     other.load(tmp_path)
     assert torch.equal(euler(other), euler(policy))

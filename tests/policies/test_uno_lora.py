@@ -10,22 +10,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from proofs import LORA, PROMPT, apart, half_way, refused, stock, tune
 from pydantic import ValidationError
-from tiny_uno import (
-    LORA,
-    PROMPT,
-    difference,
-    euler,
-    half_way,
-    picture,
-    policy_of,
-    refused,
-    save,
-    stock,
-    stock_picture,
-    tune,
-    uno_lora,
-)
+from tiny_uno import euler, picture, policy_of, save, stock_picture, uno_lora
 from torch import Tensor, nn
 
 import customized_grpo
@@ -72,11 +59,11 @@ def test_the_fused_transformer_is_that_with_the_terms_added(
     without = half_way(plain, conditions)
     assert with_terms_by_hooks(plain._transformer, uno_lora()) == uno_lora().keys()
     expected, drawn = half_way(plain, conditions), half_way(fused, conditions)
-    assert difference(drawn, expected) < 1e-5
-    assert difference(drawn, without) > 1e-2
+    assert apart(drawn, expected) < 1e-5
+    assert apart(drawn, without) > 1e-2
     # The untuned model is the fused one.
     tune(fused, 0.02)
-    assert difference(half_way(fused, conditions), drawn) > 1e-3
+    assert apart(half_way(fused, conditions), drawn) > 1e-3
     with fused.reference():
         assert torch.equal(half_way(fused, conditions), drawn)
 
@@ -104,7 +91,7 @@ def test_each_part_moves_its_own_layers_alone(flux_folder: Path, tmp_path: Path)
         change = {k: w - before[k] for k, w in transformer.state_dict().items() if not torch.equal(w, before[k])}
         assert sorted(change) == sorted(f"{layer}.weight" for layer in moved)
         joined = torch.cat([change[f"{layer}.weight"] for layer in moved])
-        assert difference(joined, part[f"{name}.up.weight"] @ part[f"{name}.down.weight"]) < 1e-5
+        assert apart(joined, part[f"{name}.up.weight"] @ part[f"{name}.down.weight"]) < 1e-5
 
 
 def test_the_stock_pipeline_reads_the_same_file_to_the_same_end(
@@ -113,15 +100,15 @@ def test_the_stock_pipeline_reads_the_same_file_to_the_same_end(
     policy = policy_of(flux_folder, adapter=str(uno_adapter))
     pipeline = stock(flux_folder)
     pipeline.load_lora_weights(uno_adapter.parent, weight_name=uno_adapter.name, adapter_name="uno")
-    assert difference(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+    assert apart(euler(policy), stock_picture(pipeline, policy)) < 1e-4
     # And the LoRA trained on top, beside it.
     before = euler(policy)
     tune(policy)
     policy.save(tmp_path)
     pipeline.load_lora_weights(tmp_path, adapter_name="trained")
     pipeline.set_adapters(["uno", "trained"], [1.0, 1.0])
-    assert difference(euler(policy), stock_picture(pipeline, policy)) < 1e-4
-    assert difference(euler(policy), before) > 1e-2
+    assert apart(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+    assert apart(euler(policy), before) > 1e-2
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
@@ -140,9 +127,7 @@ def test_it_is_fused_before_weights_are_quantised(
     assert type(policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight) is not nn.Parameter
     conditions = policy.encode(PROMPT, [picture()])
     assert torch.equal(half_way(policy, conditions), half_way(expected, conditions))
-    assert (
-        difference(half_way(policy, conditions), half_way(policy_of(flux_folder, quantise=scheme), conditions)) > 1e-2
-    )
+    assert apart(half_way(policy, conditions), half_way(policy_of(flux_folder, quantise=scheme), conditions)) > 1e-2
 
 
 START: dict[str, Any] = {"adapter_as": "start", "lora": LoraConfig(rank=8, alpha=3)}
@@ -155,12 +140,12 @@ def test_training_starts_from_it(flux_folder: Path, uno_adapter: Path, tmp_path:
     )
     conditions = policy.encode(PROMPT, [picture(), picture(24, 16, 1)])
     begun = half_way(policy, conditions)
-    assert difference(begun, half_way(fused, conditions)) < 1e-5
-    assert difference(begun, half_way(policy_of(flux_folder), conditions)) > 1e-2
+    assert apart(begun, half_way(fused, conditions)) < 1e-5
+    assert apart(begun, half_way(policy_of(flux_folder), conditions)) > 1e-2
     # The untuned model is the one that it began as, before and after a run that goes on.
     tune(policy)
     tuned = half_way(policy, conditions)
-    assert difference(tuned, begun) > 1e-3
+    assert apart(tuned, begun) > 1e-3
     with policy.reference():
         assert torch.equal(half_way(policy, conditions), begun)
     assert torch.equal(half_way(policy, conditions), tuned)
@@ -173,7 +158,7 @@ def test_training_starts_from_it(flux_folder: Path, uno_adapter: Path, tmp_path:
     # What is saved stands alone.
     pipeline = stock(flux_folder)
     pipeline.load_lora_weights(tmp_path)
-    assert difference(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+    assert apart(euler(policy), stock_picture(pipeline, policy)) < 1e-4
 
 
 def test_a_lora_that_starts_there_must_hold_it(flux_folder: Path, uno_adapter: Path) -> None:
@@ -215,7 +200,7 @@ def test_fusing_rounds_once(flux_folder: Path, uno_adapter: Path) -> None:
     weights = uno_lora()
     up, down = (weights[f"single_blocks.0.processor.proj_lora.{half}.weight"] for half in ("up", "down"))
     assert torch.equal(fused[name], (plain[name].float() + up @ down).to(torch.bfloat16))
-    assert difference(fused[name].float(), exact[name]) < 0.05
+    assert apart(fused[name].float(), exact[name]) < 0.05
 
 
 def test_a_bad_adapter_is_refused_and_changes_nothing(flux_folder: Path, tmp_path: Path) -> None:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
+import proofs
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
+from proofs import PROMPT, STEPS, built, noise, random_picture
 from safetensors.torch import save_file
 from torch import Tensor
 
-from customized_grpo.config import LoraConfig, PolicyConfig
-from customized_grpo.models import ModelError
-from customized_grpo.policies import build_policy
 from customized_grpo.policies.uno import UnoPolicy
-from customized_grpo.protocols import Conditions
 
-PROMPT = "a red bird in the snow"
-STEPS = 4
 WIDTH = 32  # of the tiny transformer
 LAYERS = 2
-LORA = LoraConfig(rank=4, alpha=6)
 
 
 def uno_lora(rank: int = 6, width: int = WIDTH, layers: int = LAYERS, singles: int | None = None) -> dict[str, Tensor]:
@@ -52,46 +43,17 @@ def save(path: Path, weights: dict[str, Tensor]) -> Path:
 
 
 def policy_of(folder: Path, **changes: Any) -> UnoPolicy:
-    defaults: dict[str, Any] = {
-        "kind": "uno",
-        "device": "cpu",
-        "height": 32,
-        "width": 24,
-        "reference_sizes": [(16, 24), (24, 16), (16, 16)],
-        "lora": LORA,
-    }
-    policy = build_policy(PolicyConfig(path=str(folder), **{**defaults, **changes}))
-    assert isinstance(policy, UnoPolicy)
-    return policy
+    return built(UnoPolicy, folder, **{"kind": "uno", "reference_sizes": [(16, 24), (24, 16), (16, 16)], **changes})
 
 
 def picture(height: int = 16, width: int = 24, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def noise(policy: UnoPolicy, batch: int = 1, seed: int = 0) -> Tensor:
-    return torch.randn(batch, *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def half_way(policy: UnoPolicy, conditions: Conditions) -> Tensor:
-    return policy.velocity(noise(policy), torch.tensor([0.5]), conditions)
+    return random_picture(height, width, seed)
 
 
 @torch.no_grad()
 def euler(policy: UnoPolicy) -> Tensor:
     """The picture without references."""
-    latents, conditions = noise(policy), policy.encode(PROMPT, [])
-    for now, after in pairwise(policy.sigmas(STEPS)):
-        latents = latents + (after - now) * policy.velocity(latents, now.expand(1), conditions)
-    return policy.decode(latents)
-
-
-def stock(folder: Path) -> FluxPipeline:
-    pipeline = FluxPipeline.from_pretrained(folder, use_safetensors=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return proofs.euler(policy, noise(policy), policy.encode(PROMPT, []))
 
 
 def stock_picture(pipeline: FluxPipeline, policy: UnoPolicy) -> Tensor:
@@ -106,25 +68,3 @@ def stock_picture(pipeline: FluxPipeline, policy: UnoPolicy) -> Tensor:
         max_sequence_length=24,
         output_type="pt",
     ).images
-
-
-def tune(policy: UnoPolicy, scale: float = 0.1) -> None:
-    """Move all trainable parameters, as training would."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.trainable().values():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
-
-
-def refused(action: Callable[[], object], *words: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    for word in ("policy.", *words):
-        assert word in text
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    assert one.shape == other.shape
-    return (one - other).abs().max().item()
