@@ -151,11 +151,12 @@ def _of_all_blocks(transformer: nn.Module, compute: Callable[[], None]) -> int:
 
 @contextmanager
 def _cut(transformer: nn.Module, counts: dict[str, int]) -> Iterator[None]:
-    """Inside it the transformer has only the first so many blocks of each list."""
+    """Inside it the transformer has only so many blocks of each list: its first ones and its last, which may differ."""
     whole: dict[str, Any] = {name: getattr(transformer, name) for name in counts}
     try:
         for name, blocks in whole.items():
-            setattr(transformer, name, blocks[: counts[name]])
+            few = [*blocks[: max(0, counts[name] - 1)], *blocks[-1:]] if counts[name] else []
+            setattr(transformer, name, nn.ModuleList(few))
         yield
     finally:
         for name, blocks in whole.items():
