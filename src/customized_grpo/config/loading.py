@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config import Config, ConfigError, DataConfig
+from customized_grpo.config.section import section_in
 from customized_grpo.records import write_bytes
 
 Location = tuple[str | int, ...]
@@ -300,7 +301,7 @@ def _annotation(location: Location) -> Any:
     """The type that the configuration declares at `location`; None where it declares none."""
     annotation: Any = Config
     for part in location:
-        section = _section_in(annotation)
+        section = section_in(annotation)
         if isinstance(part, int):
             annotation = next((a for a in (annotation, *get_args(annotation)) if _is_list(a)), None)
             annotation = get_args(annotation)[0] if annotation else None
@@ -315,15 +316,8 @@ def _is_list(annotation: Any) -> bool:
     return getattr(annotation, "__origin__", None) is list
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *(() if _is_list(annotation) else get_args(annotation))):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
 def _section(location: Location) -> type[BaseModel] | None:
-    return _section_in(_annotation(location))
+    return section_in(_annotation(location))
 
 
 def _nullable(location: Location) -> bool:
@@ -349,7 +343,7 @@ def _all_keys(section: type[BaseModel], location: Location) -> Iterator[tuple[st
     """(name, dotted place) of all that the configuration has, sections included."""
     for name, field in section.model_fields.items():
         yield name, _dotted((*location, name))
-        inner = _section_in(field.annotation)
+        inner = section_in(field.annotation)
         if inner is not None:
             yield from _all_keys(inner, (*location, name))
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from customized_grpo.config.run import Config
-from customized_grpo.config.section import Section
+from customized_grpo.config.section import Section, section_in
 
 #: Stands for the number of an entry of a list, in a key.
 ENTRY = "N"
@@ -36,12 +37,14 @@ def settings() -> list[Setting]:
     return list(_of(Config, Config(), ""))
 
 
-def _of(section: type[Section], chosen: Section | None, prefix: str) -> Iterator[Setting]:
+def _of(section: type[BaseModel], chosen: BaseModel | None, prefix: str) -> Iterator[Setting]:
     """`chosen` holds the defaults where they are not the section's own."""
     for name, field in section.model_fields.items():
         key = f"{prefix}{name}"
         default = field.get_default(call_default_factory=True) if chosen is None else getattr(chosen, name)
-        inner = _section_in(field.annotation)
+        inner = section_in(field.annotation) or section_in(
+            next(iter(get_args(field.annotation)), None)
+        )  # of its entries
         if inner is None or isinstance(default, list) or type(None) in get_args(field.annotation):
             yield Setting(key, _values(field), _shown(field, default), field.description or "")
         if inner is not None:
@@ -50,14 +53,6 @@ def _of(section: type[Section], chosen: Section | None, prefix: str) -> Iterator
                 continue  # monitors, whose entries are those of rewards
             part = f"{key}.{ENTRY}." if listed else f"{key}."
             yield from _of(inner, default if isinstance(default, Section) else None, part)
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field is, may be, or has for its entries."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
 
 
 def _shown(field: FieldInfo, default: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -20,6 +20,15 @@ class ConfigError(ValueError):
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field of this type is, or may be; not that of a list's entries."""
+    is_list = getattr(annotation, "__origin__", None) is list
+    for candidate in (annotation, *(() if is_list else get_args(annotation))):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
 
 
 def _size_or_auto(value: object, inner: ValidatorFunctionWrapHandler) -> object:

@@ -98,9 +98,10 @@ def evaluate(
             images = _draw(policy, pairs, config, sigmas, size, processes.most if sharded else lambda own: own)
         if has_one:
             rows = range(chunk.start * config.images, chunk.stop * config.images)
-            judged = judge(rewards, torch.stack(images), [pair for pair in pairs for _ in range(config.images)])
+            pictures = torch.stack(images)
+            judged = judge(rewards, pictures, [pair for pair in pairs for _ in range(config.images)])
             failure = judged.failure
-            overflowed += int((~finite_images(torch.stack(images))).sum())
+            overflowed += int((~finite_images(pictures)).sum())
             for row, reward in enumerate(rewards):
                 scores[row, list(rows)] = judged.scores[reward.name]
             for number, picture in zip(rows, images, strict=True):

@@ -155,7 +155,7 @@ def _cut(transformer: nn.Module, counts: dict[str, int]) -> Iterator[None]:
     whole: dict[str, Any] = {name: getattr(transformer, name) for name in counts}
     try:
         for name, blocks in whole.items():
-            few = [*blocks[: max(0, counts[name] - 1)], *blocks[-1:]] if counts[name] else []
+            few = [*blocks[: counts[name] - 1], blocks[-1]] if counts[name] else []
             setattr(transformer, name, nn.ModuleList(few))
         yield
     finally:

@@ -36,9 +36,8 @@ def turned(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         own: Tensor = apply_rotary_emb(x, rotary, sequence_dim=1)
         return own
     cosine, sine = (part.to(x.device, torch.float32)[:, None, ::2] for part in rotary)
-    turns = torch.complex(cosine, sine).expand(-1, x.shape[2], -1).contiguous()  # long rows to multiply by
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns).flatten(3).to(x.dtype)
+    return torch.view_as_real(pairs * torch.complex(cosine, sine)).flatten(3).to(x.dtype)
 
 
 class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no types

@@ -151,7 +151,6 @@ def train(
             processes.wait()
             raise RewardError(f"{trouble} (in iteration {iteration + 1}; those before are kept: --resume {run})")
         weighed_at = steps_to_weigh_at(method.weighting, trained, config.seed, iteration, keys)
-        advantages = own.at(method, rollout.steps, weighed_at)
         objectives = own.objectives_at(method, rollout.steps, weighed_at)
 
         # 4. The clipped surrogate, over this process's part of each update's images.
@@ -186,7 +185,7 @@ def train(
 
         stopping.allow(keep)
         if done % tuning.sample_every == 0 or last:
-            learned = processes.grouped({"": advantages.mean(1)}, mine, rollout)[""]
+            learned = processes.grouped({"": own.at(method, rollout.steps, weighed_at).mean(1)}, mine, rollout)[""]
             if processes.is_main:
                 shown = {group: dataset[indices[group]] for group in processes.groups(rollout.pairs)}
                 guards = frozenset(reward_name(reward) for reward in config.rewards if reward.role == "guard")
