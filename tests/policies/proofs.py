@@ -276,3 +276,9 @@ def loading_gives_back_every_bit(policy: Policy, other: Policy, folder: Path) ->
         assert torch.equal(after[name], parameter), name
         assert after[name].dtype == parameter.dtype and after[name].requires_grad
         assert after[name] is before[name]  # an optimiser may hold it
+
+
+def near_in_bfloat16(found: Tensor, expected: Tensor) -> None:
+    """As near as two ways of computing in half precision are."""
+    difference = float((found - expected).norm() / expected.norm())
+    assert difference < 0.02, difference

@@ -41,5 +41,5 @@ def test_a_compiled_policy_is_the_same_within_rounding(tmp_path: Path) -> None:
     assert len(plain) == len(compiled) > 2
     for one, other in zip(plain, compiled, strict=True):
         assert one.abs().max() > 0
-        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "something was compiled"

@@ -1,4 +1,7 @@
-"""Counts and activations of a configured policy, from its outline on torch's meta device."""
+"""Counts and activations of a configured policy, from its outline on torch's meta device.
+
+Activations are a GPU's. On a CPU attention keeps its probabilities as well, where tokens are few (`policies/attention.py`).
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ def _shapes(config_json: str, references: int) -> Shapes:
     drawing, tuning = _of_all_blocks(transformer, forward), _of_all_blocks(transformer, training)
     waiting = 0
     if config.offload_activations:
-        transformer.enable_gradient_checkpointing(checkpointing(policy.device, on_host=False, in_full=False))
+        transformer.enable_gradient_checkpointing(checkpointing(policy.device, on_host=False))
         waiting = _of_all_blocks(transformer, training) - tuning
     return Shapes(
         Model(whole.parameters - own, sum(m.weight.numel() for m in adapted), sum(m.out_features for m in adapted)),

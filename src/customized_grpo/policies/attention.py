@@ -1,51 +1,104 @@
-"""Attention in half precision on a CPU: torch's own forward pass, and a backward pass that is not its slow one."""
+"""Attention on a CPU by batched products of matrices, a few pictures' heads at a time.
+
+torch's own for CPUs, a flash attention, multiplies in small blocks: two threads take as long as one, and in bfloat16
+its backward pass takes five times as long as the products need. Here the scores of some heads are made at once, no
+more of them than a processor's caches hold. In half precision they are float32 as torch's are, and the products with
+the values, and those of the backward pass, are in half precision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from customized_grpo.policies.slices import slices
+
+_KEPT = 2  # probabilities are kept for the backward pass if they take no more than so often what is kept anyway
 
 
-class BackwardInFull(TorchFunctionMode):
-    """Inside it, plain scaled dot-product attention of half-precision tensors has its backward pass in float32.
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q Kᵀ / sqrt(D)) V of query (B, heads, N, D), key and value (B, heads, M, D); (B, heads, N, D).
 
-    torch's flash attention for CPUs takes 9 times as long back as forth in bfloat16, and 2 times in float32, so that
-    the attention taken once more in float32, and its backward pass, are less than half of that. The forward pass is
-    torch's own, bit for bit.
+    A picture's bits do not depend on what else is in the batch, nor on whether gradients are recorded.
     """
+    if torch.is_grad_enabled():
+        recorded: Any = _Attention
+        output: Tensor = recorded.apply(query, key, value)
+        return output
+    return _forward(query, key, value, keep=False)[0]
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is functional.scaled_dot_product_attention and torch.is_grad_enabled():
-            given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
-            given |= kwargs or {}
-            query, key, value = (given.pop(name) for name in ("query", "key", "value"))
-            plain = not any(isinstance(option, Tensor) or option for option in given.values())
-            if plain and query.dtype in (torch.bfloat16, torch.float16):
-                attention: Any = _Attention
-                return attention.apply(query, key, value)
-        return func(*args, **(kwargs or {}))
+
+def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `attention` can be had of these."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and query.ndim == 4
+        and query.shape[:2] == key.shape[:2]
+        and key.shape == value.shape
+        and query.shape[-1] == key.shape[-1]
+    )
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(Q Kᵀ / sqrt(D)) V of (B, heads, tokens, D) each."""
-
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        return functional.scaled_dot_product_attention(query, key, value)
+        tokens, width, seen = *query.shape[2:], key.shape[2]
+        anyway = 2 * (tokens + seen) * width  # of a head: its queries, keys, values and output
+        output, *kept = _forward(query, key, value, keep=tokens * seen <= _KEPT * anyway)
+        ctx.save_for_backward(output, *kept)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        half = ctx.saved_tensors
-        with torch.enable_grad():
-            full = [tensor.detach().float().requires_grad_() for tensor in half]
-            output = functional.scaled_dot_product_attention(*full)
-        found = torch.autograd.grad(output, full, gradients[0].float())
-        return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(found, half, strict=True))
+        output, query, key, value, *kept = ctx.saved_tensors
+        batch, heads, _, width = output.shape
+        above = _heads(gradients[0])
+        # The softmax takes from each row of the scores' gradient its mean by the probabilities: dO . O (arXiv
+        # 2205.14135, appendix B.4).
+        mean = (above * output.flatten(0, 1)).sum(-1, keepdim=True)
+        of_query, of_key, of_value = (torch.empty_like(part) for part in (query, key, value))
+        for k, part in enumerate(_parts(query, key, heads)):
+            shares = kept[k] if kept else _probabilities(query[part], key[part])
+            torch.bmm(shares.transpose(1, 2), above[part], out=of_value[part])
+            of_scores = torch.bmm(above[part], value[part].transpose(1, 2)).sub_(mean[part]).mul_(shares)
+            torch.bmm(of_scores, key[part], out=of_query[part])
+            torch.bmm(of_scores.transpose(1, 2), query[part], out=of_key[part])
+        of_query.mul_(1 / math.sqrt(width))
+        found = (of_query, of_key, of_value)
+        return tuple(part.view(batch, heads, *part.shape[1:]) for part in found)
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, *, keep: bool) -> list[Tensor]:
+    """The output; what the backward pass needs: scaled queries, keys, values, and where asked for, probabilities."""
+    heads, width = query.shape[1], query.shape[3]
+    scaled, keys, values = _heads(query, 1 / math.sqrt(width)), _heads(key), _heads(value)
+    output = torch.empty_like(scaled)
+    kept = []
+    for part in _parts(scaled, keys, heads):
+        shares = _probabilities(scaled[part], keys[part])
+        torch.bmm(shares, values[part], out=output[part])
+        if keep:
+            kept.append(shares)
+    return [output.view(query.shape), scaled, keys, values, *kept]
+
+
+def _probabilities(scaled: Tensor, keys: Tensor) -> Tensor:
+    """Of scaled queries (heads, N, D) and keys (heads, M, D), in their precision; (heads, N, M)."""
+    scores = torch.bmm(scaled.float(), keys.float().transpose(1, 2))
+    return torch.softmax(scores, -1).to(scaled.dtype)
+
+
+def _heads(x: Tensor, scale: float | None = None) -> Tensor:
+    """x (B, heads, tokens, D) in one pass as (B * heads, tokens, D), each head's tokens next to each other."""
+    made = torch.empty(x.shape, dtype=x.dtype)
+    made = made.copy_(x) if scale is None else torch.mul(x, scale, out=made)
+    return made.flatten(0, 1)
+
+
+def _parts(query: Tensor, key: Tensor, heads: int) -> list[slice]:
+    """Which of the heads of all pictures are taken at once: whole pictures', or where one is too large, fewer."""
+    return slices(len(query), 4 * query.shape[1] * key.shape[1], times=heads)

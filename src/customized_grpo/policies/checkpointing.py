@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from customized_grpo.policies.attention import BackwardInFull
+Within = Callable[[], AbstractContextManager[object]]
 
 
-def checkpointing(device: torch.device, *, on_host: bool, in_full: bool) -> Callable[..., Any]:
+def checkpointing(device: torch.device, *, on_host: bool, inside: Within = nullcontext) -> Callable[..., Any]:
     """What diffusers calls for each block: as torch's own, with gradients of the same bits.
 
     With `on_host`, what blocks are given waits in host memory until it is wanted: a copy there and back for each, and
-    one block's at a time on the device. With `in_full` the second computation is as the first one was, see
-    `BackwardInFull`.
+    one block's at a time on the device. `inside` it the first computation was made, and so is the second.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[object]]:
-        return nullcontext(), BackwardInFull() if in_full else nullcontext()
+        return nullcontext(), inside()
 
     def compute(block: nn.Module, *inputs: Any) -> Any:
         with _host(device) if on_host else nullcontext():

@@ -1,8 +1,8 @@
 """FLUX.1's blocks in fewer passes over activations than diffusers' own; both agree within rounding.
 
-Rotary embeddings are one product of complex numbers, where diffusers negates, stacks, multiplies twice and adds. And
-the last block works out the tokens of the picture alone: of the prompt's and the references' it needs keys and values,
-but nobody looks at what would become of them.
+Queries and keys are normed and turned in one go; a norm is scaled and shifted, and a gated output added, in one pass
+each. And the last block works out the tokens of the picture alone: of the prompt's and the references' it needs keys
+and values, but nobody looks at what would become of them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxSingleTransformerBlock
+from diffusers.models.transformers.transformer_flux import (
+    FluxAttnProcessor,
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
 from torch import Tensor
 
 from customized_grpo.policies import shortcuts
-
-_COMPLEX = ("cpu", "cuda", "meta")  # devices that multiply complex numbers in one pass
+from customized_grpo.policies.rotary import Rotary, normed_and_turned
 
 
 def shorten(transformer: Any, drawn: int) -> None:
@@ -26,22 +28,15 @@ def shorten(transformer: Any, drawn: int) -> None:
     From then on its output is of these tokens alone. Weights and their names stay as they are.
     """
     transformer.set_attn_processor(_Processor())
-    last = transformer.single_transformer_blocks[-1]
-    last.__class__, last.drawn = _LastBlock, drawn
-
-
-def turned(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys x (B, tokens, heads, D), turned by cosines and sines (tokens, D), each of which comes twice."""
-    if x.device.type not in _COMPLEX or torch.compiler.is_compiling() or not shortcuts.taken():
-        own: Tensor = apply_rotary_emb(x, rotary, sequence_dim=1)
-        return own
-    cosine, sine = (part.to(x.device, torch.float32)[:, None, ::2] for part in rotary)
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * torch.complex(cosine, sine)).flatten(3).to(x.dtype)
+    for block in transformer.transformer_blocks:
+        block.__class__ = _DoubleBlock
+    for block in transformer.single_transformer_blocks:
+        block.__class__, block.drawn = _SingleBlock, None
+    block.drawn = drawn
 
 
 class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no types
-    """Joint attention as diffusers computes it, but for the rotary embeddings; with queries of some tokens alone."""
+    """Joint attention as diffusers computes it, but for norms and rotary embeddings; queries of some tokens alone."""
 
     def __call__(
         self,
@@ -49,7 +44,7 @@ class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no t
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Rotary | None = None,
         asking: slice = slice(None),
     ) -> Tensor | tuple[Tensor, Tensor]:
         """`asking` are the tokens that have queries, of a block without a stream of its own for the prompt."""
@@ -57,16 +52,21 @@ class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no t
         def heads(x: Tensor) -> Tensor:
             return x.reshape(*x.shape[:-1], -1, attn.head_dim)
 
-        query = attn.norm_q(heads(attn.to_q(hidden_states[:, asking])))
-        key, value = attn.norm_k(heads(attn.to_k(hidden_states))), heads(attn.to_v(hidden_states))
+        def turns(tokens: slice) -> Rotary | None:
+            return None if image_rotary_emb is None else (image_rotary_emb[0][tokens], image_rotary_emb[1][tokens])
+
+        told = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        shown = slice(told, None)
+        of_queries = asking if encoder_hidden_states is None else shown
+        query = normed_and_turned(heads(attn.to_q(hidden_states[:, asking])), attn.norm_q, turns(of_queries))
+        key = normed_and_turned(heads(attn.to_k(hidden_states)), attn.norm_k, turns(shown))
+        value = heads(attn.to_v(hidden_states))
         if encoder_hidden_states is not None:
-            told_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
-            told_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
+            first = turns(slice(told))
+            told_query = normed_and_turned(heads(attn.add_q_proj(encoder_hidden_states)), attn.norm_added_q, first)
+            told_key = normed_and_turned(heads(attn.add_k_proj(encoder_hidden_states)), attn.norm_added_k, first)
             query, key = torch.cat([told_query, query], 1), torch.cat([told_key, key], 1)
             value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], 1)
-        if image_rotary_emb is not None:
-            query = turned(query, (image_rotary_emb[0][asking], image_rotary_emb[1][asking]))
-            key = turned(key, image_rotary_emb)
         attended: Tensor = dispatch_attention_fn(
             query,
             key,
@@ -78,40 +78,88 @@ class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no t
         attended = attended.flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return attended
-        told, shown = attended.split_with_sizes([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
-        return attn.to_out[1](attn.to_out[0](shown.contiguous())), attn.to_add_out(told.contiguous())
+        of_prompt, of_picture = attended.split_with_sizes([told, hidden_states.shape[1]], dim=1)
+        return attn.to_out[1](attn.to_out[0](of_picture.contiguous())), attn.to_add_out(of_prompt.contiguous())
 
 
-class _LastBlock(FluxSingleTransformerBlock):  # type: ignore[misc]
-    """Of the picture's tokens alone, which are the first `drawn` after the prompt's."""
-
-    drawn: int
+class _DoubleBlock(FluxTransformerBlock):  # type: ignore[misc]
+    """Of a stream for the prompt and one for picture and references."""
 
     def forward(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         temb: Tensor,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Rotary | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The prompt's tokens as they came, (B, T, D), and the picture's (B, drawn, D)."""
+        """The prompt's tokens (B, T, D), and the others'."""
+        if not shortcuts.taken():
+            whole: tuple[Tensor, Tensor] = super().forward(
+                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
+            )
+            return whole
+        shown, told = self.norm1, self.norm1_context
+        numbers, told_numbers = (norm.linear(norm.silu(temb)).chunk(6, dim=1) for norm in (shown, told))
+        attended, told_attended = self.attn(
+            hidden_states=_modulated(shown.norm(hidden_states), *numbers[:2]),
+            encoder_hidden_states=_modulated(told.norm(encoder_hidden_states), *told_numbers[:2]),
+            image_rotary_emb=image_rotary_emb,
+            **(joint_attention_kwargs or {}),
+        )
+        picture = _moved(hidden_states, attended, numbers[2])
+        picture = _moved(picture, self.ff(_modulated(self.norm2(picture), *numbers[3:5])), numbers[5])
+        prompt = _moved(encoder_hidden_states, told_attended, told_numbers[2])
+        inner = self.ff_context(_modulated(self.norm2_context(prompt), *told_numbers[3:5]))
+        return _bounded(_moved(prompt, inner, told_numbers[5])), picture
+
+
+class _SingleBlock(FluxSingleTransformerBlock):  # type: ignore[misc]
+    """Of one stream for all tokens; the last of them is that of the picture's alone, the first after the prompt's."""
+
+    drawn: int | None
+    """How many these are; None: any other block."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: Rotary | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The prompt's tokens (B, T, D), and the others'; of the last block as they came, and the picture's."""
         if not shortcuts.taken():
             whole: tuple[Tensor, Tensor] = super().forward(
                 hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
             )
             return whole
         told = encoder_hidden_states.shape[1]
-        picture = slice(told, told + self.drawn)
-        normed, gate = self.norm(torch.cat([encoder_hidden_states, hidden_states], 1), emb=temb)
+        wanted = slice(None) if self.drawn is None else slice(told, told + self.drawn)
+        tokens = torch.cat([encoder_hidden_states, hidden_states], 1)
+        shift, scale, gate = self.norm.linear(self.norm.silu(temb)).chunk(3, dim=1)
+        normed = _modulated(self.norm.norm(tokens), shift, scale)
         attended = self.attn(
-            hidden_states=normed, image_rotary_emb=image_rotary_emb, asking=picture, **(joint_attention_kwargs or {})
+            hidden_states=normed, image_rotary_emb=image_rotary_emb, asking=wanted, **(joint_attention_kwargs or {})
         )
-        inner = self.act_mlp(self.proj_mlp(normed[:, picture]))
-        moved = gate.unsqueeze(1) * self.proj_out(torch.cat([attended, inner], 2))
-        drawn = hidden_states[:, : self.drawn] + moved
-        return encoder_hidden_states, drawn.clip(-65504, 65504) if drawn.dtype == torch.float16 else drawn
+        inner = self.act_mlp(self.proj_mlp(normed[:, wanted]))
+        moved = _bounded(_moved(tokens[:, wanted], self.proj_out(torch.cat([attended, inner], 2)), gate))
+        return (moved[:, :told], moved[:, told:]) if self.drawn is None else (encoder_hidden_states, moved)
 
 
-#: diffusers and accelerate find the blocks to compile, or to shard, by this name.
-_LastBlock.__name__ = FluxSingleTransformerBlock.__name__
+def _modulated(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift[:, None], normed, 1 + scale[:, None])
+
+
+def _moved(x: Tensor, by: Tensor, gate: Tensor) -> Tensor:
+    return torch.addcmul(x, gate[:, None], by)
+
+
+def _bounded(x: Tensor) -> Tensor:
+    """As diffusers bounds what a block leaves in float16."""
+    return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
+
+
+#: diffusers and accelerate find the blocks to compile, or to shard, by these names.
+_DoubleBlock.__name__ = FluxTransformerBlock.__name__
+_SingleBlock.__name__ = FluxSingleTransformerBlock.__name__

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError
 from customized_grpo.models.devices import device_of
-from customized_grpo.policies.attention import BackwardInFull
+from customized_grpo.models.freed import keep_freed_memory
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.loading import load_part, load_pipeline, load_transformer
+from customized_grpo.policies.processor import OnProcessor
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 from customized_grpo.tensors.sharding import sum_over_processes
@@ -45,11 +46,10 @@ class PipelinePolicy(ABC):
     tokens, float32 (B, tokens, channels), of pictures of `config.height` x `config.width`, floored to multiples of a
     token's side as the pipelines do.
 
-    The weights may be stored in any precision; all are converted to `config.dtype`. LoRA parameters
-    are float32 throughout. Attention runs on torch's own choice of kernel, with gradients and
-    without: a replay then has the very bits of its rollout. (On a CPU that is flash attention,
-    faster in both modes than the math kernel; the environment variable DIFFUSERS_ATTN_BACKEND sets
-    another, again for both.) In half precision its backward pass there is slow; see `BackwardInFull`.
+    The weights may be stored in any precision; all are converted to `config.dtype`. LoRA parameters are float32
+    throughout. On a CPU attention is `attention`'s and GELU `gelu`'s, see `OnProcessor`; elsewhere attention runs on
+    torch's own choice of kernel (the environment variable DIFFUSERS_ATTN_BACKEND sets another). With gradients and
+    without they are the same: a replay then has the very bits of its rollout.
 
     With `config.true_cfg` above 1 a velocity is taken twice, told the prompt and told `config.negative_prompt`, and
     leads away from the latter, as the pipelines do it (arXiv 2207.12598); gradients go through both.
@@ -87,10 +87,14 @@ class PipelinePolicy(ABC):
             self._tuning = LoraTuning(self._transformer, config.lora, lora_targets, exclude=lora_exclude)
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
-        self._slow_backward = self._device.type == "cpu" and self._dtype != torch.float32 and not config.compile
+        self._inside: Callable[[], AbstractContextManager[object]] = nullcontext
+        if self._device.type == "cpu":
+            keep_freed_memory()
+            if not config.compile:
+                self._inside = OnProcessor
         if config.gradient_checkpointing:
             self._transformer.enable_gradient_checkpointing(
-                checkpointing(self._device, on_host=config.offload_activations, in_full=self._slow_backward)
+                checkpointing(self._device, on_host=config.offload_activations, inside=self._inside)
             )
         if config.compile:
             self._transformer.compile_repeated_blocks()
@@ -170,7 +174,7 @@ class PipelinePolicy(ABC):
         tokens, grids = self._tokens(latents, rows)
 
         def told(rows: dict[str, Tensor]) -> Tensor:
-            with BackwardInFull() if self._slow_backward else nullcontext():
+            with self._inside():
                 output: Tensor = self._transformer(
                     hidden_states=tokens, timestep=self._timestep(sigma), return_dict=False, **self._inputs(rows, grids)
                 )[0]

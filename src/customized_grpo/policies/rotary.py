@@ -1,0 +1,97 @@
+"""Queries and keys normed and turned in one go: RMS norm and rotary embeddings, in few passes over them.
+
+Both agree with torch's norm and diffusers' embeddings within rounding; what lies between them is float32 here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor, nn
+
+from customized_grpo.policies import shortcuts
+from customized_grpo.policies.slices import slices
+
+_COMPLEX = ("cpu", "cuda", "meta")  # devices that multiply complex numbers in one pass
+
+Rotary = tuple[Tensor, Tensor]
+
+
+def normed_and_turned(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None) -> Tensor:
+    """x (B, tokens, heads, D) by `norm` over D, turned by cosines and sines (tokens, D), each of which comes twice.
+
+    Where the norm's own weights are trained, it is torch's.
+    """
+    ours = x.device.type in _COMPLEX and shortcuts.taken() and not torch.compiler.is_compiling()
+    if rotary is None:
+        normed: Tensor = norm(x)
+        return normed
+    if not ours:
+        own: Tensor = apply_rotary_emb(norm(x), rotary, sequence_dim=1)
+        return own
+    rotation = torch.complex(*(part.to(x.device, torch.float32)[:, None, ::2] for part in rotary))
+    if norm.weight is not None and norm.weight.requires_grad:
+        normed = norm(x).float()
+        return torch.view_as_real(_pairs(normed) * rotation).flatten(3).to(x.dtype)
+    weight = None if norm.weight is None else norm.weight.detach().float()
+    epsilon = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+    if torch.is_grad_enabled():
+        recorded: Any = _NormedAndTurned
+        output: Tensor = recorded.apply(x, weight, epsilon, rotation)
+        return output
+    return _forward(x, weight, epsilon, rotation)[0]
+
+
+class _NormedAndTurned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, epsilon: float, rotation: Tensor) -> Tensor:
+        output, inverse = _forward(x, weight, epsilon, rotation)
+        ctx.save_for_backward(x, weight, rotation, inverse)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rotation, inverse = ctx.saved_tensors
+        above = gradients[0]
+        found = torch.empty_like(x, memory_format=torch.contiguous_format)
+        back = rotation.conj().resolve_conj()
+        for part in _slices(x):
+            given = x[part].float()
+            pairs = _pairs(above[part].float().contiguous()) * back
+            made = torch.view_as_real(pairs).flatten(3)
+            if weight is not None:
+                made.mul_(weight)
+            # Of y = x / rms(x): dx = (dy - y mean(dy . y)) / rms(x).
+            along = (made * given).mean(-1, keepdim=True).mul_(inverse[part] ** 2)
+            found[part] = made.addcmul_(given, along, value=-1).mul_(inverse[part])
+        return found, None, None, None
+
+
+def _forward(x: Tensor, weight: Tensor | None, epsilon: float, rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and what each head of each token was multiplied by for the norm (B, tokens, heads, 1)."""
+    output = torch.empty_like(x, memory_format=torch.contiguous_format)
+    inverse = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
+    for part in _slices(x):
+        given = x[part].float()
+        torch.rsqrt(given.square().mean(-1, keepdim=True).add_(epsilon), out=inverse[part])
+        # Where the output is float32 it is made in place, step by step.
+        made = output[part] if output.dtype == torch.float32 else torch.empty_like(given)
+        torch.mul(given, inverse[part], out=made)
+        if weight is not None:
+            made.mul_(weight)
+        _pairs(made).mul_(rotation)
+        if made.dtype != output.dtype:
+            output[part] = made
+    return output, inverse
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """x (..., D) float32, as D / 2 complex numbers."""
+    return torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+
+
+def _slices(x: Tensor) -> list[slice]:
+    """A few pictures at a time on a CPU, whose caches are small; elsewhere all at once."""
+    return slices(len(x), 4 * x[0].numel()) if x.device.type == "cpu" else [slice(None)]
