@@ -30,7 +30,7 @@ class TrainConfig(Section):
     kl_weight: float = Field(0.0, ge=0, description="of the KL to the untuned model, added to the loss; 0: none")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, a step; 0: none")
     batch_size: SizeOrAuto = Field(
-        48, description="(image, step) pairs of one forward and backward pass; auto: as memory is free"
+        120, description="(image, step) pairs of one forward and backward pass; auto: as memory is free"
     )
     timeout: float = Field(30.0, gt=0, description="minutes that a process waits for the others before it fails")
     max_missing: float = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class FluxPolicy(PipelinePolicy):
         super().__init__(config, pipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
         if not config.compile:  # which fuses what it finds
             shorten(self._transformer, self.latent_shape[0])
+            self._inside = nullcontext  # these blocks ask for our attention and GELU themselves
 
     def _decode(self, latents: Tensor) -> Tensor:
         factor = self._pipeline.vae_scale_factor

@@ -17,8 +17,11 @@ from diffusers.models.transformers.transformer_flux import (
     FluxTransformerBlock,
 )
 from torch import Tensor
+from torch.nn import functional
 
 from customized_grpo.policies import shortcuts
+from customized_grpo.policies.attention import attention, fits
+from customized_grpo.policies.gelu import gelu
 from customized_grpo.policies.rotary import Rotary, normed_and_turned
 
 
@@ -67,19 +70,26 @@ class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no t
             told_key = normed_and_turned(heads(attn.add_k_proj(encoder_hidden_states)), attn.norm_added_k, first)
             query, key = torch.cat([told_query, query], 1), torch.cat([told_key, key], 1)
             value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], 1)
-        attended: Tensor = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        attended = attended.flatten(2, 3).to(query.dtype)
+        attended = self._attend(query, key, value, attention_mask).flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return attended
         of_prompt, of_picture = attended.split_with_sizes([told, hidden_states.shape[1]], dim=1)
         return attn.to_out[1](attn.to_out[0](of_picture.contiguous())), attn.to_add_out(of_prompt.contiguous())
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Of (B, tokens, heads, D) each."""
+        across = [part.transpose(1, 2) for part in (query, key, value)]
+        if mask is None and shortcuts.taken() and fits(*across):
+            return attention(*across).transpose(1, 2)
+        found: Tensor = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return found
 
 
 class _DoubleBlock(FluxTransformerBlock):  # type: ignore[misc]
@@ -108,9 +118,9 @@ class _DoubleBlock(FluxTransformerBlock):  # type: ignore[misc]
             **(joint_attention_kwargs or {}),
         )
         picture = _moved(hidden_states, attended, numbers[2])
-        picture = _moved(picture, self.ff(_modulated(self.norm2(picture), *numbers[3:5])), numbers[5])
+        picture = _moved(picture, _inner(self.ff, _modulated(self.norm2(picture), *numbers[3:5])), numbers[5])
         prompt = _moved(encoder_hidden_states, told_attended, told_numbers[2])
-        inner = self.ff_context(_modulated(self.norm2_context(prompt), *told_numbers[3:5]))
+        inner = _inner(self.ff_context, _modulated(self.norm2_context(prompt), *told_numbers[3:5]))
         return _bounded(_moved(prompt, inner, told_numbers[5])), picture
 
 
@@ -142,7 +152,7 @@ class _SingleBlock(FluxSingleTransformerBlock):  # type: ignore[misc]
         attended = self.attn(
             hidden_states=normed, image_rotary_emb=image_rotary_emb, asking=wanted, **(joint_attention_kwargs or {})
         )
-        inner = self.act_mlp(self.proj_mlp(normed[:, wanted]))
+        inner = _activated(self.proj_mlp(normed[:, wanted]))
         moved = _bounded(_moved(tokens[:, wanted], self.proj_out(torch.cat([attended, inner], 2)), gate))
         return (moved[:, :told], moved[:, told:]) if self.drawn is None else (encoder_hidden_states, moved)
 
@@ -153,6 +163,16 @@ def _modulated(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def _moved(x: Tensor, by: Tensor, gate: Tensor) -> Tensor:
     return torch.addcmul(x, gate[:, None], by)
+
+
+def _inner(layer: Any, x: Tensor) -> Tensor:
+    """Of diffusers' `FeedForward`: outwards, GELU in its tanh form, a dropout of nothing, inwards."""
+    made: Tensor = layer.net[2](_activated(layer.net[0].proj(x)))
+    return made
+
+
+def _activated(x: Tensor) -> Tensor:
+    return gelu(x) if x.device.type == "cpu" else functional.gelu(x, approximate="tanh")
 
 
 def _bounded(x: Tensor) -> Tensor:

@@ -67,12 +67,12 @@ class _Product(torch.autograd.Function):
             output.addmm_(inner, up.T, alpha=scale)
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.scale = scale
-        return output.view(*x.shape[:-1], len(weight))
+        return output.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
-        output = gradients[0].reshape(-1, len(weight))
+        output = gradients[0].reshape(-1, weight.shape[0])
         of_inner = product(output, up.T).mul_(ctx.scale)
         of_x = None
         if ctx.needs_input_grad[0]:
@@ -90,4 +90,4 @@ class _Product(torch.autograd.Function):
 
 def _summed(rows: Tensor, weight: Tensor) -> bool:
     """Whether W + s B A is worth its making, and keeps the update's last bits."""
-    return rows.dtype in (torch.float32, torch.float64) and len(rows) > max(weight.shape)
+    return rows.dtype in (torch.float32, torch.float64) and rows.shape[0] > max(weight.shape)

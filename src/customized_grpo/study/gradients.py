@@ -178,7 +178,10 @@ def other_than(evidence: Evidence, config: Config, batches: int, at: str = "") -
         return None
     if evidence.batches != batches:
         return "gradient_batches"
-    return difference(evidence.settings, _measured(config))
+    now = _measured(config)
+    ratio = evidence.settings.get("train", {}).get("ratio", now.train.ratio)  # all of training that matters
+    kept = evidence.settings | {"train": now.train.model_dump(mode="json") | {"ratio": ratio}}
+    return difference(kept, now)
 
 
 def _measured(config: Config) -> Config:
