@@ -32,7 +32,7 @@ def test_the_system_hands_out_freed_pages_once() -> None:
     for how in ("given back", "kept"):
         command = [sys.executable, "-c", _FAULTS, how]
         faults[how] = int(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
-    assert faults["given back"] > 1000
+    assert faults["given back"] > 100
     assert faults["kept"] < 0.1 * faults["given back"]
 
 

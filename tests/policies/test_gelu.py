@@ -44,6 +44,11 @@ def test_forth_and_back_as_torch(dtype: torch.dtype, at_once: int, monkeypatch: 
         torch.testing.assert_close(own.double(), exact, rtol=rounding, atol=rounding)
 
 
+def test_float64_keeps_its_digits() -> None:
+    for own, theirs in zip(both(gelu, given(torch.float64)), both(torchs, given(torch.float64)), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_of_tensors_that_lie_apart_in_memory() -> None:
     apart = given(torch.float32).T
     torch.testing.assert_close(gelu(apart), torchs(apart), rtol=1e-6, atol=1e-6)

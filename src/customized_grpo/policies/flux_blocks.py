@@ -35,7 +35,7 @@ def shorten(transformer: Any, drawn: int) -> None:
         block.__class__ = _DoubleBlock
     for block in transformer.single_transformer_blocks:
         block.__class__, block.drawn = _SingleBlock, None
-    block.drawn = drawn
+    transformer.single_transformer_blocks[-1].drawn = drawn
 
 
 class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no types

@@ -19,7 +19,7 @@ _CUBIC = 0.044715
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x logistic(2 sqrt(2/pi) (x + 0.044715 x^3)) of any shape, in x's precision and worked out in float32.
+    """x logistic(2 sqrt(2/pi) (x + 0.044715 x^3)) of any shape, in x's precision and worked out in float32 at least.
 
     An element's bits do not depend on what else is in x, nor on whether gradients are recorded (arXiv 1606.08415,
     section 2).
@@ -49,8 +49,9 @@ def _with_slope(x: Tensor, *, wanted: bool) -> tuple[Tensor, Tensor | None]:
     flat = x.reshape(-1)
     output = torch.empty_like(flat)
     slope = torch.empty_like(flat) if wanted else None
+    precise = torch.promote_types(x.dtype, torch.float32)
     for part in slices(len(flat), 4):
-        given = flat[part].float()
+        given = flat[part].to(precise)
         square = given * given
         share = torch.addcmul(given, given, square, value=_CUBIC).mul_(_SCALE).sigmoid_()
         made = given * share
