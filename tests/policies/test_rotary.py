@@ -71,7 +71,7 @@ def test_a_norm_that_is_trained_has_its_gradient() -> None:
 
 def test_without_embeddings_and_by_the_libraries_it_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     x, layer = given(torch.float32), norm(torch.float32)
-    monkeypatch.setattr(rotary, "_forward", None)  # ours is not called
+    monkeypatch.setattr(rotary, "_NormedAndTurned", None)  # ours is not called
     assert torch.equal(normed_and_turned(x, layer, None), layer(x))
     with libraries_own():
         assert torch.equal(normed_and_turned(x, layer, ROTARY), apply_rotary_emb(layer(x), ROTARY, sequence_dim=1))

@@ -24,11 +24,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     A picture's bits do not depend on what else is in the batch, nor on whether gradients are recorded.
     """
-    if torch.is_grad_enabled():
-        recorded: Any = _Attention
-        output: Tensor = recorded.apply(query, key, value)
-        return output
-    return _forward(query, key, value, keep=False)[0]
+    function: Any = _Attention
+    output: Tensor = function.apply(query, key, value)
+    return output
 
 
 def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -48,7 +46,8 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         tokens, width, seen = *query.shape[2:], key.shape[2]
         anyway = 2 * (tokens + seen) * width  # of a head: its queries, keys, values and output
-        output, *kept = _forward(query, key, value, keep=tokens * seen <= _KEPT * anyway)
+        keep = any(ctx.needs_input_grad) and tokens * seen <= _KEPT * anyway
+        output, *kept = _forward(query, key, value, keep=keep)
         ctx.save_for_backward(output, *kept)
         return output
 

@@ -36,11 +36,12 @@ class FluxPolicy(PipelinePolicy):
         pipeline: the pipeline's class.
     """
 
+    _on_processor = nullcontext  # our blocks ask for our attention and GELU themselves
+
     def __init__(self, config: PolicyConfig, pipeline: Any) -> None:
         super().__init__(config, pipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
         if not config.compile:  # which fuses what it finds
             shorten(self._transformer, self.latent_shape[0])
-            self._inside = nullcontext  # these blocks ask for our attention and GELU themselves
 
     def _decode(self, latents: Tensor) -> Tensor:
         factor = self._pipeline.vae_scale_factor

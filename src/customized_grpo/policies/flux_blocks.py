@@ -92,10 +92,19 @@ class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no t
         return found
 
 
-class _DoubleBlock(FluxTransformerBlock):  # type: ignore[misc]
+class _Block:
+    """Before a class of diffusers' blocks, whose arguments `fewer_passes` takes."""
+
+    def forward(self: Any, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        compute = self.fewer_passes if shortcuts.taken() else super().forward  # type: ignore[misc]  # of the class behind it
+        made: tuple[Tensor, Tensor] = compute(*given, **named)
+        return made
+
+
+class _DoubleBlock(_Block, FluxTransformerBlock):  # type: ignore[misc]
     """Of a stream for the prompt and one for picture and references."""
 
-    def forward(
+    def fewer_passes(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
@@ -104,11 +113,6 @@ class _DoubleBlock(FluxTransformerBlock):  # type: ignore[misc]
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The prompt's tokens (B, T, D), and the others'."""
-        if not shortcuts.taken():
-            whole: tuple[Tensor, Tensor] = super().forward(
-                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
-            )
-            return whole
         shown, told = self.norm1, self.norm1_context
         numbers, told_numbers = (norm.linear(norm.silu(temb)).chunk(6, dim=1) for norm in (shown, told))
         attended, told_attended = self.attn(
@@ -124,13 +128,13 @@ class _DoubleBlock(FluxTransformerBlock):  # type: ignore[misc]
         return _bounded(_moved(prompt, inner, told_numbers[5])), picture
 
 
-class _SingleBlock(FluxSingleTransformerBlock):  # type: ignore[misc]
+class _SingleBlock(_Block, FluxSingleTransformerBlock):  # type: ignore[misc]
     """Of one stream for all tokens; the last of them is that of the picture's alone, the first after the prompt's."""
 
     drawn: int | None
     """How many these are; None: any other block."""
 
-    def forward(
+    def fewer_passes(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
@@ -139,11 +143,6 @@ class _SingleBlock(FluxSingleTransformerBlock):  # type: ignore[misc]
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The prompt's tokens (B, T, D), and the others'; of the last block as they came, and the picture's."""
-        if not shortcuts.taken():
-            whole: tuple[Tensor, Tensor] = super().forward(
-                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
-            )
-            return whole
         told = encoder_hidden_states.shape[1]
         wanted = slice(None) if self.drawn is None else slice(told, told + self.drawn)
         tokens = torch.cat([encoder_hidden_states, hidden_states], 1)

@@ -24,17 +24,15 @@ def gelu(x: Tensor) -> Tensor:
     An element's bits do not depend on what else is in x, nor on whether gradients are recorded (arXiv 1606.08415,
     section 2).
     """
-    if torch.is_grad_enabled():
-        recorded: Any = _Gelu
-        output: Tensor = recorded.apply(x)
-        return output
-    return _with_slope(x, wanted=False)[0]
+    function: Any = _Gelu
+    output: Tensor = function.apply(x)
+    return output
 
 
 class _Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        output, slope = _with_slope(x, wanted=True)
+        output, slope = _with_slope(x, wanted=ctx.needs_input_grad[0])
         ctx.save_for_backward(slope)
         return output
 

@@ -70,6 +70,9 @@ class PipelinePolicy(ABC):
             LoRA targets do not exist.
     """
 
+    _on_processor: Callable[[], AbstractContextManager[object]] = OnProcessor
+    """Inside what the transformer is computed on a CPU."""
+
     def __init__(
         self, config: PolicyConfig, *pipelines: Any, lora_targets: Sequence[str], lora_exclude: str = ""
     ) -> None:
@@ -91,7 +94,7 @@ class PipelinePolicy(ABC):
         if self._device.type == "cpu":
             keep_freed_memory()
             if not config.compile:
-                self._inside = OnProcessor
+                self._inside = self._on_processor
         if config.gradient_checkpointing:
             self._transformer.enable_gradient_checkpointing(
                 checkpointing(self._device, on_host=config.offload_activations, inside=self._inside)

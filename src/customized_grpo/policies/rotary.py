@@ -24,11 +24,10 @@ def normed_and_turned(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None) -> Ten
 
     Where the norm's own weights are trained, it is torch's.
     """
-    ours = x.device.type in _COMPLEX and shortcuts.taken() and not torch.compiler.is_compiling()
     if rotary is None:
         normed: Tensor = norm(x)
         return normed
-    if not ours:
+    if x.device.type not in _COMPLEX or torch.compiler.is_compiling() or not shortcuts.taken():
         own: Tensor = apply_rotary_emb(norm(x), rotary, sequence_dim=1)
         return own
     rotation = torch.complex(*(part.to(x.device, torch.float32)[:, None, ::2] for part in rotary))
@@ -37,17 +36,28 @@ def normed_and_turned(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None) -> Ten
         return torch.view_as_real(_pairs(normed) * rotation).flatten(3).to(x.dtype)
     weight = None if norm.weight is None else norm.weight.detach().float()
     epsilon = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-    if torch.is_grad_enabled():
-        recorded: Any = _NormedAndTurned
-        output: Tensor = recorded.apply(x, weight, epsilon, rotation)
-        return output
-    return _forward(x, weight, epsilon, rotation)[0]
+    function: Any = _NormedAndTurned
+    output: Tensor = function.apply(x, weight, epsilon, rotation)
+    return output
 
 
 class _NormedAndTurned(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, epsilon: float, rotation: Tensor) -> Tensor:
-        output, inverse = _forward(x, weight, epsilon, rotation)
+        output = torch.empty_like(x, memory_format=torch.contiguous_format)
+        # What each head of each token is multiplied by for the norm.
+        inverse = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
+        for part in _slices(x):
+            given = x[part].float()
+            torch.rsqrt(given.square().mean(-1, keepdim=True).add_(epsilon), out=inverse[part])
+            # Where the output is float32 it is made in place, step by step.
+            made = output[part] if output.dtype == torch.float32 else torch.empty_like(given)
+            torch.mul(given, inverse[part], out=made)
+            if weight is not None:
+                made.mul_(weight)
+            _pairs(made).mul_(rotation)
+            if made.dtype != output.dtype:
+                output[part] = made
         ctx.save_for_backward(x, weight, rotation, inverse)
         return output
 
@@ -67,24 +77,6 @@ class _NormedAndTurned(torch.autograd.Function):
             along = (made * given).mean(-1, keepdim=True).mul_(inverse[part] ** 2)
             found[part] = made.addcmul_(given, along, value=-1).mul_(inverse[part])
         return found, None, None, None
-
-
-def _forward(x: Tensor, weight: Tensor | None, epsilon: float, rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, and what each head of each token was multiplied by for the norm (B, tokens, heads, 1)."""
-    output = torch.empty_like(x, memory_format=torch.contiguous_format)
-    inverse = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
-    for part in _slices(x):
-        given = x[part].float()
-        torch.rsqrt(given.square().mean(-1, keepdim=True).add_(epsilon), out=inverse[part])
-        # Where the output is float32 it is made in place, step by step.
-        made = output[part] if output.dtype == torch.float32 else torch.empty_like(given)
-        torch.mul(given, inverse[part], out=made)
-        if weight is not None:
-            made.mul_(weight)
-        _pairs(made).mul_(rotation)
-        if made.dtype != output.dtype:
-            output[part] = made
-    return output, inverse
 
 
 def _pairs(x: Tensor) -> Tensor:
