@@ -137,6 +137,7 @@ def test_an_update_that_ran_out_of_memory_is_the_update(
     with caplog.at_level(logging.WARNING):
         record, found = one_update(policy, config)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    assert record.pop("replay_error") < 1e-6 and whole.pop("replay_error") < 1e-6  # rounding, which batch sizes change
     assert record == pytest.approx(whole, rel=1e-4, abs=1e-7)
     told = [entry.message for entry in caplog.records if "out of memory" in entry.message]
     assert len(told) == 1

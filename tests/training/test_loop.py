@@ -24,7 +24,7 @@ LOGGED = {
     "identity/mean", "identity/std", "prompt/mean", "prompt/std", "reward/redness/mean", "reward/light/mean",
     "share/missing", "share/skipped", "share/conflicted", "share/both_positive", "share/both_negative",
     "share/no_signal_identity", "share/no_signal_prompt", "clip_fraction", "diversity", "kl", "drift", "gradient_norm",
-    "loss", "learning_rate",
+    "loss", "learning_rate", "replay_error",
     "seconds/sampling", "seconds/scoring", "seconds/updating", "seconds/total",
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ from customized_grpo.training.order import image_numbers, images_of_updates, pai
 from customized_grpo.training.processes import Processes
 from customized_grpo.training.rollout import draw_images, noise_levels
 from customized_grpo.training.scoring import finite_images, score_drawn, why_stop
-from customized_grpo.training.update import Items, Updater, draw_trained_steps
+from customized_grpo.training.update import Items, Updater, draw_trained_steps, mean_of_updates
 from customized_grpo.training.windows import stochastic_steps
 
 _CONDITIONS_KEPT = 256  # pairs whose encoded conditions stay in memory, where they are not kept on disk
@@ -135,6 +135,7 @@ def train(
 
         # 2. Their scores, made beside the drawing of the next batch where that helps, and (groups, G) over processes.
         scored = score_drawn(policy, batches, rewards, images, overlap=overlap, size=drawing)
+        updater.on_policy = True
         scores = processes.grouped(scored.scores, mine, rollout)
         began_updating = time.perf_counter()
 
@@ -173,7 +174,7 @@ def train(
         record |= processes.mean({"diversity": group_diversity(pictures, rollout.group_size)}, len(pictures))
         record |= processes.mean(measured, len(mine)) | processes.mean(probed, how_many)
         check_drift(record["drift"], tuning.max_drift, iteration + 1, run)
-        record |= {name: sum(part[name] for part in moved) / len(moved) for name in moved[0]}
+        record |= mean_of_updates(moved)
         done = iteration + 1
         record = {"iteration": done, **record, "learning_rate": rate}
         last = done == tuning.iterations

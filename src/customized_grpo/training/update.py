@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -151,6 +151,13 @@ def replay(
     return taken.mean, taken.std, taken.log_density
 
 
+def mean_of_updates(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each number over the updates of an iteration that report it, in the order of the first update's keys."""
+    names = dict.fromkeys(name for record in records for name in record)
+    given = {name: [record[name] for record in records if name in record] for name in names}
+    return {name: sum(values) / len(values) for name, values in given.items()}
+
+
 class Updater:
     """One optimiser step after another on the surrogate, with what the log says of them."""
 
@@ -171,6 +178,8 @@ class Updater:
         self._before_step, self._after_step = before_step, after_step
         self.size = BatchSize("train.batch_size", config.batch_size, recovers=not optimizer.together)
         self.skipped: int = 0  #: updates in a row that were not taken
+        #: Whether the weights are still those that sampled the present rollouts. The caller sets it after sampling.
+        self.on_policy = True
 
     def rounds(self, own: int) -> int:
         """How often to call the model for `own` batches: as often as the others where they need each other for it.
@@ -207,12 +216,15 @@ class Updater:
         total = self.processes.sum(torch.tensor(float(sum(map(len, groups))), device=self.policy.device))
         if not float(total):
             measured = {"kl": 0.0} if self.config.kl_weight > 0 else {}
-            return {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **measured}
+            nothing = {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **measured}
+            return nothing | ({"replay_error": 0.0} if self.on_policy else {})
         most = max(map(len, groups), default=1)
-        sums = self.size.anew(most, lambda size: self._accumulate(groups, size, total, sigma_max, idle))
+        sums, error = self.size.anew(most, lambda size: self._accumulate(groups, size, total, sigma_max, idle))
         self._before_step()
         norm = self.optimizer.step()
         taken = math.isfinite(norm)
+        replayed = {"replay_error": self.processes.largest(error)} if self.on_policy else {}
+        self.on_policy = self.on_policy and not taken
         if taken:
             self._after_step()
         self.skipped = 0 if taken else self.skipped + 1
@@ -222,6 +234,7 @@ class Updater:
             "clip_fraction": clipped / float(total),
             "gradient_norm": norm,
             "share/skipped": float(not taken),
+            **replayed,
         }
         if divergences:
             record["kl"] = divergence_sum / divergences
@@ -229,13 +242,17 @@ class Updater:
 
     def _accumulate(
         self, groups: list[Items], size: int, total: Tensor, sigma_max: Tensor, idle: Items | None
-    ) -> Tensor:
-        """Leave the gradients of this process's items in the weights, by micro-batches of `size`; (4,) for the log."""
+    ) -> tuple[Tensor, float]:
+        """Leave the gradients of this process's items in the weights, by micro-batches of `size`.
+
+        Returns (4,) sums for the log, and the largest |difference| of a log-density to the one stored when sampling.
+        """
         device = self.policy.device
         self.optimizer.clear()
         calls = sum(-(-len(group) // size) for group in groups)
         waits = self.rounds(calls) - calls
         sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
+        error = torch.zeros((), device=device)
         micros = (part for group in groups for part in group.split(size))
         for micro in itertools.chain(micros, () if idle is None else itertools.repeat(idle, waits)):
             counts = float(micro is not idle)
@@ -248,18 +265,24 @@ class Updater:
                 sums[2:] += counts * measured
             self.optimizer.backward(*(losses / total * counts))
             sums[:2] += counts * torch.stack([losses.detach().sum(), clipped])
-        return sums
+            error = torch.maximum(error, counts * (log_density.detach() - micro.log_density).abs().max())
+        return sums, float(error)
 
     def _surrogates(self, items: Items, mean: Tensor, std: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         """Of items replayed now, the loss of each objective summed over them (objectives,), and how many are clipped.
 
-        An item of two objectives counts as half clipped where one of them is.
+        An item of two objectives counts as half clipped where one of them is. While the weights are those that sampled
+        the items, the old density is the replayed one itself: a batch of another size rounds differently on a GPU, and
+        would move ratios off 1.
         """
-        log_ratio = log_density - items.log_density
+        old_density, old_mean = items.log_density, items.mean
+        if self.on_policy:
+            old_density, old_mean = log_density.detach(), mean.detach()
+        log_ratio = log_density - old_density
         if self.config.ratio == "guard":
-            if items.mean is None:
+            if old_mean is None:
                 raise ValueError("train.ratio=guard needs the means of the steps, which were not kept")
-            log_ratio = guarded_log_ratio(log_ratio, mean, items.mean, std)
+            log_ratio = guarded_log_ratio(log_ratio, mean, old_mean, std)
         advantages = items.advantages.view(len(items), -1)
         surrogate = clipped_surrogate(
             log_ratio[:, None].expand(advantages.shape), advantages, self.config.clip_range, self.config.clip_range_high
