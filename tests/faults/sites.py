@@ -82,7 +82,7 @@ def _around(owner: Any, name: str, before: Callable[[], object], after: Callable
 
 def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> None:
     from customized_grpo.runs import evaluate, train
-    from customized_grpo.training import loop, rollout, scoring, update
+    from customized_grpo.trainer import loop, rollout, scoring, update
 
     for owner, name, stage in (
         (train, "build_policy", "loading"),
@@ -99,7 +99,7 @@ def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> Non
 
 def _tell_events(events: int) -> None:
     """One line for each checkpoint and record that is finished, which nothing may lose."""
-    from customized_grpo.training import loop
+    from customized_grpo.trainer import loop
 
     save, append = loop.save_checkpoint, loop.append_record
 
@@ -120,7 +120,7 @@ def _calls(came: Callable[[str], bool]) -> None:
     import torch
 
     from customized_grpo.policies.pipelines import PipelinePolicy
-    from customized_grpo.training import scoring
+    from customized_grpo.trainer import scoring
 
     def at(site: str) -> Callable[[], None]:
         return lambda: die() if came(site) else None
@@ -139,7 +139,7 @@ def _files(came: Callable[[str], bool]) -> None:
     """Deaths that leave half a file behind, or half a folder."""
     import safetensors.torch
 
-    from customized_grpo.training import checkpoint
+    from customized_grpo.trainer import checkpoint
 
     whole = safetensors.torch.save_file
 
@@ -184,7 +184,7 @@ def _files(came: Callable[[str], bool]) -> None:
 
 def _poison(updates: range) -> None:
     """Have the first weight's gradient be NaN in those updates, counted from 1."""
-    from customized_grpo.training.update import Updater
+    from customized_grpo.trainer.update import Updater
 
     inner, made = Updater.update, [0]
 

@@ -23,8 +23,8 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
 from customized_grpo.rewards import build_reward
-from customized_grpo.training.loop import Observer, train
-from customized_grpo.training.rollout import draw_images, noise_levels
+from customized_grpo.trainer.loop import Observer, train
+from customized_grpo.trainer.rollout import draw_images, noise_levels
 
 GUIDE = Path(__file__).parents[2] / "docs" / "add-a-model.md"
 REWARDS = """

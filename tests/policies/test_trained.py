@@ -37,7 +37,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
 from customized_grpo.rewards import build_reward
-from customized_grpo.training.loop import Observer, train
+from customized_grpo.trainer.loop import Observer, train
 
 REWARDS = """
 def red(images, pairs):
