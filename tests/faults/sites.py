@@ -81,27 +81,28 @@ def _around(owner: Any, name: str, before: Callable[[], object], after: Callable
 
 
 def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> None:
-    from customized_grpo.runs import evaluate, train
-    from customized_grpo.trainer import loop, rollout, scoring, update
+    from customized_grpo.report import callbacks
+    from customized_grpo.runs import train
+    from customized_grpo.trainer import base, rollout, scoring, update
 
     for owner, name, stage in (
         (train, "build_policy", "loading"),
-        (evaluate, "evaluate", "evaluation"),
+        (base, "evaluate", "evaluation"),
         (rollout, "sample_trajectories", "sampling"),
         (scoring, "score", "scoring"),
         (update.Updater, "update", "updating"),
-        (loop, "append_record", "metrics"),
-        (loop, "save_checkpoint", "checkpoint"),
-        (train, "show", "ending"),
+        (base, "append_record", "metrics"),
+        (base, "save_checkpoint", "checkpoint"),
+        (callbacks, "show", "ending"),
     ):
         _around(owner, name, lambda stage=stage: enter(stage), leave)
 
 
 def _tell_events(events: int) -> None:
     """One line for each checkpoint and record that is finished, which nothing may lose."""
-    from customized_grpo.trainer import loop
+    from customized_grpo.trainer import base
 
-    save, append = loop.save_checkpoint, loop.append_record
+    save, append = base.save_checkpoint, base.append_record
 
     def save_checkpoint(folder: Path, iteration: int, *rest: Any) -> Path:
         path = save(folder, iteration, *rest)
@@ -110,9 +111,10 @@ def _tell_events(events: int) -> None:
 
     def append_record(path: Path, record: Any) -> None:
         append(path, record)
-        os.write(events, f"record {record['iteration']}\n".encode())
+        if "iteration" in record:
+            os.write(events, f"record {record['iteration']}\n".encode())
 
-    loop.save_checkpoint, loop.append_record = save_checkpoint, append_record
+    base.save_checkpoint, base.append_record = save_checkpoint, append_record
 
 
 def _calls(came: Callable[[str], bool]) -> None:

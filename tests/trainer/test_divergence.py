@@ -15,11 +15,11 @@ from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
 from customized_grpo.records import read_records
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.trainer import loop
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.divergence import DivergenceError, check_drift, check_skipped
 from customized_grpo.trainer.rollout import noise_levels
-from customized_grpo.trainer.scoring import score_drawn, why_stop
+from customized_grpo.trainer.scoring import why_stop
+from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.trainer.update import Updater
 
 
@@ -133,22 +133,15 @@ def test_pictures_that_overflowed_are_not_judged(
 ) -> None:
     """One picture of NaN has no score, whatever a judge would make of it; the policy learns from the others."""
     config = make_config(iterations=1, max_missing=0.2)
-    drawn = score_drawn
+    decode, spoil = CustomizedGRPOTrainer._decode, [True, False, True, False]
 
-    def spoilt(policy: Policy, batches: object, *rest: object, **named: object) -> object:
-        decode, spoil = policy.decode, [True]
+    def spoilt(self: CustomizedGRPOTrainer, clean: torch.Tensor) -> torch.Tensor:
+        images = decode(self, clean)
+        if spoil.pop(0):
+            images[0, 0, 0, 0] = math.nan
+        return images
 
-        def once(clean: torch.Tensor) -> torch.Tensor:
-            pictures = decode(clean)
-            if spoil.pop() if spoil else False:
-                pictures[0, 0, 0, 0] = math.nan
-            return pictures
-
-        with monkeypatch.context() as patch:
-            patch.setattr(policy, "decode", once, raising=False)
-            return drawn(policy, batches, *rest, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "score_drawn", spoilt)
+    monkeypatch.setattr(CustomizedGRPOTrainer, "_decode", spoilt)
     tuned = run_training(config, tmp_path / "run")
     (record,) = read_records(tmp_path / "run" / "metrics.jsonl")
     assert record["share/missing"] == pytest.approx(1 / 9)

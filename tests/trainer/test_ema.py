@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from running import run_training
+from running import make_trainer, run_training
 from safetensors.torch import load_file
 from test_loop import tensors_of
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.rewards import build_reward
+from customized_grpo.trainer import base
 from customized_grpo.trainer.ema import MovingAverage
-from customized_grpo.trainer.loop import Observer, train
 
 
 def weights_of(policy: object) -> dict[str, torch.Tensor]:
@@ -54,13 +52,21 @@ def test_it_follows_the_weights_and_gives_them_back(make_config: Callable[..., C
     assert none.tensors == {} and same(weights_of(policy), own)
 
 
-def test_a_run_ends_and_samples_with_it_and_trains_without(make_config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run_ends_and_samples_with_it_and_trains_without(
+    make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = weights_of(run_training(make_config(), tmp_path / "plain"))
     config = make_config(ema=0.5, sample_every=2)
     policy, samples = build_policy(config.policy), []
-    rewards = [build_reward(reward, "cpu") for reward in config.rewards]
-    observer = Observer(lambda record: None, lambda done: (samples.append(weights_of(policy)), {})[1])
-    train(config, tmp_path / "ema", policy, open_dataset(config.data), rewards, Accelerator(cpu=True), observer)
+    whole = base.evaluate
+
+    def watched(*given: object, **named: object) -> object:
+        samples.append(weights_of(policy))
+        return whole(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base, "evaluate", watched)
+    make_trainer(config, tmp_path / "ema", policy=policy, held_out=open_dataset(config.evaluation.data)).train()
+    samples.pop(0)  # the base model's
     kept = tensors_of(tmp_path / "ema")
     last = {n.partition(":")[2]: t for n, t in kept.items() if n.startswith("pytorch_lora")}
     assert same(last, {n.partition(":")[2]: t for n, t in tensors_of(tmp_path / "plain").items() if n.startswith("py")})

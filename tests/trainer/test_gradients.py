@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import make_trainer
 
 from customized_grpo.config import Config, ConfigError, MethodConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.rewards import build_reward
+from customized_grpo.runs.parts import reward_terms
 from customized_grpo.study import gradients
 from customized_grpo.trainer.rollout import noise_levels
 
@@ -98,7 +99,7 @@ def test_they_are_the_gradients_of_the_surrogate(make_config: Callable[..., Conf
     config = make_config(updates=1, batch_size=4, max_gradient_norm=1e9)
     config = config.model_copy(update={"method": MethodConfig(shaping="none", weighting="static")})
     dataset, policy = open_dataset(config.data), build_policy(config.policy)
-    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
+    rewards = reward_terms(config, policy.device)
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
     identity, prompt, _ = gradients._gradients(config, policy, dataset, rewards, sigmas, 0)
     expected = -(0.5 * identity + 0.5 * prompt).mean(0)
@@ -117,17 +118,8 @@ def test_they_are_the_gradients_of_the_surrogate(make_config: Callable[..., Conf
 
 
 def _one_iteration(config: Config, policy: object, dataset: object, rewards: list[object]) -> None:
-    from tempfile import TemporaryDirectory
-
-    from accelerate import Accelerator
-
-    from customized_grpo.trainer import loop
-
     once = config.model_copy(update={"train": config.train.model_copy(update={"iterations": 1})})
-    observer = loop.Observer(lambda record: None, lambda iteration: {})
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", lambda *_: None)
-        loop.train(once, Path(folder), policy, dataset, rewards, Accelerator(cpu=True), observer)  # type: ignore[arg-type]
+    make_trainer(once, Path(), policy=policy, dataset=dataset).train_step()  # type: ignore[arg-type]
 
 
 def test_one_batch_has_no_interval(make_config: Callable[..., Config]) -> None:

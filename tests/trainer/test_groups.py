@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from running import make_trainer
 
 from customized_grpo.config import Config
-from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
 from customized_grpo.report.snapshots import best_and_worst
 from customized_grpo.rewards import build_reward, score
+from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.credit import Credit
 from customized_grpo.trainer.groups import Groups, group_diversity
-from customized_grpo.trainer.loop import Observer, train
+from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 
 def test_diversity_is_the_mean_distance_of_two_pictures() -> None:
@@ -53,8 +53,12 @@ def test_groups_are_those_of_the_record(make_config: Callable[..., Config], tmp_
     policy = build_policy(config.policy)
     rewards = [build_reward(reward, policy.device) for reward in config.rewards]
     seen: dict[int, Groups] = {}
-    observer = Observer(lambda record: None, lambda iteration: {}, seen.__setitem__)
-    train(config, tmp_path, policy, open_dataset(config.data), rewards, Accelerator(cpu=True), observer)
+
+    class See(TrainerCallback):
+        def on_groups(self, trainer: CustomizedGRPOTrainer, groups: Groups) -> None:
+            seen[trainer.iteration] = groups
+
+    make_trainer(config, tmp_path, [See()], policy=policy).train()
     assert list(seen) == [2, 3], "every second one and the last"
     records = {record["iteration"]: record for record in read_records(tmp_path / "metrics.jsonl")}
     for iteration, groups in seen.items():

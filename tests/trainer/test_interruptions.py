@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from running import make_trainer
 
 from customized_grpo.config import Config, TrainConfig
 from customized_grpo.data import open_dataset
@@ -16,12 +16,12 @@ from customized_grpo.policies import build_policy
 from customized_grpo.policies.tuning import _exchanged
 from customized_grpo.protocols import Policy
 from customized_grpo.records import read_records
-from customized_grpo.rewards import RewardError, build_reward
+from customized_grpo.rewards import RewardError
 from customized_grpo.tensors.exchange import undone
+from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.checkpoint import load_checkpoint, newest_checkpoint
 from customized_grpo.trainer.ema import MovingAverage
 from customized_grpo.trainer.groups import Groups
-from customized_grpo.trainer.loop import Observer, train
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.order import image_numbers
 from customized_grpo.trainer.processes import ALONE
@@ -96,14 +96,14 @@ def test_giving_back_that_is_cut_off_is_done_again() -> None:
 def test_a_judge_that_fails_in_held_out_samples_costs_no_iteration(make_config: Make, tmp_path: Path) -> None:
     config = make_config(iterations=4, checkpoint_every=10, sample_every=3, ema=0.5)
     policy = build_policy(config.policy)
-    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
 
-    def on_sample(iteration: int) -> dict[str, float]:
-        raise RewardError("the judge has gone")
+    class Gone(TrainerCallback):
+        def on_evaluate(self, trainer: object, evaluation: object) -> None:
+            raise RewardError("the reward model has gone")
 
-    observer = Observer(lambda record: None, on_sample)
+    held_out = open_dataset(config.evaluation.data)
     with pytest.raises(RewardError, match="has gone"):
-        train(config, tmp_path, policy, open_dataset(config.data), rewards, Accelerator(cpu=True), observer)
+        make_trainer(config, tmp_path, [Gone()], policy=policy, held_out=held_out).train()
     assert [record["iteration"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     kept = newest_checkpoint(tmp_path / "checkpoints")
     assert kept is not None and kept.name == "000003"
@@ -168,12 +168,14 @@ def test_a_pair_drawn_twice_has_pictures_of_its_own() -> None:
 
 def test_a_run_of_one_pair_draws_different_groups(make_config: Make, tmp_path: Path) -> None:
     config = make_config(iterations=1, pairs=2)
-    policy = build_policy(config.policy)
-    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
     dataset = open_dataset(config.data)
     seen: list[Groups] = []
-    observer = Observer(lambda record: None, lambda iteration: {}, lambda iteration, groups: seen.append(groups))
-    train(config, tmp_path, policy, [dataset[0]], rewards, Accelerator(cpu=True), observer)
+
+    class See(TrainerCallback):
+        def on_groups(self, trainer: object, groups: Groups) -> None:
+            seen.append(groups)
+
+    make_trainer(config, tmp_path, [See()], dataset=[dataset[0]]).train()
     first, second = seen[0].pictures
     assert not torch.equal(first, second)
 
@@ -181,9 +183,7 @@ def test_a_run_of_one_pair_draws_different_groups(make_config: Make, tmp_path: P
 def test_settings_changed_before_a_run_goes_on_hold(make_config: Make, tmp_path: Path) -> None:
     config = make_config(iterations=1, checkpoint_every=1)
     policy = build_policy(config.policy)
-    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
-    observer = Observer(lambda record: None, lambda iteration: {})
-    train(config, tmp_path, policy, open_dataset(config.data), rewards, Accelerator(cpu=True), observer)
+    make_trainer(config, tmp_path, policy=policy).train()
     changed = config.train.model_copy(update={"betas": (0.5, 0.6), "weight_decay": 0.25})
     optimizer = build_optimizer(list(policy.trainable().values()), changed, ALONE)
     kept = newest_checkpoint(tmp_path / "checkpoints")

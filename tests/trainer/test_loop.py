@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from accelerate import Accelerator
 from running import run_training
 from safetensors.torch import load_file
 
@@ -17,8 +16,9 @@ from customized_grpo.config import Config, MethodConfig, WindowConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
-from customized_grpo.runs.train import encode_ahead
 from customized_grpo.trainer.checkpoint import CheckpointError, newest_checkpoint
+from customized_grpo.trainer.conditioning import encode_ahead
+from customized_grpo.trainer.processes import ALONE
 
 LOGGED = {
     "identity/mean", "identity/std", "prompt/mean", "prompt/std", "reward/redness/mean", "reward/light/mean",
@@ -165,7 +165,7 @@ def test_conditions_encoded_ahead_leave_training_as_it_was_without_text_encoders
     policy = config.policy.model_copy(update={"conditions": tmp_path / "kept", "offload": True})
     config = config.model_copy(update={"policy": policy})
     held_out = open_dataset(config.evaluation.data)
-    encode_ahead(config, build_policy(policy), open_dataset(config.data), held_out, 0, Accelerator(cpu=True))
+    encode_ahead(config, build_policy(policy), open_dataset(config.data), held_out, 0, ALONE)
 
     def called(*_: object, **__: object) -> None:
         raise AssertionError("a text encoder was asked for")

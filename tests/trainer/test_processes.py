@@ -97,7 +97,7 @@ def test_what_is_not_supported_is_refused(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=told):
-        start_processes(make_config(), tmp_path)
+        start_processes(make_config())
 
 
 def test_a_zero_launch_without_deepspeed_names_what_to_install(
@@ -107,7 +107,7 @@ def test_a_zero_launch_without_deepspeed_names_what_to_install(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find(name))
     with pytest.raises(ConfigError, match=r"DeepSpeed is not installed; pip install 'customized-grpo\[deepspeed\]'"):
-        start_processes(make_config(), tmp_path)
+        start_processes(make_config())
 
 
 @pytest.mark.parametrize("file", sorted(FILES.glob("*.yaml")), ids=lambda path: path.name)

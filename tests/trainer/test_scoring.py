@@ -15,13 +15,13 @@ from torch import Tensor
 from customized_grpo.config import Config, MethodConfig, RewardConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.protocols import Pair, Policy
+from customized_grpo.protocols import Pair, Policy, Reward
 from customized_grpo.records import read_records
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.credit import assign_credit
 from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
-from customized_grpo.trainer.scoring import score_drawn, why_stop
+from customized_grpo.trainer.scoring import BatchScores, Scoring, why_stop
 
 
 class Redness:
@@ -75,19 +75,39 @@ def of_images(pairs: list[Pair]) -> list[Pair]:
     return [pair for pair in pairs for _ in range(3)]
 
 
+def scored(
+    policy: Policy,
+    batches: Iterator[Trajectories],
+    rewards: Sequence[Reward],
+    pairs: list[Pair],
+    *,
+    overlap: bool = False,
+) -> tuple[Tensor, list[BatchScores]]:
+    """Images and scores of batches as a trainer samples, decodes and submits them."""
+    scoring, images = Scoring(rewards, overlap=overlap), []
+    for batch in batches:
+        images.append(policy.decode(batch.clean))
+        scoring.submit(images[-1], [pairs[image] for image in batch.images.tolist()])
+    return torch.cat(images), scoring.results()
+
+
+def scores_of(parts: list[BatchScores], name: str) -> Tensor:
+    return torch.cat([part.scores[name] for part in parts])
+
+
 def test_overlapped_scores_are_the_same(
     policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]]
 ) -> None:
     pairs = two_pairs(make_config)
     one, other = Redness(), Redness()
-    plain = score_drawn(policy, batches(), [one], of_images(pairs))
-    beside = score_drawn(policy, batches(), [other], of_images(pairs), overlap=True)
+    plain_images, plain = scored(policy, batches(), [one], of_images(pairs))
+    images, beside = scored(policy, batches(), [other], of_images(pairs), overlap=True)
     assert one.threads == {"MainThread"} and "MainThread" not in other.threads
     assert one.seen == other.seen == [[pairs[0].key] * 2, [pairs[0].key, pairs[1].key], [pairs[1].key] * 2]
-    assert torch.equal(plain.scores["redness"], beside.scores["redness"])
-    assert torch.equal(plain.pictures, beside.pictures)
-    assert plain.scores["redness"].shape == (6,)
-    torch.testing.assert_close(plain.pictures[:, 0].mean((1, 2)), plain.scores["redness"])
+    assert torch.equal(scores_of(plain, "redness"), scores_of(beside, "redness"))
+    assert torch.equal(plain_images, images)
+    assert scores_of(plain, "redness").shape == (6,)
+    torch.testing.assert_close(plain_images[:, 0].mean((1, 2)), scores_of(plain, "redness"))
 
 
 def test_drawing_does_not_run_ahead_of_the_scores(
@@ -108,17 +128,18 @@ def test_drawing_does_not_run_ahead_of_the_scores(
                 assert not asked_for_fourth.wait(0.3)
             return super().__call__(images, pairs)
 
-    scored = score_drawn(policy, watched(), [Slow()], of_images(two_pairs(make_config)), overlap=True)
-    assert scored.failure is None and asked_for_fourth.is_set()
+    _, parts = scored(policy, watched(), [Slow()], of_images(two_pairs(make_config)), overlap=True)
+    assert all(part.failure is None for part in parts) and asked_for_fourth.is_set()
 
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_reward_that_dies_leaves_its_batches_without_scores(
     policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]], overlap: bool
 ) -> None:
-    scored = score_drawn(policy, batches(), [Redness(), Broken()], of_images(two_pairs(make_config)), overlap=overlap)
-    assert "reward 'broken' failed on pair" in str(scored.failure)
-    assert bool(scored.scores["broken"].isnan().all())
+    rewards = [Redness(), Broken()]
+    _, parts = scored(policy, batches(), rewards, of_images(two_pairs(make_config)), overlap=overlap)
+    assert "reward 'broken' failed on pair" in str(parts[0].failure)
+    assert bool(scores_of(parts, "broken").isnan().all())
 
 
 REWARDS = [RewardConfig(kind="dino", role="identity", name="id"), RewardConfig(kind="clip", role="prompt", name="p")]

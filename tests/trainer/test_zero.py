@@ -88,7 +88,7 @@ def test_other_stages_are_refused(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     with pytest.raises(ConfigError, match=told):
-        start_processes(make_config(), tmp_path)
+        start_processes(make_config())
 
 
 def test_micro_batches_by_free_memory_are_refused(
@@ -96,4 +96,4 @@ def test_micro_batches_by_free_memory_are_refused(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match=r"train\.batch_size: auto does not go with DeepSpeed; give a number"):
-        start_processes(make_config(batch_size="auto"), tmp_path)
+        start_processes(make_config(batch_size="auto"))

@@ -73,7 +73,7 @@ def remember_optimizers() -> None:
 def main(plan: dict[str, Any]) -> None:
     config = load_config(Path(plan["runs"][0]["config"]))
     asked = os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true"
-    accelerator = start_processes(config, Path(plan["runs"][0]["run"]))
+    accelerator = start_processes(config)
     if asked:
         # accelerate itself offers FSDP to accelerators alone; torch shards on CPUs as well. The rest is the file's.
         AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
