@@ -15,12 +15,25 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.config.loading import nearest
 from customized_grpo.models.devices import device_named
 from customized_grpo.protocols import Reward
+from customized_grpo.rewards.base import as_reward, describe
 from customized_grpo.rewards.custom import load_custom
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.options import check_options
 from customized_grpo.rewards.scores import score
+from customized_grpo.rewards.terms import RewardTerm, terms_from
 
-__all__ = ["KINDS", "RewardError", "build_reward", "default_option", "default_path", "score"]
+__all__ = [
+    "KINDS",
+    "RewardError",
+    "RewardTerm",
+    "as_reward",
+    "build_reward",
+    "default_option",
+    "default_path",
+    "describe",
+    "score",
+    "terms_from",
+]
 
 #: module:class by kind; a module is imported when its kind is asked for.
 KINDS = {
