@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from torch import Tensor
 
-from customized_grpo.rewards import RewardError, RewardTerm, as_reward, terms_from
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import CopyPaste, RewardError, RewardTerm, as_reward, terms_from
 
 
 def one(images: Tensor) -> list[float]:
@@ -93,3 +96,17 @@ def test_a_reward_of_one_role_is_not_used_in_another() -> None:
     assert RewardTerm(judge, "prompt").name == "one"
     with pytest.raises(RewardError, match="reward 'one' is made for the role prompt, not identity"):
         RewardTerm(judge, "identity")
+
+
+def test_pairs_are_checked_before_anything_is_scored(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair("a")
+
+    def needing(images: Tensor, target: list[str]) -> list[float]:
+        raise AssertionError("nothing is scored")
+
+    term = RewardTerm(needing, "prompt")
+    term.check([replace(pair, columns={"target": "x"})])
+    with pytest.raises(RewardError, match="reward 'needing': nothing to fill its parameter 'target'"):
+        term.check([pair])
+    with pytest.raises(RewardError, match="needs a reference, and pair 'a' has none"):
+        RewardTerm(CopyPaste(), "guard", limit=90).check([replace(pair, references=(), masks=())])

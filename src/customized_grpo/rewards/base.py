@@ -1,4 +1,4 @@
-"""Rewards from Python: the base of the built-in ones, and a reward made of any callable."""
+"""Base class of the built-in rewards, and a reward made of any callable."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from customized_grpo.config.redaction import hide_secrets
+from customized_grpo.models.devices import device_named
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.needs import needs_of
@@ -25,16 +26,12 @@ from customized_grpo.rewards.parameters import Parameters
 _KEYS = ("path", "name", "device", "role")
 
 
-class BaseReward:
-    """A reward that can be written into a config: `given` holds the arguments that it was constructed with."""
+class BuiltinReward:
+    """Base class of the built-in rewards. `given` holds the arguments that an object was constructed with."""
 
-    kind: str
+    kind: ClassVar[str]
     name: str
     given: Mapping[str, Any]
-
-
-class BuiltinReward(BaseReward):
-    """Base class of the built-in rewards. Subclasses declare their arguments in `__init__`."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         self = super().__new__(cls)
@@ -44,8 +41,12 @@ class BuiltinReward(BaseReward):
             self.given = {}
         return self
 
+    def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        """Return scores float32 (B,) of images (B, 3, H, W) in [0, 1]."""
+        raise NotImplementedError
 
-class CallableReward(BaseReward):
+
+class CallableReward:
     """A reward that calls a function, method or object, synchronous or not.
 
     Args:
@@ -71,7 +72,7 @@ class CallableReward(BaseReward):
     ) -> None:
         self.name = name
         self.kind = kind
-        self.given = given or {}
+        self.given: Mapping[str, Any] = given or {}
         self.function = function
         self.needs = needs_of(function, name)
         self.is_async = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
@@ -110,11 +111,11 @@ def as_reward(obj: object, *, name: str | None = None) -> Reward:
     Raises:
         RewardError: `obj` cannot be called as a reward.
     """
-    if isinstance(obj, BaseReward):
+    if isinstance(obj, BuiltinReward | CallableReward):
         if name is not None and name != obj.name:
             obj = copy.copy(obj)
             obj.name = name
-        return obj  # type: ignore[return-value]  # a subclass has __call__
+        return obj
     if isinstance(obj, type):
         raise RewardError(f"{obj.__name__} is a class; give an object of it as reward: {obj.__name__}()")
     if not callable(obj):
@@ -135,7 +136,7 @@ def describe(reward: object) -> dict[str, Any]:
     name of a function or class in a module.
     """
     known = as_reward(reward)
-    assert isinstance(known, BaseReward)
+    assert isinstance(known, BuiltinReward | CallableReward)
     path, device = (known.given.get(key) for key in ("path", "device"))
     options = {key: value for key, value in known.given.items() if key not in _KEYS}
     return {
@@ -147,10 +148,10 @@ def describe(reward: object) -> dict[str, Any]:
     }
 
 
-def device_or_best(device: torch.device | str | None) -> torch.device:
-    """Return the given device, else the accelerator, else the CPU."""
+def device_or_best(device: torch.device | str | None, reward: str) -> torch.device:
+    """Return the given device, else the accelerator, else the CPU. Raises ModelError, naming the reward."""
     if device is not None:
-        return torch.device(device)
+        return device_named(str(device), f"reward {reward!r}: device")
     found = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if found is None else torch.device(found.type, torch.accelerator.current_device_index())
 

@@ -9,9 +9,10 @@ from numbers import Real
 from typing import Any, Literal, TypeGuard, get_args
 
 from customized_grpo.config.loading import nearest
-from customized_grpo.protocols import ROLES, Reward
-from customized_grpo.rewards.base import as_reward
+from customized_grpo.protocols import ROLES, Pair, Reward
+from customized_grpo.rewards.base import CallableReward, as_reward
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.needs import check_needs
 
 TermRole = Literal["identity", "prompt", "guard"]
 TERM_ROLES: tuple[TermRole, ...] = get_args(TermRole)
@@ -59,6 +60,12 @@ class RewardTerm:
     def name(self) -> str:
         """Name in logs, tables and figures."""
         return self.reward.name
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raise RewardError if these pairs lack what the reward needs, or a column that is a parameter of it."""
+        check_needs(self.reward, self.name, pairs)
+        if isinstance(self.reward, CallableReward):
+            self.reward.check(pairs)
 
 
 def terms_from(rewards: Mapping[str, object | Sequence[object]]) -> list[RewardTerm]:
