@@ -21,7 +21,7 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
-from customized_grpo.runs.parts import reward_terms
+from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.rollout import draw_images, noise_levels
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
@@ -109,7 +109,7 @@ def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Pat
     )
     policy = build_policy(config.policy)
     CustomizedGRPOTrainer(
-        policy, reward_terms(config, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
+        policy, reward_terms(config.rewards, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
     ).train()
     tuned = policy.trainable()
     untuned = build_policy(config.policy).trainable()

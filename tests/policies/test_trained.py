@@ -35,7 +35,7 @@ from customized_grpo.config import (
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
-from customized_grpo.runs.parts import reward_terms
+from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 REWARDS = """
@@ -125,7 +125,7 @@ def test_a_trained_lora_changes_the_stock_pipelines_picture_alike(name: str, tmp
     )
     policy = build_policy(config.policy)
     CustomizedGRPOTrainer(
-        policy, reward_terms(config, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
+        policy, reward_terms(config.rewards, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
     ).train()
     records = list(read_records(tmp_path / "run" / "metrics.jsonl"))
     assert len(records) == 3

@@ -72,6 +72,11 @@ def _follow_data(values: dict[str, Any]) -> None:
             held_out["root"] = data["root"]
 
 
+def problems_of(error: ValidationError) -> list[str]:
+    """One line for each problem of settings that were given in Python."""
+    return [_Reader().describe(detail) for detail in error.errors(include_url=False)]
+
+
 def read_mapping(path: Path) -> tuple[dict[str, Any], Callable[[Location], str]]:
     """The values of a YAML file that is no configuration, and what says where a place of it stands, as "FILE:LINE: ".
 

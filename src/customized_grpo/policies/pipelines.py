@@ -119,6 +119,11 @@ class PipelinePolicy(ABC):
             self._tokens_of("policy.reference_sizes", *size)
 
     @property
+    def config(self) -> PolicyConfig:
+        """The settings that the policy was made with."""
+        return self._config
+
+    @property
     def device(self) -> torch.device:
         return self._device
 
