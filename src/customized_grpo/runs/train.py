@@ -134,7 +134,7 @@ def _train_run(config: Config, run: Path, console: Console, held: ExitStack) -> 
     tuned = evaluation_of(config, run, "tuned", policy, held_out, judges, console, processes, again=old)
     if main:
         show(config, run, held_out, base, tuned, console)
-    accelerator.wait_for_everyone()
+    processes.wait()
     accelerator.end_training()  # which ends the processes' group, too
 
 
@@ -149,7 +149,7 @@ def encode_ahead(
     for source, index in ahead[accelerator.process_index :: accelerator.num_processes]:
         pair = source[index]
         policy.encode(pair.prompt, pair.references)
-    accelerator.wait_for_everyone()
+    Processes(accelerator).wait()
 
 
 def _sample(
