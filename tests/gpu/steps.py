@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from tiny_models import Model
+from proofs import STEPS
 from torch import Tensor
 
 from customized_grpo.config import RolloutConfig, TrainConfig
@@ -16,7 +17,7 @@ from customized_grpo.training.processes import ALONE
 from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.training.update import Items, Updater, draw_trained_steps
 
-SAMPLER, ETA, STEPS = "dance", 0.4, 3
+SAMPLER, ETA = "dance", 0.4
 PROMPTS = ("a red bird", "a big bird")  # of one length, so that they can stand in one batch of any model
 GROUP = 2
 

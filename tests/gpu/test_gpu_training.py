@@ -62,12 +62,24 @@ def test_a_step_is_that_of_the_libraries_layers_on_a_cpu(device: str, model: Mod
     assert found.record == pytest.approx(expected.record, rel=1e-3, abs=1e-5)
 
 
-@each_model("flux-kontext")
-def test_a_step_in_bfloat16_is_near_that_in_float32(device: str, model: Model) -> None:
-    """Within a fifth of the gradient's length: three steps and a backward pass of a model with 8 bits' precision."""
-    steps = [step_of(device, model, dtype=dtype) for dtype in ("bfloat16", "float32")]
-    assert {weight.dtype for weight in steps[0].after.values()} == {torch.float32}, "the LoRA's own weights"
-    assert apart_in_length(steps[0].gradient, steps[1].gradient) < 0.2
+@each_model("qwen-image-edit")
+def test_a_step_in_bfloat16_is_near_that_of_the_libraries_layers(device: str, model: Model) -> None:
+    """Gradients of the same transitions within a fifth of their length; 2% to 8% was measured on a CPU.
+
+    Ratios are near 1 then, and none is clipped.
+    """
+    policy = model.policy(device, dtype="bfloat16")
+    tune(policy)
+    sampled, start = sample(model, policy), {n: w.detach().clone() for n, w in policy.trainable().items()}
+    found = update(policy, sampled, clip_range=0.9)
+    with torch.no_grad():
+        for name, weight in policy.trainable().items():
+            weight.copy_(start[name])
+    with libraries_own():
+        expected = update(policy, sampled, clip_range=0.9)
+    is_a_step(found)
+    assert {weight.dtype for weight in found.after.values()} == {torch.float32}, "the LoRA's own weights"
+    assert apart_in_length(found.gradient, expected.gradient) < 0.2
 
 
 @each_model("flux-kontext", of=["flux-kontext", "flux2-klein", "qwen-image-edit"])
