@@ -66,6 +66,12 @@ class PolicyConfig(Section):
         description="folder that keeps what text encoders and VAE say of a pair; with it, those are loaded only for "
         "pairs that are new",
     )
+    attention: str = Field(
+        "auto",
+        description="Attention backend: auto, native, flash, cudnn, flash-3 (of the kernels package), efficient, math, "
+        "or another of diffusers' names. auto is safe to train with on every device; native is torch's own choice, "
+        "whose backward pass can crash on Hopper GPUs",
+    )
     compile: bool = Field(
         False, description="torch.compile of the transformer's blocks; ratios are then 1 within rounding, not exactly"
     )

@@ -29,6 +29,7 @@ _OTHER_SETTINGS = frozenset(
     [
         "adapter",
         "adapter_as",
+        "attention",
         "compile",
         "conditions",
         "device",

@@ -30,7 +30,8 @@ def shorten(transformer: Any, drawn: int) -> None:
 
     From then on its output is of these tokens alone. Weights and their names stay as they are.
     """
-    transformer.set_attn_processor(_Processor())
+    for processor in transformer.attn_processors.values():
+        processor.__class__ = _Processor
     for block in transformer.transformer_blocks:
         block.__class__ = _DoubleBlock
     for block in transformer.single_transformer_blocks:
@@ -79,7 +80,7 @@ class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no t
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Of (B, tokens, heads, D) each."""
         across = [part.transpose(1, 2) for part in (query, key, value)]
-        if mask is None and shortcuts.taken() and fits(*across):
+        if self._attention_backend is None and mask is None and shortcuts.taken() and fits(*across):
             return attention(*across).transpose(1, 2)
         found: Tensor = dispatch_attention_fn(
             query,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError
 from customized_grpo.models.devices import device_of
 from customized_grpo.models.freed import keep_freed_memory
+from customized_grpo.policies.backends import PRODUCTS, context_of, resolve_backend, use_backend
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.loading import load_part, load_pipeline, load_transformer
@@ -47,8 +49,8 @@ class PipelinePolicy(ABC):
     token's side as the pipelines do.
 
     The weights may be stored in any precision; all are converted to `config.dtype`. LoRA parameters are float32
-    throughout. On a CPU attention is `attention`'s and GELU `gelu`'s, see `OnProcessor`; elsewhere attention runs on
-    torch's own choice of kernel (the environment variable DIFFUSERS_ATTN_BACKEND sets another). With gradients and
+    throughout. On a CPU GELU is `gelu`'s, see `OnProcessor`. Attention is computed by the backend that
+    `config.attention` names, see `backends`; `attention_backend` is the one that was found. With gradients and
     without they are the same: a replay then has the very bits of its rollout.
 
     With `config.true_cfg` above 1 a velocity is taken twice, told the prompt and told `config.negative_prompt`, and
@@ -66,12 +68,15 @@ class PipelinePolicy(ABC):
         lora_exclude: a layer that is none of them, though its name ends like theirs.
 
     Raises:
-        ModelError: the path holds no such pipeline in safetensors, a size is less than one token, or
-            LoRA targets do not exist.
+        ModelError: the path holds no such pipeline in safetensors, a size is less than one token, LoRA targets do not
+            exist, or the attention backend is not available.
     """
 
-    _on_processor: Callable[[], AbstractContextManager[object]] = OnProcessor
-    """Inside what the transformer is computed on a CPU."""
+    _on_processor: Callable[[bool], AbstractContextManager[object]] = OnProcessor
+    """Inside what the transformer is computed on a CPU, given whether its attention is our own."""
+
+    attention_backend: str
+    """What computes the transformer's attention, see `backends.resolve_backend`."""
 
     def __init__(
         self, config: PolicyConfig, *pipelines: Any, lora_targets: Sequence[str], lora_exclude: str = ""
@@ -79,6 +84,7 @@ class PipelinePolicy(ABC):
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._device = device_of(config)
+        self.attention_backend = resolve_backend(config.attention, self._device, self._dtype, compiled=config.compile)
         folder = conditions_folder(config)
         self._pipeline = load_pipeline(config, *pipelines, prepare=self._preparation())
         self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
@@ -90,11 +96,12 @@ class PipelinePolicy(ABC):
             self._tuning = LoraTuning(self._transformer, config.lora, lora_targets, exclude=lora_exclude)
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
-        self._inside: Callable[[], AbstractContextManager[object]] = nullcontext
+        use_backend(self._transformer, self.attention_backend)
+        self._inside = context_of(self.attention_backend)
         if self._device.type == "cpu":
             keep_freed_memory()
             if not config.compile:
-                self._inside = self._on_processor
+                self._inside = partial(self._on_processor, self.attention_backend == PRODUCTS)
         if config.gradient_checkpointing:
             self._transformer.enable_gradient_checkpointing(
                 checkpointing(self._device, on_host=config.offload_activations, inside=self._inside)

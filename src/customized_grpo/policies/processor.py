@@ -15,14 +15,22 @@ from customized_grpo.policies.gelu import gelu
 
 
 class OnProcessor(TorchFunctionMode):
-    """Inside it, plain scaled dot-product attention and GELU's tanh form on a CPU are ours; all else is torch's."""
+    """Inside it, plain scaled dot-product attention and GELU's tanh form on a CPU are ours; all else is torch's.
+
+    Args:
+        attention: whether attention is ours, too.
+    """
+
+    def __init__(self, attention: bool = True) -> None:
+        super().__init__()
+        self._attention = attention
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if shortcuts.taken():
-            if func is functional.scaled_dot_product_attention:
+            if func is functional.scaled_dot_product_attention and self._attention:
                 given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
                 given |= kwargs
                 query, key, value = (given.pop(name) for name in ("query", "key", "value"))
