@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-import tiny_qwen
 import torch
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 
 pytest.register_assert_rewrite("proofs", "steps", "tiny_models", "tiny_uno")
 
-from tiny_models import Model, made  # noqa: E402 - after what explains its assertions
+from tiny_models import Model, made, small_qwen  # noqa: E402 - after what explains its assertions
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +31,8 @@ def model(request: pytest.FixtureRequest, models: Callable[[str], Model]) -> Mod
 
 
 @pytest.fixture(autouse=True)
-def _small_references(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Qwen-Image-Edit's own sizes at a 256th of their area and less, and its processor without the part for videos."""
-    monkeypatch.setattr(plus, "VAE_IMAGE_SIZE", 64 * 64)
-    monkeypatch.setattr(plus, "CONDITION_IMAGE_SIZE", 96 * 96)
-    with tiny_qwen.without_video():
+def _small_references() -> Iterator[None]:
+    with small_qwen():
         yield
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tiny_models import Model
 from proofs import STEPS
+from tiny_models import Model
 from torch import Tensor
 
 from customized_grpo.config import RolloutConfig, TrainConfig

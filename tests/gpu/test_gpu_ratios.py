@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import Model, each_model
 from proofs import ratios_are_one, tune
 from steps import ETA, SAMPLER, sample
+from tiny_models import Model, each_model
 
 from customized_grpo.method import SAMPLERS
 from customized_grpo.training.update import replay

@@ -86,7 +86,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole, resumed = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "resumed")
     assert whole.keys() == resumed.keys() and any("ema." in name for name in whole)
     for name, expected in whole.items():
-        torch.testing.assert_close(resumed[name], expected, rtol=1e-2, atol=0.1 * RATE, msg=lambda m, n=name: f"{n}: {m}")
+        off = (resumed[name] - expected).abs() - 1e-2 * expected.abs()
+        assert off.max() < 0.1 * RATE, name
     records = [read_records(tmp_path / run / "metrics.jsonl") for run in ("whole", "resumed")]
     assert [len(part) for part in records] == [3, 3]
     for one, other in zip(*records, strict=True):

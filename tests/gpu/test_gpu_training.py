@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_models import Model, each_model
 from proofs import apart, half_way, loading_gives_back_every_bit, lora_and_full, tune
 from steps import Updated, apart_in_length, sample, update
+from tiny_models import Model, each_model
 
 from customized_grpo.config import LoraConfig
 from customized_grpo.policies.shortcuts import libraries_own

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import Model, each_model
 from proofs import apart, euler, near_in_bfloat16, noise, tune
+from tiny_models import Model, each_model
 
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.protocols import Conditions

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import devices
 import proofs
@@ -17,6 +18,7 @@ import tiny_flux2
 import tiny_qwen
 import tiny_uno
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
 from proofs import HEIGHT, PROMPT, STEPS, WIDTH, random_picture
 from torch import Tensor
@@ -101,9 +103,7 @@ def _qwen(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
 
 _TWO = [random_picture(64, 72, 1), random_picture(80, 64, 2)]
 SOURCES = {
-    "flux-kontext": Source(
-        tiny.save_flux_kontext, {"reference_sizes": [(16, 24)]}, [random_picture(16, 24, 0)], _flux
-    ),
+    "flux-kontext": Source(tiny.save_flux_kontext, {"reference_sizes": [(16, 24)]}, [random_picture(16, 24, 0)], _flux),
     "uno": Source(
         partial(tiny.save_flux, layers=tiny_uno.LAYERS, dynamic_shifting=True),
         {"kind": "uno", "reference_sizes": [(16, 24), (24, 16)]},
@@ -123,10 +123,18 @@ SOURCES = {
 }
 
 
+@contextmanager
+def small_qwen() -> Iterator[None]:
+    """Inside it Qwen-Image-Edit's own sizes are at a 256th of their area and less, and its processor has no videos."""
+    sizes = {"VAE_IMAGE_SIZE": 64 * 64, "CONDITION_IMAGE_SIZE": 96 * 96}
+    with mock.patch.multiple(plus, **sizes), tiny_qwen.without_video():
+        yield
+
+
 def made(name: str, folder: Path) -> Model:
     """The model of that name, saved to the empty `folder`."""
     source = SOURCES[name]
-    with tiny_qwen.without_video() if name == "qwen-image-edit" else nullcontext():
+    with small_qwen():
         source.save(folder)
     further = {}
     if source.adapter:

@@ -61,7 +61,7 @@ def count_messages() -> None:
 
 
 def forbid_barriers() -> None:
-    """torch's barrier would allocate on the GPU of the local rank, of which there may be none: Processes.wait does not."""
+    """torch's barrier would allocate on the GPU of the local rank, which may not be there; Processes.wait does not."""
 
     def barrier(*_: Any, **__: Any) -> None:
         raise AssertionError("torch.distributed.barrier was called")
