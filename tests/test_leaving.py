@@ -16,14 +16,14 @@ from customized_grpo.config import VERSION, ConfigError
 from customized_grpo.config.loading import load_config, save_config
 from customized_grpo.console.terminal import told_os_error
 from customized_grpo.records import move_folder, sweep, write_bytes, writing
-from customized_grpo.runs.folder import check_unused
-from customized_grpo.runs.locking import claim
 from customized_grpo.stopping import Stopped, Stopping
+from customized_grpo.trainer.folder import check_unused
+from customized_grpo.trainer.locking import claim
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from customized_grpo.runs.locking import claim
+from customized_grpo.trainer.locking import claim
 with claim(Path(sys.argv[1])):
     print("has it", flush=True)
     time.sleep(60)

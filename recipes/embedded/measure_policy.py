@@ -25,7 +25,7 @@ from customized_grpo.config import Config, PolicyConfig
 from customized_grpo.figures.grids import image_grid
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.training.rollout import image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, sample_pictures
 from customized_grpo.world.places import PLACES
 from customized_grpo.world.scenes import ACCESSORIES, POSITIONS, Scene
 from customized_grpo.world.subjects import COLOURS

@@ -5,11 +5,11 @@ A new model, reward or source of data is a class with these members; nothing has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -28,7 +28,7 @@ class Pair:
 
     `key` is unique in its dataset and stable between runs: features of the pair are cached under it.
     `references` are RGB pictures of the subject; `masks` (mode L, 255 on the subject, the size of its
-    reference) are None where nobody drew one.
+    reference) are None where nobody drew one. `columns` holds further values of the dataset by name, for rewards.
     """
 
     key: str
@@ -36,6 +36,7 @@ class Pair:
     references: tuple[Image.Image, ...]
     masks: tuple[Image.Image | None, ...]
     subject: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable

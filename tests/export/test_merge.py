@@ -20,10 +20,10 @@ from customized_grpo.export.merge import merge_run
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
 from customized_grpo.runs.parts import policy_with_adapter
-from customized_grpo.training.checkpoint import save_checkpoint
-from customized_grpo.training.optimizer import build_optimizer
-from customized_grpo.training.processes import ALONE
-from customized_grpo.training.rollout import image_noise, sample_pictures
+from customized_grpo.trainer.checkpoint import save_checkpoint
+from customized_grpo.trainer.optimizer import build_optimizer
+from customized_grpo.trainer.processes import ALONE
+from customized_grpo.trainer.rollout import image_noise, sample_pictures
 
 KINDS = {
     "flux-kontext": lambda folder: tiny.save_flux_kontext(folder),

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from customized_grpo.records import read_records
-from customized_grpo.training.checkpoint import fault_of, newest_checkpoint
+from customized_grpo.trainer.checkpoint import fault_of, newest_checkpoint
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"

@@ -81,27 +81,28 @@ def _around(owner: Any, name: str, before: Callable[[], object], after: Callable
 
 
 def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> None:
-    from customized_grpo.runs import evaluate, train
-    from customized_grpo.training import loop, rollout, scoring, update
+    from customized_grpo.report import callbacks
+    from customized_grpo.runs import train
+    from customized_grpo.trainer import base, rollout, scoring, update
 
     for owner, name, stage in (
         (train, "build_policy", "loading"),
-        (evaluate, "evaluate", "evaluation"),
+        (base, "evaluate", "evaluation"),
         (rollout, "sample_trajectories", "sampling"),
         (scoring, "score", "scoring"),
         (update.Updater, "update", "updating"),
-        (loop, "append_record", "metrics"),
-        (loop, "save_checkpoint", "checkpoint"),
-        (train, "show", "ending"),
+        (base, "append_record", "metrics"),
+        (base, "save_checkpoint", "checkpoint"),
+        (callbacks, "show", "ending"),
     ):
         _around(owner, name, lambda stage=stage: enter(stage), leave)
 
 
 def _tell_events(events: int) -> None:
     """One line for each checkpoint and record that is finished, which nothing may lose."""
-    from customized_grpo.training import loop
+    from customized_grpo.trainer import base
 
-    save, append = loop.save_checkpoint, loop.append_record
+    save, append = base.save_checkpoint, base.append_record
 
     def save_checkpoint(folder: Path, iteration: int, *rest: Any) -> Path:
         path = save(folder, iteration, *rest)
@@ -110,9 +111,10 @@ def _tell_events(events: int) -> None:
 
     def append_record(path: Path, record: Any) -> None:
         append(path, record)
-        os.write(events, f"record {record['iteration']}\n".encode())
+        if "iteration" in record:
+            os.write(events, f"record {record['iteration']}\n".encode())
 
-    loop.save_checkpoint, loop.append_record = save_checkpoint, append_record
+    base.save_checkpoint, base.append_record = save_checkpoint, append_record
 
 
 def _calls(came: Callable[[str], bool]) -> None:
@@ -120,7 +122,7 @@ def _calls(came: Callable[[str], bool]) -> None:
     import torch
 
     from customized_grpo.policies.pipelines import PipelinePolicy
-    from customized_grpo.training import scoring
+    from customized_grpo.trainer import scoring
 
     def at(site: str) -> Callable[[], None]:
         return lambda: die() if came(site) else None
@@ -139,7 +141,7 @@ def _files(came: Callable[[str], bool]) -> None:
     """Deaths that leave half a file behind, or half a folder."""
     import safetensors.torch
 
-    from customized_grpo.training import checkpoint
+    from customized_grpo.trainer import checkpoint
 
     whole = safetensors.torch.save_file
 
@@ -184,7 +186,7 @@ def _files(came: Callable[[str], bool]) -> None:
 
 def _poison(updates: range) -> None:
     """Have the first weight's gradient be NaN in those updates, counted from 1."""
-    from customized_grpo.training.update import Updater
+    from customized_grpo.trainer.update import Updater
 
     inner, made = Updater.update, [0]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from customized_grpo.training.checkpoint import newest_checkpoint
+from customized_grpo.trainer.checkpoint import newest_checkpoint
 
 from .bench import Bench, Ended, Process, Result, broken_promises, records_of
 from .kills import Reference

@@ -12,10 +12,10 @@ from torch import Tensor
 from customized_grpo.config import RolloutConfig, TrainConfig
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies.pipelines import PipelinePolicy
-from customized_grpo.training.optimizer import build_optimizer
-from customized_grpo.training.processes import ALONE
-from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
-from customized_grpo.training.update import Items, Updater, draw_trained_steps
+from customized_grpo.trainer.optimizer import build_optimizer
+from customized_grpo.trainer.processes import ALONE
+from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.trainer.update import Items, Updater, draw_trained_steps
 
 SAMPLER, ETA = "dance", 0.4
 PROMPTS = ("a red bird", "a big bird")  # of one length, so that they can stand in one batch of any model

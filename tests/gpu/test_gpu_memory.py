@@ -12,7 +12,7 @@ from steps import sample, update
 from tiny_models import Model, each_model
 from torch import Tensor
 
-from customized_grpo.training.memory import BatchSize, free_bytes, is_out_of_memory, measure_drawing, peak_bytes
+from customized_grpo.trainer.memory import BatchSize, free_bytes, is_out_of_memory, measure_drawing, peak_bytes
 
 MB = 2**20
 

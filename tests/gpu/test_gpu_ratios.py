@@ -9,7 +9,7 @@ from steps import ETA, SAMPLER, sample
 from tiny_models import Model, each_model
 
 from customized_grpo.method import SAMPLERS
-from customized_grpo.training.update import replay
+from customized_grpo.trainer.update import replay
 
 
 @each_model("flux-kontext")

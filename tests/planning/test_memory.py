@@ -19,9 +19,9 @@ from customized_grpo.planning.memory import Model, Work, optimiser_bytes, with_o
 from customized_grpo.planning.shapes import count, shapes_of
 from customized_grpo.policies import build_policy, flux_blocks, processor
 from customized_grpo.policies.pipelines import PipelinePolicy
-from customized_grpo.training.rollout import draw_images, noise_levels
-from customized_grpo.training.update import Items, draw_trained_steps
-from customized_grpo.training.windows import stochastic_steps
+from customized_grpo.trainer.rollout import draw_images, noise_levels
+from customized_grpo.trainer.update import Items, draw_trained_steps
+from customized_grpo.trainer.windows import stochastic_steps
 
 KINDS = ("flux-kontext", "uno", "flux2")
 

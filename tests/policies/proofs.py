@@ -27,8 +27,8 @@ from customized_grpo.models import ModelError
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.training.rollout import Trajectories
-from customized_grpo.training.update import Items, replay
+from customized_grpo.trainer.rollout import Trajectories
+from customized_grpo.trainer.update import Items, replay
 
 PROMPT = "a red bird in the snow"
 STEPS = 4

@@ -21,7 +21,7 @@ from customized_grpo.policies import build_policy
 from customized_grpo.policies.flux2 import Flux2Policy
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.protocols import Conditions
-from customized_grpo.training.rollout import sample_trajectories
+from customized_grpo.trainer.rollout import sample_trajectories
 
 TOKENS = 208  # dev's system message alone has 169 letters, and the tiny tokenizer spells
 

@@ -11,7 +11,6 @@ import pytest
 import tiny
 import torch
 import yaml
-from accelerate import Accelerator
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from proofs import refused
 from torch import nn
@@ -22,9 +21,9 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
-from customized_grpo.rewards import build_reward
-from customized_grpo.training.loop import Observer, train
-from customized_grpo.training.rollout import draw_images, noise_levels
+from customized_grpo.runs.parts import reward_terms
+from customized_grpo.trainer.rollout import draw_images, noise_levels
+from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 GUIDE = Path(__file__).parents[2] / "docs" / "add-a-model.md"
 REWARDS = """
@@ -109,9 +108,9 @@ def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Pat
         train=TrainConfig(iterations=1, updates=1),
     )
     policy = build_policy(config.policy)
-    rewards = [build_reward(reward, "cpu") for reward in config.rewards]
-    observer = Observer(lambda record: None, lambda iteration: {})
-    train(config, tmp_path / "run", policy, open_dataset(config.data), rewards, Accelerator(cpu=True), observer)
+    CustomizedGRPOTrainer(
+        policy, reward_terms(config, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
+    ).train()
     tuned = policy.trainable()
     untuned = build_policy(config.policy).trainable()
     assert any(not torch.equal(weight, untuned[name]) for name, weight in tuned.items())

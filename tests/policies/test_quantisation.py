@@ -18,7 +18,7 @@ from customized_grpo.config import PolicyConfig
 from customized_grpo.config.loading import load_config
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.training.rollout import noise_levels, sample_trajectories
+from customized_grpo.trainer.rollout import noise_levels, sample_trajectories
 
 HALF = torch.tensor([0.5])
 

@@ -23,7 +23,7 @@ from customized_grpo.config import LoraConfig, RolloutConfig
 from customized_grpo.policies.qwen_image_edit import QwenImageEditPolicy
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.protocols import Conditions
-from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
 
 
 @pytest.fixture(scope="module", autouse=True)

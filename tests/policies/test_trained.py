@@ -16,7 +16,6 @@ import test_qwen_image_edit
 import tiny
 import tiny_flux2
 import tiny_qwen
-from accelerate import Accelerator
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
 from proofs import apart, euler, noise, stock
@@ -36,8 +35,8 @@ from customized_grpo.config import (
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
-from customized_grpo.rewards import build_reward
-from customized_grpo.training.loop import Observer, train
+from customized_grpo.runs.parts import reward_terms
+from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 REWARDS = """
 def red(images, pairs):
@@ -125,9 +124,9 @@ def test_a_trained_lora_changes_the_stock_pipelines_picture_alike(name: str, tmp
         train=TrainConfig(iterations=3, updates=1, learning_rate=2e-2, kl_weight=0.01, trackers=[], max_drift=None),
     )
     policy = build_policy(config.policy)
-    rewards = [build_reward(reward, "cpu") for reward in config.rewards]
-    observer = Observer(lambda record: None, lambda iteration: {})
-    train(config, tmp_path / "run", policy, open_dataset(config.data), rewards, Accelerator(cpu=True), observer)
+    CustomizedGRPOTrainer(
+        policy, reward_terms(config, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
+    ).train()
     records = list(read_records(tmp_path / "run" / "metrics.jsonl"))
     assert len(records) == 3
     # On policy, in the first update of an iteration, no ratio is clipped: all are 1.

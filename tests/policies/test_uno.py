@@ -18,8 +18,8 @@ from customized_grpo.config import LoraConfig, RolloutConfig
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies.uno import position_ids
 from customized_grpo.protocols import Conditions
-from customized_grpo.training.rollout import draw_images, noise_levels
-from customized_grpo.training.update import Items, replay
+from customized_grpo.trainer.rollout import draw_images, noise_levels
+from customized_grpo.trainer.update import Items, replay
 
 # Rollouts
 

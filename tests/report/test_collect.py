@@ -18,7 +18,7 @@ from customized_grpo.records import read_records
 from customized_grpo.report import collect
 from customized_grpo.report.page import render
 from customized_grpo.report.results import outcome
-from customized_grpo.runs.folder import open_run
+from customized_grpo.trainer.folder import open_run
 
 
 def test_a_finished_run_is_read_whole(trained: Path) -> None:

@@ -22,7 +22,7 @@ from customized_grpo.report.drawings import drawn
 from customized_grpo.report.page import clock, number, render, signed
 from customized_grpo.report.palette import DARK, FIXED, LIGHT
 from customized_grpo.report.snapshots import folder_of
-from customized_grpo.runs.folder import open_run
+from customized_grpo.trainer.folder import open_run
 
 VOID = {"meta", "img", "input", "br", "link"}
 

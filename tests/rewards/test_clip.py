@@ -14,17 +14,17 @@ from transformers import CLIPModel, CLIPTokenizer
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.clip import ClipReward
+from customized_grpo.rewards.clip import Clip
 
 MakePair = Callable[..., Pair]
 
 
 @pytest.fixture
-def clip(clip_folder: Path) -> ClipReward:
-    return ClipReward(str(clip_folder))
+def clip(clip_folder: Path) -> Clip:
+    return Clip(str(clip_folder))
 
 
-def test_is_the_cosine_of_image_and_text(clip: ClipReward, clip_folder: Path, make_pair: MakePair) -> None:
+def test_is_the_cosine_of_image_and_text(clip: Clip, clip_folder: Path, make_pair: MakePair) -> None:
     model = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
     pair, image = make_pair("a"), torch.rand(1, 3, 32, 32)
@@ -34,7 +34,7 @@ def test_is_the_cosine_of_image_and_text(clip: ClipReward, clip_folder: Path, ma
     assert float(clip(image, [pair])) == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_batch_scores_as_its_images_one_by_one(clip: ClipReward, make_pair: MakePair) -> None:
+def test_a_batch_scores_as_its_images_one_by_one(clip: Clip, make_pair: MakePair) -> None:
     pairs = [make_pair("a", 1), replace(make_pair("b", 2), prompt="cats"), make_pair("c", 1)]
     images = torch.rand(3, 3, 40, 56)
     together = clip(images, pairs)
@@ -43,7 +43,7 @@ def test_a_batch_scores_as_its_images_one_by_one(clip: ClipReward, make_pair: Ma
     assert torch.allclose(together, alone, atol=1e-3)
 
 
-def test_prompts_are_encoded_once(clip: ClipReward, make_pair: MakePair) -> None:
+def test_prompts_are_encoded_once(clip: Clip, make_pair: MakePair) -> None:
     met: list[int] = []
     clip.model.text_model.register_forward_pre_hook(
         lambda _, __, given: met.append(len(given["input_ids"])), with_kwargs=True
@@ -54,7 +54,7 @@ def test_prompts_are_encoded_once(clip: ClipReward, make_pair: MakePair) -> None
     assert met == [1, 1]
 
 
-def test_a_prompt_beyond_the_context_is_cut(clip: ClipReward, make_pair: MakePair) -> None:
+def test_a_prompt_beyond_the_context_is_cut(clip: Clip, make_pair: MakePair) -> None:
     long = replace(make_pair("a"), prompt="a cat in the snow " * 20)
     longer = replace(long, prompt=long.prompt * 2)
     image = torch.rand(1, 3, 32, 32)
@@ -66,9 +66,9 @@ def test_missing_tokenizer_and_other_models_are_refused(clip_folder: Path, dino_
         if "token" not in file.name and file.name not in {"vocab.json", "merges.txt"}:
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(RewardError, match=r"^reward 'prompt': .*has no tokenizer"):
-        ClipReward(str(tmp_path), name="prompt")
+        Clip(str(tmp_path), name="prompt")
     with pytest.raises(RewardError, match=r"^reward 'prompt': .* holds a dinov2 model"):
-        ClipReward(str(dino_folder), name="prompt")
+        Clip(str(dino_folder), name="prompt")
 
 
 def test_is_built_by_its_configuration(clip_folder: Path) -> None:

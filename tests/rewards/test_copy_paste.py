@@ -13,7 +13,7 @@ from torch import Tensor
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.copy_paste import CopyPasteReward
+from customized_grpo.rewards.copy_paste import CopyPaste
 from customized_grpo.world.scenes import draw_pair, draw_wish
 from customized_grpo.world.subjects import draw_subject
 
@@ -22,8 +22,8 @@ SIDE = 64
 
 
 @pytest.fixture
-def guard() -> CopyPasteReward:
-    return CopyPasteReward()
+def guard() -> CopyPaste:
+    return CopyPaste()
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -45,12 +45,12 @@ def noise(seed: int, side: int = SIDE) -> Tensor:
     return torch.randint(256, (3, side, side), generator=torch.Generator().manual_seed(seed)) / 255
 
 
-def score(guard: CopyPasteReward, picture: Tensor, pair: Pair) -> float:
+def score(guard: CopyPaste, picture: Tensor, pair: Pair) -> float:
     (value,) = guard(picture[None], [pair])
     return float(value)
 
 
-def test_is_the_correlation_of_pixels(guard: CopyPasteReward) -> None:
+def test_is_the_correlation_of_pixels(guard: CopyPaste) -> None:
     pair = pair_of(left(32).expand(3, -1, -1))
     # Half the pixels are 1 in the reference. A quarter, all among them: (1/4 - 1/8) / sqrt(1/4 * 3/16).
     assert score(guard, left(16).expand(3, -1, -1), pair) == pytest.approx(57.735, abs=1e-3)
@@ -58,7 +58,7 @@ def test_is_the_correlation_of_pixels(guard: CopyPasteReward) -> None:
     assert score(guard, 1 - left(32).expand(3, -1, -1), pair) == pytest.approx(-100, abs=1e-3)
 
 
-def test_channels_are_centred_one_by_one_and_taken_together(guard: CopyPasteReward) -> None:
+def test_channels_are_centred_one_by_one_and_taken_together(guard: CopyPaste) -> None:
     pair = pair_of(torch.stack([left(32), torch.zeros(SIDE, SIDE), torch.ones(SIDE, SIDE)]))
     tinted = torch.stack([left(32), torch.ones(SIDE, SIDE), torch.zeros(SIDE, SIDE)])
     assert score(guard, tinted, pair) == pytest.approx(100, abs=1e-3)
@@ -67,7 +67,7 @@ def test_channels_are_centred_one_by_one_and_taken_together(guard: CopyPasteRewa
     assert score(guard, greener, pair) == pytest.approx(70.711, abs=1e-3)
 
 
-def test_a_paste_is_seen_through_light_contrast_and_size(guard: CopyPasteReward) -> None:
+def test_a_paste_is_seen_through_light_contrast_and_size(guard: CopyPaste) -> None:
     reference = noise(0)
     cast = 0.1 + 0.5 * reference + torch.tensor([0.0, 0.1, 0.2])[:, None, None]
     assert score(guard, cast, pair_of(reference)) == pytest.approx(100, abs=1e-2)
@@ -77,7 +77,7 @@ def test_a_paste_is_seen_through_light_contrast_and_size(guard: CopyPasteReward)
     assert abs(score(guard, noise(1), pair_of(reference))) < 5
 
 
-def test_the_subject_and_its_margin_do_not_count(guard: CopyPasteReward) -> None:
+def test_the_subject_and_its_margin_do_not_count(guard: CopyPaste) -> None:
     reference = noise(0)
     mask = np.zeros((SIDE, SIDE), bool)
     mask[24:40, 24:40] = True
@@ -93,7 +93,7 @@ def test_the_subject_and_its_margin_do_not_count(guard: CopyPasteReward) -> None
     assert score(guard, picture, pair_of(reference)) > 10
 
 
-def test_a_mask_of_another_resolution_is_brought_to_the_same(guard: CopyPasteReward) -> None:
+def test_a_mask_of_another_resolution_is_brought_to_the_same(guard: CopyPaste) -> None:
     reference = noise(0, 256)
     mask = np.zeros((256, 256), bool)
     mask[96:160, 96:160] = True  # the 16 pixels in the middle of 64, four times as fine
@@ -104,7 +104,7 @@ def test_a_mask_of_another_resolution_is_brought_to_the_same(guard: CopyPasteRew
     assert background.sum() == SIDE**2 - int(subject.max() - subject.min() + 1) ** 2
 
 
-def test_the_largest_of_several_references_counts(guard: CopyPasteReward) -> None:
+def test_the_largest_of_several_references_counts(guard: CopyPaste) -> None:
     first, second = noise(0), noise(1)
     pair = Pair("a", "a cat", (to_image(first), to_image(second)), (None, None))
     assert score(guard, second, pair) == pytest.approx(100, abs=1e-2)
@@ -112,7 +112,7 @@ def test_the_largest_of_several_references_counts(guard: CopyPasteReward) -> Non
     assert score(guard, mixed, pair) == pytest.approx(score(guard, mixed, pair_of(second, key="b")), abs=1e-3)
 
 
-def test_nothing_to_compare_is_zero(guard: CopyPasteReward) -> None:
+def test_nothing_to_compare_is_zero(guard: CopyPaste) -> None:
     everything = np.ones((SIDE, SIDE), bool)
     grey = torch.full((3, SIDE, SIDE), 0.3)
     assert score(guard, noise(0), pair_of(noise(0), everything)) == 0
@@ -124,11 +124,11 @@ def test_nothing_to_compare_is_zero(guard: CopyPasteReward) -> None:
     assert score(guard, torch.full((3, SIDE, SIDE), torch.nan), pair_of(noise(0))) == 0
 
 
-def test_a_batch_scores_as_its_images_one_by_one(guard: CopyPasteReward, make_pair: MakePair) -> None:
+def test_a_batch_scores_as_its_images_one_by_one(guard: CopyPaste, make_pair: MakePair) -> None:
     pairs = [make_pair("a", 1), make_pair("b", 2, ((64, 64), (40, 90))), make_pair("a", 1), make_pair("c", 3)]
     images = torch.rand(4, 3, 40, 56)
     together = guard(images, pairs)
-    alone = torch.cat([CopyPasteReward()(images[i : i + 1], [pairs[i]]) for i in range(4)])
+    alone = torch.cat([CopyPaste()(images[i : i + 1], [pairs[i]]) for i in range(4)])
     assert together.shape == (4,) and together.dtype == torch.float32
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
 
@@ -136,12 +136,10 @@ def test_a_batch_scores_as_its_images_one_by_one(guard: CopyPasteReward, make_pa
 def test_references_are_read_once_and_the_cache_is_bounded(
     make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guard = CopyPasteReward(cache_size=2)
+    guard = CopyPaste(cache_size=2)
     read: list[str] = []
-    original = CopyPasteReward._references
-    monkeypatch.setattr(
-        CopyPasteReward, "_references", lambda self, pair: (read.append(pair.key), original(self, pair))[1]
-    )
+    original = CopyPaste._references
+    monkeypatch.setattr(CopyPaste, "_references", lambda self, pair: (read.append(pair.key), original(self, pair))[1])
     a, b, c = (make_pair(key, seed) for seed, key in enumerate("abc"))
     images = torch.rand(4, 3, 32, 32)
     first = guard(images, [a, a, b, b])
@@ -154,7 +152,7 @@ def test_references_are_read_once_and_the_cache_is_bounded(
     assert float(guard(images[:1], [make_pair("c", 9)])) != float(guard(images[:1], [c]))
 
 
-def test_a_pair_without_references_is_refused(guard: CopyPasteReward) -> None:
+def test_a_pair_without_references_is_refused(guard: CopyPaste) -> None:
     with pytest.raises(RewardError, match=r"^pair 'none' has no reference to compare with$"):
         guard(noise(0)[None], [Pair("none", "a cat", (), ())])
 
@@ -162,7 +160,7 @@ def test_a_pair_without_references_is_refused(guard: CopyPasteReward) -> None:
 def test_is_built_by_its_configuration() -> None:
     config = RewardConfig(kind="copy-paste", role="guard", options={"cache_size": 3})
     reward = build_reward(config, "cpu")
-    assert isinstance(reward, CopyPasteReward)
+    assert isinstance(reward, CopyPaste)
     assert reward.name == "copy-paste"
     with pytest.raises(RewardError, match=r"^reward 'copy-paste': copy-paste needs no model; leave its path out"):
         build_reward(config.model_copy(update={"path": "facebook/dinov2-base"}), "cpu")
@@ -170,7 +168,7 @@ def test_is_built_by_its_configuration() -> None:
         build_reward(config.model_copy(update={"options": {"margin": 3}}), "cpu")
 
 
-def test_the_world_tells_pasted_references_from_true_pictures(guard: CopyPasteReward) -> None:
+def test_the_world_tells_pasted_references_from_true_pictures(guard: CopyPaste) -> None:
     rng = np.random.default_rng(3)
     references, targets, pairs = [], [], []
     for i in range(96):

@@ -84,7 +84,7 @@ def test_a_function_of_a_module_that_returns_a_list(judges: Path, make_pair: Mak
 def test_a_class_gets_its_options_path_and_device(judges: Path, make_pair: MakePair) -> None:
     reward: Any = build("own_judges:Constant", options={"value": 4}, path="some/model")
     assert reward(torch.rand(3, 3, 4, 4), [make_pair("a")] * 3).tolist() == [4.0] * 3
-    assert reward.judge.path == "some/model" and reward.judge.device == torch.device("cpu")
+    assert reward.function.path == "some/model" and reward.function.device == torch.device("cpu")
 
 
 def test_a_function_says_what_it_needs(judges: Path, make_pair: MakePair) -> None:
@@ -97,7 +97,7 @@ def test_a_function_says_what_it_needs(judges: Path, make_pair: MakePair) -> Non
 def test_a_judge_works_where_its_setting_says(judges: Path) -> None:
     config = RewardConfig(kind="own_judges:Constant", role="prompt", name="mine", path="a", device="cpu")
     built: Any = build_reward(config, "meta")
-    assert built.judge.device == torch.device("cpu")
+    assert built.function.device == torch.device("cpu")
     for device, message in (("gpu", "is no device; give cpu, cuda or null"), ("cuda:7", "is not there; give another")):
         with pytest.raises(ModelError, match=rf"^reward 'mine': device: .*{message}"):
             build_reward(config.model_copy(update={"device": device}), "cpu")
@@ -114,11 +114,11 @@ def test_a_judge_works_where_its_setting_says(judges: Path) -> None:
         ("no_such_module_here:f", {}, "for want of 'no_such_module_here'"),
         ("own_judges:brightnes", {}, "has no 'brightnes'; did you mean 'brightness'"),
         ("own_judges:LEVEL", {}, "is a int; name a class or function"),
-        ("own_judges:brightness", {"faktor": 2}, "cannot be called as .*faktor"),
+        ("own_judges:brightness", {"faktor": 2}, "has no parameter 'faktor' for that option; did you mean 'factor'"),
         ("own_judges:Constant", {"valeu": 2}, "could not be constructed .TypeError.*valeu"),
         ("own_judges:Broken", {}, "RuntimeError: no key in sight"),
         ("own_judges:Lost", {}, r"needs is .'masque',.; give a tuple of 'prompt', 'reference', 'mask'"),
-        ("own_judges:Silent", {}, r"has no __call__\(images, pairs\)"),
+        ("own_judges:Silent", {}, r"has no __call__\(images, \.\.\.\); define one"),
     ],
 )
 def test_what_cannot_work_is_told_in_one_line(kind: str, options: dict[str, Any], message: str, judges: Path) -> None:

@@ -18,14 +18,14 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.dino import DinoReward
+from customized_grpo.rewards.dino import Dino
 
 MakePair = Callable[..., Pair]
 
 
 @pytest.fixture
-def dino(dino_folder: Path) -> DinoReward:
-    return DinoReward(str(dino_folder))
+def dino(dino_folder: Path) -> Dino:
+    return Dino(str(dino_folder))
 
 
 def count_images(reward: Any) -> list[int]:
@@ -48,7 +48,7 @@ def by_hand(folder: Path, picture: Image.Image) -> torch.Tensor:
     return functional.normalize(token, dim=0)
 
 
-def test_is_the_cosine_of_class_tokens(dino: DinoReward, dino_folder: Path, make_pair: MakePair) -> None:
+def test_is_the_cosine_of_class_tokens(dino: Dino, dino_folder: Path, make_pair: MakePair) -> None:
     # Smooth pictures: PIL rounds to 8 bits while resizing and tensors do not.
     ramp = np.linspace(0, 255, 48)[None, :, None] * np.linspace(0.2, 1, 40)[:, None, None]
     reference = Image.fromarray((ramp * [1.0, 0.5, 0.2]).astype(np.uint8))
@@ -60,7 +60,7 @@ def test_is_the_cosine_of_class_tokens(dino: DinoReward, dino_folder: Path, make
     assert expected < 99.5  # so that the two pictures are told apart at all
 
 
-def test_the_reference_itself_scores_100_where_nothing_is_cut_out(dino: DinoReward, make_pair: MakePair) -> None:
+def test_the_reference_itself_scores_100_where_nothing_is_cut_out(dino: Dino, make_pair: MakePair) -> None:
     pair = make_pair("a", masked=False)
     image = torch.from_numpy(np.array(pair.references[0])).permute(2, 0, 1)[None] / 255
     assert float(dino(image, [pair])) == pytest.approx(100, abs=1e-3)
@@ -73,14 +73,14 @@ def test_a_mask_hides_the_background(dino_folder: Path, make_pair: MakePair) -> 
     pixels[np.array(pair.masks[0]) == 0] = 17
     other = Pair("b", pair.prompt, (Image.fromarray(pixels),), pair.masks)
     images = torch.rand(2, 3, 40, 40)
-    cut = DinoReward(str(dino_folder))(images, [pair, pair])
-    assert torch.allclose(cut, DinoReward(str(dino_folder))(images, [other, other]), atol=1e-3)
-    whole = DinoReward(str(dino_folder), segmented=False)
+    cut = Dino(str(dino_folder))(images, [pair, pair])
+    assert torch.allclose(cut, Dino(str(dino_folder))(images, [other, other]), atol=1e-3)
+    whole = Dino(str(dino_folder), segmented=False)
     assert not torch.allclose(cut, whole(images, [pair, pair]), atol=0.1)
     assert not torch.allclose(whole(images, [pair, pair]), whole(images, [other, other]), atol=0.1)
 
 
-def test_the_background_becomes_the_processors_mean(dino: DinoReward, make_pair: MakePair) -> None:
+def test_the_background_becomes_the_processors_mean(dino: Dino, make_pair: MakePair) -> None:
     pair = make_pair("a")
     shown = dino._cut(to_tensor(pair.references[0]), dino._masks(pair)[0])
     assert torch.allclose(shown[:, 0, 0], torch.tensor(dino.frame.mean))
@@ -88,7 +88,7 @@ def test_the_background_becomes_the_processors_mean(dino: DinoReward, make_pair:
     assert torch.allclose(shown[:, 20, 24], middle)
 
 
-def test_several_references_count_by_their_mean(dino: DinoReward, make_pair: MakePair) -> None:
+def test_several_references_count_by_their_mean(dino: Dino, make_pair: MakePair) -> None:
     pair = make_pair("a", sizes=((48, 40), (40, 64)))
     image = torch.rand(1, 3, 32, 32)
     alone = [
@@ -98,7 +98,7 @@ def test_several_references_count_by_their_mean(dino: DinoReward, make_pair: Mak
     assert float(dino(image, [pair])) == pytest.approx(sum(alone) / 2, abs=1e-3)
 
 
-def test_a_batch_scores_as_its_images_one_by_one(dino: DinoReward, make_pair: MakePair) -> None:
+def test_a_batch_scores_as_its_images_one_by_one(dino: Dino, make_pair: MakePair) -> None:
     pairs = [make_pair("a", 1), make_pair("b", 2, ((64, 64),)), make_pair("a", 1)]
     images = torch.rand(3, 3, 40, 56)
     together = dino(images, pairs)
@@ -108,7 +108,7 @@ def test_a_batch_scores_as_its_images_one_by_one(dino: DinoReward, make_pair: Ma
     assert not together.requires_grad
 
 
-def test_references_are_encoded_once_per_pair(dino: DinoReward, make_pair: MakePair) -> None:
+def test_references_are_encoded_once_per_pair(dino: Dino, make_pair: MakePair) -> None:
     met = count_images(dino)
     a, b = make_pair("a", 1), make_pair("b", 2)
     images = torch.rand(6, 3, 32, 32)
@@ -118,14 +118,14 @@ def test_references_are_encoded_once_per_pair(dino: DinoReward, make_pair: MakeP
     assert met == [1, 1, 6, 6]
 
 
-def test_equal_keys_of_different_pairs_are_kept_apart(dino: DinoReward, make_pair: MakePair) -> None:
+def test_equal_keys_of_different_pairs_are_kept_apart(dino: Dino, make_pair: MakePair) -> None:
     image = torch.rand(1, 3, 32, 32)
     first = dino(image, [make_pair("a", 1)])
     assert float(dino(image, [make_pair("a", 2)])) != pytest.approx(float(first), abs=1e-3)
 
 
 def test_the_cache_is_bounded(dino_folder: Path, make_pair: MakePair) -> None:
-    dino = DinoReward(str(dino_folder), cache_size=2)
+    dino = Dino(str(dino_folder), cache_size=2)
     pairs = [make_pair(key, seed) for seed, key in enumerate("abc")]
     images = torch.rand(3, 3, 32, 32)
     expected = dino(images, pairs)  # more pairs in one call than are kept
@@ -136,14 +136,14 @@ def test_the_cache_is_bounded(dino_folder: Path, make_pair: MakePair) -> None:
     assert met == [1]
 
 
-def test_half_precision_weights_work_in_float32(dino: DinoReward, dino_folder: Path) -> None:
+def test_half_precision_weights_work_in_float32(dino: Dino, dino_folder: Path) -> None:
     stored = load_file(dino_folder / "model.safetensors")
     assert {w.dtype for w in stored.values()} == {torch.float16}
     assert {p.dtype for p in dino.model.parameters()} == {torch.float32}
     assert not dino.model.training and not any(p.requires_grad for p in dino.model.parameters())
 
 
-def test_a_mask_of_another_size_is_refused(dino: DinoReward, make_pair: MakePair) -> None:
+def test_a_mask_of_another_size_is_refused(dino: Dino, make_pair: MakePair) -> None:
     pair = make_pair("a")
     wrong = Pair("odd", pair.prompt, pair.references, (Image.new("L", (10, 10)),))
     with pytest.raises(RewardError, match=r"^pair 'odd': a mask of \(10, 10\).*make them equal$"):
@@ -157,12 +157,12 @@ def test_a_model_that_lacks_weights_is_refused(dino_folder: Path, tmp_path: Path
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(RewardError, match=r"lacks the weights layernorm\.weight"):
-        DinoReward(str(tmp_path), name="identity")
+        Dino(str(tmp_path), name="identity")
 
 
 def test_another_kind_of_model_is_refused(clip_folder: Path) -> None:
     with pytest.raises(RewardError, match=r"^reward 'identity': .* holds a clip model; give one of"):
-        DinoReward(str(clip_folder), name="identity")
+        Dino(str(clip_folder), name="identity")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])
@@ -171,7 +171,7 @@ def test_an_incomplete_folder_is_refused_in_one_line(missing: str, dino_folder: 
         if file.name != missing:
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(RewardError, match=r"^reward 'identity': no model could be loaded") as caught:
-        DinoReward(str(tmp_path), name="identity")
+        Dino(str(tmp_path), name="identity")
     assert "\n" not in str(caught.value)
 
 
@@ -179,7 +179,7 @@ def test_is_built_by_its_configuration(dino_folder: Path) -> None:
     options = {"segmented": False, "batch_size": 3}
     config = RewardConfig(kind="dino", role="identity", path=str(dino_folder), options=options)
     reward = build_reward(config, "cpu")
-    assert isinstance(reward, DinoReward)
+    assert isinstance(reward, Dino)
     assert reward.name == "dino" and not reward.segmented
     with pytest.raises(RewardError, match=r"unknown option 'segmentd'; did you mean 'segmented'"):
         build_reward(config.model_copy(update={"options": {"segmentd": False}}), "cpu")

@@ -19,7 +19,7 @@ from torch import Tensor
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Need, Pair, Reward
 from customized_grpo.rewards import RewardError, build_reward, wire
-from customized_grpo.rewards.remote import RemoteReward
+from customized_grpo.rewards.remote import Remote
 from customized_grpo.rewards.wire import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE, Limits, Offer
 from customized_grpo.serving.app import build_app
 
@@ -54,10 +54,10 @@ def app(*rewards: Reward, limits: Limits | None = None, keep: int = 2**28, needs
     return build_app(offered, TOKEN, limits or Limits(), keep)
 
 
-def remote(url: str, **options: Any) -> RemoteReward:
+def remote(url: str, **options: Any) -> Remote:
     options = {"url": url, "reward": "seen", "backoff": 0.01, **options}
     reward = build_reward(RewardConfig(kind="remote", role="identity", options=options), "cpu")
-    assert isinstance(reward, RemoteReward)
+    assert isinstance(reward, Remote)
     return reward
 
 

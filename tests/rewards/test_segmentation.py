@@ -215,7 +215,7 @@ def test_code_of_the_users_own_makes_masks() -> None:
         ("flat", r"own\.py:flat returned shape \(4, 4\); it must return one mask per picture, .*\(2, h, w\)"),
         ("nothing", "own.py:nothing returned a NoneType"),
         ("broken", "the segmenter own.py:broken failed: RuntimeError: out of luck"),
-        ("one", r"own\.py:one cannot be called as \(images, subjects, "),
+        ("one", r"own\.py:one cannot be called as \(images, subjects\): "),
         ("reds", "own.py has no 'reds'; did you mean 'red'"),
     ],
 )

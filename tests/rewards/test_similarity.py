@@ -21,7 +21,7 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.dino_patches import DinoPatchesReward
+from customized_grpo.rewards.dino_patches import DinoPatches
 from customized_grpo.rewards.similarity import SimilarityReward
 
 MakePair = Callable[..., Pair]
@@ -133,7 +133,7 @@ def test_class_token_of_dinov3_by_hand(folders: dict[str, Path], make_pair: Make
 
 
 def test_patches_by_hand(folders: dict[str, Path]) -> None:
-    judge = DinoPatchesReward(str(folders["DINOv3 patches"]))
+    judge = DinoPatches(str(folders["DINOv3 patches"]))
     model = AutoModel.from_pretrained(folders["DINOv3 patches"]).eval()
     rng = np.random.default_rng(0)
     reference = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -153,7 +153,7 @@ def test_a_subject_that_the_patches_cannot_see_is_told(folders: dict[str, Path])
     mask = np.zeros((32, 320), np.uint8)
     mask[:, :8] = 255
     pair = Pair("wide", "a cat", (Image.new("RGB", (320, 32)),), (Image.fromarray(mask),))
-    judge = DinoPatchesReward(str(folders["DINOv2 patches"]), name="parts")
+    judge = DinoPatches(str(folders["DINOv2 patches"]), name="parts")
     with pytest.raises(RewardError, match=r"^reward 'parts': a reference's subject lies outside the middle"):
         judge(torch.rand(1, 3, 32, 32), [pair])
 
@@ -207,7 +207,7 @@ def test_pictures_are_cut_out_on_demand(build: Callable[..., Any], segformer_fol
     assert torch.equal(seen, masks)  # or the next line would prove nothing
     torch.testing.assert_close(judge(images, pairs), judge(outside, pairs), atol=1e-3, rtol=0)
     assert (plain(images, pairs) - plain(outside, pairs)).abs().min() > 1e-3
-    if not isinstance(judge, DinoPatchesReward):
+    if not isinstance(judge, DinoPatches):
         by_hand = plain(judge._cut(images, masks), pairs)
         torch.testing.assert_close(judge(images, pairs), by_hand, atol=1e-3, rtol=0)
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.vlm import IDENTITY_INSTRUCTION, PROMPT_INSTRUCTION, VlmReward
+from customized_grpo.rewards.vlm import IDENTITY_INSTRUCTION, PROMPT_INSTRUCTION, Vlm
 
 MakePair = Callable[..., Pair]
 Behaviour = Callable[[BaseHTTPRequestHandler, int, bytes], None]
@@ -64,10 +64,10 @@ def pictures(*colours: str) -> Tensor:
     return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
 
 
-def judge(url: str, role: str = "prompt", path: str = "tiny", **options: Any) -> VlmReward:
+def judge(url: str, role: str = "prompt", path: str = "tiny", **options: Any) -> Vlm:
     config = RewardConfig(kind="vlm", role=role, path=path, options={"url": url, "backoff": 0.01, **options})
     reward = build_reward(config, "cpu")
-    assert isinstance(reward, VlmReward)
+    assert isinstance(reward, Vlm)
     return reward
 
 

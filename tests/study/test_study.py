@@ -16,7 +16,7 @@ from commands import cgrpo
 from PIL import Image
 
 from customized_grpo.records import append_record, read_records
-from customized_grpo.runs.locking import claim
+from customized_grpo.trainer.locking import claim
 
 STUDY = """
 seeds: 1

@@ -12,7 +12,7 @@ from customized_grpo.benchmark.folder import EvaluationFolder, Records, checksum
 from customized_grpo.data.benchmark import Benchmark, Case
 from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Policy
-from customized_grpo.training.rollout import image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, sample_pictures
 
 Todo = list[tuple[Case, list[int]]]
 """Cases and the indices of the pictures that they lack."""

@@ -14,7 +14,7 @@ from customized_grpo.models import fingerprint, resolve
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.adapters import lora_file, lora_settings
 from customized_grpo.protocols import Policy
-from customized_grpo.runs.folder import CONFIG, LORA
+from customized_grpo.trainer.folder import CONFIG, LORA
 
 #: Settings of a policy that leave its pictures what they are.
 _NO_MATTER = {

@@ -64,7 +64,7 @@ def evaluate(
     with one_line_errors():
         if benchmark is None:
             from customized_grpo.config import ConfigError
-            from customized_grpo.runs.folder import open_run
+            from customized_grpo.trainer.folder import open_run
 
             given = (combinations, subject, prompt, images, steps, seed, pictures_as, out, config)
             if two_subjects or protocol != "published" or any(value is not None for value in given):

@@ -22,7 +22,7 @@ def report(
     [dim]cgrpo report runs/mine[/dim]
     """
     with one_line_errors():
-        from customized_grpo.runs.folder import open_run
+        from customized_grpo.trainer.folder import open_run
 
         config = open_run(run)
         from customized_grpo.report import write_report

@@ -34,7 +34,7 @@ def train(
     with one_line_errors():
         from customized_grpo.config import ConfigError
         from customized_grpo.config.loading import load_config
-        from customized_grpo.runs.folder import check_unused, new_folder, open_run
+        from customized_grpo.trainer.folder import check_unused, new_folder, open_run
 
         if resume is not None:
             if config or set_ or data is not None or out:
@@ -48,7 +48,7 @@ def train(
             check_unused(run)
         from customized_grpo.runs.train import train_run  # seconds, which a mistake above need not wait for
 
-        train_run(resolved, run, Console())
+        train_run(resolved, run, Console(), resume=resume is not None)
 
 
 @app.command()
@@ -74,7 +74,7 @@ def generate(
         from customized_grpo.data.pictures import check_suffix, load
         from customized_grpo.prompts import check_prompt
         from customized_grpo.records import check_place
-        from customized_grpo.runs.folder import CONFIG, open_run
+        from customized_grpo.trainer.folder import CONFIG, open_run
 
         check_prompt(prompt, "--prompt")
         check_suffix(out, "--out")

@@ -73,7 +73,7 @@ class PolicyConfig(Section):
         "whose backward pass can crash on Hopper GPUs",
     )
     compile: bool = Field(
-        False, description="torch.compile of the transformer's blocks; ratios are then 1 within rounding, not exactly"
+        False, description="torch.compile of the transformer's blocks; later updates' ratios then carry its rounding"
     )
     adapter: str | None = Field(None, description="UNO's LoRA, which the model starts from: a .safetensors file")
     adapter_as: Literal["fused", "start"] = Field(

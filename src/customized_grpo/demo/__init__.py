@@ -10,7 +10,7 @@ from rich.console import Console
 
 from customized_grpo.config import ConfigError
 from customized_grpo.config.loading import load_config
-from customized_grpo.runs.folder import CONFIG, LORA, open_run
+from customized_grpo.trainer.folder import CONFIG, LORA, open_run
 
 __all__ = ["serve_demo"]
 

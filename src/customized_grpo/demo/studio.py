@@ -17,7 +17,7 @@ from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
 from customized_grpo.runs.generate import generate
 from customized_grpo.runs.parts import build_judges, policy_with_adapter
-from customized_grpo.training.credit import reward_name
+from customized_grpo.trainer.credit import reward_name
 
 MOST_REFERENCES, MOST_IMAGES, MOST_STEPS, MOST_WORDS, MOST_SEED = 4, 4, 100, 1000, 2**31 - 1
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from customized_grpo.evaluation.evaluate import Evaluation
 from customized_grpo.figures.grids import image_grid
 from customized_grpo.protocols import PairDataset
+from customized_grpo.trainer.evaluation import Evaluation
 
 _SHOWN = 6  # pairs
 

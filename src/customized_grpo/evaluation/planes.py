@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from customized_grpo.config import Config
-from customized_grpo.training.credit import reward_name
+from customized_grpo.trainer.credit import reward_name
 
 
 def axes_of(config: Config) -> dict[str, tuple[str, str]]:

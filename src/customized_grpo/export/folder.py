@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.runs.folder import LORA, open_run
-from customized_grpo.training.checkpoint import checkpointed_iterations
+from customized_grpo.trainer.checkpoint import checkpointed_iterations
+from customized_grpo.trainer.folder import LORA, open_run
 
 
 def finished_run(run: Path) -> Config:

@@ -12,8 +12,8 @@ from customized_grpo.evaluation import read_evaluation
 from customized_grpo.export.card import Scores, model_card
 from customized_grpo.export.folder import finished_run, new_folder_at
 from customized_grpo.report.snapshots import read_samples
-from customized_grpo.runs.folder import LORA, LORA_FILE
-from customized_grpo.training.credit import reward_name
+from customized_grpo.trainer.credit import reward_name
+from customized_grpo.trainer.folder import LORA, LORA_FILE
 
 PICTURE = "before-after.png"
 _PROMPTS = 3

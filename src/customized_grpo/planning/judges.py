@@ -15,7 +15,7 @@ from customized_grpo.planning.measure import peak_bytes
 from customized_grpo.planning.memory import FLOAT32, Model
 from customized_grpo.planning.shapes import count
 from customized_grpo.rewards import KINDS, default_option, default_path
-from customized_grpo.training.credit import reward_name
+from customized_grpo.trainer.credit import reward_name
 
 #: Kinds without a model of their own here.
 _MODELLESS = ("vlm", "remote", "copy-paste")

@@ -17,10 +17,10 @@ from customized_grpo.models import local_path, resolve
 from customized_grpo.planning.judges import Judge, judges_of, model_of
 from customized_grpo.planning.memory import Weights, Work, device_memory, host_memory, with_overhead
 from customized_grpo.planning.shapes import Shapes, shapes_of
-from customized_grpo.training.credit import reward_name
-from customized_grpo.training.loop import conditions_kept
-from customized_grpo.training.update import trained_count
-from customized_grpo.training.windows import stochastic_steps
+from customized_grpo.trainer.conditioning import conditions_cached
+from customized_grpo.trainer.credit import reward_name
+from customized_grpo.trainer.update import trained_count
+from customized_grpo.trainer.windows import stochastic_steps
 
 _LEAST_RANK = 8
 _WAITING = ("policy.gradient_checkpointing", "policy.offload_activations")  # the second needs the first
@@ -266,7 +266,7 @@ def _work(config: Config, shapes: Shapes, processes: int) -> Work:
         # Sizes that follow memory go down to one item where they must.
         sampling_batch=1 if rollout.batch_size == "auto" else rollout.batch_size,
         training_batch=1 if train.batch_size == "auto" else train.batch_size,
-        conditions_kept=min(conditions_kept(config), pairs * train.iterations),
+        conditions_kept=min(conditions_cached(config), pairs * train.iterations),
         means=train.ratio == "guard",
     )
 

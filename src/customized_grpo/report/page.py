@@ -31,7 +31,7 @@ from customized_grpo.report.results import outcome
 from customized_grpo.report.series import series
 from customized_grpo.report.snapshots import SIDE, Group, thumbnail
 from customized_grpo.report.warnings import find_warnings
-from customized_grpo.training.credit import reward_name, weights_of
+from customized_grpo.trainer.credit import reward_name, weights_of
 
 REPORT = "report.html"  #: the file's name in a run's folder
 

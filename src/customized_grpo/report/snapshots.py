@@ -21,7 +21,7 @@ from customized_grpo.evaluation import Evaluation, shown_pairs
 from customized_grpo.pixels import to_image
 from customized_grpo.protocols import ROLES, PairDataset
 from customized_grpo.records import write_bytes, write_json
-from customized_grpo.training.groups import Groups
+from customized_grpo.trainer.groups import Groups
 
 SAMPLES, GROUPS = "samples", "groups"
 SIDE = 192  #: pixels of a kept picture's longer side, at most

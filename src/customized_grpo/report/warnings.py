@@ -15,7 +15,7 @@ from customized_grpo.config import Config, DataConfig, RewardConfig
 from customized_grpo.data import WORLDS
 from customized_grpo.protocols import ROLES, Role
 from customized_grpo.report.series import Records, Series, changes_in_percent, finite, mean, series
-from customized_grpo.training.credit import reward_name
+from customized_grpo.trainer.credit import reward_name
 
 PARTED = 2.0  #: percent of its first value that a score must rise, and its rival fall, to have parted
 PASTED = 5.0  #: points of 100 that a guard must rise

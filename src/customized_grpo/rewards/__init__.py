@@ -1,5 +1,7 @@
-"""Judges of pictures: identity, prompt following, a guard against copy-pasting, a vision-language model for
-either, a class or function of the user's own; or any of them on another machine.
+"""Reward models: identity, prompt following, a guard against copy-pasting, a vision-language model for either, any
+callable of the user's own; or any of them on another machine.
+
+The classes are imported when they are first used, since they import transformers.
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,28 +17,78 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.config.loading import nearest
 from customized_grpo.models.devices import device_named
 from customized_grpo.protocols import Reward
+from customized_grpo.rewards.base import as_reward, describe
 from customized_grpo.rewards.custom import load_custom
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.options import check_options
 from customized_grpo.rewards.scores import score
+from customized_grpo.rewards.terms import RewardTerm, terms_from
 
-__all__ = ["KINDS", "RewardError", "build_reward", "default_option", "default_path", "score"]
+if TYPE_CHECKING:
+    from customized_grpo.rewards.clip import Clip
+    from customized_grpo.rewards.clip_image import ClipImage
+    from customized_grpo.rewards.copy_paste import CopyPaste
+    from customized_grpo.rewards.dino import Dino
+    from customized_grpo.rewards.dino_patches import DinoPatches
+    from customized_grpo.rewards.hps_v2 import HpsV2
+    from customized_grpo.rewards.hps_v3 import HpsV3
+    from customized_grpo.rewards.pickscore import PickScore
+    from customized_grpo.rewards.remote import Remote
+    from customized_grpo.rewards.siglip import Siglip
+    from customized_grpo.rewards.siglip_image import SiglipImage
+    from customized_grpo.rewards.vlm import Vlm
+
+__all__ = [
+    "KINDS",
+    "Clip",
+    "ClipImage",
+    "CopyPaste",
+    "Dino",
+    "DinoPatches",
+    "HpsV2",
+    "HpsV3",
+    "PickScore",
+    "Remote",
+    "RewardError",
+    "RewardTerm",
+    "Siglip",
+    "SiglipImage",
+    "Vlm",
+    "as_reward",
+    "build_reward",
+    "default_option",
+    "default_path",
+    "describe",
+    "score",
+    "terms_from",
+]
 
 #: module:class by kind; a module is imported when its kind is asked for.
 KINDS = {
-    "dino": "dino:DinoReward",
-    "dino-patches": "dino_patches:DinoPatchesReward",
-    "clip-image": "clip_image:ClipImageReward",
-    "siglip-image": "siglip_image:SiglipImageReward",
-    "clip": "clip:ClipReward",
-    "siglip": "siglip:SiglipReward",
-    "pickscore": "pickscore:PickScoreReward",
-    "hps-v2": "hps_v2:HpsV2Reward",
-    "hps-v3": "hps_v3:HpsV3Reward",
-    "vlm": "vlm:VlmReward",
-    "remote": "remote:RemoteReward",
-    "copy-paste": "copy_paste:CopyPasteReward",
+    "dino": "dino:Dino",
+    "dino-patches": "dino_patches:DinoPatches",
+    "clip-image": "clip_image:ClipImage",
+    "siglip-image": "siglip_image:SiglipImage",
+    "clip": "clip:Clip",
+    "siglip": "siglip:Siglip",
+    "pickscore": "pickscore:PickScore",
+    "hps-v2": "hps_v2:HpsV2",
+    "hps-v3": "hps_v3:HpsV3",
+    "vlm": "vlm:Vlm",
+    "remote": "remote:Remote",
+    "copy-paste": "copy_paste:CopyPaste",
 }
+_KIND_OF = {place.partition(":")[2]: kind for kind, place in KINDS.items()}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _KIND_OF:
+        return _class_of(_KIND_OF[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
@@ -59,7 +111,7 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     return _construct(_class_of(config.kind), config, name, device)
 
 
-def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, device: torch.device | str) -> Reward:
+def _construct(judge: Callable[..., Any], config: RewardConfig, name: str, device: torch.device | str) -> Reward:
     parameters = set(inspect.signature(judge).parameters)
     if config.path and "path" not in parameters:
         raise RewardError(f"reward {name!r}: {config.kind} needs no model; leave its path out, given {config.path!r}")
@@ -75,7 +127,9 @@ def _construct(judge: Callable[..., Reward], config: RewardConfig, name: str, de
     arguments: dict[str, Any] = {"name": name, "device": device, **config.options}
     if "role" in parameters:
         arguments["role"] = config.role
-    return judge(config.path, **arguments) if config.path else judge(**arguments)
+    reward: Any = judge(config.path, **arguments) if config.path else judge(**arguments)
+    reward.given = {**reward.given, "device": config.device}
+    return reward  # type: ignore[no-any-return]
 
 
 def default_path(kind: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from customized_grpo.protocols import Need, Pair
+from customized_grpo.rewards.base import BuiltinReward, device_or_best
 from customized_grpo.rewards.cache import FeatureCache
 from customized_grpo.rewards.checkpoint import load_judge, load_tokenizer
 from customized_grpo.rewards.frame import AnyFrame, open_frame
 from customized_grpo.rewards.options import Count
 
 
-class AlignmentReward:
+class AlignmentReward(BuiltinReward):
     """Cosine of the image and text features of one model, times its `scale`.
 
     Text features are computed once per prompt and kept, at most `cache_size` of them; prompts longer than the
@@ -34,10 +36,10 @@ class AlignmentReward:
 
     def __init__(
         self,
-        path: str | None = None,
+        path: str | Path | None = None,
         *,
         name: str | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         processor: str | None = None,
         batch_size: Count = 64,
         cache_size: int = 4096,
@@ -45,10 +47,10 @@ class AlignmentReward:
     ) -> None:
         self.name = name or self.kind
         self._batch_size = batch_size
-        self._device = torch.device(device)
+        self._device = device_or_best(device, self.name)
         self._cache: FeatureCache[str] = FeatureCache(cache_size)
         processor = processor or (self.default_processor if path is None else None)
-        where = self._where(path)
+        where = self._where(None if path is None else str(path))
         frame: AnyFrame
         model, frame = load_judge(
             self.architecture, self.types, where, revision, self.name, framed=open_frame, processor=processor

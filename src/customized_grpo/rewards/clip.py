@@ -7,7 +7,7 @@ from transformers import CLIPModel
 from customized_grpo.rewards.alignment import AlignmentReward
 
 
-class ClipReward(AlignmentReward):
+class Clip(AlignmentReward):
     """Cosine of CLIP's image and text features, times 100 (CLIPScore without its factor 2.5, arXiv
     2104.08718).
 

@@ -8,7 +8,7 @@ from transformers import CLIPModel
 from customized_grpo.rewards.similarity import SimilarityReward
 
 
-class ClipImageReward(SimilarityReward):
+class ClipImage(SimilarityReward):
     """Cosine of CLIP's image features, times 100, of a picture and its reference (DreamBooth's CLIP-I score).
 
     -100 to 100, in practice 50 to 100: CLIP sees the kind of thing more than the very thing. Masks, segmentation,

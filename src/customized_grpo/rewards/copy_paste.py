@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Need, Pair
+from customized_grpo.rewards.base import BuiltinReward, device_or_best
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.errors import RewardError
 
@@ -23,7 +24,7 @@ _MARGIN = _SIDE // 16  # the subject's mask is grown by this much: its outline a
 _FLAT = 1e-4
 
 
-class CopyPasteReward:
+class CopyPaste(BuiltinReward):
     """Correlation, times 100, of a picture with its reference outside the subject: 100 where it is pasted whole.
 
     Pearson's, over the pixels outside the reference's mask and its margin (all pixels where a reference
@@ -32,11 +33,14 @@ class CopyPasteReward:
     is there to be watched, not trained on. The references of at most `cache_size` pairs are kept, 64 KiB each.
     """
 
+    kind: ClassVar[str] = "copy-paste"
     needs: ClassVar[tuple[Need, ...]] = ("reference",)
 
-    def __init__(self, *, name: str = "copy-paste", device: torch.device | str = "cpu", cache_size: int = 1024) -> None:
+    def __init__(
+        self, *, name: str = "copy-paste", device: torch.device | str | None = None, cache_size: int = 1024
+    ) -> None:
         self.name = name
-        self._device = torch.device(device)
+        self._device = device_or_best(device, name)
         self._cache: FeatureCache[PairKey] = FeatureCache(cache_size)
 
     @torch.no_grad()

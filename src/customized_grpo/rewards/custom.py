@@ -1,63 +1,44 @@
-"""Judges, and segmenters, of the user's own: a class or a function, from a module or a file."""
+"""Rewards and segmentation models of the user's own: a class or a function, from a module or a file."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.named import NamedError, find, told
-from customized_grpo.protocols import Pair
+from customized_grpo.rewards.base import CallableReward
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.needs import needs_of
 
 
-class CustomReward:
-    """Whatever takes (images, pairs) and returns one score per image, as a tensor or anything torch
-    makes one of.
-    """
+def load_custom(config: RewardConfig, name: str, device: torch.device) -> CallableReward:
+    """Load the reward that `config.kind`, `package.module:Name` or `file.py:name`, names.
 
-    def __init__(self, name: str, judge: Callable[..., Any], options: dict[str, Any]) -> None:
-        self.name = name
-        self.judge = judge
-        self.needs = needs_of(judge, name)
-        self._options = options
-
-    def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        scores = self.judge(images, pairs, **self._options)
-        return scores if isinstance(scores, Tensor) else torch.as_tensor(scores, dtype=torch.float32)
-
-
-def load_custom(config: RewardConfig, name: str, device: torch.device) -> CustomReward:
-    """The judge that `config.kind`, `package.module:Name` or `file.py:name`, leads to.
-
-    A function gets `options` at each call; a class gets them when constructed, and `path`, `name`
-    and `device` if its constructor takes them. The code that is named is run: it is the user's own.
-    Raises RewardError.
+    A function gets `options` at each call; a class gets them when constructed, and `path`, `name` and `device` if its
+    constructor takes them. The named code is run: it is the user's own. Raises RewardError.
     """
     offered = {"path": config.path, "name": name, "device": device}
-    judge, options = load_own(config.kind, config.options, offered, name, "pairs")
-    return CustomReward(name, judge, options)
+    function, options = load_own(config.kind, config.options, offered, name, "images, ...")
+    given = {"path": config.path, "device": config.device, **config.options}
+    return CallableReward(function, name=name, kind=config.kind, options=options, given=given)
 
 
 def load_own(
-    place: str, options: Mapping[str, Any], offered: Mapping[str, Any], name: str, second: str
+    place: str, options: Mapping[str, Any], offered: Mapping[str, Any], name: str, call: str
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What `place` leads to, to be called as (images, `second`, **options), and those options.
+    """Load the callable that `place` names, and the options that remain for its calls.
 
-    A class is constructed with the options, and with what is `offered` as far as it takes it; its object then needs
-    none. Raises RewardError, which names the reward `name`.
+    A class is constructed with the options, and with those of `offered` that its constructor takes; no options remain.
+    `call` lists the arguments of a call, for error messages. Raises RewardError, which names the reward `name`.
     """
     try:
         found = find(place)
     except NamedError as error:
         raise RewardError(f"reward {name!r}: {error}") from error
     if not isinstance(found, type):
-        _check_call(found, options, name, place, second)
         return found, dict(options)
     accepted = inspect.signature(found).parameters
     arguments = {**options, **{k: value for k, value in offered.items() if k in accepted and value is not None}}
@@ -69,18 +50,5 @@ def load_own(
             "its options come from the reward's `options`"
         ) from error
     if not callable(made):
-        raise RewardError(f"reward {name!r}: {place} has no __call__(images, {second}); define one")
-    _check_call(made, {}, name, place, second)
+        raise RewardError(f"reward {name!r}: {place} has no __call__({call}); define one")
     return made, {}
-
-
-def _check_call(called: Callable[..., Any], options: Mapping[str, Any], name: str, place: str, second: str) -> None:
-    """Fail now, not after the first hour, where (images, second, **options) does not fit."""
-    try:
-        inspect.signature(called).bind(None, None, **options)
-    except TypeError as error:
-        raise RewardError(
-            f"reward {name!r}: {place} cannot be called as (images, {second}, **options): {error}"
-        ) from error
-    except ValueError:  # some compiled callables have no signature to check
-        return

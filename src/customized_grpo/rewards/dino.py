@@ -13,7 +13,7 @@ MODEL_TYPES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 UNUSED = frozenset({"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"})
 
 
-class DinoReward(SimilarityReward):
+class Dino(SimilarityReward):
     """Cosine of class tokens, times 100, of a picture and its reference (DreamBooth's DINO score).
 
     DINO, DINOv2 or DINOv3; -100 to 100, 100 for the reference itself. Masks, segmentation, several references and

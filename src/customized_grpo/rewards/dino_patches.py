@@ -16,7 +16,7 @@ from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.similarity import SimilarityReward
 
 
-class DinoPatchesReward(SimilarityReward):
+class DinoPatches(SimilarityReward):
     """Mean cosine, times 100, of the patches of the reference's subject, each to its best patch of the picture.
 
     DINO, DINOv2 or DINOv3; -100 to 100, 100 where every patch is found again. Only patches inside the reference's

@@ -11,7 +11,7 @@ from customized_grpo.rewards.errors import RewardError
 _ORIGINAL = "xswu/HPSv2"
 
 
-class HpsV2Reward(AlignmentReward):
+class HpsV2(AlignmentReward):
     """Human Preference Score v2 or v2.1 (arXiv 2306.09341): cosine of image and text features, times 100.
 
     -100 to 100, in practice 20 to 35. The authors publish open_clip pickles, which are never loaded: `path` is a

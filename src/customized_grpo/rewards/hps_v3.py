@@ -7,6 +7,7 @@ publish them under the MIT licence (github.com/MizzenAI/HPSv3).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from transformers.utils import cached_file
 from customized_grpo.models import resolve
 from customized_grpo.named import told
 from customized_grpo.protocols import Need, Pair
+from customized_grpo.rewards.base import BuiltinReward, device_or_best
 from customized_grpo.rewards.checkpoint import check_type, load_tokenizer
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.options import Count
@@ -79,7 +81,7 @@ END
 """
 
 
-class HpsV3Reward:
+class HpsV3(BuiltinReward):
     """Human Preference Score v3 (arXiv 2508.03789): the mean of the preference that Qwen2-VL 7B with a head predicts.
 
     No bounds and no unit: only differences tell. Published means of subject-driven generators on DreamBench lie
@@ -88,14 +90,15 @@ class HpsV3Reward:
     weight of it is read. 16 GB in bfloat16; the head works in float32.
     """
 
+    kind: ClassVar[str] = "hps-v3"
     needs: ClassVar[tuple[Need, ...]] = ("prompt",)
 
     def __init__(
         self,
-        path: str = "MizzenAI/HPSv3",
+        path: str | Path = "MizzenAI/HPSv3",
         *,
         name: str = "hps-v3",
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         base: str = "Qwen/Qwen2-VL-7B-Instruct",
         dtype: str = "bfloat16",
         batch_size: Count = 8,
@@ -106,7 +109,8 @@ class HpsV3Reward:
         if dtype not in _DTYPES:
             raise RewardError(f"reward {name!r}: unknown dtype {dtype!r}; give one of {', '.join(_DTYPES)}")
         self._batch_size = batch_size
-        self._device = torch.device(device)
+        self._device = device_or_best(device, name)
+        path = str(path)
         check_type(base, ("qwen2_vl",), base_revision, name)
         try:
             where = resolve(base)

@@ -7,7 +7,7 @@ from transformers import CLIPModel
 from customized_grpo.rewards.alignment import AlignmentReward
 
 
-class PickScoreReward(AlignmentReward):
+class PickScore(AlignmentReward):
     """PickScore (arXiv 2305.01569): cosine of image and text features times the model's own scale.
 
     The logit of a human choice: of two pictures, a difference of 1 stands for odds of e to 1. The scale of the

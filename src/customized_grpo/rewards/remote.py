@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import httpx2
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Pair
+from customized_grpo.rewards.base import BuiltinReward, device_or_best
 from customized_grpo.rewards.endpoint import CallError, Endpoint, check_number
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.wire import (
@@ -34,7 +35,7 @@ M = TypeVar("M", bound=BaseModel)
 _TRIES = 3  # of one request, its references sent as far as the server lacks them
 
 
-class RemoteReward:
+class Remote(BuiltinReward):
     """The reward that a server has under the name `reward` (this one's own name where none is given).
 
     Pictures travel with 8 bits a channel: the scores are those of the same reward here on
@@ -47,13 +48,15 @@ class RemoteReward:
     reward: all of it when built, before anything is drawn.
     """
 
+    kind: ClassVar[str] = "remote"
+
     def __init__(
         self,
         *,
         url: str = "",
         reward: str = "",
         name: str = "remote",
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         batch_size: int = 16,
         concurrency: int = 2,
         timeout: float = 300.0,
@@ -62,7 +65,7 @@ class RemoteReward:
         token_variable: str = TOKEN_VARIABLE,
     ) -> None:
         self.name = name
-        self._device = device
+        self._device = device_or_best(device, name)
         check_number(name, "batch_size", batch_size, 1)
         self._reward = reward or name
         self._endpoint = Endpoint(

@@ -5,13 +5,16 @@ them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from customized_grpo.named import told
 from customized_grpo.protocols import Pair, Reward
+from customized_grpo.rewards.base import CallableReward
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.needs import check_needs
 
@@ -37,30 +40,60 @@ def score(
         if names.count(name) > 1:
             raise RewardError(f"reward {name!r}: two judges have this name; give each a name of its own")
     chunks = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-    return {
-        reward.name: torch.cat([torch.empty(0), *(judged(reward, images[c], pairs[c]) for c in chunks)])
-        for reward in rewards
-    }
+    # Asynchronous rewards begin first: they run while the others compute.
+    order = sorted(rewards, key=lambda reward: not getattr(reward, "is_async", False))
+    begun = {reward.name: [_begin(reward, images[chunk], pairs[chunk]) for chunk in chunks] for reward in order}
+    return {name: torch.cat([torch.empty(0), *(scores() for scores in begun[name])]) for name in names}
+
+
+def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """Scores of one judge, float32 (B,), on the CPU, as `score` has them; raises RewardError as it does."""
+    return _begin(reward, images, pairs)()
 
 
 @torch.no_grad()
-def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-    """Scores of one judge, float32 (B,), on the CPU, as `score` has them; raises RewardError as it does."""
+def _begin(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Callable[[], Tensor]:
+    """What returns the scores when called; those of a reward that is not asynchronous are there already."""
     check_needs(reward, reward.name, pairs)
+    with _errors_of(reward, pairs):
+        if isinstance(reward, CallableReward):
+            scores = reward.begin(images, pairs)
+        else:
+            scores = partial(_same, reward(images, pairs))
+
+    def finish() -> Tensor:
+        with _errors_of(reward, pairs):
+            made = scores()
+        return _checked(made, reward, pairs)
+
+    return finish
+
+
+def _same(scores: Tensor) -> Tensor:
+    return scores
+
+
+@contextmanager
+def _errors_of(reward: Reward, pairs: Sequence[Pair]) -> Iterator[None]:
+    """Have every error inside be a RewardError that names the reward and the pairs."""
     try:
-        scores = reward(images, pairs)
+        yield
     except RewardError as error:
         if str(error).startswith(f"reward {reward.name!r}"):
             raise  # it says all there is to say
         raise RewardError(f"reward {reward.name!r}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit(0) in a reward would pass for success
         raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {told(error)}") from error
-    if not isinstance(scores, Tensor) or scores.shape != (len(images),):
+
+
+def _checked(scores: object, reward: Reward, pairs: Sequence[Pair]) -> Tensor:
+    """The scores of a call, one for each pair, NaN where one is not finite. Raises RewardError for other shapes."""
+    if not isinstance(scores, Tensor) or scores.shape != (len(pairs),):
         found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         raise RewardError(
             f"reward {reward.name!r} returned {found} on {_keys(pairs)}; "
             "it must return one score per image, "
-            f"here a tensor of shape ({len(images)},)"
+            f"here a tensor of shape ({len(pairs)},)"
         )
     scores = scores.detach().to("cpu", torch.float32)
     missing = ~scores.isfinite()

@@ -12,6 +12,7 @@ does, is not among them, for that code is never run; a function or class of the 
 
 from __future__ import annotations
 
+import inspect
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -153,7 +154,8 @@ class Segmenter:
         self._batch_size = batch_size
         self._found = self._by_model
         if ":" in path and not Path(path).exists():
-            self._own, _ = load_own(path, {}, {"device": self._device}, name, "subjects")
+            self._own, _ = load_own(path, {}, {"device": self._device}, name, "images, subjects")
+            _check_call(self._own, path, name)
             self._found = self._by_own
         else:
             kind = check_type(path, MODEL_TYPES, revision, name)
@@ -219,6 +221,16 @@ class Segmenter:
                 )
             masks += made.to(self._device) > 0.5
         return [mask if float(mask.float().mean()) > _LEAST else torch.ones_like(mask) for mask in masks]
+
+
+def _check_call(segmenter: Callable[..., Any], path: str, name: str) -> None:
+    """Raise RewardError, before any image is there, where a segmenter does not take (images, subjects)."""
+    try:
+        inspect.signature(segmenter).bind(None, None)
+    except TypeError as error:
+        raise RewardError(f"reward {name!r}: {path} cannot be called as (images, subjects): {error}") from error
+    except ValueError:  # some compiled callables have no signature to check
+        return
 
 
 def _enlarged(masks: Tensor, size: Sequence[int]) -> Tensor:

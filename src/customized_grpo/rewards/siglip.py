@@ -9,7 +9,7 @@ from customized_grpo.rewards.alignment import AlignmentReward
 from customized_grpo.rewards.siglip_image import MODEL_TYPES
 
 
-class SiglipReward(AlignmentReward):
+class Siglip(AlignmentReward):
     """Cosine of SigLIP's or SigLIP 2's image and text features, times 100 (arXiv 2502.14786).
 
     -100 to 100, and lower than CLIP's for the same picture and prompt: SigLIP was trained with a bias. The bias and

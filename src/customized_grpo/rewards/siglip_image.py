@@ -11,7 +11,7 @@ from customized_grpo.rewards.similarity import SimilarityReward
 MODEL_TYPES = ("siglip", "siglip2")
 
 
-class SiglipImageReward(SimilarityReward):
+class SiglipImage(SimilarityReward):
     """Cosine of SigLIP's or SigLIP 2's image features, times 100, of a picture and its reference.
 
     -100 to 100. Masks, segmentation, several references and the cache are as in `SimilarityReward`.

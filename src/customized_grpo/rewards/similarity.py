@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Need, Pair
+from customized_grpo.rewards.base import BuiltinReward, device_or_best
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
@@ -20,7 +22,7 @@ from customized_grpo.rewards.options import Count
 from customized_grpo.rewards.segmentation import Segmenter
 
 
-class SimilarityReward:
+class SimilarityReward(BuiltinReward):
     """Similarity, times 100, of a picture to its references by the features of a vision model.
 
     The reference's subject is cut out by its mask, the rest filled with the processor's mean colour; where a reference
@@ -43,10 +45,10 @@ class SimilarityReward:
 
     def __init__(
         self,
-        path: str | None = None,
+        path: str | Path | None = None,
         *,
         name: str | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         segmented: bool = True,
         segmenter: str | None = None,
         segment_pictures: bool = False,
@@ -68,13 +70,13 @@ class SimilarityReward:
         if not framed and (resize, crop) != (None, None):
             raise RewardError(f"reward {self.name!r}: resize and crop belong together, crop 1 to resize; give both")
         self._batch_size = batch_size
-        self._device = torch.device(device)
+        self._device = device_or_best(device, self.name)
         self._cache: FeatureCache[PairKey] = FeatureCache(self.default_cache_size if cache_size is None else cache_size)
         frame: AnyFrame
         model, frame = load_judge(
             self.architecture,
             self.types,
-            path or self.default_path,
+            str(path or self.default_path),
             revision,
             self.name,
             self.unused,

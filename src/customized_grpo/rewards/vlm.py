@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Need, Pair
+from customized_grpo.rewards.base import BuiltinReward, device_or_best
 from customized_grpo.rewards.disk_cache import ScoreCache, default_folder
 from customized_grpo.rewards.endpoint import CallError, Endpoint, check_number
 from customized_grpo.rewards.errors import RewardError
@@ -76,7 +77,7 @@ _LEAST_MASS = 0.1  # of the probability that the digits together must have for t
 _GROUND = (255, 255, 255)  # what stands around a subject that is cut out
 
 
-class VlmReward:
+class Vlm(BuiltinReward):
     """The score, 0 to 4, that a vision-language model gives a picture for identity or for the prompt.
 
     For identity it is shown the references and the picture, for the prompt the picture alone; one question each,
@@ -105,6 +106,8 @@ class VlmReward:
     reached or refuses the key: when built, before anything is drawn.
     """
 
+    kind: ClassVar[str] = "vlm"
+
     def __init__(
         self,
         path: str = "",
@@ -112,7 +115,7 @@ class VlmReward:
         role: str,
         url: str = "",
         name: str = "vlm",
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         answer: Answer = "json",
         instruction: str | None = None,
         question: str | None = None,
@@ -128,7 +131,8 @@ class VlmReward:
         backoff: float = 0.5,
     ) -> None:
         self.name = name
-        self._device = device
+        self._device = device_or_best(device, name)
+        self.role = role
         self._identity = role == "identity"
         self.needs: tuple[Need, ...] = ("reference",) if self._identity else ("prompt",)
         self._answer: Answer = answer

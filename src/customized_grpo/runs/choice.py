@@ -8,7 +8,7 @@ from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError, RewardConfig
 from customized_grpo.config.loading import load_config
-from customized_grpo.runs.folder import CONFIG, open_run
+from customized_grpo.trainer.folder import CONFIG, open_run
 
 #: A place of the configuration that takes any one reward.
 _PLACE = "evaluation.monitors"

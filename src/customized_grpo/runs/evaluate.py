@@ -15,11 +15,11 @@ from customized_grpo.evaluation import Evaluation, evaluate, read_evaluation
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.records import writing
-from customized_grpo.runs.folder import CONFIG, LORA, open_run
-from customized_grpo.runs.locking import claim
+from customized_grpo.report.show import show
 from customized_grpo.runs.parts import Judges, build_judges
-from customized_grpo.runs.show import show
-from customized_grpo.training.processes import ALONE, Processes
+from customized_grpo.trainer.folder import CONFIG, LORA, open_run
+from customized_grpo.trainer.locking import claim
+from customized_grpo.trainer.processes import ALONE, Processes
 
 
 def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> None:

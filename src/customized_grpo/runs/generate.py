@@ -9,7 +9,7 @@ from PIL import Image
 
 from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.training.rollout import image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, sample_pictures
 
 
 def generate(

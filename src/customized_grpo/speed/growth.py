@@ -14,10 +14,12 @@ from rich.progress import Progress
 from customized_grpo.config import Config
 from customized_grpo.figures.canvas import PALETTE, drawing
 from customized_grpo.policies import build_policy
-from customized_grpo.protocols import Pair, Policy, Reward
+from customized_grpo.protocols import Pair, Policy
 from customized_grpo.records import write_bytes
-from customized_grpo.rewards import build_reward
-from customized_grpo.speed.iteration import OURS, STAGES, measure
+from customized_grpo.rewards.terms import RewardTerm
+from customized_grpo.runs.parts import reward_terms
+from customized_grpo.speed.iteration import OURS, measure
+from customized_grpo.trainer.profiling import STAGES
 
 _FACTORS = (0.5, 1.0, 1.5, 2.0)
 _REFERENCES = (1, 2, 3, 4)
@@ -49,14 +51,14 @@ def growth(config: Config, pairs: Sequence[Pair], out: Path, console: Console, r
     """
     works = list(_works(config))
     points: list[Point] = []
-    policies: dict[str, tuple[Policy, list[Reward]]] = {}
+    policies: dict[str, tuple[Policy, list[RewardTerm]]] = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("growth", total=len(works))
         for work in works:
             key = work.config.policy.model_dump_json()
             if key not in policies:
                 policy = build_policy(work.config.policy)
-                policies = {key: (policy, [build_reward(r, policy.device) for r in work.config.rewards])}
+                policies = {key: (policy, reward_terms(work.config, policy.device))}
             policy, rewards = policies[key]
             first = pairs[0]
             many = replace(

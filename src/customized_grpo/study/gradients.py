@@ -23,14 +23,13 @@ from torch import Tensor
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.method import SAMPLERS, SHAPINGS, guarded_loss
 from customized_grpo.noise import generator
-from customized_grpo.protocols import PairDataset, Policy, Reward
+from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.records import write_json
+from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.study.results import difference
-from customized_grpo.training.credit import assign_credit
-from customized_grpo.training.order import image_numbers, pairs_of_iteration
-from customized_grpo.training.rollout import Trajectories, draw_images, noise_levels
-from customized_grpo.training.scoring import score_drawn
-from customized_grpo.training.update import Items, replay
+from customized_grpo.trainer.rollout import Trajectories, noise_levels
+from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+from customized_grpo.trainer.update import Items, replay
 
 _RESAMPLES = 2000
 
@@ -79,7 +78,7 @@ def gradient_evidence(
     config: Config,
     policy: Policy,
     dataset: PairDataset,
-    rewards: Sequence[Reward],
+    rewards: Sequence[RewardTerm],
     batches: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evidence:
@@ -192,28 +191,21 @@ def _measured(config: Config) -> Config:
 
 
 def _gradients(
-    config: Config, policy: Policy, dataset: PairDataset, rewards: Sequence[Reward], sigmas: Tensor, number: int
+    config: Config, policy: Policy, dataset: PairDataset, rewards: Sequence[RewardTerm], sigmas: Tensor, number: int
 ) -> Tensor:
     """Of one batch: (3, steps, parameters), for A_id, A_p and the bonus alone, on the CPU."""
-    rollout = config.rollout
-    chosen = pairs_of_iteration(len(dataset), rollout.pairs, config.seed, number)
-    pairs = [dataset[index] for index in chosen]
-    images = [pair for pair in pairs for _ in range(rollout.group_size)]
-    encoded = {pair.key: policy.encode(pair.prompt, pair.references) for pair in pairs}
-    conditions = [encoded[pair.key] for pair in images]
-    numbers = image_numbers(chosen, range(len(images)), rollout.group_size)
-    keys = [(pair.key, number) for pair, number in zip(images, numbers, strict=True)]
-    steps = range(rollout.steps - 1)  # all of them, also where training moves a window over them
-    batches = draw_images(policy, conditions, keys, rollout, sigmas, steps, seed=config.seed, iteration=number)
-    scored = score_drawn(policy, batches, rewards, images)
-    if scored.failure is not None:
-        raise scored.failure
-    scores = {name: values.view(len(pairs), rollout.group_size) for name, values in scored.scores.items()}
-    credit, _ = assign_credit(scores, config.rewards, config.method)
+    rollout = config.rollout.model_copy(update={"window": None})  # all steps, also where training moves a window
+    whole = config.train.model_copy(update={"trained_fraction": 1.0})
+    config = config.model_copy(update={"rollout": rollout, "train": whole})
+    trainer = CustomizedGRPOTrainer(policy, rewards, dataset, None, config, Path())
+    trainer.iteration = number
+    rollouts = trainer.sample(trainer.make_batch())
+    credit = trainer.compute_advantages(trainer.compute_rewards(rollouts)).credit
+    steps = rollouts.batch.stochastic
     identity, prompt = credit.advantages["identity"], credit.advantages["prompt"]
     bonus = SHAPINGS["sars"](identity, prompt, config.method.gamma)
     kinds = torch.stack([identity.flatten(), prompt.flatten(), bonus.flatten()])
-    return torch.stack([_at_step(config, policy, scored.drawn, kinds, sigmas, t) for t in steps], 1)
+    return torch.stack([_at_step(config, policy, rollouts.trajectories, kinds, sigmas, t) for t in steps], 1)
 
 
 def _at_step(

@@ -1,0 +1,170 @@
+"""Callbacks: what hangs on a training without being part of its algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+from customized_grpo.console.terminal import TrainingDisplay
+from customized_grpo.trainer.ema import MovingAverage
+
+if TYPE_CHECKING:
+    from customized_grpo.trainer.base import BaseTrainer
+    from customized_grpo.trainer.evaluation import Evaluation
+    from customized_grpo.trainer.groups import Groups
+
+
+class TrainerCallback:
+    """Base class of callbacks: every event does nothing unless it is overridden.
+
+    Events are called on every process, in the order of the trainer's callbacks; `trainer.is_main` tells the main
+    process. A callback may set `trainer.should_stop` to end the training after the present iteration.
+    """
+
+    def on_init_end(self, trainer: BaseTrainer) -> None:
+        """Called at the end of the trainer's construction, before a checkpoint is loaded."""
+
+    def on_train_begin(self, trainer: BaseTrainer) -> None:
+        """Called once before the first iteration, after a checkpoint was loaded and the base model evaluated."""
+
+    def on_step_begin(self, trainer: BaseTrainer) -> None:
+        """Called before each iteration; `trainer.iteration` iterations are done."""
+
+    def on_groups(self, trainer: BaseTrainer, groups: Groups) -> None:
+        """Called before an evaluation with the iteration's images, scores and advantages; on the main process only."""
+
+    def on_optimizer_step(self, trainer: BaseTrainer) -> None:
+        """Called after each optimizer step that was taken."""
+
+    def on_evaluate_begin(self, trainer: BaseTrainer, name: str, images: int) -> None:
+        """Called before the base or the final model is evaluated: `name` is "base" or "tuned"."""
+
+    def on_evaluate(self, trainer: BaseTrainer, evaluation: Evaluation) -> None:
+        """Called after each evaluation on the held-out pairs; `trainer.iteration` iterations are done."""
+
+    def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        """Called after each iteration with all that metrics.jsonl has of it; `trainer.iteration` counts it."""
+
+    def on_save(self, trainer: BaseTrainer, checkpoint: Path) -> None:
+        """Called after a checkpoint was written; only on processes that write."""
+
+    def on_loop_end(self, trainer: BaseTrainer) -> None:
+        """Called after the last iteration, before the trained weights are saved and evaluated."""
+
+    def on_train_end(self, trainer: BaseTrainer) -> None:
+        """Called at the end, when the trained weights are saved and evaluated."""
+
+    def on_exit(self, trainer: BaseTrainer) -> None:
+        """Called last of all, also after an error or an interruption: release what was opened."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return tensors to store in checkpoints; on resume they are filled in place."""
+        return {}
+
+    def evaluation_weights(self, trainer: BaseTrainer) -> AbstractContextManager[object]:
+        """Return a context in which the policy has the weights to evaluate."""
+        return nullcontext()
+
+
+class EMACallback(TrainerCallback):
+    """Keep an exponential moving average of the trained weights; evaluations and the final weights are the average.
+
+    Args:
+        decay: Share of the old average that each optimizer step keeps, 0 to below 1.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._average: MovingAverage | None = None
+
+    def on_init_end(self, trainer: BaseTrainer) -> None:
+        self._average = MovingAverage(trainer.policy, self._decay)
+
+    @property
+    def average(self) -> MovingAverage:
+        """The average; there once a trainer has the callback."""
+        assert self._average is not None
+        return self._average
+
+    def on_optimizer_step(self, trainer: BaseTrainer) -> None:
+        self.average.update()
+
+    def on_loop_end(self, trainer: BaseTrainer) -> None:
+        self.average.apply()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.average.tensors
+
+    def evaluation_weights(self, trainer: BaseTrainer) -> AbstractContextManager[object]:
+        return self.average.applied()
+
+
+class EarlyStoppingCallback(TrainerCallback):
+    """Stop when an evaluated score has not improved for a number of evaluations.
+
+    Args:
+        reward: Name of the reward or monitor to follow.
+        patience: Evaluations without an improvement after which training stops.
+        threshold: Smallest change that counts as an improvement, in the score's own unit.
+    """
+
+    def __init__(self, reward: str, patience: int = 3, threshold: float = 0.0) -> None:
+        self._reward, self._patience, self._threshold = reward, patience, threshold
+        self._best, self._waited = float("-inf"), 0
+
+    def on_evaluate(self, trainer: BaseTrainer, evaluation: Evaluation) -> None:
+        if self._reward not in evaluation.scores:
+            known = ", ".join(evaluation.scores)
+            raise ValueError(f"EarlyStoppingCallback: there is no reward {self._reward!r}; give one of {known}")
+        score = evaluation.mean(self._reward)
+        if score > self._best + self._threshold:
+            self._best, self._waited = score, 0
+        else:
+            self._waited += 1
+            trainer.should_stop = trainer.should_stop or self._waited >= self._patience
+
+
+class ProgressCallback(TrainerCallback):
+    """Show progress, scores and the time left: a live bar on a terminal, a line per iteration in a log file."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._display: TrainingDisplay | None = None
+
+    def on_init_end(self, trainer: BaseTrainer) -> None:
+        if trainer.is_main:
+            weights = sum(weight.numel() for weight in trainer.policy.trainable().values())
+            self._console.print(
+                Text(
+                    f"{len(trainer.train_dataset)} pairs, {weights:,} trainable parameters on {trainer.policy.device}; "
+                    f"run folder {trainer.output_dir}"
+                ),
+                soft_wrap=True,
+            )
+
+    def on_evaluate_begin(self, trainer: BaseTrainer, name: str, images: int) -> None:
+        if trainer.is_main:
+            self._console.print(f"generating {images} images of the evaluation ({name})")
+
+    def on_train_begin(self, trainer: BaseTrainer) -> None:
+        if trainer.is_main:
+            self._display = TrainingDisplay(trainer.iterations, done=trainer.iteration, console=self._console)
+            self._display.__enter__()
+
+    def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        if self._display is not None:
+            self._display.update(metrics)
+
+    def on_loop_end(self, trainer: BaseTrainer) -> None:
+        self.on_exit(trainer)
+
+    def on_exit(self, trainer: BaseTrainer) -> None:
+        if self._display is not None:
+            self._display.__exit__(None, None, None)
+            self._display = None

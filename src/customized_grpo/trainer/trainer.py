@@ -1,0 +1,270 @@
+"""Customized-GRPO (arXiv 2510.18263): `CustomizedGRPOTrainer.train_step` is one iteration, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from customized_grpo.config import Config, TrainConfig
+from customized_grpo.method import SAMPLERS
+from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy
+from customized_grpo.rewards import RewardError
+from customized_grpo.rewards.terms import RewardTerm
+from customized_grpo.trainer.base import BaseTrainer
+from customized_grpo.trainer.batch import Advantages, Batch, Rollouts, Scores
+from customized_grpo.trainer.callbacks import TrainerCallback
+from customized_grpo.trainer.conditioning import ConditionCache, conditions_cached
+from customized_grpo.trainer.credit import assign_credit, method_at, steps_to_weigh_at
+from customized_grpo.trainer.divergence import check_drift, check_skipped
+from customized_grpo.trainer.groups import Groups, group_diversity
+from customized_grpo.trainer.memory import BatchSize, measure_drawing
+from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
+from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.trainer.scoring import Scoring, finite_images, why_stop
+from customized_grpo.trainer.update import Items, Updater, draw_trained_steps, mean_of_updates
+from customized_grpo.trainer.windows import stochastic_steps
+
+_Item = TypeVar("_Item")
+
+
+class CustomizedGRPOTrainer(BaseTrainer):
+    """Train a policy by Customized-GRPO: GRPO with two reward roles, SARS and TDW.
+
+    Args:
+        policy: The generator to train.
+        rewards: The reward models with their roles and weights.
+        train_dataset: Pairs of reference images and a prompt.
+        eval_dataset: Held-out pairs that are generated and scored before, during and after training; none without.
+        config: All settings of the run.
+        output_dir: Folder of the run; made by `train`.
+        monitors: Rewards that only score evaluations.
+        callbacks: What else happens at the events of `TrainerCallback`, in this order.
+        accelerator: The process among those that a launcher started; made where none is given.
+
+    Raises:
+        ConfigError: There are more processes than groups or images, or a setting does not go with the launcher.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: Sequence[RewardTerm],
+        train_dataset: PairDataset,
+        eval_dataset: PairDataset | None,
+        config: Config,
+        output_dir: Path,
+        *,
+        monitors: Sequence[RewardTerm] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        super().__init__(
+            policy, rewards, train_dataset, eval_dataset, config, output_dir, monitors, callbacks, accelerator
+        )
+        rollout = config.rollout
+        self.sigmas = noise_levels(policy, rollout.steps, rollout.shift)
+        self._updater = Updater(
+            policy,
+            self.optimizer,
+            config.train,
+            SAMPLERS[rollout.sampler],
+            rollout.eta,
+            self.processes,
+            before_step=self._forbid_stop,
+            after_step=lambda: self._fire("on_optimizer_step"),
+        )
+        self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
+        self._encoder = ConditionCache(policy, conditions_cached(config))
+        self._sized = False
+
+    def train_step(self) -> dict[str, float]:
+        """One iteration: sample groups, score them, compute advantages, update the policy. Returns its metrics."""
+        began = time.perf_counter()
+        self._profiler.totals.clear()
+        batch = self.make_batch()
+        rollouts = self.sample(batch)
+        scores = self.compute_rewards(rollouts)
+        advantages = self.compute_advantages(scores)
+        metrics = advantages.metrics | self.update(rollouts, advantages)
+        metrics |= self._describe_images(rollouts, scores, advantages)
+        return metrics | self._seconds(time.perf_counter() - began, len(batch.numbers))
+
+    def make_batch(self) -> Batch:
+        """Choose the iteration's pairs and this process's images, and encode their conditioning."""
+        rollout, seed, iteration = self.config.rollout, self.config.seed, self.iteration
+        groups = pairs_of_iteration(len(self.train_dataset), rollout.pairs, seed, iteration)
+        numbers = self.processes.images(rollout)
+        owners = [number // rollout.group_size for number in numbers]
+        pair_of = {group: self.train_dataset[groups[group]] for group in sorted(set(owners))}
+        pairs = [pair_of[group] for group in owners]
+        keys = [
+            (pair.key, number)
+            for pair, number in zip(pairs, image_numbers(groups, numbers, rollout.group_size), strict=True)
+        ]
+        with self._profiler("encode"):
+            conditions = self.encode(pairs)
+        stochastic = stochastic_steps(rollout, seed, iteration)
+        trained = draw_trained_steps(stochastic, self.config.train.trained_fraction, seed, iteration, keys)
+        return Batch(iteration, groups, numbers, pairs, keys, conditions, stochastic, trained)
+
+    def encode(self, pairs: Sequence[Pair]) -> list[Conditions]:
+        """Return each pair's conditioning, one row; encoded once as long as the cache holds it."""
+        return [self._encoder(pair) for pair in pairs]
+
+    def sample(self, batch: Batch) -> Rollouts:
+        """Sample every image of the batch by stochastic steps, decode it, and submit it for scoring."""
+        self._measure_sizes(batch)
+        rollout = self.config.rollout
+        overlap = self.policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
+        scoring = Scoring([term.reward for term in self.terms], overlap=overlap)
+        trajectories: list[Trajectories] = []
+        images: list[Tensor] = []
+        sampled = draw_images(
+            self.policy,
+            batch.conditions,
+            batch.keys,
+            rollout,
+            self.sigmas,
+            batch.stochastic,
+            seed=self.config.seed,
+            iteration=batch.iteration,
+            trained=batch.trained,
+            means=self.config.train.ratio == "guard",
+            size=self._rollout_size,
+            rounds=self._updater.rounds,
+        )
+        try:
+            for part in self._timed("sample", sampled):
+                trajectories.append(part)
+                with self._profiler("decode"):
+                    images.append(self._decode(part.clean))
+                scoring.submit(images[-1], [batch.pairs[image] for image in part.images.tolist()])
+        except BaseException:
+            scoring.close()
+            raise
+        self._updater.on_policy = True
+        order = torch.cat([part.images for part in trajectories]).argsort()
+        together = torch.cat(images)
+        return Rollouts(batch, trajectories, together[order.to(together.device)], order, scoring)
+
+    def compute_rewards(self, rollouts: Rollouts) -> Scores:
+        """Return every reward's scores of all processes' images.
+
+        Raises:
+            RewardError: A reward failed, or more scores are missing than `train.max_missing` allows.
+        """
+        batch = rollouts.batch
+        with self._profiler("score"):
+            parts = rollouts.scoring.results()
+        own = {name: torch.cat([part.scores[name] for part in parts])[rollouts.order] for name in parts[0].scores}
+        values = self.processes.grouped(own, batch.numbers, self.config.rollout)
+        counted = torch.stack([own[term.name] for term in self.terms if term.weight > 0])
+        failure = next((part.failure for part in parts if part.failure is not None), None)
+        trouble = why_stop(
+            missing=int((~counted.isfinite().all(0)).sum()),
+            images=len(batch.numbers),
+            failure=failure,
+            limit=self.config.train.max_missing,
+            reduce=self.processes.sum,
+            overflowed=int((~finite_images(rollouts.images)).sum()),
+        )
+        if trouble is not None:
+            kept = f"in iteration {batch.iteration + 1}; those before are kept: --resume {self.output_dir}"
+            raise RewardError(f"{trouble} ({kept})")
+        return Scores(batch, values)
+
+    def compute_advantages(self, scores: Scores) -> Advantages:
+        """Group-relative advantages per role, shaped by synergy (SARS) and weighted by denoising step (TDW)."""
+        batch, steps = scores.batch, self.config.rollout.steps
+        method = method_at(self.config.method, batch.iteration, self.iterations)
+        credit, metrics = assign_credit(scores.values, self.terms, method)
+        own = credit.of(torch.tensor(batch.numbers))
+        weights_at = steps_to_weigh_at(method.weighting, batch.trained, self.config.seed, batch.iteration, batch.keys)
+        trained = own.objectives_at(method, steps, weights_at)
+        mean = own.at(method, steps, weights_at).mean(1)
+        return Advantages(credit, trained, mean, own.valid, metrics)
+
+    def update(self, rollouts: Rollouts, advantages: Advantages) -> dict[str, float]:
+        """Take the iteration's optimizer steps on the clipped surrogate. Returns what is logged about them.
+
+        Raises:
+            DivergenceError: Too many updates in a row had no finite gradient, or the policy has drifted too far.
+        """
+        tuning, rollout, batch = self.config.train, self.config.rollout, rollouts.batch
+        rate = _learning_rate(tuning, batch.iteration)
+        self.optimizer.set_rate(rate)
+        place = {number: i for i, number in enumerate(batch.numbers)}
+        excluded = set((~advantages.valid).nonzero().flatten().tolist())
+        total = rollout.pairs * rollout.group_size
+        updates = []
+        with self._profiler("update"):
+            for numbers in images_of_updates(total, tuning.updates, self.config.seed, batch.iteration):
+                rows = {place[number] for number in numbers if number in place} - excluded
+                items = [
+                    Items.chosen(part, rows, batch.trained, advantages.trained, self.sigmas)
+                    for part in rollouts.trajectories
+                ]
+                idle = Items.idle(rollouts.trajectories, self.sigmas)
+                updates.append(self._updater.update(items, self.sigmas[1], idle))
+                check_skipped(self._updater.skipped, tuning.max_skipped, batch.iteration + 1, self.output_dir)
+        with self._profiler("probe"):
+            probed, count = self._updater.probe(rollouts.trajectories, batch.trained, self.sigmas)
+        metrics = self.processes.mean(probed, count) | mean_of_updates(updates)
+        check_drift(metrics["drift"], tuning.max_drift, batch.iteration + 1, self.output_dir)
+        return metrics | {"learning_rate": rate}
+
+    def _describe_images(self, rollouts: Rollouts, scores: Scores, advantages: Advantages) -> dict[str, float]:
+        """Metrics of the images themselves; keeps the iteration's groups for callbacks where an evaluation is due."""
+        batch, rollout = rollouts.batch, self.config.rollout
+        images = self.processes.whole_groups(rollouts.images, batch.numbers, rollout)
+        self._groups = None
+        if self._evaluation_due(batch.iteration + 1):
+            learned = self.processes.grouped({"": advantages.mean}, batch.numbers, rollout)[""]
+            if self.is_main:
+                shown = {i: self.train_dataset[batch.groups[i]] for i in self.processes.groups(rollout.pairs)}
+                guards = frozenset(term.name for term in self.terms if term.role == "guard")
+                self._groups = Groups.of(shown, images, scores.values, advantages.credit, learned, guards)
+        return self.processes.mean({"diversity": group_diversity(images, rollout.group_size)}, len(images))
+
+    def _measure_sizes(self, batch: Batch) -> None:
+        """Where batch sizes are "auto", measure once what one image and one trained step need."""
+        if self._sized:
+            return
+        self._sized = True
+        first, count = batch.conditions[0], len(batch.numbers)
+        measure_drawing(self._rollout_size, self.policy, first, count, self.processes.least)
+        self._updater.measure_size(first, self.sigmas, count * batch.trained.shape[1])
+
+    def _decode(self, clean: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of clean latents, in parts where memory runs out."""
+        return torch.cat(list(self._rollout_size.run(len(clean), lambda part: self.policy.decode(clean[part]))))
+
+    def _timed(self, stage: str, items: Iterator[_Item]) -> Iterator[_Item]:
+        """The items, the making of each measured as part of the stage."""
+        while True:
+            with self._profiler(stage):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def _seconds(self, total: float, images: int) -> dict[str, float]:
+        spent = self._profiler.totals
+        seconds = {
+            "seconds/sampling": spent.get("sample", 0.0) + spent.get("decode", 0.0),
+            "seconds/scoring": spent.get("score", 0.0),
+            "seconds/updating": spent.get("update", 0.0) + spent.get("probe", 0.0),
+            "seconds/total": total,
+        }
+        return self.processes.mean(seconds, images)
+
+
+def _learning_rate(config: TrainConfig, iteration: int) -> float:
+    """The learning rate of an iteration, counted from 0: a function of it alone, so that a resumed run agrees."""
+    return config.learning_rate * (1 - iteration / config.iterations if config.schedule == "linear" else 1)

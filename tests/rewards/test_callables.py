@@ -1,0 +1,297 @@
+"""Any callable as a reward: how its parameters are filled, what it may return, and errors in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import RewardError, as_reward, build_reward, describe, score
+
+MakePair = Callable[..., Pair]
+IMAGES = torch.stack([torch.full((3, 4, 4), level) for level in (0.0, 0.25, 1.0)])
+LEVELS = [0.0, 0.25, 1.0]
+
+
+@pytest.fixture
+def pairs(make_pair: MakePair) -> list[Pair]:
+    """Three pairs with the columns target and note."""
+    return [
+        replace(make_pair(key, seed), subject="cat", columns={"target": float(seed), "note": key})
+        for seed, key in enumerate("abc")
+    ]
+
+
+def scores_of(function: Any, pairs: Sequence[Pair], **options: Any) -> list[float]:
+    return score([as_reward(function, name="mine", **options)], IMAGES, pairs)["mine"].tolist()
+
+
+def refusal(function: Any, pairs: Sequence[Pair]) -> str:
+    with pytest.raises(RewardError) as caught:
+        scores_of(function, pairs)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("reward 'mine'")
+    return str(caught.value)
+
+
+def level(images: Tensor) -> list[float]:
+    return images.mean((1, 2, 3)).tolist()
+
+
+def test_parameters_are_filled_by_name_in_any_order(pairs: list[Pair]) -> None:
+    met: dict[str, Any] = {}
+
+    def reward(target, prompts, masks, images, note, references, pairs, subjects, missing="default"):  # type: ignore[no-untyped-def]
+        met.update(locals())
+        return level(images)
+
+    assert scores_of(reward, pairs) == LEVELS
+    assert met["images"] is not None and torch.equal(met["images"], IMAGES)
+    assert met["prompts"] == ["a cat 0", "a cat 1", "a cat 2"] and met["subjects"] == ["cat"] * 3
+    assert met["references"] == [pair.references for pair in pairs] and met["masks"] == [pair.masks for pair in pairs]
+    assert met["pairs"] == pairs and met["target"] == [0.0, 1.0, 2.0] and met["note"] == ["a", "b", "c"]
+    assert met["missing"] == "default"
+
+
+def test_trls_order_with_all_else_in_keywords(pairs: list[Pair]) -> None:
+    met: dict[str, Any] = {}
+
+    def reward(prompts: list[str], images: Tensor, **kwargs: Any) -> list[float]:
+        met.update(kwargs)
+        return [value + len(prompt) for value, prompt in zip(level(images), prompts, strict=True)]
+
+    assert scores_of(reward, pairs) == [7.0, 7.25, 8.0]
+    assert sorted(met) == ["masks", "note", "pairs", "references", "subjects", "target"]
+    assert met["target"] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda images, pairs: level(images) if isinstance(pairs[0], Pair) else None,
+        lambda pictures, pairs: level(pictures) if isinstance(pairs[0], Pair) else None,
+        lambda x, y: level(x) if isinstance(y[0], Pair) else None,
+        lambda x, y, scale=1.0: [value * scale for value in level(x)] if isinstance(y[0], Pair) else None,
+        lambda x: level(x),
+        lambda x, prompts: level(x) if prompts[0] == "a cat 0" else None,
+        lambda x, target: level(x) if target == [0.0, 1.0, 2.0] else None,
+        lambda *args, **kwargs: level(args[0]) if isinstance(args[1][0], Pair) and not kwargs else None,
+    ],
+)
+def test_images_and_pairs_by_position_where_no_parameter_is_called_images(function: Any, pairs: list[Pair]) -> None:
+    assert scores_of(function, pairs) == LEVELS
+
+
+def test_positional_only_parameters(pairs: list[Pair]) -> None:
+    def reward(prompts, images, factor=2.0, /, *, target):  # type: ignore[no-untyped-def]
+        assert len(prompts) == len(target) == 3
+        return images.mean((1, 2, 3)) * factor
+
+    assert scores_of(reward, pairs) == [0.0, 0.5, 2.0]
+
+
+class Judge:
+    """An object with a name of its own and a method."""
+
+    name = "brightness"
+    needs = ("mask",)
+
+    def __call__(self, images: Tensor) -> list[float]:
+        return level(images)
+
+    def twice(self, images: Tensor) -> list[float]:
+        return [2 * value for value in level(images)]
+
+
+class Model(nn.Module):
+    def forward(self, images: Tensor, target: list[float]) -> Tensor:
+        return images.mean((1, 2, 3)) + torch.tensor(target)
+
+
+def test_objects_methods_modules_and_partial_functions(pairs: list[Pair]) -> None:
+    judge = Judge()
+    assert as_reward(judge).name == "brightness" and as_reward(judge, name="x").name == "x"
+    assert as_reward(judge.twice).name == "twice" and scores_of(judge.twice, pairs) == [0.0, 0.5, 2.0]
+    assert as_reward(functools.partial(level)).name == "level" and scores_of(functools.partial(level), pairs) == LEVELS
+    assert as_reward(Model()).name == "Model" and scores_of(Model(), pairs) == [0.0, 1.25, 3.0]
+    assert as_reward(lambda images: level(images)).name == "lambda"
+    masked = [replace(pair, masks=(None,)) for pair in pairs]
+    assert "needs a mask, and pair 'a' has none" in refusal(judge, masked)
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        (lambda images: images.mean((1, 2, 3)).double(), LEVELS),
+        (lambda images: np.array(level(images)), LEVELS),
+        (lambda images: np.array([None, 0.25, True], dtype=object), [math.nan, 0.25, 1.0]),
+        (lambda images: tuple(level(images)), LEVELS),
+        (lambda images: [0, np.float32(0.25), torch.tensor(1.0)], LEVELS),
+        (lambda images: [None, 0.25, None], [math.nan, 0.25, math.nan]),
+    ],
+)
+def test_what_may_be_returned(returned: Any, expected: list[float], pairs: list[Pair]) -> None:
+    assert scores_of(returned, pairs) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (lambda images: None, "it returned a NoneType; return one number per image, here a list or tensor of 3"),
+        (lambda images: dict.fromkeys("abc", 1.0), "it returned a dict; return one number"),
+        (lambda images: (1.0 for _ in images), "it returned a generator"),
+        (lambda images: "1.0", "it returned a str"),
+        (lambda images: 1.0, "it returned a float"),
+        (lambda images: np.array(1.0), "it returned a float"),
+        (lambda images: [1.0, "high", 2.0], "score 1 of those it returned is 'high'"),
+        (lambda images: [[1.0], [2.0], [3.0]], "score 0 of those it returned is [1.0]"),
+        (lambda images: [1.0, 2.0], "returned shape (2,) on pairs 'a', 'b', 'c'; it must return one score per image"),
+        (lambda images: torch.zeros(3, 1), "returned shape (3, 1)"),
+        (lambda images: sys.exit(0), "failed on pairs 'a', 'b', 'c': SystemExit: 0"),
+        (lambda images: 1 / 0, "failed on pairs 'a', 'b', 'c': ZeroDivisionError"),
+    ],
+)
+def test_what_is_no_list_of_scores_is_refused(returned: Any, told: str, pairs: list[Pair]) -> None:
+    assert told in refusal(returned, pairs)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (
+            lambda images, targets: 0,
+            "its parameter 'targets' with, which is no option and no column of the dataset; did you mean 'target'?",
+        ),
+        (lambda images, zzz: 0, "there are images, prompts, references, masks, subjects, pairs, target, note"),
+        (lambda image, pairs: 0, "its parameter 'image' with, .*; did you mean 'images'"),
+        (lambda pictures, prompt: 0, "its parameter 'prompt' with, .*; did you mean 'prompts'"),
+        (lambda x, y, z: 0, "its parameter 'z' with"),
+        (lambda first, **rest: 0, "its parameter 'first' with"),
+        (lambda: 0, "it takes no arguments; give it a parameter `images`"),
+    ],
+)
+def test_a_parameter_that_nothing_fills(function: Any, told: str, pairs: list[Pair]) -> None:
+    assert re.search(told.replace("?", r"\?"), refusal(function, pairs))
+    if "takes no" not in told:
+        with pytest.raises(RewardError, match="nothing to fill"):
+            as_reward(function).check(pairs)  # type: ignore[attr-defined]
+
+
+def test_options_come_before_columns_and_are_checked(
+    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "def f(images, target, power=1.0): return [t ** power for t in target]\n"
+        "def g(images, power, **columns): return [power + one for one in columns['target']]\n"
+        "def h(pictures, power, batch): return [power + len(batch)] * len(pictures)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def build(name: str, **options: Any) -> list[float]:
+        config = RewardConfig(kind=f"own.py:{name}", role="prompt", options=options)
+        return build_reward(config, "cpu")(IMAGES, pairs).tolist()
+
+    assert build("f") == [0.0, 1.0, 2.0] and build("f", power=2.0) == [0.0, 1.0, 4.0]
+    assert build("f", target=[3, 3, 3]) == [3.0, 3.0, 3.0]
+    assert build("g", power=1, other=2) == [1.0, 2.0, 3.0]
+    assert build("h", power=1) == [4.0] * 3
+    with pytest.raises(RewardError, match=r"^reward 'own\.py:f': it has no parameter 'powr' .* did you mean 'power'"):
+        build("f", powr=1)
+    with pytest.raises(RewardError, match=r"options\.images would hide the batch's own; rename it"):
+        build("g", images=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (3, "^3 is no reward; give a callable that takes images"),
+        ("dino", "^'dino' is no reward"),
+        (Judge, r"^Judge is a class; give an object of it as reward: Judge\(\)"),
+    ],
+)
+def test_what_is_no_reward(given: Any, told: str) -> None:
+    with pytest.raises(RewardError, match=told):
+        as_reward(given)
+
+
+def test_a_reward_stays_itself_and_a_new_name_is_that_of_a_copy() -> None:
+    reward = as_reward(level)
+    assert as_reward(reward) is reward and as_reward(reward, name="level") is reward
+    other = as_reward(reward, name="other")
+    assert (reward.name, other.name) == ("level", "other")
+
+
+def test_asynchronous_rewards_run_together_on_one_loop_which_stays(pairs: list[Pair]) -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+    met = asyncio.Event()
+    main = threading.current_thread()
+
+    async def waits(images: Tensor) -> list[float]:
+        loops.append(asyncio.get_running_loop())
+        assert threading.current_thread() is not main and not torch.is_grad_enabled()
+        await asyncio.wait_for(met.wait(), 20)
+        return level(images)
+
+    class Sets:
+        async def __call__(self, prompts: list[str], images: Tensor) -> list[float | None]:
+            loops.append(asyncio.get_running_loop())
+            met.set()
+            return [None] * len(prompts)
+
+    def plain(images: Tensor) -> list[float]:
+        return level(images)
+
+    for _ in range(2):
+        scores = score([as_reward(plain), as_reward(waits), as_reward(Sets())], IMAGES, pairs)
+        assert list(scores) == ["plain", "waits", "Sets"]
+        assert scores["waits"].tolist() == LEVELS and scores["Sets"].isnan().all()
+        met.clear()
+    assert len(loops) == 4 and len(set(map(id, loops))) == 1
+
+    # Alone, and inside a loop that runs, as in a notebook.
+    async def inside() -> list[float]:
+        return as_reward(lambda images: asyncio.sleep(0, level(images)))(IMAGES, pairs).tolist()
+
+    assert asyncio.run(inside()) == LEVELS
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(ValueError("no\nkey"), "ValueError: no key"), (SystemExit(0), "SystemExit: 0")]
+)
+def test_an_error_of_an_asynchronous_reward(error: BaseException, told: str, pairs: list[Pair]) -> None:
+    async def reward(images: Tensor) -> list[float]:
+        await asyncio.sleep(0)
+        raise error
+
+    assert "failed on pairs 'a', 'b', 'c': " in (line := refusal(reward, pairs)) and told in line
+    assert scores_of(lambda images: asyncio.sleep(0, level(images)), pairs) == LEVELS  # the loop still runs
+
+
+def test_a_description_builds_the_reward_again(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, pairs: list[Pair]
+) -> None:
+    assert describe(level) == {
+        "kind": f"{__name__}:level", "name": "level", "path": None, "device": None, "options": {}
+    }  # fmt: skip
+    again = build_reward(RewardConfig(role="prompt", **describe(level)), "cpu")
+    assert again(IMAGES, pairs).tolist() == LEVELS and again.name == "level"
+    (tmp_path / "own.py").write_text("def f(images, power, api_key=''): return [power] * len(images)\n")
+    monkeypatch.chdir(tmp_path)
+    options = {"power": 2.0, "api_key": "abc"}
+    config = RewardConfig(kind="own.py:f", role="prompt", name="x", device="cpu", options=options)
+    described = describe(build_reward(config, "meta"))
+    assert described.pop("options") == {"power": 2.0, "api_key": "<secret>"}
+    assert described == {"kind": "own.py:f", "name": "x", "path": None, "device": "cpu"}

@@ -1,0 +1,129 @@
+"""A folder of checkpoints after whatever happened: which one wins, which stay, what is on the disk before its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from customized_grpo.config import Config, TrainConfig
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import Policy
+from customized_grpo.trainer.checkpoint import (
+    CheckpointError,
+    checkpointed_iterations,
+    fault_of,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from customized_grpo.trainer.optimizer import build_optimizer
+from customized_grpo.trainer.processes import ALONE
+
+
+@pytest.fixture(scope="module")
+def policy(make_config: Callable[..., Config]) -> Policy:
+    return build_policy(make_config().policy)
+
+
+@pytest.fixture
+def save(policy: Policy, tmp_path: Path) -> Callable[..., Path]:
+    optimizer = build_optimizer(list(policy.trainable().values()), TrainConfig(), ALONE)
+    return lambda iteration, keep=2: save_checkpoint(tmp_path, iteration, policy, optimizer, keep)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def damage(checkpoint: Path) -> None:
+    file = checkpoint / "state.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("0.9", "0.8"), encoding="utf-8")
+
+
+def test_the_newest_ones_stay(save: Callable[..., Path], tmp_path: Path) -> None:
+    for iteration in (1, 2, 3):
+        save(iteration)
+    assert names(tmp_path) == ["000002", "000003"]
+
+
+def test_a_damaged_newer_one_neither_wins_nor_drives_out_a_whole_one(
+    save: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(2, keep=1)
+    damage(save(4, keep=2))
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.name == "000002"
+    assert "000004: damaged, state.json is not what was written; going on from 000002" in caplog.text
+    save(3, keep=1)
+    assert names(tmp_path) == ["000003", "000004"]
+    save(4, keep=1)
+    assert names(tmp_path) == ["000004", "000004.damaged"]
+    assert fault_of(tmp_path / "000004") is None
+
+
+def test_where_none_is_whole_nothing_begins_anew(save: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert checkpointed_iterations(tmp_path / "run") == 0
+    damage(save(2))
+    with pytest.raises(CheckpointError, match=r"000002: damaged, state\.json .*; put back a copy of it, or begin anew"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_whole_one_is_left_alone(save: Callable[..., Path]) -> None:
+    checkpoint = save(2)
+    before = (checkpoint / "state.safetensors").stat()
+    assert save(2) == checkpoint
+    assert (checkpoint / "state.safetensors").stat() == before
+
+
+def test_a_manifest_names_its_version(save: Callable[..., Path]) -> None:
+    manifest = save(2) / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"version": 1', '"version": 7'), encoding="utf-8")
+    assert "written in the form 7" in str(fault_of(manifest.parent))
+    manifest.unlink()
+    assert "as those of older versions of this package do" in str(fault_of(manifest.parent))
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that loses power keeps what was flushed: every file, every folder's names, then the new name."""
+    flushed: list[str] = []
+    flush, replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flush(descriptor)
+
+    def move(source: str | Path, target: str | Path) -> None:
+        if Path(target).name == "000002":
+            within = {str(path) for path in Path(source).rglob("*")} | {str(source)}
+            assert within <= set(flushed), within - set(flushed)
+            flushed.append("moved")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", move)
+    save(2)
+    assert flushed[-2:] == ["moved", str(tmp_path)]
+
+
+def test_a_write_that_fails_costs_nothing(
+    save: Callable[..., Path], policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(2)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").parent.mkdir(parents=True, exist_ok=True)
+        (folder / "half").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(policy, "save", fail, raising=False)
+    with pytest.raises(OSError, match=r"No space left on device: '.*000004'"):
+        save(4, keep=1)
+    assert names(tmp_path) == ["000002"]
+    optimizer = build_optimizer(list(policy.trainable().values()), TrainConfig(), ALONE)
+    assert load_checkpoint(tmp_path / "000002", policy, optimizer) == 2

@@ -1,0 +1,309 @@
+"""Several processes learn what one learns, however images are dealt to them, and whole or sharded weights alike."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.commands.config.config_args import load_config_from_file
+from launching import FILES, begun, free_port, launch, planned, same, train_together
+from running import run_training
+from torch import nn
+
+from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutConfig
+from customized_grpo.config.loading import save_config
+from customized_grpo.data import open_dataset
+from customized_grpo.evaluation import evaluate
+from customized_grpo.models import ModelError
+from customized_grpo.policies import build_policy
+from customized_grpo.records import read_records
+from customized_grpo.rewards import build_reward
+from customized_grpo.trainer.processes import LostProcessError, Processes, lost_processes_told, start_processes
+
+Make = Callable[..., Config]
+
+
+@dataclass
+class Standing(Processes):
+    """Process `index` of `count`, which never speaks to another."""
+
+    index: int
+    count: int
+
+
+@pytest.mark.parametrize("layout", ["groups", "spread"])
+@pytest.mark.parametrize(("pairs", "size", "count"), [(3, 3, 2), (4, 12, 8), (5, 7, 3), (1, 3, 3), (2, 2, 1)])
+def test_every_image_is_drawn_by_one_process(layout: str, pairs: int, size: int, count: int) -> None:
+    rollout = RolloutConfig(pairs=pairs, group_size=size, layout=layout)  # type: ignore[arg-type]
+    if layout == "groups" and pairs < count:
+        with pytest.raises(
+            ConfigError, match=r"rollout\.pairs: \d groups for \d processes.*set rollout\.layout=spread"
+        ):
+            Standing(0, count).check(Config(rollout=rollout))
+        return
+    shares = [Standing(index, count).images(rollout) for index in range(count)]
+    assert sorted(image for share in shares for image in share) == list(range(pairs * size))
+    assert all(share == sorted(share) for share in shares)
+    if layout == "spread":
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    else:
+        groups = [{image // size for image in share} for share in shares]
+        assert sum(map(len, groups)) == pairs, "no group is cut"
+    with pytest.raises(ConfigError, match="images for 99 processes"):
+        Standing(0, 99).check(Config(rollout=rollout.model_copy(update={"layout": "spread"})))
+
+
+class InParts(Standing):
+    """A process that keeps a part of the averages, as DeepSpeed's ZeRO has it."""
+
+    zero = {"stage": 1}  # type: ignore[assignment]  # noqa: RUF012
+
+
+def test_surgery_needs_whole_gradients() -> None:
+    config = Config(method=MethodConfig(surgery="pcgrad"))
+    Processes().check(config)
+    with pytest.raises(ConfigError, match=r"method\.surgery: pcgrad needs whole gradients .*; set it to none"):
+        InParts(0, 2).check(config)
+
+
+def test_one_process_sums_nothing_and_gives_every_weight_a_gradient() -> None:
+    weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+    weights[0].grad = torch.full((2,), 2.0)
+    Processes().sum_gradients(weights)
+    assert [weight.grad.tolist() for weight in weights if weight.grad is not None] == [[2, 2], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP needs GPUs, and none was found"),
+        ("WORLD_SIZE", "3", "3 processes were started, 1 work together"),
+    ],
+)
+def test_what_is_not_supported_is_refused(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=told):
+        start_processes(make_config())
+
+
+def test_a_zero_launch_without_deepspeed_names_what_to_install(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find(name))
+    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed; pip install 'customized-grpo\[deepspeed\]'"):
+        start_processes(make_config())
+
+
+@pytest.mark.parametrize("file", sorted(FILES.glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_knows_every_key_of_its_files(file: Path) -> None:
+    known = load_config_from_file(str(file))
+    assert known.num_processes == {"cpu-2.yaml": 2, "two-nodes.yaml": 16}.get(file.name, 8)
+    assert known.mixed_precision == "no", "the policy's own precision stands"
+
+
+def test_a_policy_that_cannot_be_sharded_says_so(make_config: Make) -> None:
+    for name in ("offload", "compile"):
+        policy = build_policy(make_config().policy.model_copy(update={name: True}))
+        with pytest.raises(ModelError, match=rf"policy\.{name}: does not go with FSDP"):
+            policy.shard(lambda module: None)  # type: ignore[attr-defined]
+
+
+def evaluated_alone(config: Config, policy: Any, folder: Path) -> None:
+    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
+    evaluate(policy, open_dataset(config.evaluation.data), rewards, config.evaluation, folder, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def configs(make_config: Make) -> dict[str, Config]:
+    # Three groups of three images, in batches of six, micro-batches of two: little divides evenly.
+    common = {"iterations": 4, "checkpoint_every": 2, "schedule": "constant", "batch_size": 2}
+    batch = MethodConfig(spread="batch")
+    spread = make_config(layout="spread", trained_fraction=0.6, **{**common, "iterations": 2, "checkpoint_every": 1})
+    return {
+        "groups": make_config(**common),
+        "spread": spread.model_copy(update={"method": batch}),
+        "surgery": make_config(**{**common, "iterations": 2}).model_copy(
+            update={"method": MethodConfig(surgery="pcgrad", gamma_last=0.0)}
+        ),
+        "few": make_config(layout="spread", pairs=1, ratio="guard", **{**common, "iterations": 1}),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A process by itself trains every configuration, and evaluates the first."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, config in configs.items():
+        policy = run_training(config, folder / name)
+        if name == "groups":
+            evaluated_alone(config, policy, folder / name / "pictures")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A process on each of two machines trains every configuration, then the first from a checkpoint of one process."""
+    folder = tmp_path_factory.mktemp("together")
+    train_together(folder, "two-nodes.yaml", configs, taken_over=alone / "groups", evaluated=True, machines=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["groups", "spread", "surgery", "few"])
+def test_two_processes_learn_what_one_learns(alone: Path, together: Path, name: str) -> None:
+    same(alone / name, together / name)
+
+
+def test_two_processes_go_on_where_one_stopped(alone: Path, together: Path) -> None:
+    same(alone / "groups", together / "taken over")
+
+
+def test_one_process_goes_on_where_two_stopped(
+    configs: dict[str, Config], alone: Path, together: Path, tmp_path: Path
+) -> None:
+    begun(together / "groups", tmp_path)
+    run_training(configs["groups"], tmp_path)
+    same(alone / "groups", tmp_path)
+
+
+def test_gradients_are_summed_once_an_update(together: Path) -> None:
+    """A message for the number of items, one for each objective's gradients, one for the log: of any micro-batches."""
+    for name, objectives in (("groups", 1), ("spread", 1), ("surgery", 2)):
+        seen = [json.loads((together / name / f"process-{index}.json").read_text()) for index in (0, 1)]
+        assert max(update["micro-batches"] for one in seen for update in one["updates"]) > 2
+        for one in seen:
+            assert {tuple(update["messages"]) for update in one["updates"]} == {(1, *[one["weights"]] * objectives, 4)}
+
+
+def test_processes_wait_as_long_as_configured(configs: dict[str, Config], together: Path) -> None:
+    seen = json.loads((together / "groups" / "process-1.json").read_text())
+    assert seen["timeout"] == 60 * configs["groups"].train.timeout == 1800
+
+
+def test_an_evaluation_is_the_same_by_any_number_of_processes(alone: Path, together: Path) -> None:
+    """Of nearly the same weights. Each process draws whole batches, whose bits are those of one process."""
+    one, two = (run / "pictures" for run in (alone / "groups", together / "taken over"))
+    first, second = (json.loads((folder / "scores.json").read_text()) for folder in (one, two))
+    assert first["pictures"] == second["pictures"] == sorted(path.name for path in two.glob("*.png"))
+    for name, scores in first["scores"].items():
+        assert second["scores"][name] == pytest.approx(scores, rel=1e-3, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def full(make_config: Make) -> Config:
+    config = make_config(iterations=2, checkpoint_every=1, kl_weight=0.1, layout="spread", pairs=1, updates=2)
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"lora": None})})
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """What two processes left, how they ended, and how many seconds after one of them had failed."""
+
+    folder: Path
+    code: int
+    told: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def sharded(configs: dict[str, Config], full: Config, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Sharded:
+    """Two processes with a transformer in shards; at the end one of them fails."""
+    folder = tmp_path_factory.mktemp("sharded")
+    runs = [planned(folder, "lora", configs["groups"], evaluated=True), planned(folder, "full", full)]
+    begun(alone / "groups", folder / "lora")
+    code, told = launch(folder, "fsdp2.yaml", {"fail": str(folder / "failed"), "runs": runs})
+    assert (folder / "failed").exists(), told[-3000:]
+    return Sharded(folder, code, told, time.time() - float((folder / "failed").read_text()))
+
+
+def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(alone: Path, sharded: Sharded) -> None:
+    folder = sharded.folder
+    same(alone / "groups", folder / "lora")
+    seen = [json.loads((folder / "lora" / f"process-{index}.json").read_text()) for index in (0, 1)]
+    assert all(one["sharded"] for one in seen)
+    assert seen[0]["here"] + seen[1]["here"] == seen[0]["weights"]
+    one, two = (
+        json.loads((run / "pictures" / "scores.json").read_text()) for run in (alone / "groups", folder / "lora")
+    )
+    for name, scores in one["scores"].items():
+        assert two["scores"][name] == pytest.approx(scores, rel=1e-3, abs=1e-3)
+
+
+def test_all_weights_in_shards_learn_what_they_learn_whole(full: Config, tmp_path: Path, sharded: Sharded) -> None:
+    """With a KL term, for which the untuned weights take the place of the shards and leave it again."""
+    run_training(full, tmp_path)
+    same(tmp_path, sharded.folder / "full", kl=True, all_weights=True)
+    assert [record["kl"] > 0 for record in read_records(tmp_path / "metrics.jsonl")] == [True, True]
+
+
+def test_a_process_that_fails_ends_the_others(sharded: Sharded) -> None:
+    assert sharded.code != 0
+    assert "this process fails" in sharded.told
+    assert sharded.seconds < 60, "and not after the half hour that processes wait for each other"
+
+
+KILLS = """
+import os, signal, time
+
+def kills(images, pairs):
+    \"\"\"Redness, which does not survive its second time on the main process.\"\"\"
+    kills.times += 1
+    if os.environ["RANK"] == "0" and kills.times == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 100 * images[:, 0].mean((1, 2))
+
+kills.times = 0
+"""
+
+
+def test_a_process_that_is_killed_ends_the_others(make_config: Make, tmp_path: Path) -> None:
+    """Also without a launcher to see to it: on another machine there is none that would know."""
+    (tmp_path / "kills.py").write_text(KILLS)
+    config = make_config()
+    reward = config.rewards[0].model_copy(update={"kind": f"{tmp_path}/kills.py:kills"})
+    (tmp_path / "run").mkdir()
+    save_config(config.model_copy(update={"rewards": [reward, config.rewards[1]]}), tmp_path / "run" / "config.yaml")
+    command = [sys.executable, "-m", "customized_grpo", "train", "--resume", str(tmp_path / "run")]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for rank in "01"
+    ]
+    killed, left = started
+    last_words = killed.communicate(timeout=300)[1].decode()
+    assert killed.returncode == -signal.SIGKILL, last_words[-3000:]
+    told = left.communicate(timeout=60)[1].decode().splitlines()
+    assert left.returncode == 2, told
+    assert told[-1].startswith("error: another process of this run ended"), told
+    assert not any("Traceback" in line for line in told)
+
+
+def test_what_processes_wait_for_in_vain_is_one_line() -> None:
+    waited = "[/x/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 5ms for recv to complete"
+    words = r"\((Timed out waiting 5ms|NCCL error)"
+    for error in (RuntimeError(waited), dist.DistBackendError("NCCL error\nmore")):
+        with (
+            pytest.raises(LostProcessError, match=words) as lost,
+            lost_processes_told(),
+        ):
+            raise error
+        assert len(str(lost.value).splitlines()) == 1
+    with pytest.raises(RuntimeError, match="shapes differ"), lost_processes_told():
+        raise RuntimeError("shapes differ")

@@ -1,0 +1,315 @@
+"""Scores while drawing goes on; what a missing score costs its group, and when a run stops for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from running import run_training
+from safetensors.torch import load_file
+from torch import Tensor
+
+from customized_grpo.config import Config, MethodConfig, RewardConfig
+from customized_grpo.data import open_dataset
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import Pair, Policy, Reward
+from customized_grpo.records import read_records
+from customized_grpo.rewards import RewardError
+from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.trainer.credit import assign_credit
+from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.trainer.scoring import BatchScores, Scoring, why_stop
+
+
+class Redness:
+    name = "redness"
+
+    def __init__(self) -> None:
+        self.threads: set[str] = set()
+        self.seen: list[list[str]] = []
+
+    def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        self.threads.add(threading.current_thread().name)
+        self.seen.append([pair.key for pair in pairs])
+        return images[:, 0].mean((1, 2))
+
+
+class Broken:
+    name = "broken"
+
+    def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        raise ConnectionError("nobody answers")
+
+
+@pytest.fixture(scope="module")
+def policy(make_config: Callable[..., Config]) -> Policy:
+    return build_policy(make_config().policy)
+
+
+@pytest.fixture
+def batches(policy: Policy, make_config: Callable[..., Config]) -> Callable[..., Iterator[Trajectories]]:
+    """Two groups of three images, in batches of two, or of the size given."""
+    config = make_config().rollout
+    pairs = two_pairs(make_config)
+    conditions = [policy.encode(pair.prompt, pair.references) for pair in pairs for _ in range(3)]
+    keys = [(pair.key, number) for pair in pairs for number in range(3)]
+    sigmas = noise_levels(policy, config.steps, config.shift)
+
+    def draw(size: int = 2) -> Iterator[Trajectories]:
+        cut = config.model_copy(update={"batch_size": size})
+        return draw_images(policy, conditions, keys, cut, sigmas, range(2), seed=0, iteration=0)
+
+    return draw
+
+
+def two_pairs(make_config: Callable[..., Config]) -> list[Pair]:
+    dataset = open_dataset(make_config().data)
+    return [dataset[0], dataset[1]]
+
+
+def of_images(pairs: list[Pair]) -> list[Pair]:
+    """The pair of each image, of groups of three."""
+    return [pair for pair in pairs for _ in range(3)]
+
+
+def scored(
+    policy: Policy,
+    batches: Iterator[Trajectories],
+    rewards: Sequence[Reward],
+    pairs: list[Pair],
+    *,
+    overlap: bool = False,
+) -> tuple[Tensor, list[BatchScores]]:
+    """Images and scores of batches as a trainer samples, decodes and submits them."""
+    scoring, images = Scoring(rewards, overlap=overlap), []
+    for batch in batches:
+        images.append(policy.decode(batch.clean))
+        scoring.submit(images[-1], [pairs[image] for image in batch.images.tolist()])
+    return torch.cat(images), scoring.results()
+
+
+def scores_of(parts: list[BatchScores], name: str) -> Tensor:
+    return torch.cat([part.scores[name] for part in parts])
+
+
+def test_overlapped_scores_are_the_same(
+    policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]]
+) -> None:
+    pairs = two_pairs(make_config)
+    one, other = Redness(), Redness()
+    plain_images, plain = scored(policy, batches(), [one], of_images(pairs))
+    images, beside = scored(policy, batches(), [other], of_images(pairs), overlap=True)
+    assert one.threads == {"MainThread"} and "MainThread" not in other.threads
+    assert one.seen == other.seen == [[pairs[0].key] * 2, [pairs[0].key, pairs[1].key], [pairs[1].key] * 2]
+    assert torch.equal(scores_of(plain, "redness"), scores_of(beside, "redness"))
+    assert torch.equal(plain_images, images)
+    assert scores_of(plain, "redness").shape == (6,)
+    torch.testing.assert_close(plain_images[:, 0].mean((1, 2)), scores_of(plain, "redness"))
+
+
+def test_drawing_does_not_run_ahead_of_the_scores(
+    policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]]
+) -> None:
+    """At most two batches wait: the fourth is not drawn while the first has no score."""
+    asked_for_fourth = threading.Event()
+
+    def watched() -> Iterator[Trajectories]:
+        for number, batch in enumerate(batches(1), start=1):
+            if number == 4:
+                asked_for_fourth.set()
+            yield batch
+
+    class Slow(Redness):
+        def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+            if not self.seen:
+                assert not asked_for_fourth.wait(0.3)
+            return super().__call__(images, pairs)
+
+    _, parts = scored(policy, watched(), [Slow()], of_images(two_pairs(make_config)), overlap=True)
+    assert all(part.failure is None for part in parts) and asked_for_fourth.is_set()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_reward_that_dies_leaves_its_batches_without_scores(
+    policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]], overlap: bool
+) -> None:
+    rewards = [Redness(), Broken()]
+    _, parts = scored(policy, batches(), rewards, of_images(two_pairs(make_config)), overlap=overlap)
+    assert "reward 'broken' failed on pair" in str(parts[0].failure)
+    assert bool(scores_of(parts, "broken").isnan().all())
+
+
+REWARDS = [RewardConfig(kind="dino", role="identity", name="id"), RewardConfig(kind="clip", role="prompt", name="p")]
+
+
+def test_a_group_without_an_image_is_the_group_of_the_others() -> None:
+    torch.manual_seed(0)
+    whole = {"id": torch.randn(1, 5), "p": torch.randn(1, 5)}
+    holed = {"id": whole["id"].clone(), "p": whole["p"].clone()}
+    holed["p"][0, 2] = torch.nan
+    rest = {name: values[:, [0, 1, 3, 4]] for name, values in whole.items()}
+    for method in (MethodConfig(), MethodConfig(shaping="none", weighting="static", normalise="sum")):
+        credit, record = assign_credit(holed, REWARDS, method)
+        expected, expected_record = assign_credit(rest, REWARDS, method)
+        at, others = credit.at(method, 6, torch.zeros(5, 1).long()), expected.at(method, 6, torch.zeros(4, 1).long())
+        torch.testing.assert_close(at[[0, 1, 3, 4]], others)
+        assert at[2] == 0
+        assert credit.valid.tolist() == [[True, True, False, True, True]]
+        assert record.pop("share/missing") == pytest.approx(0.2)
+        assert expected_record.pop("share/missing") == 0
+        # The identity of the image that dropped out was seen, and counts among what that reward gave.
+        assert record.pop("reward/id/mean") == pytest.approx(float(whole["id"].mean()))
+        expected_record.pop("reward/id/mean")
+        assert record == pytest.approx(expected_record)
+
+
+def test_a_reward_that_weighs_nothing_drops_nobody() -> None:
+    rewards = [*REWARDS, RewardConfig(kind="clip", role="prompt", name="watched", weight=0.0)]
+    scores = {"id": torch.randn(2, 3), "p": torch.randn(2, 3), "watched": torch.full((2, 3), torch.nan)}
+    credit, record = assign_credit(scores, rewards, MethodConfig())
+    assert bool(credit.valid.all()) and record["share/missing"] == 0
+
+
+def test_what_a_guard_vetoes_leaves_its_group_and_is_no_missing_score() -> None:
+    torch.manual_seed(0)
+    guard = RewardConfig(kind="copy-paste", role="guard", name="copies", limit=80.0)
+    scores = {"id": torch.randn(2, 5), "p": torch.randn(2, 5), "copies": torch.tensor([[9.0, 80, 81, 9, 9], [9.0] * 5])}
+    rest = {name: values[:1, [0, 1, 3, 4]] for name, values in scores.items() if name != "copies"}
+    for method in (MethodConfig(), MethodConfig(shaping="none", weighting="static", normalise="sum")):
+        credit, record = assign_credit(scores, [*REWARDS, guard], method)
+        expected, _ = assign_credit(rest, REWARDS, method)
+        at, others = credit.at(method, 6, torch.zeros(10, 1).long()), expected.at(method, 6, torch.zeros(4, 1).long())
+        torch.testing.assert_close(at[[0, 1, 3, 4]], others)
+        assert at[2] == 0
+        assert credit.valid.tolist() == [[True, True, False, True, True], [True] * 5] and bool(credit.scored.all())
+        assert record["share/vetoed"] == pytest.approx(0.1) and record["share/missing"] == 0
+        assert record["reward/copies/mean"] == pytest.approx(float(scores["copies"].mean()))
+    # The guard of an image that it did not see vetoes nothing: the image has no whole score.
+    scores["copies"][0, 2] = torch.nan
+    credit, record = assign_credit(scores, [*REWARDS, guard], MethodConfig())
+    assert record["share/missing"] == pytest.approx(0.1) and record["share/vetoed"] == 0
+    assert credit.valid.tolist() == credit.scored.tolist() == [[True, True, False, True, True], [True] * 5]
+    # One that weighs nothing has no say.
+    _, record = assign_credit(scores, [*REWARDS, guard.model_copy(update={"weight": 0.0})], MethodConfig())
+    assert "share/vetoed" not in record and record["share/missing"] == 0
+
+
+def test_the_limit_counts_the_images_of_all_processes() -> None:
+    def alone(counts: Tensor) -> Tensor:
+        return counts
+
+    def beside_a_whole_one(counts: Tensor) -> Tensor:
+        return counts + torch.tensor([0.0, 8.0, 0.0])
+
+    def beside_a_broken_one(counts: Tensor) -> Tensor:
+        return counts + torch.tensor([8.0, 8.0, 1.0])
+
+    assert why_stop(2, 8, None, 0.25, alone) is None
+    assert why_stop(3, 8, None, 0.25, alone) == "3 of 8 images have no score, more than train.max_missing=0.25 allows"
+    assert why_stop(3, 8, None, 0.25, beside_a_whole_one) is None
+    assert why_stop(0, 8, None, 1.0, beside_a_broken_one) == "a reward failed on another process"
+    assert why_stop(8, 8, RewardError("reward 'x' failed"), 1.0, alone) == "reward 'x' failed"
+
+
+FLAKY = '''
+import os, torch
+def redness(images, pairs):
+    """As the other file's, but at its fifth call it does what the environment says."""
+    scores = 100 * (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+    count = int(os.environ.get("CALLS", "0")) + 1
+    os.environ["CALLS"] = str(count)
+    if count == 5:
+        if os.environ["FAULT"] == "raise":
+            raise ConnectionError("nobody answers")
+        scores[: int(os.environ["FAULT"])] = torch.nan
+    return scores
+'''
+
+
+@pytest.fixture
+def flaky(make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Nine images in batches of six, so that a call in two is the last of its iteration."""
+    (tmp_path / "flaky.py").write_text(FLAKY, encoding="utf-8")
+    monkeypatch.setenv("CALLS", "0")
+    config = make_config(iterations=4)
+    redness = config.rewards[0].model_copy(update={"kind": f"{tmp_path / 'flaky.py'}:redness"})
+    return config.model_copy(update={"rewards": [redness, config.rewards[1]]})
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    newest = newest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    return load_file(next(newest.rglob("pytorch_lora_weights.safetensors")))
+
+
+def test_a_few_missing_scores_are_counted_and_training_goes_on(
+    flaky: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "2")
+    train = flaky.train.model_copy(update={"max_missing": 0.3})
+    run_training(flaky.model_copy(update={"train": train}), tmp_path / "run")
+    missing = [record["share/missing"] for record in read_records(tmp_path / "run" / "metrics.jsonl")]
+    assert missing == pytest.approx([0, 0, 2 / 9, 0])
+    assert all(bool(value.isfinite().all()) for value in weights(tmp_path / "run").values())
+
+
+def test_a_run_that_scores_beside_its_drawing_learns_the_same(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = make_config(iterations=2)
+    for overlap in (False, True):
+        rollout = config.rollout.model_copy(update={"overlap": overlap})
+        run_training(config.model_copy(update={"rollout": rollout}), tmp_path / str(overlap))
+    plain, beside = (
+        [
+            {key: value for key, value in record.items() if not key.startswith("seconds/")}
+            for record in read_records(tmp_path / str(overlap) / "metrics.jsonl")
+        ]
+        for overlap in (False, True)
+    )
+    assert len(plain) == 2 and plain == beside
+    one, other = weights(tmp_path / "False"), weights(tmp_path / "True")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_learns_nothing_of_what_its_guard_vetoes(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    """Two pictures of nine by their light; and where all are vetoed the weights stay, and nothing stops the run."""
+    config = make_config(iterations=1, updates=1)
+    redness, light = config.rewards
+    guard = light.model_copy(update={"name": "too light", "role": "guard"})
+
+    def train_below(limit: float) -> tuple[dict[str, float], dict[str, Tensor]]:
+        run = tmp_path / str(limit)
+        run_training(
+            config.model_copy(update={"rewards": [redness, light, guard.model_copy(update={"limit": limit})]}), run
+        )
+        (record,) = read_records(run / "metrics.jsonl")
+        return record, weights(run)
+
+    free, all_vetoed = train_below(1e6), train_below(-1e6)
+    assert free[0]["share/vetoed"] == 0 and all_vetoed[0]["share/vetoed"] == 1
+    assert all_vetoed[0]["share/missing"] == 0 and all_vetoed[0]["gradient_norm"] == 0
+    some = train_below(free[0]["prompt/mean"])  # the mean of what the guard sees, too
+    assert 0 < some[0]["share/vetoed"] < 1 and some[0]["gradient_norm"] > 0
+    assert any(not torch.equal(some[1][name], free[1][name]) for name in free[1])
+
+
+@pytest.mark.parametrize(("fault", "told"), [("2", "2 of 9 images have no score"), ("raise", "nobody answers")])
+def test_a_run_that_stops_for_its_rewards_loses_nothing(
+    flaky: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
+) -> None:
+    monkeypatch.setenv("FAULT", fault)
+    with pytest.raises(RewardError, match=rf"{told}.*in iteration 3; those before are kept: --resume"):
+        run_training(flaky, tmp_path / "run")
+    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None and newest.name == "000002"
+    assert [record["iteration"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    run_training(flaky, tmp_path / "run")  # the fault is past
+    monkeypatch.setenv("CALLS", "100")
+    run_training(flaky, tmp_path / "whole")
+    resumed, whole = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)

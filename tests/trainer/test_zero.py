@@ -1,0 +1,99 @@
+"""Two processes that share out AdamW's averages (DeepSpeed's ZeRO) learn what one process learns, and hand it on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launching import begun, same, train_together
+from running import run_training
+from safetensors.torch import load_file
+
+from customized_grpo.config import Config, ConfigError
+from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.trainer.processes import start_processes
+
+pytest.importorskip("deepspeed")
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def configs(make_config: Make) -> dict[str, Config]:
+    """Three groups over two processes, which have other numbers of micro-batches then; a KL term; all weights."""
+    common = {"iterations": 4, "checkpoint_every": 2, "schedule": "constant", "batch_size": 2}
+    full = make_config(iterations=2, checkpoint_every=1, kl_weight=0.1, layout="spread", pairs=1, updates=2)
+    return {
+        "lora": make_config(**common),
+        "kl": make_config(layout="spread", kl_weight=0.1, ema=0.5, **{**common, "iterations": 2}),
+        "full": full.model_copy(update={"policy": full.policy.model_copy(update={"lora": None})}),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    for name, config in configs.items():
+        run_training(config, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def shared(
+    request: pytest.FixtureRequest, configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What two processes left by themselves, and where they went on from a checkpoint of one."""
+    folder = tmp_path_factory.mktemp("shared")
+    stage = ["--zero_stage", str(request.param)]
+    train_together(folder, "zero2.yaml", configs, taken_over=alone / "lora", options=stage)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["lora", "kl", "full"])
+def test_parts_learn_what_the_whole_learns(alone: Path, shared: Path, name: str) -> None:
+    same(alone / name, shared / name, kl=name != "lora", all_weights=name == "full")
+
+
+def test_parts_go_on_where_the_whole_stopped(alone: Path, shared: Path) -> None:
+    same(alone / "lora", shared / "taken over")
+
+
+def test_the_whole_goes_on_where_parts_stopped(
+    configs: dict[str, Config], alone: Path, shared: Path, tmp_path: Path
+) -> None:
+    begun(shared / "lora", tmp_path)
+    run_training(configs["lora"], tmp_path)
+    same(alone / "lora", tmp_path)
+
+
+def test_averages_are_shared_out_and_no_pickle_is_left(shared: Path) -> None:
+    seen = [json.loads((shared / "lora" / f"process-{index}.json").read_text()) for index in (0, 1)]
+    assert [one["averages"] for one in seen] == [pytest.approx(seen[0]["weights"], rel=0.05)] * 2, "half of two each"
+    checkpoint = newest_checkpoint(shared / "lora" / "checkpoints")
+    assert checkpoint is not None
+    state = load_file(checkpoint / "state.safetensors")
+    assert sum(tensor.numel() for name, tensor in state.items() if name.endswith("exp_avg")) == seen[0]["weights"]
+    assert {path.suffix for path in shared.rglob("*") if path.is_file()} <= {".json", ".jsonl", ".safetensors", ".yaml"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [("3", "ZeRO of stage 3 is not supported; set zero_stage to 1 or 2, or launch .*fsdp2"), ("0", "ZeRO of stage 0")],
+)
+def test_other_stages_are_refused(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, told: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    with pytest.raises(ConfigError, match=told):
+        start_processes(make_config())
+
+
+def test_micro_batches_by_free_memory_are_refused(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"train\.batch_size: auto does not go with DeepSpeed; give a number"):
+        start_processes(make_config(batch_size="auto"))
