@@ -38,12 +38,16 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Updated:
-    """An update: the numbers for the log, the gradients that its step was taken by, the weights before and after."""
+    """An update: the numbers for the log, the gradients that its step was taken by, the weights before and after.
+
+    `advantages` are those of the trained steps (images, S).
+    """
 
     record: dict[str, float]
     gradients: dict[str, Tensor]
     before: dict[str, Tensor]
     after: dict[str, Tensor]
+    advantages: Tensor
 
     @property
     def gradient(self) -> Tensor:
@@ -78,7 +82,7 @@ def update(policy: PipelinePolicy, sampled: Sampled, batch_size: int = 3, **sett
     advantages = torch.randn(sampled.trained.shape, generator=torch.Generator().manual_seed(0))
     record = updater.update(sampled.items(advantages), sampled.sigmas[1])
     after = {name: weight.detach().clone() for name, weight in weights.items()}
-    return Updated(record, gradients, before, after)
+    return Updated(record, gradients, before, after, advantages)
 
 
 def apart_in_length(found: Tensor, expected: Tensor) -> float:

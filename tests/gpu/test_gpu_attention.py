@@ -14,7 +14,8 @@ from steps import apart_in_length
 from tiny_models import SOURCES, Model, small_qwen
 from torch import Tensor
 
-from customized_grpo.policies.backends import available_backends
+from customized_grpo.models import ModelError
+from customized_grpo.policies.backends import WITHOUT_CUDNN, available_backends, resolve_backend
 
 BACKENDS = ["auto", "native", "flash", "cudnn", "flash-3", "efficient"]  # held against math
 _HOPPER = 9  # major compute capability from which torch's own choice is cuDNN
@@ -50,8 +51,10 @@ def compare(folders: dict[str, tuple[Path, dict[str, str]]], device: str, dtype:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_backend_of_the_gpu_is_plain_attention(models: Callable[[str], Model], backend: str, dtype: str) -> None:
     """In a process of its own: an illegal access would leave all that follows without the GPU."""
-    if backend not in available_backends(torch.device(GPU), getattr(torch, dtype)):
-        pytest.skip(f"{backend} does not compute {dtype} on this GPU, or its package is missing")
+    try:
+        resolve_backend(backend, torch.device(GPU), getattr(torch, dtype))
+    except ModelError as error:
+        pytest.skip(str(error))
     folders = {name: (models(name).folder, models(name).further) for name in SOURCES}
     process = multiprocessing.get_context("spawn").Process(target=compare, args=(folders, GPU, dtype, backend))
     process.start()
@@ -70,6 +73,5 @@ def test_a_backend_of_the_cpu_is_plain_attention(models: Callable[[str], Model])
 def test_the_default_is_available_and_not_cudnn(models: Callable[[str], Model]) -> None:
     model = models("flux-kontext")
     for dtype in ("float32", "bfloat16"):
-        backends = available_backends(torch.device(GPU), getattr(torch, dtype))
-        assert {"auto", "math"} <= set(backends)
-        assert "cudnn" not in model.policy(GPU, dtype=dtype).attention_backend.lower().replace("without cudnn", "")
+        assert {"auto", "math"} <= set(available_backends(torch.device(GPU), getattr(torch, dtype)))
+        assert model.policy(GPU, dtype=dtype).attention_backend == WITHOUT_CUDNN

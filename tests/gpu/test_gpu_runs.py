@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -120,7 +121,8 @@ def test_the_command_takes_the_gpu_that_is_there(tmp_path: Path) -> None:
     options = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "customized_grpo", "train"]
     for arguments in (["--out", "run", *options], ["--resume", "run"]):
-        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        environment = {**os.environ, "COLUMNS": "200"}  # that lines stay whole
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "parameters on cuda" in done.stdout
     starts = read_records(tmp_path / "run" / "starts.jsonl")
