@@ -8,7 +8,7 @@ READY := .venv/.ready
 EXTRAS := .venv-extras/bin
 LOWEST := .venv-lowest/bin
 
-.PHONY: train test check docs format audit test-extras test-lowest
+.PHONY: train test test-gpu check docs format audit test-extras test-lowest
 
 train: $(READY)
 	$(BIN)/cgrpo train
@@ -16,6 +16,10 @@ train: $(READY)
 # Files of tests are shared out among processes, those that take longest first (tests/conftest.py).
 test: check
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# What only a GPU can show, on the first one that is visible: some minutes. Needs a build of torch with CUDA (TORCH).
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu -rs
 
 check: $(READY)
 	$(BIN)/ruff check .

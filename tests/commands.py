@@ -1,7 +1,8 @@
 """Commands as a user types them, each in a process of its own that need not import the models' libraries again.
 
 A server imports them once and computes nothing; it forks a child for each command, in the folder that the command is
-typed in. Of a process of its own the child differs in that alone.
+typed in. Of a process of its own the child differs in that alone. No command sees a GPU: CUDA does not work in a child
+that is forked from a process that has looked for one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _SECONDS = 600  # that a command may take
+_HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -30,7 +32,7 @@ def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[s
         asked = {"arguments": typed, "folder": str(folder), "output": str(output), "error": str(error)}
         server = _server()
         assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(json.dumps({**asked, "environment": dict(os.environ)}) + "\n")
+        server.stdin.write(json.dumps({**asked, "environment": {**os.environ, **_HIDDEN}}) + "\n")
         server.stdin.flush()
         answer = server.stdout.readline()
         assert answer, "the server of commands ended"
@@ -65,7 +67,8 @@ def leave_with(run: Callable[[], int]) -> NoReturn:
 @lru_cache(maxsize=1)
 def _server() -> subprocess.Popen[str]:
     command = [sys.executable, __file__]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, **_HIDDEN}
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     atexit.register(server.kill)
     return server
 

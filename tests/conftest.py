@@ -1,8 +1,14 @@
-"""What all tests share."""
+"""Fixtures and hooks of all tests.
+
+Ordinary tests run on the CPU, whatever the machine has: what many of them hold to (bits that repeat, processes that
+learn what one learns) is a promise for a CPU. GPUs are visible only where tests marked `gpu` are asked for by
+`-m gpu`, as `make test-gpu` does; elsewhere those are skipped.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from typing import Any
 
@@ -23,8 +29,39 @@ LONGEST = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, where files are shared out."""
+def gpus_are_asked_for(config: pytest.Config) -> bool:
+    """Whether the option -m selects tests that are marked `gpu`."""
+    return re.search(r"(?<!not )\bgpu\b", config.known_args_namespace.markexpr) is not None
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Hide GPUs from this process and from those that it starts.
+
+    No option is added: of the hooks of a conftest.py this is the first, before anything has imported torch.
+    """
+    config = pluginmanager.get_plugin("pytestconfig")
+    assert isinstance(config, pytest.Config)
+    if not gpus_are_asked_for(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def why_no_gpu(config: pytest.Config) -> str | None:
+    """The reason for which tests that need a GPU are skipped; None where there is one for them."""
+    if not gpus_are_asked_for(config):
+        return "needs a CUDA GPU, which is hidden from ordinary tests: run make test-gpu, or pytest -m gpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return f"needs a CUDA GPU, and torch {torch.__version__} finds none"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; the longest files first, where files are shared out."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and (reason := why_no_gpu(config)):
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason=reason))
     if SHARED_OUT:
         rank = {file: place for place, file in enumerate(LONGEST)}
         items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))

@@ -104,8 +104,9 @@ class Bench:
         self.folder = folder
         self._made = 0
         environment = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{HERE.parent}", "TQDM_DISABLE": "1"}
-        # Bits must not depend on how many threads share a sum; COLUMNS keeps lines whole.
-        self.environment = {**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
+        # Bits must depend neither on how many threads share a sum nor on a GPU; COLUMNS keeps lines whole.
+        environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self.environment = {**environment, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
         self._server = subprocess.Popen(
             [sys.executable, "-m", f"{HERE.name}.server"],
             stdin=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """What every policy of a diffusers pipeline must prove, whichever model it is.
 
-The pictures have 32x24 pixels and are drawn in `STEPS` steps, in float32 on the CPU unless said otherwise.
+The pictures have 32x24 pixels and are drawn in `STEPS` steps, in float32 on the CPU unless said otherwise. Every proof
+holds for a policy on any device.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def random_picture(height: int, width: int, seed: int) -> Image.Image:
 
 
 def noise(policy: Policy, batch: int = 1, seed: int = 0) -> Tensor:
-    """Gaussian latents of so many images."""
+    """Gaussian latents of so many images, the same numbers on each device."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, *policy.latent_shape, generator=generator)
+    return torch.randn(batch, *policy.latent_shape, generator=generator).to(policy.device)
 
 
 def half_way(policy: Policy, conditions: Conditions) -> Tensor:
@@ -91,13 +92,13 @@ def tune(policy: Policy, scale: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in policy.trainable().values():
             step = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(scale * step.to(parameter.dtype))
+            parameter.add_(scale * step.to(parameter))
 
 
 def apart(one: Tensor, other: Tensor) -> float:
-    """The largest difference of two finite tensors of one shape."""
+    """The largest difference of two finite tensors of one shape, on any device."""
     assert one.shape == other.shape and one.isfinite().all() and other.isfinite().all()
-    return (one - other).abs().max().item()
+    return (one.cpu() - other.cpu()).abs().max().item()
 
 
 def refused(action: Callable[[], object], *words: str) -> None:
@@ -155,7 +156,7 @@ def ratios_are_one(policy: Policy, batch: Trajectories, sampler: str, eta: float
         items = Items.of(batch, rows, torch.full((len(batch),), t), torch.zeros(len(batch)), sigmas)
         _, _, density = replay(policy, items, SAMPLERS[sampler], eta, sigmas[1])
         assert density.requires_grad
-        assert torch.equal((density - items.log_density).exp(), torch.ones(len(batch)))
+        assert torch.equal((density - items.log_density).exp(), torch.ones_like(density))
 
 
 def other_shapes_are_refused(policy: Policy, conditions: Conditions) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import each_device
 from PIL import Image
 from tiny import save_flux_kontext
 
@@ -13,27 +14,28 @@ from customized_grpo.config import LoraConfig, PolicyConfig
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 
 
-def velocity_and_gradients(folder: Path, compile_: bool) -> list[torch.Tensor]:
-    config = PolicyConfig(
-        path=str(folder), height=16, width=16, reference_sizes=[(16, 16)], lora=LoraConfig(rank=2), compile=compile_
+def velocity_and_gradients(folder: Path, device: str, compile_: bool) -> list[torch.Tensor]:
+    sizes = {"height": 16, "width": 16, "reference_sizes": [(16, 16)]}
+    policy = FluxKontextPolicy(
+        PolicyConfig(path=str(folder), device=device, lora=LoraConfig(rank=2), compile=compile_, **sizes)
     )
-    policy = FluxKontextPolicy(config)
     draws = torch.Generator().manual_seed(0)
     weights = policy.trainable()
     with torch.no_grad():
         for weight in weights.values():
-            weight.add_(0.1 * torch.randn(weight.shape, generator=draws))
+            weight.add_(0.1 * torch.randn(weight.shape, generator=draws).to(weight))
     conditions = policy.encode("a dog", [Image.radial_gradient("L").resize((16, 16)).convert("RGB")])
     latents = torch.randn(1, *policy.latent_shape, generator=draws)
     velocity = policy.velocity(latents, torch.tensor([0.5]), conditions)
     return [velocity.detach(), *torch.autograd.grad(velocity.square().sum(), list(weights.values()))]
 
 
-def test_a_compiled_policy_is_the_same_within_rounding(tmp_path: Path) -> None:
+@each_device
+def test_a_compiled_policy_is_the_same_within_rounding(tmp_path: Path, device: str) -> None:
     folder = save_flux_kontext(tmp_path)
-    plain = velocity_and_gradients(folder, False)
+    plain = velocity_and_gradients(folder, device, False)
     try:
-        compiled = velocity_and_gradients(folder, True)
+        compiled = velocity_and_gradients(folder, device, True)
     except torch._dynamo.exc.BackendCompilerFailed as error:
         if "InvalidCxxCompiler" in str(error) or "No working C++ compiler" in str(error):
             pytest.skip("torch.compile needs a C++ compiler on a CPU")

@@ -287,9 +287,10 @@ def test_a_process_that_is_killed_ends_the_others(make_config: Make, tmp_path: P
         for rank in "01"
     ]
     killed, left = started
-    assert killed.communicate(timeout=300) and killed.returncode == -signal.SIGKILL
+    last_words = killed.communicate(timeout=300)[1].decode()
+    assert killed.returncode == -signal.SIGKILL, last_words[-3000:]
     told = left.communicate(timeout=60)[1].decode().splitlines()
-    assert left.returncode == 2
+    assert left.returncode == 2, told
     assert told[-1].startswith("error: another process of this run ended"), told
     assert not any("Traceback" in line for line in told)
 

@@ -60,6 +60,15 @@ def count_messages() -> None:
     update.Updater.update = watched  # type: ignore[method-assign]
 
 
+def forbid_barriers() -> None:
+    """torch's barrier would allocate on the GPU of the local rank, which may not be there; Processes.wait does not."""
+
+    def barrier(*_: Any, **__: Any) -> None:
+        raise AssertionError("torch.distributed.barrier was called")
+
+    dist.barrier = barrier
+
+
 def remember_optimizers() -> None:
     original = optimizer.adamw
 
@@ -82,6 +91,7 @@ def main(plan: dict[str, Any]) -> None:
         assert accelerator.state.fsdp_plugin.fsdp_version == 2
     processes = Processes(accelerator)
     count_messages()
+    forbid_barriers()
     remember_optimizers()
     for one in plan["runs"]:
         config, run = load_config(Path(one["config"])), Path(one["run"])

@@ -126,9 +126,9 @@ def measure_drawing(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may help. The allocator of the CPU raises a plain RuntimeError."""
+    """Whether a smaller batch may help. The allocator of the CPU raises a plain RuntimeError, worded by the system."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory: you tried to allocate" in str(error)
+        isinstance(error, RuntimeError) and "memory: you tried to allocate" in str(error)
     )
 
 

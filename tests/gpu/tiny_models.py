@@ -1,0 +1,149 @@
+"""The tiny models of the GPU's tests: each policy, and the diffusers pipeline that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import devices
+import proofs
+import pytest
+import tiny
+import tiny_flux2
+import tiny_qwen
+import tiny_uno
+import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
+from PIL import Image
+from proofs import HEIGHT, PROMPT, STEPS, WIDTH, random_picture
+from torch import Tensor
+
+from customized_grpo.policies.pipelines import PipelinePolicy
+from customized_grpo.protocols import Conditions
+
+_LENGTH = 208  # text tokens of FLUX.2: dev's system message alone has 169 letters, and the tiny tokenizer spells
+_FLUX2 = {"kind": "flux2", "reference_sizes": None, "max_sequence_length": _LENGTH}
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a model is made, and called.
+
+    `save` writes its pipeline to a folder; `settings` are those of its policy; `arguments` those of the pipeline's call
+    for latents and references, beside prompt, size and steps. With `adapter`, UNO's LoRA is fused into the weights.
+    `stock_references` is whether the pipeline itself takes references.
+    """
+
+    save: Callable[[Path], Path]
+    settings: dict[str, Any]
+    references: Sequence[Image.Image]
+    arguments: Callable[[Tensor, Sequence[Image.Image]], dict[str, Any]]
+    adapter: bool = False
+    stock_references: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in its folder."""
+
+    name: str
+    source: Source
+    folder: Path
+    further: dict[str, Any] = field(default_factory=dict)
+
+    def policy(self, device: str, **changes: Any) -> PipelinePolicy:
+        settings = {**self.source.settings, **self.further, "device": device, **changes}
+        return proofs.built(PipelinePolicy, self.folder, **settings)  # type: ignore[type-abstract]
+
+    def encode(self, policy: PipelinePolicy, prompt: str = PROMPT) -> Conditions:
+        return policy.encode(prompt, self.source.references)
+
+    def stock_policy(self, device: str, **changes: Any) -> tuple[PipelinePolicy, Conditions]:
+        """The policy without an adapter, and conditions that the pipeline has, too."""
+        policy = self.policy(device, **{"adapter": None, **changes})
+        return policy, policy.encode(PROMPT, self.source.references if self.source.stock_references else [])
+
+    def stock(self, policy: PipelinePolicy, dtype: torch.dtype = torch.float32) -> Any:
+        """The diffusers pipeline on the policy's device."""
+        return proofs.stock(self.folder, dtype=dtype).to(policy.device)
+
+    def draw(self, pipeline: Any, latents: Tensor) -> Tensor:
+        """The pipeline's image from these latents, with the policy's default settings."""
+        shared = {"prompt": PROMPT, "height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "output_type": "pt"}
+        references = self.source.references if self.source.stock_references else []
+        images: Tensor = pipeline(**shared, **self.source.arguments(latents, references)).images
+        return images
+
+
+def _flux(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
+    arguments = {"latents": latents, "max_sequence_length": 24, "guidance_scale": 2.5}
+    if references:
+        arguments |= {"image": references[0], "_auto_resize": False, "max_area": HEIGHT * WIDTH}
+    return arguments
+
+
+def _flux2(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
+    unpacked = latents.transpose(1, 2).unflatten(2, (HEIGHT // 8, WIDTH // 8))
+    return {
+        "image": list(references),
+        "latents": unpacked,
+        "max_sequence_length": _LENGTH,
+        "guidance_scale": 2.5,
+    }
+
+
+def _qwen(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
+    return {"image": list(references), "latents": latents, "true_cfg_scale": 1.0}
+
+
+_TWO = [random_picture(64, 72, 1), random_picture(80, 64, 2)]
+SOURCES = {
+    "flux-kontext": Source(tiny.save_flux_kontext, {"reference_sizes": [(16, 24)]}, [random_picture(16, 24, 0)], _flux),
+    "uno": Source(
+        partial(tiny.save_flux, layers=tiny_uno.LAYERS, dynamic_shifting=True),
+        {"kind": "uno", "reference_sizes": [(16, 24), (24, 16)]},
+        [random_picture(16, 24, 0), random_picture(24, 16, 1)],
+        _flux,
+        adapter=True,
+        stock_references=False,
+    ),
+    "flux2-klein": Source(lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
+    "flux2-dev": Source(lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
+    "qwen-image-edit": Source(
+        tiny_qwen.save_qwen_image_edit,
+        {"kind": "qwen-image-edit", "reference_sizes": None},
+        [random_picture(40, 50, 0), random_picture(90, 30, 1)],
+        _qwen,
+    ),
+}
+
+
+@contextmanager
+def small_qwen() -> Iterator[None]:
+    """Inside it Qwen-Image-Edit's own sizes are at a 256th of their area and less, and its processor has no videos."""
+    sizes = {"VAE_IMAGE_SIZE": 64 * 64, "CONDITION_IMAGE_SIZE": 96 * 96}
+    with mock.patch.multiple(plus, **sizes), tiny_qwen.without_video():
+        yield
+
+
+def made(name: str, folder: Path) -> Model:
+    """The model of that name, saved to the empty `folder`."""
+    source = SOURCES[name]
+    with small_qwen():
+        source.save(folder)
+    further = {}
+    if source.adapter:
+        further["adapter"] = str(tiny_uno.save(folder / "dit_lora.safetensors", tiny_uno.uno_lora()))
+    return Model(name, source, folder, further)
+
+
+def each_model(*on_cpu: str, of: Sequence[str] = tuple(SOURCES)) -> pytest.MarkDecorator:
+    """Run a test with `device` and `model`: each of the models `of` on a GPU, those `on_cpu` on the CPU."""
+    cases = [pytest.param(devices.GPU, name, marks=pytest.mark.gpu, id=f"{name}-gpu") for name in of]
+    cases += [pytest.param("cpu", name, id=f"{name}-cpu") for name in on_cpu]
+    return pytest.mark.parametrize(("device", "model"), cases, indirect=["model"])
