@@ -27,7 +27,8 @@ def main() -> int:
         sections = named(arguments.sections.split(",") if arguments.sections else None)
     except ValueError as error:
         parser.error(str(error))
-    console, began = Console(), time.monotonic()
+    # Where the output is no terminal, the tables have room.
+    console, began = Console(width=None if sys.stdout.isatty() else 160), time.monotonic()
 
     def say(line: str) -> None:
         console.print(f"[{time.monotonic() - began:5.0f} s] {line}", markup=False, highlight=False)

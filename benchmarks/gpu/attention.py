@@ -65,17 +65,17 @@ def attention(context: Context) -> Iterator[Row]:
     # First one plain call of each: a backend that is not there fails in it alone.
     plain = [Call(backend, row, row, heads, width, "contiguous", "contiguous") for backend in backends]
     there = []
-    for found in _isolated(plain, context.device, _AT_ONCE):
+    for found in isolated(plain, context.device, _AT_ONCE):
         yield found
         if not str(found["status"]).startswith("unavailable"):
             there.append(str(found["backend"]))
     if _FLASH_3 not in backends:
         yield {"backend": _FLASH_3, "status": "unavailable: the package `kernels` is not installed"}
     calls = [call for backend in backends if backend in there for call in _calls(backend, row, few, heads, width)]
-    yield from _isolated(calls[:12] if context.tiny else calls, context.device, _AT_ONCE)
+    yield from isolated(calls[:4] if context.tiny else calls, context.device, _AT_ONCE)
     lengths = (row,) if context.tiny else (row, text + 8 * image)
     timed = [Call(backend, n, n, heads, width, timed=True) for n in lengths for backend in backends if backend in there]
-    yield from _isolated(timed, context.device, 1)
+    yield from isolated(timed, context.device, 1)
 
 
 def _calls(backend: str, row: int, few: int, heads: int, width: int) -> Iterator[Call]:
@@ -88,11 +88,13 @@ def _calls(backend: str, row: int, few: int, heads: int, width: int) -> Iterator
     yield replace(Call(backend, few, row, heads, width), gradient="slice", mixed=True)
 
 
-def _isolated(calls: Sequence[Call], device: torch.device, at_once: int) -> Iterator[Row]:
-    """Each call's row, made in a process of its own, so many at a time."""
+def isolated(
+    calls: Sequence[Call], device: torch.device, at_once: int, report: Callable[..., None] | None = None
+) -> Iterator[Row]:
+    """Each call's row, made in a process of its own by `report`, so many at a time."""
     # Forks of it find torch imported. A fork of this process would not do: it may have used the device.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["torch", "benchmarks.gpu.timing"])
+    processes.set_forkserver_preload([__name__, "torch.fx.experimental.symbolic_shapes"])  # the latter is autograd's
     at_once = min(at_once, os.cpu_count() or 1)
     waiting = list(reversed(calls))
     running: dict[Any, tuple[Any, Connection, Call, float]] = {}
@@ -100,7 +102,7 @@ def _isolated(calls: Sequence[Call], device: torch.device, at_once: int) -> Iter
         while waiting and len(running) < at_once:
             call = waiting.pop()
             receiver, sender = processes.Pipe(duplex=False)
-            process = processes.Process(target=_report, args=(sender, call, str(device)), daemon=True)
+            process = processes.Process(target=report or _report, args=(sender, call, str(device)), daemon=True)
             process.start()
             sender.close()
             running[process.sentinel] = process, receiver, call, time.monotonic() + _CALL_SECONDS

@@ -23,7 +23,8 @@ from customized_grpo.records import write_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "gpu.json"
-_START_LIMIT = 90.0  # seconds until a process reports its first section
+_START_LIMIT = 90.0  # seconds until a process has imported what it needs, and begins a section
+_TINY_SLACK = 5.0  # times as long as on a GPU may a section take with --tiny
 
 
 class Run:
@@ -39,6 +40,7 @@ class Run:
 
     def __init__(self, out: Path, *, tiny: bool, limit: float, command: str, say: Callable[[str], None]) -> None:
         self._out, self._tiny, self._limit, self._say = out.resolve(), tiny, limit, say
+        self._slack = _TINY_SLACK if tiny else 1.0
         self._began = time.monotonic()
         self.record: dict[str, Any] = {
             "command": command,
@@ -86,11 +88,11 @@ class Run:
 
     def _follow(self, process: subprocess.Popen[str], sections: list[Section], log: Path) -> list[Section]:
         """Record what a process reports until it ends or one of its sections takes too long."""
-        limits = {section.name: section.limit for section in sections}
+        limits = {section.name: self._slack * section.limit for section in sections}
         pending = list(sections)
         running: str | None = None
         reported = False  # whether anything came of a section, or this process would be started for ever
-        since, limit = time.monotonic(), _START_LIMIT
+        since, limit = time.monotonic(), self._slack * _START_LIMIT
         lines = _lines(process)
         while True:
             try:
@@ -122,7 +124,7 @@ class Run:
                 self._done(section, since)
             if kind in ("skip", "end"):
                 pending = [one for one in pending if one.name != section]
-                running, reported, since, limit = None, True, time.monotonic(), _START_LIMIT
+                running, reported, since, limit = None, True, time.monotonic(), self._slack * _START_LIMIT
             self._write()
         return [section for section in pending if section.name != running]
 

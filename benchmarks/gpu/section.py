@@ -42,7 +42,6 @@ def main() -> None:
         if left < section.needs:
             emit("skip", section=section.name, note=f"{left:.0f} s were left, and it needs {section.needs:.0f} s")
             continue
-        emit("start", section=section.name)
         error = _run(section, context, emit)
         emit("end", section=section.name, error=error)
         if error is not None and not context.usable():
@@ -53,7 +52,9 @@ def _run(section: Section, context: Context, emit: Callable[..., None]) -> str |
     """Emit the section's rows; returns the error that ended it."""
     module, _, name = section.measure.partition(":")
     try:
+        # Imports take seconds, which are not the section's.
         measure: Callable[[Context], Iterator[Row]] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        emit("start", section=section.name)
         for row in measure(context):
             emit("row", section=section.name, row=row)
         context.tidy()

@@ -50,18 +50,19 @@ def adamw(context: Context) -> Iterator[Row]:
     """A step on the LoRA of the recipes, all of torch's implementations."""
     config = context.policy_config(rank=512, layers="default", gradient_checkpointing=True)
     policy = context.policy(config)
-    weights = list(policy.trainable().values())
-    for weight in weights:
-        weight.grad = torch.zeros_like(weight)
+    million = sum(weight.numel() for weight in policy.trainable().values()) / 1e6
     for implementation in ("foreach", "fused"):
-        million = sum(weight.numel() for weight in weights) / 1e6
         settings = {"implementation": implementation, "million_weights": million}
         yield context.attempt(settings, partial(_adamw, context, policy, implementation))
 
 
 def _adamw(context: Context, policy: PipelinePolicy, implementation: str) -> Row:
+    context.tidy()
+    weights = list(policy.trainable().values())
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
     chosen: dict[str, Any] = {implementation: True}
-    optimizer = torch.optim.AdamW(list(policy.trainable().values()), lr=1e-6, **chosen)
+    optimizer = torch.optim.AdamW(weights, lr=1e-6, **chosen)
     optimizer.step()  # makes its state
     reset_peak(context.device)
     held = torch.cuda.memory_allocated(context.device) if context.device.type == "cuda" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from benchmarks.gpu.sections import Row, Section, all_sections
 from customized_grpo.console.tables import markdown_table
 
+_LONGEST = 120  # letters of a text, such as an error
 _GOALS = (("goal", "goal"), ("target", "target"), ("reached", "reached"))
 
 
@@ -70,7 +72,7 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         middle = _number(value["median"])
         return middle if value["repeats"] == 1 else f"{middle} ({_number(value['min'])} to {_number(value['max'])})"
-    return str(value)
+    return shorten(str(value), _LONGEST, placeholder=" ...")
 
 
 def _number(value: float) -> str:
