@@ -106,7 +106,7 @@ def _scaled(config: Config, images: int, *, least: bool = False) -> Config:
     return config.model_copy(
         update={
             "rollout": rollout.model_copy(update=fewer),
-            "train": config.train.model_copy(update={"updates": 1}),
+            "train": config.train.model_copy(update={"updates": 1, "iterations": 1}),
         }
     )
 

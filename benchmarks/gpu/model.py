@@ -18,6 +18,7 @@ from benchmarks.gpu.sections import Row
 from benchmarks.gpu.timing import Timing, alternate, both, ratio, synchronise
 from customized_grpo.config import PolicyConfig
 from customized_grpo.method import SAMPLERS, flow_sigmas
+from customized_grpo.planning.shapes import of_all_blocks
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.speed.flops import flop_counter
@@ -26,7 +27,7 @@ from customized_grpo.speed.flops import flop_counter
 _TRAINING = (
     (16, "attention", True, (4,)),
     (128, "attention", False, (1,)),
-    (128, "attention", True, (1, 4, 8)),
+    (128, "attention", True, (4, 8)),  # of 1: the section `launch`
     (512, "default", True, (1, 4)),
 )
 _STEPS, _SHIFT = 25, 3.0
@@ -64,7 +65,8 @@ def launch(context: Context) -> Iterator[Row]:
     work = both(_backward(context, policy, 1))
     for collector in ("on", "off"):
         with nullcontext() if collector == "on" else _no_collector():
-            found = alternate(work, context.device, repeats=2 if context.tiny else 5)
+            repeats = 2 if context.tiny else 5 if collector == "on" else 3
+            found = alternate(work, context.device, repeats=repeats)
         yield {"collector": collector, **_paired(found, 1)}
 
 
@@ -84,7 +86,7 @@ def by_attention(context: Context) -> Iterator[Row]:
     def measure(config: PolicyConfig) -> Row:
         policy = context.policy(config)
         work = {"velocity": _forward(context, policy, batch), "training": _backward(context, policy, batch)}
-        found = alternate(work, context.device, repeats=2)
+        found = alternate(work, context.device, repeats=1)
         return {name: timing.per(batch) for name, timing in found.items()}
 
     for name in attention_settings(context.device):
@@ -155,7 +157,9 @@ def _velocity(context: Context, policy: PipelinePolicy, batch: int, flops: int) 
 def _training(
     context: Context, policy: PipelinePolicy, config: PolicyConfig, batch: int, flops: int, useful: int
 ) -> Row:
-    found = alternate(both(_backward(context, policy, batch)), context.device, repeats=3 if batch < 4 else 2)
+    found = alternate(
+        both(_backward(context, policy, batch)), context.device, repeats=3 if batch < 4 else 2 if batch < 8 else 1
+    )
     planned, measured = model_bytes(config, batch), found["ours"].peak_bytes
     return {
         **_paired(found, batch),
@@ -212,9 +216,13 @@ def _backward(context: Context, policy: PipelinePolicy, batch: int) -> Callable[
 
 def _flops(policy: PipelinePolicy, work: Callable[[], object]) -> int:
     """Operations of the work as diffusers and peft compute it, attention by torch's own kernels, which are counted."""
-    with libraries_own(), _countable_attention(policy._transformer), flop_counter() as counter:
-        work()
-    return int(counter.get_total_flops())
+
+    def count() -> int:
+        with libraries_own(), _countable_attention(policy._transformer), flop_counter() as counter:
+            work()
+        return int(counter.get_total_flops())
+
+    return of_all_blocks(policy._transformer, count)
 
 
 @contextmanager

@@ -56,35 +56,37 @@ class Run:
 
     def run(self, sections: Sequence[Section]) -> None:
         """Run the sections in their order, those that share a process together; again from the next after a crash."""
-        for process, group in groupby(sections, lambda section: section.process):
-            pending = list(group)
+        groups = [(process, list(group)) for process, group in groupby(sections, lambda section: section.process)]
+        for place, (process, pending) in enumerate(groups):
+            later = sum(one.needs for _, group in groups[place + 1 :] for one in group if not one.optional)
             while pending:
-                pending = self._run_process(process, pending)
+                pending = self._run_process(process, pending, later)
         self._write()
 
     @property
     def _left(self) -> float:
         return self._limit - (time.monotonic() - self._began)
 
-    def _run_process(self, name: str, sections: list[Section]) -> list[Section]:
+    def _run_process(self, name: str, sections: list[Section], later: float) -> list[Section]:
         """One process for these sections; returns those that it did not come to."""
-        worth = [section for section in sections if self._enough(section)]
+        worth = [section for section in sections if self._enough(section, later)]
         if not worth:
             return []
         log = self._out / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as errors, _started(worth, time.time() + self._left, self._tiny, errors) as process:
+        options = ["--until", str(time.time() + self._left), "--later", str(later), *(["--tiny"] if self._tiny else [])]
+        with log.open("ab") as errors, _started(worth, options, errors) as process:
             try:
                 return self._follow(process, worth, log)
             finally:
                 _kill(process)
 
-    def _enough(self, section: Section) -> bool:
+    def _enough(self, section: Section, later: float) -> bool:
         """Whether there is time for a section; where not, the record says so."""
-        if self._left >= section.needs:
-            return True
-        self._skip(section.name, f"{max(0.0, self._left):.0f} s were left, and it needs {section.needs:.0f} s")
-        return False
+        note = section.shortage(self._left, later)
+        if note is not None:
+            self._skip(section.name, note)
+        return note is None
 
     def _follow(self, process: subprocess.Popen[str], sections: list[Section], log: Path) -> list[Section]:
         """Record what a process reports until it ends or one of its sections takes too long."""
@@ -154,9 +156,8 @@ class Run:
         write_json(self._out / RESULTS, self.record)
 
 
-def _started(sections: Sequence[Section], until: float, tiny: bool, errors: IO[bytes]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.gpu.section", *(section.name for section in sections)]
-    command += ["--until", str(until), *(["--tiny"] if tiny else [])]
+def _started(sections: Sequence[Section], options: list[str], errors: IO[bytes]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu.section", *(section.name for section in sections), *options]
     # A session of its own, so that it is killed with the processes that it has started.
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8", start_new_session=True

@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="+")
     parser.add_argument("--tiny", action="store_true", help="a small model on a CPU")
     parser.add_argument("--until", type=float, default=float("inf"), help="time.time() at which to be done")
+    parser.add_argument("--later", type=float, default=0.0, help="seconds of it for sections of later processes")
     arguments = parser.parse_args()
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -38,9 +39,9 @@ def main() -> None:
 
     emit("machine", machine=machine(context))
     for section in named(arguments.sections):
-        left = arguments.until - time.time()
-        if left < section.needs:
-            emit("skip", section=section.name, note=f"{left:.0f} s were left, and it needs {section.needs:.0f} s")
+        note = section.shortage(arguments.until - time.time(), arguments.later)
+        if note is not None:
+            emit("skip", section=section.name, note=note)
             continue
         error = _run(section, context, emit)
         emit("end", section=section.name, error=error)

@@ -1,4 +1,4 @@
-"""The sections of the benchmark, most important first. Imports nothing heavy: the parent process reads it."""
+"""The sections of the benchmark, most important first but for optional ones. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Section:
         title: heading in tables and in docs/gpu.md.
         process: consecutive sections with the same value share a process, and so the model that it has built.
         needs: seconds that it takes on one H100; it is skipped where less is left.
+        optional: whether it is also skipped where sections after it would lose their time by it.
         limit: seconds after which it is killed.
         measure: `module:function` of this package, which takes a `Context` and yields rows.
         columns: pairs of a heading and a key of its rows (dotted where nested), for tables.
@@ -33,6 +34,15 @@ class Section:
     measure: str
     columns: tuple[tuple[str, str], ...] = ()
     notes: str = ""
+    optional: bool = False
+
+    def shortage(self, left: float, later: float) -> str | None:
+        """Why it is skipped where `left` seconds are left, `later` of them wanted by sections after it; else None."""
+        wanted = self.needs + (later if self.optional else 0.0)
+        if left >= wanted:
+            return None
+        more = f" and {later:.0f} s are for sections after it" if wanted > self.needs else ""
+        return f"{max(0.0, left):.0f} s were left, it needs {self.needs:.0f} s{more}"
 
 
 _PAIRED = (
@@ -241,6 +251,7 @@ SECTIONS = (
         process="model",
         needs=15,
         limit=60,
+        optional=True,
         measure="model:by_attention",
         columns=(
             ("policy.attention", "attention"),
@@ -255,6 +266,7 @@ SECTIONS = (
         process="model",
         needs=25,
         limit=80,
+        optional=True,
         measure="model:compiled",
         columns=(("what", "what"), ("first call, s", "first_seconds"), ("s per image", "seconds")),
         notes="Batch 4, rank 16. The first call compiles the two kinds of blocks.",
@@ -263,7 +275,7 @@ SECTIONS = (
         "default",
         "`cgrpo train` with no options",
         process="default",
-        needs=60,
+        needs=75,
         limit=110,
         measure="default:default",
         columns=(

@@ -6,19 +6,26 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from crashing import crash
 
-from benchmarks.gpu import attention, page
+from benchmarks.gpu import attention, model, page
 from benchmarks.gpu.goals import goals
 from benchmarks.gpu.planned import difference
-from benchmarks.gpu.sections import DEBUG, SECTIONS, named
+from benchmarks.gpu.sections import DEBUG, SECTIONS, Section, named
 from benchmarks.gpu.tables import markdown, tables
 from benchmarks.gpu.timing import Timing, alternate, ratio
+from customized_grpo.config import PolicyConfig
+from customized_grpo.policies import build_policy
+from customized_grpo.policies.pipelines import PipelinePolicy
+from customized_grpo.policies.shortcuts import libraries_own
+from customized_grpo.speed.flops import flop_counter
 
 ROOT = Path(__file__).parents[2]
 #: Sections that have no row of a GPU's alone.
@@ -127,6 +134,13 @@ def test_a_section_that_fails_crashes_or_hangs_stops_no_other(tmp_path: Path) ->
     assert record["skipped"].keys() == {"debug-long"} and "needs 10000 s" in record["skipped"]["debug-long"]
 
 
+def test_an_optional_section_leaves_time_for_those_after_it() -> None:
+    section = Section("small", "Small", "model", needs=10, limit=20, measure="", optional=True)
+    assert section.shortage(left=30, later=20) is None
+    assert section.shortage(left=29, later=20) == "29 s were left, it needs 10 s and 20 s are for sections after it"
+    assert replace(section, optional=False).shortage(left=29, later=20) is None
+
+
 def test_a_section_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = benchmark(tmp_path, "--sections", "velocity,speed")
     assert done.returncode == 2 and "there is no 'speed'" in done.stderr and "Traceback" not in done.stderr
@@ -153,6 +167,21 @@ def test_ratios_are_of_neighbours() -> None:
     ways = {name: lambda name=name: order.append(name) for name in "ab"}
     alternate(ways, torch.device("cpu"), repeats=2, warm=1)
     assert order == list("ababab")
+
+
+def test_operations_are_extrapolated_from_few_blocks() -> None:
+    settings = {"path": "nowhere/at-all", "device": "cpu", "height": 32, "width": 32, "gradient_checkpointing": True}
+    policy = build_policy(PolicyConfig.model_validate(settings), tiny.flux_kontext(layers=4))
+    assert isinstance(policy, PipelinePolicy)
+    latents, sigma = torch.randn(1, *policy.latent_shape), torch.full((1,), 0.5)
+    conditions = policy.encode("a red bird", [])
+
+    def work() -> None:
+        policy.velocity(latents, sigma, conditions).square().mean().backward()
+
+    with libraries_own(), flop_counter() as counter:
+        work()
+    assert model._flops(policy, work) == counter.get_total_flops() > 0
 
 
 def test_goals_are_held_against_results() -> None:
