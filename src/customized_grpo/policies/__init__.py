@@ -21,21 +21,28 @@ _KINDS = {
 }
 
 
-def build_policy(config: PolicyConfig) -> Policy:
+def build_policy(config: PolicyConfig, pipeline: Any = None) -> Policy:
     """The policy that `config.kind` names, loaded and ready to be trained.
 
     A kind `package.module:Class` or `file.py:Class` is a class of the user's own, called with `config`: a
     `protocols.Policy`. The code that is named is run.
+
+    Args:
+        config: model, size, precision and what to tune.
+        pipeline: a diffusers pipeline in memory to use instead of the one at `config.path`, for the built-in kinds. Its
+            models are changed in place.
 
     Raises:
         ModelError: the model is missing, or is none of this kind, or the user's class is no policy; one line with the
             remedy.
     """
     if ":" in config.kind:
+        if pipeline is not None:
+            raise ModelError(f"policy.kind: {config.kind} is a class of your own, which takes no pipeline; pass None")
         return _own(config)
     module, _, name = _KINDS[config.kind].partition(":")
     kind: Any = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    policy: Policy = kind(config)
+    policy: Policy = kind(config) if pipeline is None else kind.of(config, pipeline)
     return policy
 
 

@@ -84,6 +84,32 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Callable[[nn.M
     return loaded
 
 
+def adopt_pipeline(
+    config: PolicyConfig, pipeline: Any, *pipelines: Any, prepare: Callable[[nn.Module], None] | None = None
+) -> Any:
+    """Prepare a diffusers pipeline that is in memory as `load_pipeline` prepares one from disk.
+
+    Its models are changed in place: frozen, in evaluation mode, in `config.dtype`.
+
+    Raises:
+        ModelError: the pipeline is of none of the classes `pipelines` or has a LoRA, or a package is missing.
+    """
+    check_packages(config)
+    if type(pipeline) not in pipelines:
+        names = " or ".join(kind.__name__ for kind in pipelines)
+        raise ModelError(f"policy.kind: {config.kind} takes a {names}, not a {type(pipeline).__name__}; pass one")
+    if getattr(pipeline.transformer, "peft_config", None):
+        raise ModelError("the pipeline's transformer has a LoRA; take it off by transformer.unload_lora()")
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            # Not the model's own `to`, which warns of what `dtype` in from_pretrained does otherwise.
+            nn.Module.to(part, getattr(torch, config.dtype)).requires_grad_(False).eval()
+    if prepare is not None:
+        prepare(pipeline.transformer)
+    quantise(pipeline.transformer, config.quantise)
+    return pipeline
+
+
 def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
     """The text encoder of that name in the pipeline's folder, on the CPU; `pipeline` may be the class alone.
 

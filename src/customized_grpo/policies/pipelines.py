@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from customized_grpo.models.freed import keep_freed_memory
 from customized_grpo.policies.backends import PRODUCTS, context_of, resolve_backend, use_backend
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
-from customized_grpo.policies.loading import load_part, load_pipeline, load_transformer
+from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
 from customized_grpo.policies.processor import OnProcessor
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
@@ -77,6 +77,8 @@ class PipelinePolicy(ABC):
 
     attention_backend: str
     """What computes the transformer's attention, see `backends.resolve_backend`."""
+    _given: Any = None
+    """The pipeline in memory to use; None loads the one at `config.path`."""
 
     def __init__(
         self, config: PolicyConfig, *pipelines: Any, lora_targets: Sequence[str], lora_exclude: str = ""
@@ -86,7 +88,10 @@ class PipelinePolicy(ABC):
         self._device = device_of(config)
         self.attention_backend = resolve_backend(config.attention, self._device, self._dtype, compiled=config.compile)
         folder = conditions_folder(config)
-        self._pipeline = load_pipeline(config, *pipelines, prepare=self._preparation())
+        if self._given is None:
+            self._pipeline = load_pipeline(config, *pipelines, prepare=self._preparation())
+        else:
+            self._pipeline = adopt_pipeline(config, self._given, *pipelines, prepare=self._preparation())
         self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
         self._away = False  # whether text encoders and VAE may be off the device
         self._transformer = self._pipeline.transformer
@@ -124,6 +129,26 @@ class PipelinePolicy(ABC):
         self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
         for size in config.reference_sizes or ():
             self._tokens_of("policy.reference_sizes", *size)
+
+    @classmethod
+    def of(cls, config: PolicyConfig, pipeline: Any) -> Self:
+        """Make this policy of a diffusers pipeline that is in memory, instead of the one at `config.path`.
+
+        The pipeline's models are changed in place, so it is one policy's alone. `config.path` is read only where
+        weights are wanted again: all of the transformer's for KL without a LoRA, text encoders dropped to save memory.
+
+        Args:
+            config: size, precision and what to tune, as for a policy that is loaded.
+            pipeline: of the diffusers class that this policy takes.
+
+        Raises:
+            ModelError: the pipeline is of another class or has a LoRA, a size is less than one token, or a LoRA target
+                does not exist.
+        """
+        policy = cls.__new__(cls)
+        policy._given = pipeline
+        cls.__init__(policy, config)  # type: ignore[call-arg]  # a model's own takes `config` alone
+        return policy
 
     @property
     def config(self) -> PolicyConfig:
