@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -17,13 +17,12 @@ from benchmarks.gpu.sections import Row
 from benchmarks.gpu.timing import peak_bytes, reset_peak, synchronise
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
-from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.protocols import Pair, Policy, Reward
+from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.speed.iteration import OURS, RELEASED, Shape, iterate
-from customized_grpo.training.update import trained_count
-from customized_grpo.training.windows import stochastic_steps
+from customized_grpo.trainer.update import trained_count
+from customized_grpo.trainer.windows import stochastic_steps
 
-Result = TypeVar("Result")
 #: Each way by name, with the images of its group.
 _WAYS = (
     ("ours", OURS, 8),
@@ -32,8 +31,11 @@ _WAYS = (
 )
 _STEPS = 4
 #: Stages of `iterate` by the phase of `cgrpo plan` that they are.
-_PHASES = {"encode": "encoding", "sample": "sampling", "decode": "scoring", "score": "scoring", "update": "training"}
-_FORMULA = "pairs * encode + images * (steps * sample + trained_steps * update + decode + score)"
+_PHASES = {
+    "encode": "encoding", "sample": "sampling", "decode": "scoring", "score": "scoring", "update": "training",
+    "probe": "training",
+}  # fmt: skip
+_FORMULA = "pairs * encode + images * (steps * sample + trained_steps * update + decode + score) + probe"
 
 
 def kontext(context: Context) -> Iterator[Row]:
@@ -49,27 +51,30 @@ def run_iteration(
 ) -> _Stages:
     """One iteration on `pairs` in that shape; it changes the policy. All that this package asks of the trainer."""
     stages = _Stages(policy.device)
-    with nullcontext() if shape.own_layers else libraries_own():
-        iterate(config, policy, rewards, pairs, shape, stages)
+    terms = [
+        RewardTerm(reward, one.role, one.weight, one.limit) for reward, one in zip(rewards, config.rewards, strict=True)
+    ]
+    iterate(config, policy, terms, pairs, shape, stages)
     return stages
 
 
 @dataclass
 class _Stages:
-    """Seconds and peak bytes of each stage, while `iterate` calls it."""
+    """Seconds (`totals`) and peak bytes of each stage, as a trainer's profiler."""
 
     device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int | None] = field(default_factory=dict)
 
-    def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
         reset_peak(self.device)
         began = time.perf_counter()
-        result = work()
+        yield
         synchronise(self.device)
-        self.seconds[stage] = time.perf_counter() - began
-        self.peaks[stage] = peak_bytes(self.device)
-        return result
+        self.totals[stage] = self.totals.get(stage, 0.0) + time.perf_counter() - began
+        peak = peak_bytes(self.device)
+        self.peaks[stage] = peak if peak is None else max(peak, self.peaks.get(stage) or 0)
 
 
 def _iterations(context: Context, recipe: str) -> Iterator[Row]:
@@ -118,10 +123,14 @@ def _measure(
     images, steps, trained = config.rollout.group_size, config.rollout.steps, _trained(config)
     encoded = images if shape.encode_each else 1
     units = {"encode": encoded, "sample": images * steps, "decode": images, "score": images, "update": images * trained}
-    unit = {stage: seconds / units[stage] for stage, seconds in stages.seconds.items()}
+    units["probe"] = 1
+    unit = {stage: seconds / units[stage] for stage, seconds in stages.totals.items()}
     all_images = whole.rollout.pairs * whole.rollout.group_size
-    recipe_seconds = (all_images if shape.encode_each else whole.rollout.pairs) * unit["encode"] + all_images * (
-        whole.rollout.steps * unit["sample"] + _trained(whole) * unit["update"] + unit["decode"] + unit["score"]
+    recipe_seconds = (
+        (all_images if shape.encode_each else whole.rollout.pairs) * unit["encode"]
+        + all_images
+        * (whole.rollout.steps * unit["sample"] + _trained(whole) * unit["update"] + unit["decode"] + unit["score"])
+        + unit["probe"]
     )
     used = shape.of(config)
     row: Row = {
@@ -129,9 +138,9 @@ def _measure(
         "steps": steps,
         "trained_steps": trained,
         "batch_sizes": f"{used.rollout.batch_size}, {used.train.batch_size}",
-        "seconds": sum(stages.seconds.values()),
-        "seconds_per_image": sum(stages.seconds.values()) / images,
-        "stages": stages.seconds,
+        "seconds": sum(stages.totals.values()),
+        "seconds_per_image": sum(stages.totals.values()) / images,
+        "stages": stages.totals,
         "seconds_per_unit": unit,
         "recipe_images": all_images,
         "recipe_steps": whole.rollout.steps,
