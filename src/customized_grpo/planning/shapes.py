@@ -126,7 +126,7 @@ def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
     picture = Image.new("RGB", (width, height))
     with torch.no_grad():
         for k in range(1, references + 1):
-            rows[REFERENCE.format(k)] = policy._encode_reference(picture, references)
+            rows[REFERENCE.format(k)] = policy.encode_reference(picture, references)
     return Conditions(rows)
 
 

@@ -42,7 +42,7 @@ def build_policy(config: PolicyConfig, pipeline: Any = None) -> Policy:
         return _own(config)
     module, _, name = _KINDS[config.kind].partition(":")
     kind: Any = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    policy: Policy = kind(config) if pipeline is None else kind.of(config, pipeline)
+    policy: Policy = kind(config, pipeline)
     return policy
 
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor, nn
 
@@ -62,10 +61,10 @@ class PipelinePolicy(ABC):
     settings forgotten, not sent back.
 
     Args:
-        config: model, size, precision and what to tune.
-        pipelines: the pipeline's class, or those that will do.
-        lora_targets: the layers that a LoRA adapts by default.
-        lora_exclude: a layer that is none of them, though its name ends like theirs.
+        config: Model, size, precision and what to train.
+        pipeline: A diffusers pipeline in memory to use instead of the one at `config.path`. Its models are changed in
+            place, so it belongs to one policy. The path is read only where weights are wanted again: all of the
+            transformer's for KL without a LoRA, text encoders dropped to save memory.
 
     Raises:
         ModelError: the path holds no such pipeline in safetensors, a size is less than one token, LoRA targets do not
@@ -77,28 +76,37 @@ class PipelinePolicy(ABC):
 
     attention_backend: str
     """What computes the transformer's attention, see `backends.resolve_backend`."""
-    _given: Any = None
-    """The pipeline in memory to use; None loads the one at `config.path`."""
 
-    def __init__(
-        self, config: PolicyConfig, *pipelines: Any, lora_targets: Sequence[str], lora_exclude: str = ""
-    ) -> None:
+    pipelines: ClassVar[tuple[Any, ...]]
+    """The diffusers pipelines that this policy is made of; one of them is at `config.path`."""
+    lora_targets: ClassVar[Sequence[str]] = ATTENTION
+    """The layers that a LoRA adapts by default: each name stands for all linear layers whose name ends so."""
+    lora_exclude: ClassVar[str] = ""
+    """A layer that is none of them, though its name ends like theirs."""
+
+    def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._device = device_of(config)
         self.attention_backend = resolve_backend(config.attention, self._device, self._dtype, compiled=config.compile)
         folder = conditions_folder(config)
-        if self._given is None:
-            self._pipeline = load_pipeline(config, *pipelines, prepare=self._preparation())
+        if pipeline is None:
+            self._pipeline = load_pipeline(config, *self.pipelines, prepare=self.preparation())
         else:
-            self._pipeline = adopt_pipeline(config, self._given, *pipelines, prepare=self._preparation())
+            self._pipeline = adopt_pipeline(config, pipeline, *self.pipelines, prepare=self.preparation())
         self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
         self._away = False  # whether text encoders and VAE may be off the device
         self._transformer = self._pipeline.transformer
         self._kind = type(self._transformer)  # before it is sharded, which makes another class of it
         self._tuning: Tuning
         if config.lora is not None:
-            self._tuning = LoraTuning(self._transformer, config.lora, lora_targets, exclude=lora_exclude)
+            self._tuning = LoraTuning(
+                self._transformer,
+                config.lora,
+                self.lora_targets,
+                self.lora_exclude,
+                type(self._pipeline).save_lora_weights,
+            )
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
         use_backend(self._transformer, self.attention_backend)
@@ -130,26 +138,6 @@ class PipelinePolicy(ABC):
         for size in config.reference_sizes or ():
             self._tokens_of("policy.reference_sizes", *size)
 
-    @classmethod
-    def of(cls, config: PolicyConfig, pipeline: Any) -> Self:
-        """Make this policy of a diffusers pipeline that is in memory, instead of the one at `config.path`.
-
-        The pipeline's models are changed in place, so it is one policy's alone. `config.path` is read only where
-        weights are wanted again: all of the transformer's for KL without a LoRA, text encoders dropped to save memory.
-
-        Args:
-            config: size, precision and what to tune, as for a policy that is loaded.
-            pipeline: of the diffusers class that this policy takes.
-
-        Raises:
-            ModelError: the pipeline is of another class or has a LoRA, a size is less than one token, or a LoRA target
-                does not exist.
-        """
-        policy = cls.__new__(cls)
-        policy._given = pipeline
-        cls.__init__(policy, config)  # type: ignore[call-arg]  # a model's own takes `config` alone
-        return policy
-
     @property
     def config(self) -> PolicyConfig:
         """The settings that the policy was made with."""
@@ -180,7 +168,7 @@ class PipelinePolicy(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
         self._bring(self._pipeline.vae)
-        return self._decode(latents)
+        return self.decode_latents(latents)
 
     def sigmas(self, steps: int) -> Tensor:
         """The scheduler's noise levels, on the CPU, shifted as the pipeline does for this size.
@@ -195,7 +183,7 @@ class PipelinePolicy(ABC):
         if steps == 1 and scheduler.config.get("shift_terminal"):
             raise ValueError("steps must be at least 2, not 1: this model's scheduler has a shift_terminal")
         levels: Any = np.linspace(1.0, 1 / steps, steps)
-        kontext.retrieve_timesteps(scheduler, sigmas=levels, mu=self._shift(steps))
+        scheduler.set_timesteps(sigmas=levels, mu=self.shift(steps))
         shifted: Tensor = scheduler.sigmas.float().cpu().clone()
         return shifted
 
@@ -216,14 +204,17 @@ class PipelinePolicy(ABC):
         def told(rows: dict[str, Tensor]) -> Tensor:
             with self._inside():
                 output: Tensor = self._transformer(
-                    hidden_states=tokens, timestep=self._timestep(sigma), return_dict=False, **self._inputs(rows, grids)
+                    hidden_states=tokens,
+                    timestep=self._timestep(sigma),
+                    return_dict=False,
+                    **self.transformer_inputs(rows, grids),
                 )[0]
             return output[:, : latents.shape[1]].float()
 
         if self._config.true_cfg == 1:
             return told(rows)
         negative = {name.removeprefix(NEGATIVE): row for name, row in rows.items() if name.startswith(NEGATIVE)}
-        return self._guided(told(rows), told(negative))
+        return self.guided(told(rows), told(negative))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The LoRA's parameters, or all of the transformer's, by their names in the transformer; on the device."""
@@ -281,12 +272,12 @@ class PipelinePolicy(ABC):
             if getattr(self._pipeline, name) is None:
                 setattr(self._pipeline, name, load_part(self._config, self._pipeline, name))
         self._bring(*(getattr(self._pipeline, name) for name in self._encoders), self._pipeline.vae)
-        rows = self._encode_prompt(prompt, references)
+        rows = self.encode_prompt(prompt, references)
         if self._config.true_cfg != 1:
-            negative = self._encode_prompt(self._config.negative_prompt, references)
+            negative = self.encode_prompt(self._config.negative_prompt, references)
             rows |= {f"{NEGATIVE}{name}": row for name, row in negative.items()}
         for k, picture in enumerate(references, 1):
-            rows[REFERENCE.format(k)] = self._encode_reference(picture, len(references))
+            rows[REFERENCE.format(k)] = self.encode_reference(picture, len(references))
         return Conditions(rows)
 
     def _bring(self, *parts: nn.Module) -> None:
@@ -306,42 +297,42 @@ class PipelinePolicy(ABC):
         self._transformer.to(self._device)
         self._away = True
 
-    def _preparation(self) -> Callable[[nn.Module], None] | None:
+    def preparation(self) -> Callable[[nn.Module], None] | None:
         """What changes the transformer's weights before they are quantised, adapted or tuned; None: nothing does."""
         return None
 
     @abstractmethod
-    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Those of `Conditions.rows` that speak of the prompt, one row; `references` are RGB."""
 
     @abstractmethod
-    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         """Tokens of one RGB reference of `count` on their grid, (1, rows, columns, channels)."""
 
     @abstractmethod
-    def _decode(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         """What `decode` says."""
 
     @abstractmethod
-    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+    def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """What the transformer takes besides tokens and timestep, of `Conditions.rows` and the grids of tokens."""
 
-    def _guided(self, told: Tensor, negative: Tensor) -> Tensor:
+    def guided(self, told: Tensor, negative: Tensor) -> Tensor:
         """The velocity that is followed, of the one told the prompt and the one told the negative prompt."""
         return negative + self._config.true_cfg * (told - negative)
 
     def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids of the image and its references on the model's device, made once for the same grids."""
         if grids not in self._ids:
-            self._ids[grids] = self._position_ids(grids).to(self._device)
+            self._ids[grids] = self.position_ids(grids).to(self._device)
         return self._ids[grids]
 
-    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """The model's own, for `_image_ids`; only of a model whose transformer takes position ids."""
         raise NotImplementedError
 
     @abstractmethod
-    def _shift(self, steps: int) -> float:
+    def shift(self, steps: int) -> float:
         """The scheduler's mu for this size and number of steps."""
 
     def _timestep(self, sigma: Tensor) -> Tensor:
@@ -369,20 +360,17 @@ class PipelinePolicy(ABC):
     def _load_transformer(self) -> nn.Module:
         """The untuned transformer again, on the CPU."""
         model = load_transformer(self._config, self._kind)
-        if (prepare := self._preparation()) is not None:
+        if (prepare := self.preparation()) is not None:
             prepare(model)
         return model
 
 
 def sequence_shift(scheduler: Any, tokens: int) -> float:
     """The scheduler's mu for a number of tokens, as FLUX.1's and Qwen-Image's pipelines have it."""
-    shift: float = kontext.calculate_shift(
-        tokens,
-        scheduler.config.get("base_image_seq_len", 256),
-        scheduler.config.get("max_image_seq_len", 4096),
-        scheduler.config.get("base_shift", 0.5),
-        scheduler.config.get("max_shift", 1.15),
-    )
+    base, largest = scheduler.config.get("base_shift", 0.5), scheduler.config.get("max_shift", 1.15)
+    fewest, most = scheduler.config.get("base_image_seq_len", 256), scheduler.config.get("max_image_seq_len", 4096)
+    slope = (largest - base) / (most - fewest)
+    shift: float = tokens * slope + (base - slope * fewest)
     return shift
 
 
