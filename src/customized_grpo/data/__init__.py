@@ -43,20 +43,22 @@ def open_dataset(config: DataConfig) -> PairDataset:
     takes that many pairs, evenly spread. Raises DataError, one line for each problem, where the path
     is of no such kind or its content cannot be used.
     """
+    if config.path is None:
+        raise DataError(["data.path is not set; give --data pairs.jsonl, a DreamBench folder, or world (built in)"])
     if config.path in WORLDS:
         recoloured = WORLDS[config.path]
         return WorldPairs(config.split, config.size or WORLD_SIZE, config.seed, recoloured=recoloured)
-    pairs = _open_files(config)
+    pairs = _open_files(config.path, config.root)
     if config.size is None or config.size >= len(pairs):
         return pairs
     return Subset(pairs, [i * len(pairs) // config.size for i in range(config.size)])
 
 
-def _open_files(config: DataConfig) -> PairDataset:
+def _open_files(path: str, root: Path | None) -> PairDataset:
     try:
-        return _open_path(Path(config.path).expanduser(), config.root)
+        return _open_path(Path(path).expanduser(), root)
     except (OSError, RuntimeError) as error:  # a name too long, a loop of links, the home of nobody
-        raise DataError([f"data.path: {config.path} cannot be read ({told(error)}); correct it"]) from error
+        raise DataError([f"data.path: {path} cannot be read ({told(error)}); correct it"]) from error
 
 
 def _open_path(path: Path, root: Path | None) -> PairDataset:
