@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.section import Section
 

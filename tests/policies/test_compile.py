@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded import embedded
 from PIL import Image
 from tiny import save_flux_kontext
 
@@ -14,8 +15,14 @@ from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 
 
 def velocity_and_gradients(folder: Path, compile_: bool) -> list[torch.Tensor]:
-    config = PolicyConfig(
-        path=str(folder), height=16, width=16, reference_sizes=[(16, 16)], lora=LoraConfig(rank=2), compile=compile_
+    config = embedded(
+        PolicyConfig,
+        path=str(folder),
+        height=16,
+        width=16,
+        reference_sizes=[(16, 16)],
+        lora=LoraConfig(rank=2),
+        compile=compile_,
     )
     policy = FluxKontextPolicy(config)
     draws = torch.Generator().manual_seed(0)

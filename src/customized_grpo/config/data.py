@@ -24,4 +24,6 @@ class DataConfig(Section):
         None, ge=1, description="pairs of the built-in world (null: 4096), or to take of a file (null: all)"
     )
     seed: int = Field(0, ge=0, description="of the built-in world: other pairs")
-    root: PathOrText | None = Field(None, description="folder that the file's relative paths start from; its own where none")
+    root: PathOrText | None = Field(
+        None, description="folder that the file's relative paths start from; its own where none"
+    )

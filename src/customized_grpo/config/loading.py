@@ -166,7 +166,7 @@ def preset_comments(config: Config) -> dict[str, str]:
     """By dotted key, which preset it is that has the same value."""
     preset, values = preset_of(config.policy), config.model_dump(mode="json")
     same = (key for key, value in preset.values.items() if _value_at(values, key) == value)
-    return {key: f"preset of {preset.model}" for key in same}
+    return dict.fromkeys(same, f"preset of {preset.model}")
 
 
 def _value_at(values: Any, key: str) -> Any:

@@ -1,7 +1,7 @@
 """Defaults that depend on the model.
 
-A preset's value holds where neither a file nor `--set` names its key. The preset is chosen by `policy.kind` and, where a
-kind has several models, by a pattern of `policy.path`. A model's own file has what else differs, such as LoRA targets.
+A preset's value holds where neither a file nor `--set` names its key. The preset is chosen by `policy.kind` and, where
+a kind has several models, by a pattern of `policy.path`. LoRA targets are in the file of each model.
 """
 
 from __future__ import annotations

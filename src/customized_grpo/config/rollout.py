@@ -28,10 +28,14 @@ class WindowConfig(Section):
 class RolloutConfig(Section):
     """How a group of images is drawn."""
 
-    sampler: Literal["dance", "flow", "cps"] = Field("dance", description="the stochastic step's form (docs/options.md)")
+    sampler: Literal["dance", "flow", "cps"] = Field(
+        "dance", description="the stochastic step's form (docs/options.md)"
+    )
     eta: float = Field(0.4, gt=0, description="how much noise a stochastic step adds, in its sampler's own measure")
     steps: int = Field(25, ge=2, description="denoising steps of an image; the last is deterministic")
-    shift: float | None = Field(DEFAULT["rollout.shift"], gt=0, description="of the noise levels, 1 being even; null: the model's own")
+    shift: float | None = Field(
+        DEFAULT["rollout.shift"], gt=0, description="of the noise levels, 1 being even; null: the model's own"
+    )
     group_size: int = Field(12, ge=2, description="images of a pair, which are held against one another")
     pairs: int = Field(8, ge=1, description="groups of one iteration, over all processes")
     shared_noise: bool = Field(True, description="one initial noise for a whole group")

@@ -30,7 +30,9 @@ class StudyConfig(Section):
     """A study's YAML file."""
 
     title: str = "Comparison"
-    config: Path | None = Field(None, description="YAML of the runs, from the study's folder; the embedded recipe without")
+    config: Path | None = Field(
+        None, description="YAML of the runs, from the study's folder; the embedded recipe without"
+    )
     set: Settings = Field({})
     seeds: int = Field(3, ge=1)
     rows: dict[str, RowConfig] = Field(min_length=1)
