@@ -1,4 +1,4 @@
-"""One typed configuration of a run. Every key has a default, and the defaults are the embedded run.
+"""One typed configuration of a run. Every key has a default: the paper's, or of the model's preset.
 
 A YAML file names what differs, `--set a.b=c` what differs from the file; unknown keys are refused. A file for each
 section.

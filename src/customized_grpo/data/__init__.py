@@ -45,23 +45,25 @@ def open_dataset(config: DataConfig) -> PairDataset:
     takes that many pairs, evenly spread. Raises DataError, one line for each problem, where the path
     is of no such kind or its content cannot be used. The dataset's attribute `config` is the one given.
     """
+    if config.path is None:
+        raise DataError(["data.path is not set; give --data pairs.jsonl, a DreamBench folder, or world (built in)"])
     pairs: FilePairs | WorldPairs | Subset
     if config.path in WORLDS:
         recoloured = WORLDS[config.path]
         pairs = WorldPairs(config.split, config.size or WORLD_SIZE, config.seed, recoloured=recoloured)
     else:
-        pairs = _open_files(config)
+        pairs = _open_files(config.path, config.root)
         if config.size is not None and config.size < len(pairs):
             pairs = Subset(pairs, [i * len(pairs) // config.size for i in range(config.size)])
     pairs.config = config
     return pairs
 
 
-def _open_files(config: DataConfig) -> FilePairs:
+def _open_files(path: str, root: Path | None) -> FilePairs:
     try:
-        return _open_path(Path(config.path).expanduser(), config.root)
+        return _open_path(Path(path).expanduser(), root)
     except (OSError, RuntimeError) as error:  # a name too long, a loop of links, the home of nobody
-        raise DataError([f"data.path: {config.path} cannot be read ({told(error)}); correct it"]) from error
+        raise DataError([f"data.path: {path} cannot be read ({told(error)}); correct it"]) from error
 
 
 def _open_path(path: Path, root: Path | None) -> FilePairs:
