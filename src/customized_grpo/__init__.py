@@ -21,6 +21,7 @@ _EXPORTS = {
     "Evaluation": "trainer.evaluation",
     "LoraConfig": "config.policy",
     "Pair": "protocols",
+    "Policy": "policies:PipelinePolicy",
     "ProgressCallback": "trainer.callbacks",
     "ReportCallback": "report.callbacks",
     "RewardTerm": "rewards.terms",
@@ -34,6 +35,7 @@ _EXPORTS = {
     "generate": "runs.generate",
     "group_advantages": "method",
     "load_config": "config.loading",
+    "register_policy": "policies",
     "sars": "method",
     "shaped_advantages": "method",
     "tdw_weights": "method:tdw",
@@ -41,7 +43,7 @@ _EXPORTS = {
 _MODULES = ("datasets", "method", "rewards")
 
 if TYPE_CHECKING:
-    from customized_grpo import method, rewards
+    from customized_grpo import datasets, method, rewards
     from customized_grpo.config.arguments import CustomizedGRPOConfig
     from customized_grpo.config.loading import load_config
     from customized_grpo.config.policy import LoraConfig
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
         shaped_advantages,
     )
     from customized_grpo.method import tdw as tdw_weights
+    from customized_grpo.policies import PipelinePolicy as Policy
+    from customized_grpo.policies import register_policy
     from customized_grpo.protocols import Pair
     from customized_grpo.report.callbacks import ReportCallback
     from customized_grpo.rewards.terms import RewardTerm
@@ -72,6 +76,7 @@ __all__ = [
     "Evaluation",
     "LoraConfig",
     "Pair",
+    "Policy",
     "ProgressCallback",
     "ReportCallback",
     "RewardTerm",
@@ -80,12 +85,14 @@ __all__ = [
     "clipped_surrogate",
     "cps_step",
     "dance_step",
+    "datasets",
     "evaluate",
     "flow_step",
     "generate",
     "group_advantages",
     "load_config",
     "method",
+    "register_policy",
     "rewards",
     "sars",
     "shaped_advantages",

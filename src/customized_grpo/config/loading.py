@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -26,6 +26,7 @@ from customized_grpo.config.section import section_in
 from customized_grpo.records import write_bytes
 
 Location = tuple[str | int, ...]
+_Section = TypeVar("_Section", bound=BaseModel)
 
 #: The recipe of the embedded model, which `embedded` names in place of a file.
 EMBEDDED_RECIPE = Path(__file__).parents[1] / "embedded" / "recipe.yaml"
@@ -142,9 +143,20 @@ def _leaves(value: Any, location: Location) -> Iterator[Location]:
         yield from _leaves(part, (*location, name))
 
 
-def problems_of(error: ValidationError) -> list[str]:
-    """One line for each problem of settings that were given in Python."""
-    return [_Reader().describe(detail) for detail in error.errors(include_url=False)]
+def problems_of(error: ValidationError, section: str = "") -> list[str]:
+    """One line for each problem of settings that were given in Python, of all of a run or of one section."""
+    details = error.errors(include_url=False)
+    if section:
+        details = [{**detail, "loc": (section, *detail["loc"])} for detail in details]
+    return [_Reader().describe(detail) for detail in details]
+
+
+def make_section(kind: type[_Section], name: str, **settings: Any) -> _Section:
+    """Make a section of settings given in Python. Raises ConfigError, one line for each problem."""
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        raise ConfigError(*problems_of(error, name)) from error
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], Callable[[Location], str]]:

@@ -6,11 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from customized_grpo.config.kinds import KINDS, POLICIES
 from customized_grpo.config.presets import DEFAULT, KIND, PATH, fill, preset_of
 from customized_grpo.config.section import PathOrText, Section, TupleOrList
-
-#: The kinds of generators that are built in.
-POLICIES = ("flux-kontext", "uno", "flux2", "qwen-image-edit")
 
 #: Pixels of a picture's side that no model here draws: whoever asks for more has mistyped.
 LARGEST_SIDE = 16384
@@ -117,8 +115,8 @@ class PolicyConfig(Section):
     @classmethod
     def _kind_is_known(cls, kind: str) -> str:
         """A name of the list, or a path to a class, which says so by its colon."""
-        if ":" not in kind and kind not in POLICIES:
-            raise ValueError(f"should be {', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
+        if ":" not in kind and kind not in KINDS:
+            raise ValueError(f"should be {', '.join(KINDS)}, or package.module:Class, or file.py:Class")
         return kind
 
     @field_validator("reference_sizes")
@@ -133,7 +131,7 @@ class PolicyConfig(Section):
     def _options_of_own(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """The built-in kinds would not look at them."""
         kind = info.data.get("kind", ":")
-        if options and ":" not in kind:
+        if options and kind in POLICIES:
             raise ValueError(f"belong to a class of your own, not to {kind}; leave them out")
         return options
 

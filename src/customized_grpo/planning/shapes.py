@@ -88,7 +88,7 @@ def _shapes(config_json: str, references: int) -> Shapes:
         waiting = of_all_blocks(transformer, partial(peak_bytes, training)) - tuning
     return Shapes(
         Model(whole.parameters - own, sum(m.weight.numel() for m in adapted), sum(m.out_features for m in adapted)),
-        {name: count(getattr(pipeline, name)) for name in policy._encoders},
+        {name: count(getattr(pipeline, name)) for name in policy._placement.encoders},
         count(pipeline.vae),
         sum(weight.numel() for weight in trained),
         len(trained),

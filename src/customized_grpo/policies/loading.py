@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
@@ -82,6 +83,21 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Callable[[nn.M
         prepare(loaded.transformer)
     quantise(loaded.transformer, config.quantise)
     return loaded
+
+
+def pipeline_name(path: str, revision: str | None = None) -> str:
+    """Return the class name of the diffusers pipeline at a hub id or in a folder, of its model_index.json.
+
+    Raises:
+        ModelError: There is no such pipeline; one line with the remedy.
+    """
+    try:
+        index = DiffusionPipeline.load_config(resolve(path), revision=revision)
+        return str(index["_class_name"])
+    except ModelError:
+        raise
+    except Exception as error:  # of huggingface_hub, diffusers and JSON
+        raise ModelError(f"{path}: no diffusers pipeline ({first_line(error)}); give its folder or hub id") from error
 
 
 def adopt_pipeline(
