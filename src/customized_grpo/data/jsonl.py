@@ -19,7 +19,7 @@ from customized_grpo.data.records import Fields, FilePairs, Record, shown, unrep
 
 KEYS = ("prompt", "references", "reference", "masks", "mask", "subject", "key")
 _ALIKE = 0.8  # of difflib's ratio: "refrences" and "promt" are above it, "image_prompt" and "task" are not
-_LONGEST_NAME = 40  # letters of a name that are compared
+_LONGEST_NAME = 100  # letters of a column's name
 
 
 def open_jsonl(path: Path, root: Path | None = None) -> FilePairs:
@@ -65,6 +65,8 @@ def _record(line: bytes, path: Path, number: int, root: Path, problems: list[str
     for name in columns:
         if near := difflib.get_close_matches(name[:_LONGEST_NAME].lower(), KEYS, 1, _ALIKE):
             fields.wrong(f"unknown key {shown(name)}; did you mean {near[0]!r}? If not, give the column another name")
+        elif not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
+            fields.wrong(f"unknown key {shown(name)}; a column needs a name of 1 to {_LONGEST_NAME} printable letters")
     prompt = fields.text(["prompt"])
     pictures = fields.pictures(["references", "reference"], ["masks", "mask"])
     subject = fields.text(["subject"], required=False)
