@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from customized_grpo.config.loading import problems_of
 from customized_grpo.config.run import Config
-from customized_grpo.config.section import ConfigError
+from customized_grpo.config.section import ConfigError, Section
 
 #: Sections whose settings may be given without naming the section.
 _SECTIONS = ("method", "rollout", "train", "evaluation")
@@ -58,8 +58,8 @@ def _by_section(settings: Mapping[str, Any]) -> dict[str, Any]:
         moved.setdefault(sections[0], {})[name] = value
     for section, values in moved.items():
         given = sorted_in.get(section, {})
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"{next(iter(values))}: {section} is given as an object; set it there")
+        if isinstance(given, Section):
+            given = {name: getattr(given, name) for name in given.model_fields_set}
         if twice := given.keys() & values.keys():
             raise ConfigError(f"{min(twice)}: given twice, directly and in {section}; give it once")
         sorted_in[section] = {**given, **values}

@@ -151,10 +151,10 @@ def problems_of(error: ValidationError, section: str = "") -> list[str]:
     return [_Reader().describe(detail) for detail in details]
 
 
-def make_section(kind: type[_Section], name: str, **settings: Any) -> _Section:
+def make_section(section: type[_Section], name: str, settings: Mapping[str, Any]) -> _Section:
     """Make a section of settings given in Python. Raises ConfigError, one line for each problem."""
     try:
-        return kind(**settings)
+        return section(**settings)
     except ValidationError as error:
         raise ConfigError(*problems_of(error, name)) from error
 

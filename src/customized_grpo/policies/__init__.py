@@ -82,7 +82,7 @@ def load_policy(
         settings["lora"] = {"rank": lora_rank}
     if "kind" not in settings:
         settings["kind"] = kind_of(path, settings.get("revision")) if base else name_of(policy)
-    config = make_section(PolicyConfig, "policy", path=path, **settings)
+    config = make_section(PolicyConfig, "policy", {"path": path, **settings})
     return (class_of(config.kind) if base else policy)(config, pipeline)
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi
 
 from customized_grpo.config.loading import save_config
 from customized_grpo.console.information import STARTS, hardware, versions
@@ -184,6 +187,28 @@ class BaseTrainer(ABC):
         self.policy.save(partial)
         if self.is_main:
             move_folder(partial, folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str | None:
+        """Upload the trained weights to the Hugging Face Hub; `cgrpo export` makes a model card to go with them.
+
+        Args:
+            repo_id: `user/name`; made if it is not there.
+            private: Whether a new repository is private; the account's default if not given.
+            token: Access token; that of `hf auth login` if not given.
+
+        Returns:
+            Address of the commit, on the main process; None on others.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_model(Path(folder) / LORA)
+            if not self.is_main:
+                return None
+            hub = HfApi(token=token)
+            hub.create_repo(repo_id, private=private, exist_ok=True)
+            commit = hub.upload_folder(
+                repo_id=repo_id, folder_path=Path(folder) / LORA, commit_message="Upload trained weights"
+            )
+        return str(commit.commit_url)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of all that the next iteration needs, and drop old ones."""
