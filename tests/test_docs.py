@@ -106,7 +106,8 @@ def test_a_command_is_run_here_or_a_reader_sees_what_it_needs(document: Path) ->
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_python_examples_hold(document: Path) -> None:
+def test_python_examples_hold(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     if "assert" in "".join(blocks):
         exec(compile("\n".join(blocks), document.name, "exec"), {})

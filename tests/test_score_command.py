@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from embedded import embedded
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -42,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.fromarray(mask).save(tmp_path / "mask.png")
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "broken.png").write_text("no picture")
-    save_config(Config(), tmp_path / "config.yaml")
+    save_config(embedded(Config), tmp_path / "config.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path
@@ -78,7 +79,7 @@ def test_a_folder_by_a_runs_own_rewards_to_a_csv_file(folder: Path) -> None:
     assert "wrote out/scores.csv" in done.stdout
     with (folder / "out/scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    config = Config()
+    config = embedded(Config)
     rewards = [*config.rewards, *config.evaluation.monitors]
     assert list(rows[0]) == ["image", *(reward.name for reward in rewards)]
     assert [row["image"] for row in rows] == [f"drawn/{name}.png" for name in "abcd"]

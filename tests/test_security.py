@@ -14,6 +14,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+from embedded import embedded
 
 from customized_grpo.cli import rewards, sharing
 from customized_grpo.config import Config, EvaluationConfig, PolicyConfig, RewardConfig
@@ -123,7 +124,7 @@ def test_a_terminal_is_not_asked_whether_to_run_a_models_code(tmp_path: Path, mo
     (model / "tokenizer" / "evil.py").write_text(evil, encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     with pytest.raises(ModelError, match=r"policy\.path: cannot load .*model"):
-        build_policy(PolicyConfig(path=str(model)))
+        build_policy(embedded(PolicyConfig, path=str(model)))
     assert not (tmp_path / "evil").exists()
 
 
@@ -137,7 +138,7 @@ def test_a_report_shows_no_secret() -> None:
     options = {"api_key": "opensesame", "folder": "/home/me/cache", "note": "sk-abcdefghijklmnop",
                "server": "https://me:hushhush@host:8000/v1"}  # fmt: skip
     judge = RewardConfig(kind="mine.py:Judge", role="guard", options=options)
-    told = list(changes(Config(evaluation=EvaluationConfig(monitors=[judge]))))
+    told = list(changes(embedded(Config, evaluation=embedded(EvaluationConfig, monitors=[judge]))))
     shown = " ".join(change.value for change in told)
     assert "opensesame" not in shown and "sk-abc" not in shown and "hush" not in shown
     assert SECRET in shown and "/home/me/cache" in shown and "@host:8000/v1" in shown

@@ -29,12 +29,12 @@ _TINY_VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_nu
 _LARGEST_FILE = "5GB"
 
 
-def transformer(config: dict[str, Any], seed: int) -> FluxTransformer2DModel:
+def transformer(config: dict[str, Any], seed: int, device: torch.device) -> FluxTransformer2DModel:
     """In bfloat16; matrices keep the scale of what they are given, so that no activation overflows."""
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(config)
-    model = model.to(torch.bfloat16).to_empty(device="cpu")
-    draws = torch.Generator().manual_seed(seed)
+    model = model.to(torch.bfloat16).to_empty(device=device)
+    draws = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
@@ -44,8 +44,10 @@ def transformer(config: dict[str, Any], seed: int) -> FluxTransformer2DModel:
     return model
 
 
-def pipeline(*, tiny: bool, seed: int = 0) -> FluxKontextPipeline:
+def pipeline(*, tiny: bool, seed: int = 0, device: torch.device | str = "cpu") -> FluxKontextPipeline:
+    """The pipeline with random weights, made on `device`."""
     torch.manual_seed(seed)
+    device = torch.device(device)
     embedded = resolve("embedded/pipeline")
     clip, t5 = (
         kind.from_pretrained(embedded, subfolder=name)
@@ -61,16 +63,17 @@ def pipeline(*, tiny: bool, seed: int = 0) -> FluxKontextPipeline:
         num_hidden_layers=1, num_attention_heads=12, max_position_embeddings=clip.model_max_length,
         bos_token_id=clip.bos_token_id, eos_token_id=clip.eos_token_id, pad_token_id=clip.pad_token_id,
     )  # fmt: skip
-    parts: dict[str, nn.Module] = {
-        "vae": AutoencoderKL.from_config({**_PARTS["flux.1-vae"], **(_TINY_VAE if tiny else {})}),
-        "text_encoder": CLIPTextModel(line),
-        "text_encoder_2": T5EncoderModel(words),
-    }
+    with device:
+        parts: dict[str, nn.Module] = {
+            "vae": AutoencoderKL.from_config({**_PARTS["flux.1-vae"], **(_TINY_VAE if tiny else {})}),
+            "text_encoder": CLIPTextModel(line),
+            "text_encoder_2": T5EncoderModel(words),
+        }
     return FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(_PARTS["flux.1-scheduler"]),
         tokenizer=clip,
         tokenizer_2=t5,
-        transformer=transformer(config, seed),
+        transformer=transformer(config, seed, device),
         **{name: nn.Module.to(part, torch.bfloat16) for name, part in parts.items()},
     )
 

@@ -62,10 +62,11 @@ def json_lines() -> Iterator[Case]:
         yield case(f"{name}, no object", line, told="not a JSON object")
     yield case("a key twice", '{"prompt": "a", "prompt": "b", "reference": "good.png"}', told="not valid JSON (the key")
     yield case("a misspelt key", {"promt": "a", **GOOD}, told="unknown key 'promt'; did you mean 'prompt'?")
-    yield case("a key that nothing is like", {**GOOD, "zzz": 1}, told="unknown key 'zzz'; known are prompt, ")
+    yield case("a misspelt key that may be left out", {**GOOD, "maks": "good.png"},
+               told="unknown key 'maks'; did you mean 'masks'? If not, give the column another name")  # fmt: skip
     yield case("an upper-case key", {**GOOD, "Subject": "cat"}, told="unknown key 'Subject'; did you mean 'subject'?")
-    yield case("a key of line breaks", {**GOOD, "a\nb": 1}, told="unknown key 'a\\nb'")
-    yield case("an empty key", {**GOOD, "": 1}, told="unknown key ''")
+    yield case("a key of line breaks", {**GOOD, "a\nb": 1}, told="unknown key 'a\\nb'; a column needs a name")
+    yield case("an empty key", {**GOOD, "": 1}, told="unknown key ''; a column needs a name of 1 to")
     yield case("no prompt", {"reference": "good.png"}, told="no 'prompt'; add it")
     yield case("no reference", {"prompt": "a cat"}, told="no 'references' or 'reference'; add it")
     yield case("an empty object", {}, told=(("pairs.jsonl:1: no 'prompt'",), ("pairs.jsonl:1: no 'references'",)))

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 from bad_cases import Case, Command, photo, training
+from embedded import embedded
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.config import Config
-from customized_grpo.config.loading import save_config
+from customized_grpo.config.loading import load_config, save_config
 from customized_grpo.models import resolve
 from customized_grpo.policies import build_policy
 
@@ -30,8 +31,8 @@ def whole_run() -> Path:
     """A folder with the configuration and the LoRA of a run, made once."""
     run = Path(tempfile.mkdtemp(prefix="cgrpo-run-"))
     atexit.register(shutil.rmtree, run)
-    build_policy(Config().policy).save(run / "lora")
-    save_config(Config(), run / "config.yaml")
+    build_policy(embedded(Config).policy).save(run / "lora")
+    save_config(embedded(Config), run / "config.yaml")
     return run
 
 
@@ -83,7 +84,7 @@ def _folder_instead(path: Path) -> None:
 
 
 def _of_another_model(path: Path) -> None:
-    other = Config.model_validate({"policy": {"lora": {"rank": 4, "targets": ["to_q"]}}})
+    other = load_config(None, ["policy.lora={rank: 4, targets: [to_q]}"])
     build_policy(other.policy).save(path.parent)
 
 

@@ -10,6 +10,7 @@ import pytest
 import tiny_judges
 import torch
 import yaml
+from embedded import embedded
 from PIL import Image
 from tiny import save_flux_kontext
 from transformers import Dinov2Config, Dinov2Model
@@ -96,11 +97,11 @@ def protocol(tmp_path_factory: pytest.TempPathFactory, dino: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def config(pipeline: Path) -> Config:
-    policy = PolicyConfig(
+    policy = embedded(PolicyConfig,
         path=str(pipeline), device="cpu", height=16, width=16, reference_sizes=[(16, 16)], max_sequence_length=32,
         lora=LoraConfig(rank=3, alpha=6),
     )  # fmt: skip
-    return Config(policy=policy)
+    return embedded(Config, policy=policy)
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,24 @@ def test_paths_do_not_leave_the_folder(folder: Path, name: str) -> None:
     assert "leaves the folder" in found or "holds" in found
 
 
+def test_other_keys_are_columns_of_all_pairs(folder: Path) -> None:
+    path = write(folder, {**GOOD, "target": 0.5, "task": ["a", None]}, {**GOOD, "image_prompt": {"x": 1}})
+    first, second = open_dataset(DataConfig(path=str(path)))[0], open_dataset(DataConfig(path=str(path)))[1]
+    assert first.columns == {"target": 0.5, "task": ["a", None], "image_prompt": None}
+    assert second.columns == {"target": None, "task": None, "image_prompt": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("refrences", "references"), ("Prompt", "prompt"), ("subjects", "subject"), ("maks", "masks"), ("keys", "key")],
+)
+def test_a_key_that_is_nearly_a_known_one_is_no_column(folder: Path, name: str, meant: str) -> None:
+    (found,) = problems(write(folder, {**GOOD, name: "a.jpg"}))
+    assert found == (
+        f"pairs.jsonl:1: unknown key {name!r}; did you mean {meant!r}? If not, give the column another name"
+    )
+
+
 def test_root_is_where_paths_start(folder: Path) -> None:
     path = write(folder, {"prompt": "a", "reference": "outside.png"})
     assert len(open_dataset(DataConfig(path=str(path), root=folder.parent))) == 1

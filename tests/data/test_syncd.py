@@ -43,6 +43,7 @@ def test_a_set_of_images_gives_a_pair_for_each_prompt(folder: Path) -> None:
         pair = dataset[i]
         assert np.asarray(pair.references[0])[0, 0].tolist() == list(shown[pair.prompt])
         assert pair.subject == "toy"
+        assert pair.columns == {"dino_scores": [[1.0]]}
         assert (pair.masks[0] is not None) == (pair.prompt == "a red toy")  # whose reference is green
     assert len({dataset[i].key for i in range(3)}) == 3
 
@@ -58,7 +59,7 @@ def test_spellings_of_one_pair(folder: Path, prompt: str, references: str, wrapp
     record = {prompt: "a toy", references: value, "image_tgt_path": "nowhere.png"}
     dataset = open_dataset(write(folder, {"version": 1, "data": [record]} if wrapped else [record]))
     pair = dataset[0]
-    assert pair.prompt == "a toy"
+    assert pair.prompt == "a toy" and pair.columns == {"image_tgt_path": "nowhere.png"}
     assert len(pair.references) == len(pair.masks) == (1 if isinstance(value, str) else 2)
 
 

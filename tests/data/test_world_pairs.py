@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embedded import embedded
 from PIL import Image
 
 from customized_grpo.config import DataConfig
@@ -24,8 +25,8 @@ def combinations(wish: Wish) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
 def test_a_pair_is_a_function_of_seed_split_and_number(split: str) -> None:
-    first = open_dataset(DataConfig(split=split, size=50, seed=3))
-    again = open_dataset(DataConfig(split=split, size=20, seed=3))
+    first = open_dataset(embedded(DataConfig, split=split, size=50, seed=3))
+    again = open_dataset(embedded(DataConfig, split=split, size=20, seed=3))
     for i in (19, 0, 7):
         a, b = first[i], again[i]
         assert (a.key, a.prompt, a.subject) == (b.key, b.prompt, b.subject)
@@ -93,7 +94,7 @@ def test_a_size_takes_pairs_of_a_file_evenly_spread(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     lines = "".join(f'{{"prompt": "{i}", "references": ["a.png"]}}\n' for i in range(10))
     (tmp_path / "pairs.jsonl").write_text(lines, encoding="utf-8")
-    config = DataConfig(path=str(tmp_path / "pairs.jsonl"))
+    config = embedded(DataConfig, path=str(tmp_path / "pairs.jsonl"))
     assert len(open_dataset(config)) == 10
     few = open_dataset(config.model_copy(update={"size": 4}))
     assert [few[i].prompt for i in range(len(few))] == ["0", "2", "5", "7"]
@@ -102,7 +103,7 @@ def test_a_size_takes_pairs_of_a_file_evenly_spread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
 def test_a_recoloured_world_asks_for_a_colour_in_every_prompt(split: str) -> None:
-    config = DataConfig(path="world-recoloured", split=split, size=MANY, seed=2)
+    config = embedded(DataConfig, path="world-recoloured", split=split, size=MANY, seed=2)
     pairs, plain = open_dataset(config), open_dataset(config.model_copy(update={"path": "world"}))
     assert isinstance(pairs, WorldPairs) and isinstance(plain, WorldPairs)
     wishes = [pairs.draft(i).wish for i in range(MANY)]

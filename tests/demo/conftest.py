@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded import embedded
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import save_config
@@ -14,7 +15,7 @@ from customized_grpo.policies import build_policy
 
 @pytest.fixture(scope="session")
 def moved_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run, config = tmp_path_factory.mktemp("demo") / "run", Config()
+    run, config = tmp_path_factory.mktemp("demo") / "run", embedded(Config)
     run.mkdir()
     save_config(config, run / "config.yaml")
     policy = build_policy(config.policy)

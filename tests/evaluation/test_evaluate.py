@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded import embedded
 from tiny import save_flux_kontext
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Pair, Policy
 from customized_grpo.rewards import RewardError
 
-CONFIG = EvaluationConfig(data=DataConfig(split="held-out", size=3, seed=1), steps=2, monitors=[])
+CONFIG = embedded(EvaluationConfig, data=embedded(DataConfig, split="held-out", size=3, seed=1), steps=2, monitors=[])
 
 
 class Judge:
@@ -36,7 +37,7 @@ class Judge:
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     folder = save_flux_kontext(tmp_path_factory.mktemp("pipeline"))
-    config = PolicyConfig(path=str(folder), height=16, width=16, reference_sizes=[(16, 16)], device="cpu")
+    config = embedded(PolicyConfig, path=str(folder), height=16, width=16, reference_sizes=[(16, 16)], device="cpu")
     return build_policy(config)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded import embedded
 from PIL import Image
 
 from customized_grpo.config import Config, DataConfig, EvaluationConfig, LoraConfig, PolicyConfig, TrainConfig
@@ -25,12 +26,13 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     def make(pipeline: Path, **policy_settings: object) -> Path:
         common = {"height": 32, "width": 24, "reference_sizes": [(24, 16)], "lora": LoraConfig(rank=4, alpha=6)}
         settings = {"path": str(pipeline), "device": "cpu", "max_sequence_length": 64, **common, **policy_settings}
-        held_out = DataConfig(split="held-out", size=2, seed=1)
-        config = Config(
-            policy=PolicyConfig.model_validate(settings),
-            data=DataConfig(root=tmp_path / "secret-folder"),
-            evaluation=EvaluationConfig(data=held_out, steps=2),
-            train=TrainConfig(iterations=3),
+        held_out = embedded(DataConfig, split="held-out", size=2, seed=1)
+        config = embedded(
+            Config,
+            policy=embedded(PolicyConfig, **settings),
+            data=embedded(DataConfig, root=tmp_path / "secret-folder"),
+            evaluation=embedded(EvaluationConfig, data=held_out, steps=2),
+            train=embedded(TrainConfig, iterations=3),
         )
         run = tmp_path / "run"
         run.mkdir()

@@ -15,6 +15,7 @@ import tiny
 import tiny_flux2
 import torch
 import yaml
+from embedded import embedded
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
@@ -158,8 +159,8 @@ def test_values_under_secret_keys_are_left_out_wherever_they_stand() -> None:
 
 
 def test_a_base_model_of_the_hub_is_named_with_its_licence() -> None:
-    policy = PolicyConfig(path="black-forest-labs/FLUX.1-Kontext-dev")
-    card = model_card(Config(policy=policy), None, [], None)
+    policy = embedded(PolicyConfig, path="black-forest-labs/FLUX.1-Kontext-dev")
+    card = model_card(embedded(Config, policy=policy), None, [], None)
     data = yaml.safe_load(card.content.split("---")[1])
     assert data["base_model"] == "black-forest-labs/FLUX.1-Kontext-dev"
     assert "FLUX.1 [dev] Non-Commercial License" in card.text
@@ -169,10 +170,10 @@ def test_a_base_model_of_the_hub_is_named_with_its_licence() -> None:
 
 def test_prompts_and_names_cannot_break_the_card() -> None:
     prompt = 'a "dog"\\ that\'s\nred'
-    code = snippet(Config(), prompt)
+    code = snippet(embedded(Config), prompt)
     compile(code, "snippet", "exec")
     assert repr(prompt) in code
-    card = model_card(Config(), Scores([("a | b", True, 1.0, math.nan)], 2), ["a dog\n# in a hat"], None)
+    card = model_card(embedded(Config), Scores([("a | b", True, 1.0, math.nan)], 2), ["a dog\n# in a hat"], None)
     assert "| a   b | watched | 1.00 | - | - |" in card.text
     assert "- a dog # in a hat\n" in card.text
 
@@ -186,8 +187,8 @@ def test_prompts_and_names_cannot_break_the_card() -> None:
     ],
 )
 def test_true_guidance_is_in_the_snippet(kind: str, lines: list[str]) -> None:
-    policy = PolicyConfig(kind=kind, path="someone/base", true_cfg=4.0, negative_prompt="a {blur}")
-    code = snippet(Config(policy=policy), "a dog")
+    policy = embedded(PolicyConfig, kind=kind, path="someone/base", true_cfg=4.0, negative_prompt="a {blur}")
+    code = snippet(embedded(Config, policy=policy), "a dog")
     compile(code, "snippet", "exec")
     assert all(line in code for line in lines), code
 
@@ -195,13 +196,13 @@ def test_true_guidance_is_in_the_snippet(kind: str, lines: list[str]) -> None:
 def test_a_lora_that_started_from_unos_needs_no_adapter() -> None:
     def code(way: str) -> str:
         settings = {"kind": "uno", "path": "someone/base", "adapter": "dit_lora.safetensors", "adapter_as": way}
-        return snippet(Config(policy=PolicyConfig(**settings)), "a dog")  # type: ignore[arg-type]
+        return snippet(embedded(Config, policy=embedded(PolicyConfig, **settings)), "a dog")
 
     assert "ADAPTER" in code("fused") and "adapter" not in code("start").lower()
 
 
 def test_the_embedded_models_snippet_names_it() -> None:
-    code = snippet(Config(), "a dog")
+    code = snippet(embedded(Config), "a dog")
     assert 'resolve("embedded/pipeline")' in code
     compile(code, "snippet", "exec")
 

@@ -10,6 +10,7 @@ import tiny
 import tiny_flux2
 import torch
 from diffusers import DiffusionPipeline
+from embedded import embedded
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
@@ -81,7 +82,11 @@ def test_what_cannot_be_merged_is_refused(make_run: Callable[..., Path], tmp_pat
         merge_run(run, run)
     policy = build_policy(load_config(run / "config.yaml").policy)
     save_checkpoint(
-        run / "checkpoints", 2, policy, build_optimizer(list(policy.trainable().values()), TrainConfig(), ALONE), keep=1
+        run / "checkpoints",
+        2,
+        policy,
+        build_optimizer(list(policy.trainable().values()), embedded(TrainConfig), ALONE),
+        keep=1,
     )
     with pytest.raises(ConfigError, match=r"not finished, 2 of 3 iterations .* --resume"):
         merge_run(run, tmp_path / "out")

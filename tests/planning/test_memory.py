@@ -10,6 +10,7 @@ import pytest
 import tiny
 import tiny_flux2
 import torch
+from embedded import embedded
 from PIL import Image
 
 from customized_grpo.config import Config, LoraConfig, PolicyConfig, RolloutConfig, TrainConfig, WindowConfig
@@ -37,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def config_of(folders: dict[str, Path], kind: str, **changes: Any) -> PolicyConfig:
     settings = {"device": "cpu", "height": 64, "width": 48, "reference_sizes": [(32, 32)], "lora": LoraConfig(rank=4)}
-    return PolicyConfig(kind=kind, path=str(folders[kind]), max_sequence_length=40, **{**settings, **changes})  # type: ignore[arg-type]
+    return embedded(PolicyConfig, kind=kind, path=str(folders[kind]), max_sequence_length=40, **{**settings, **changes})
 
 
 def built(config: PolicyConfig) -> PipelinePolicy:
@@ -85,7 +86,7 @@ def test_rollout_transitions_and_conditions_are_exact(
     policy, shapes = built(config), shapes_of(config, 1)
     one = conditions(policy)
     assert shapes.condition == sum(row.nbytes for row in one.rows.values())
-    rollout, updates = RolloutConfig(steps=5, group_size=6, pairs=1, batch_size=4, window=window), 3
+    rollout, updates = embedded(RolloutConfig, steps=5, group_size=6, pairs=1, batch_size=4, window=window), 3
     keys = [("pair", number) for number in range(6)]
     sigmas = noise_levels(policy, rollout.steps, None)
     stochastic = stochastic_steps(rollout, 0, 0)
@@ -102,8 +103,11 @@ def test_rollout_transitions_and_conditions_are_exact(
     tensors = [value for name, value in vars(items).items() if isinstance(value, torch.Tensor) and name not in numbers]
     assert work.items_bytes == sum(tensor.nbytes for tensor in tensors)
     assert items.conditions is drawn[0].conditions  # no copy of theirs
-    planned = Config(
-        policy=config, rollout=rollout, train=TrainConfig(updates=updates, trained_fraction=0.6, ratio=ratio)
+    planned = embedded(
+        Config,
+        policy=config,
+        rollout=rollout,
+        train=embedded(TrainConfig, updates=updates, trained_fraction=0.6, ratio=ratio),
     )
     plan = make_plan(planned, accelerator=False)
     assert plan.device["training"]["transitions"] == work.items_bytes

@@ -12,6 +12,7 @@ import tiny
 import torch
 from commands import cgrpo
 from diffusers import DiffusionPipeline
+from embedded import embedded
 from rich.console import Console
 
 from customized_grpo.config import Config, ConfigError, LoraConfig, PolicyConfig, RewardConfig
@@ -81,7 +82,7 @@ def configs_alone(folder: Path, to: Path) -> Path:
 
 def hub_config(**changes: Any) -> Config:
     settings = {"device": "cpu", "height": 64, "width": 64, "reference_sizes": [(64, 64)], **changes}
-    return Config(policy=PolicyConfig(**settings))
+    return embedded(Config, policy=embedded(PolicyConfig, **settings))
 
 
 def test_a_hubs_local_copy_of_configs_is_enough(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_what_cannot_be_outlined_is_one_line(tmp_path: Path) -> None:
     (folder / "transformer" / "config.json").write_text("{")
     refused(folder, "transformer/config.json", "JSON")
     with pytest.raises(ConfigError, match="class of your own"):
-        make_plan(Config(policy=PolicyConfig(kind="some.module:Policy")))
+        make_plan(embedded(Config, policy=embedded(PolicyConfig, kind="some.module:Policy")))
 
 
 def test_own_rewards_are_told_and_not_counted() -> None:
@@ -132,7 +133,7 @@ def test_own_rewards_are_told_and_not_counted() -> None:
 
 
 def test_judges_elsewhere_take_no_memory_of_the_policys_device_and_are_offered_as_a_remedy() -> None:
-    config = Config(policy=klein().policy, rewards=[
+    config = embedded(Config, policy=klein().policy, rewards=[
         RewardConfig(kind="dino", role="identity", path="facebook/dinov2-base"),
         RewardConfig(kind="hps-v3", role="prompt"),
     ])  # fmt: skip
@@ -154,7 +155,7 @@ def klein(**changes: Any) -> Config:
     path = "black-forest-labs/FLUX.2-klein-4B"
     policy = {"kind": "flux2", "path": path, "dtype": "bfloat16", "height": 512, "width": 512,
               "reference_sizes": [(512, 512)], "max_sequence_length": 512, "lora": LoraConfig(rank=64)}  # fmt: skip
-    config = Config(policy=PolicyConfig(**{**policy, **changes}))  # type: ignore[arg-type]
+    config = embedded(Config, policy=embedded(PolicyConfig, **{**policy, **changes}))
     return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 4})})
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from embedded import embedded
 from PIL import Image
 from torch import Tensor, nn
 
@@ -47,7 +48,7 @@ P = TypeVar("P", bound=Policy)
 def built(policy_class: type[P], folder: Path, **settings: Any) -> P:
     """The policy of the pipeline in `folder`, with these settings of PolicyConfig over the common ones."""
     common: dict[str, Any] = {"device": "cpu", "height": HEIGHT, "width": WIDTH, "lora": LORA}
-    policy = build_policy(PolicyConfig(path=str(folder), **{**common, **settings}))
+    policy = build_policy(embedded(PolicyConfig, path=str(folder), **{**common, **settings}))
     assert isinstance(policy, policy_class)
     return policy
 

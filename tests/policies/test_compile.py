@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from devices import each_device
+from embedded import embedded
 from PIL import Image
 from tiny import save_flux_kontext
 
@@ -16,8 +17,9 @@ from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 
 def velocity_and_gradients(folder: Path, device: str, compile_: bool) -> list[torch.Tensor]:
     sizes = {"height": 16, "width": 16, "reference_sizes": [(16, 16)]}
+    lora = LoraConfig(rank=2)
     policy = FluxKontextPolicy(
-        PolicyConfig(path=str(folder), device=device, lora=LoraConfig(rank=2), compile=compile_, **sizes)
+        embedded(PolicyConfig, path=str(folder), device=device, lora=lora, compile=compile_, **sizes)
     )
     draws = torch.Generator().manual_seed(0)
     weights = policy.trainable()

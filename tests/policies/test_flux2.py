@@ -11,6 +11,7 @@ import tiny
 import tiny_flux2
 import torch
 from diffusers import Flux2Pipeline
+from embedded import embedded
 from PIL import Image
 from proofs import FILE, PROMPT, STEPS, apart, euler, lora_and_full, noise, refused, stock, tune
 from torch import Tensor
@@ -304,7 +305,7 @@ def test_what_is_neither_pipeline_is_refused(klein: Path, tmp_path: Path) -> Non
     refused(lambda: policy_of(other), "is a Flux2KleinKVPipeline", both)
     kontext = tiny.save_flux_kontext(tmp_path / "kontext")
     refused(lambda: policy_of(kontext), "is a FluxKontextPipeline", both)
-    config = PolicyConfig(kind="flux-kontext", path=str(klein), device="cpu")
+    config = embedded(PolicyConfig, kind="flux-kontext", path=str(klein), device="cpu")
     refused(lambda: build_policy(config), "is a Flux2KleinPipeline", "a diffusers FluxKontextPipeline")
 
 

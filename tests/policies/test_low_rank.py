@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from embedded import embedded
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig, PolicyConfig
@@ -138,7 +139,7 @@ def test_half_precision_works_in_it_and_moves_factors_in_full(base: nn.Module) -
 
 
 def test_a_policy_s_layers_are_these() -> None:
-    policy = FluxKontextPolicy(PolicyConfig(lora=LoraConfig(rank=2)))
+    policy = FluxKontextPolicy(embedded(PolicyConfig, lora=LoraConfig(rank=2)))
     layers = {name.split(".lora_")[0] for name in policy.trainable()}
     assert layers
     transformer = policy._transformer

@@ -12,6 +12,7 @@ import tiny
 import torch
 import yaml
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from embedded import embedded
 from proofs import refused
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -21,7 +22,7 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
-from customized_grpo.runs.parts import reward_terms
+from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.rollout import draw_images, noise_levels
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
@@ -83,7 +84,7 @@ def own(blocks: dict[str, str], sd3: Path, tmp_path: Path) -> Callable[..., Poli
 
     def make(**changes: object) -> PolicyConfig:
         settings = {"kind": f"{file}:DiptychPolicy", "path": str(sd3), "device": "cpu", "height": 32, "width": 24}
-        return PolicyConfig(max_sequence_length=24, **{**settings, **changes})  # type: ignore[arg-type]
+        return embedded(PolicyConfig, max_sequence_length=24, **{**settings, **changes})
 
     return make
 
@@ -97,19 +98,20 @@ def test_the_guide_is_short_and_its_settings_are_valid(blocks: dict[str, str], t
 
 def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Path) -> None:
     (tmp_path / "judges.py").write_text(REWARDS)
-    config = Config(
+    config = embedded(
+        Config,
         policy=own(),
-        data=DataConfig(size=3),
+        data=embedded(DataConfig, size=3),
         rewards=[
             RewardConfig(kind=f"{tmp_path / 'judges.py'}:red", role="identity", name="red"),
             RewardConfig(kind=f"{tmp_path / 'judges.py'}:green", role="prompt", name="green"),
         ],
-        rollout=RolloutConfig(steps=3, group_size=3, pairs=2),
-        train=TrainConfig(iterations=1, updates=1),
+        rollout=embedded(RolloutConfig, steps=3, group_size=3, pairs=2),
+        train=embedded(TrainConfig, iterations=1, updates=1),
     )
     policy = build_policy(config.policy)
     CustomizedGRPOTrainer(
-        policy, reward_terms(config, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
+        policy, reward_terms(config.rewards, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
     ).train()
     tuned = policy.trainable()
     untuned = build_policy(config.policy).trainable()
@@ -120,13 +122,13 @@ def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Pat
 
 def test_the_guides_model_stands_the_proofs(own: Callable[..., PolicyConfig], sd3: Path, tmp_path: Path) -> None:
     policy = build_policy(own())
-    pair = open_dataset(DataConfig(size=1))[0]
+    pair = open_dataset(embedded(DataConfig, size=1))[0]
     conditions = policy.encode(pair.prompt, pair.references)
     assert policy.latent_shape == (4, 8, 6)
     proofs.frozen_row(conditions)
     proofs.tune(policy)
     sigmas = noise_levels(policy, 4, None)
-    rollout = RolloutConfig(steps=4, group_size=2, pairs=1)
+    rollout = embedded(RolloutConfig, steps=4, group_size=2, pairs=1)
     keys, every = [("a", 0), ("a", 1)], range(rollout.steps - 1)
     (drawn,) = draw_images(policy, [conditions] * 2, keys, rollout, sigmas, every, seed=0, iteration=0)
     proofs.ratios_are_one(policy, drawn, rollout.sampler, rollout.eta, sigmas)
@@ -150,7 +152,7 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path: Path) -> None:
     )
 
     def of(kind: str) -> Callable[[], object]:
-        return lambda: build_policy(PolicyConfig(kind=kind))
+        return lambda: build_policy(embedded(PolicyConfig, kind=kind))
 
     refused(of(f"{file}:Empty"), "policy.kind", "Empty has no", "protocols.Policy")
     refused(of(f"{file}:Broken"), "policy.kind", "could not be constructed", "KeyError")

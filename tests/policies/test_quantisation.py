@@ -10,6 +10,7 @@ import proofs
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, TorchAoConfig
+from embedded import embedded
 from proofs import LORA, PROMPT, noise, refused
 from pydantic import ValidationError
 from torch import Tensor
@@ -39,7 +40,7 @@ def test_a_missing_package_is_one_line(
 
 def test_what_cannot_be_quantised_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"cannot be tuned itself; set policy\.lora"):
-        PolicyConfig(lora=None, quantise="int8")
+        embedded(PolicyConfig, lora=None, quantise="int8")
     with pytest.raises(ValueError, match=r"policy\.quantise"):
         load_config(None, ["policy.quantise=int3"])
 

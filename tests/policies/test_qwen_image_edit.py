@@ -15,6 +15,7 @@ import tiny_qwen
 import torch
 from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
+from embedded import embedded
 from PIL import Image
 from proofs import PROMPT, STEPS, apart, euler, lora_and_full, noise, refused, stock, tune
 from torch import Tensor
@@ -185,7 +186,7 @@ def test_prompts_of_other_lengths_and_other_grids_are_no_company(folder_2509: Pa
 def test_on_policy_ratios_are_exactly_one(either: Path, sampler: Any) -> None:
     policy = policy_of(either)
     tune(policy)
-    config = RolloutConfig(sampler=sampler, steps=STEPS, batch_size=4, shift=None)
+    config = embedded(RolloutConfig, sampler=sampler, steps=STEPS, batch_size=4, shift=None)
     sigmas = noise_levels(policy, config.steps, config.shift)
     prompts = ["a red bird", "a blue cat on the snow"]
     conditions = [policy.encode(prompt, TWO) for prompt in prompts for _ in range(3)]

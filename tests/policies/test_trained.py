@@ -17,6 +17,7 @@ import tiny
 import tiny_flux2
 import tiny_qwen
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
+from embedded import embedded
 from PIL import Image
 from proofs import apart, euler, noise, stock
 from safetensors.torch import save_file
@@ -35,7 +36,7 @@ from customized_grpo.config import (
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.records import read_records
-from customized_grpo.runs.parts import reward_terms
+from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 REWARDS = """
@@ -113,19 +114,22 @@ def test_a_trained_lora_changes_the_stock_pipelines_picture_alike(name: str, tmp
         start = {"adapter": str(tmp_path / "dit_lora.safetensors"), "adapter_as": "start"}
         settings |= {**start, "lora": LoraConfig(rank=6)}
     (tmp_path / "judges.py").write_text(REWARDS)
-    config = Config(
-        policy=PolicyConfig(**{**settings, **model.settings}),
-        data=DataConfig(size=2),
+    config = embedded(
+        Config,
+        policy=embedded(PolicyConfig, **{**settings, **model.settings}),
+        data=embedded(DataConfig, size=2),
         rewards=[
             RewardConfig(kind=f"{tmp_path / 'judges.py'}:red", role="identity", name="red"),
             RewardConfig(kind=f"{tmp_path / 'judges.py'}:upper", role="prompt", name="upper"),
         ],
-        rollout=RolloutConfig(steps=3, group_size=3, pairs=1),
-        train=TrainConfig(iterations=3, updates=1, learning_rate=2e-2, kl_weight=0.01, trackers=[], max_drift=None),
+        rollout=embedded(RolloutConfig, steps=3, group_size=3, pairs=1),
+        train=embedded(
+            TrainConfig, iterations=3, updates=1, learning_rate=2e-2, kl_weight=0.01, trackers=[], max_drift=None
+        ),
     )
     policy = build_policy(config.policy)
     CustomizedGRPOTrainer(
-        policy, reward_terms(config, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
+        policy, reward_terms(config.rewards, policy.device), open_dataset(config.data), None, config, tmp_path / "run"
     ).train()
     records = list(read_records(tmp_path / "run" / "metrics.jsonl"))
     assert len(records) == 3

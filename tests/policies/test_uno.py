@@ -9,6 +9,7 @@ import numpy as np
 import proofs
 import pytest
 import torch
+from embedded import embedded
 from PIL import Image
 from proofs import PROMPT, STEPS, apart, half_way, noise, refused, stock, tune
 from tiny_uno import euler, picture, policy_of, stock_picture
@@ -63,7 +64,7 @@ def test_a_batch_equals_its_samples(flux_folder: Path, uno_adapter: Path) -> Non
 def test_on_policy_ratios_are_exactly_one(flux_folder: Path, uno_adapter: Path, sampler: Any) -> None:
     policy = policy_of(flux_folder, adapter=str(uno_adapter))
     tune(policy)
-    config = RolloutConfig(sampler=sampler, steps=STEPS, batch_size=4, shift=None)
+    config = embedded(RolloutConfig, sampler=sampler, steps=STEPS, batch_size=4, shift=None)
     sigmas = noise_levels(policy, config.steps, config.shift)
     conditions = [policy.encode(PROMPT, [picture(), picture(24, 16, 1)])] * 3
     keys = [(PROMPT, number) for number in range(3)]

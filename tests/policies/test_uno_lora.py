@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from embedded import embedded
 from proofs import LORA, PROMPT, apart, half_way, refused, stock, tune
 from pydantic import ValidationError
 from tiny_uno import euler, picture, policy_of, save, stock_picture, uno_lora
@@ -168,7 +169,7 @@ def test_a_lora_that_starts_there_must_hold_it(flux_folder: Path, uno_adapter: P
     refused(start(rank=5), "policy.lora.rank: 5", "set it to 6")
     refused(start(rank=6, targets=["to_q"]), "policy.lora.targets", "attn.to_out.0")
     with pytest.raises(ValidationError, match=r"policy\.lora is null"):
-        PolicyConfig(kind="uno", adapter="a.safetensors", adapter_as="start", lora=None)
+        embedded(PolicyConfig, kind="uno", adapter="a.safetensors", adapter_as="start", lora=None)
 
 
 def test_a_file_of_the_released_ones_keys_fits_flux_dev(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_a_bad_adapter_is_refused_and_changes_nothing(flux_folder: Path, tmp_pat
 
 def test_an_adapter_belongs_to_uno() -> None:
     with pytest.raises(ValidationError, match=r"policy\.kind=uno, not to flux2"):
-        PolicyConfig(kind="flux2", adapter="a.safetensors")
+        embedded(PolicyConfig, kind="flux2", adapter="a.safetensors")
     overrides = ["policy.adapter=a.safetensors"]
     with pytest.raises(ValueError) as caught:
         load_config(None, overrides)

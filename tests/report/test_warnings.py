@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from embedded import embedded
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
@@ -98,7 +99,7 @@ def test_dead_groups() -> None:
 
 
 def test_notes_are_of_the_scores_that_are_meant() -> None:
-    config = Config()
+    config = embedded(Config)
     parted = reward_hacking("prompt", [at([50, 52, 54, 56])], [at([50, 51, 48, 47])])
     pasted = copy_paste("copy-paste", at([1, 2, 30, 40]))
     assert parted is not None and pasted is not None
@@ -161,10 +162,10 @@ def run_records(judge: float) -> list[dict[str, float]]:
 
 
 def test_a_healthy_run_has_no_warning_and_a_hacked_one_that_alone() -> None:
-    assert find_warnings(Config(), run_records(judge=0.1)) == []
-    (found,) = find_warnings(Config(), run_records(judge=-0.1))
+    assert find_warnings(embedded(Config), run_records(judge=0.1)) == []
+    (found,) = find_warnings(embedded(Config), run_records(judge=-0.1))
     assert found.kind == "hacking" and found.iteration == 0
-    assert find_warnings(Config(), []) == []
+    assert find_warnings(embedded(Config), []) == []
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_trls_order_with_all_else_in_keywords(pairs: list[Pair]) -> None:
         lambda x: level(x),
         lambda x, prompts: level(x) if prompts[0] == "a cat 0" else None,
         lambda x, target: level(x) if target == [0.0, 1.0, 2.0] else None,
+        lambda *args: level(args[0]) if isinstance(args[1][0], Pair) else None,
         lambda *args, **kwargs: level(args[0]) if isinstance(args[1][0], Pair) and not kwargs else None,
     ],
 )

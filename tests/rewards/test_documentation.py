@@ -31,7 +31,7 @@ def blocks(language: str) -> list[str]:
 
 def write_files(folder: Path) -> None:
     """The Python files of the document, each by the name in its first line."""
-    for source in blocks("python"):
+    for source in (block for block in blocks("python") if block.startswith('"""')):
         (folder / source.split('"""')[1]).write_text(source, encoding="utf-8")
 
 

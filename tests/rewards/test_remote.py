@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,18 @@ def test_what_is_judged_arrives_as_it_was(make_pair: MakePair) -> None:
         for got, given in zip((*sent.references, *sent.masks), (*pair.references, *pair.masks), strict=True):
             assert (got is None) == (given is None)
             assert got is None or (got.mode, got.size, got.tobytes()) == (given.mode, given.size, given.tobytes())
+
+
+def test_columns_travel_to_code_of_a_user_s_own(make_pair: MakePair) -> None:
+    columns = {"target": [0.5, None], "note": "“x”", "photo": Image.new("RGB", (2, 2)), "score": math.nan}
+    pair = replace(make_pair("a"), columns=columns)
+    for kind, sent in (("own.py:f", {"target": [0.5, None], "note": "“x”"}), ("dino", {})):
+        seen = Recorder()
+        with serving(
+            build_app([(Offer(name="seen", kind=kind, role="identity"), seen)], TOKEN, Limits(), 2**28)
+        ) as url:
+            remote(url)(torch.rand(1, 3, 8, 8), [pair])
+        assert seen.pairs[0].columns == sent
 
 
 def test_references_travel_once(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from embedded import embedded
 from tiny import save_flux_kontext
 
 from customized_grpo.config import (
@@ -67,8 +68,10 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
         }
         for name, value in changes.items():
             (rollout if name in RolloutConfig.model_fields and name != "batch_size" else train)[name] = value  # type: ignore[assignment]
-        return Config(
-            policy=PolicyConfig(
+        return embedded(
+            Config,
+            policy=embedded(
+                PolicyConfig,
                 path=str(pipeline_folder),
                 height=16,
                 width=16,
@@ -76,14 +79,16 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
                 lora=LoraConfig(rank=4),
                 device="cpu",
             ),
-            data=DataConfig(size=7),
+            data=embedded(DataConfig, size=7),
             rewards=[
                 RewardConfig(kind=f"{rewards_file}:redness", name="redness", role="identity"),
                 RewardConfig(kind=f"{rewards_file}:upper_light", name="light", role="prompt"),
             ],
-            rollout=RolloutConfig(**rollout),  # type: ignore[arg-type]
-            train=TrainConfig(**train),  # type: ignore[arg-type]
-            evaluation=EvaluationConfig(data=DataConfig(split="held-out", size=4, seed=1), steps=3, monitors=[]),
+            rollout=embedded(RolloutConfig, **rollout),
+            train=embedded(TrainConfig, **train),
+            evaluation=embedded(
+                EvaluationConfig, data=embedded(DataConfig, split="held-out", size=4, seed=1), steps=3, monitors=[]
+            ),
         )
 
     return make

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from rich.console import Console
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import PairDataset, Policy
-from customized_grpo.runs.parts import reward_terms
-from customized_grpo.trainer.callbacks import EMACallback, TrainerCallback
+from customized_grpo.trainer.assembly import reward_terms
+from customized_grpo.trainer.callbacks import ProgressCallback, TrainerCallback
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 
@@ -38,15 +40,15 @@ def make_trainer(
     accelerator: Accelerator | None = None,
 ) -> CustomizedGRPOTrainer:
     policy = policy or build_policy(config.policy)
-    average = [EMACallback(config.train.ema)] if config.train.ema else []
+    config = config.model_copy(update={"train": config.train.model_copy(update={"trackers": []})})
     return CustomizedGRPOTrainer(
         policy,
-        reward_terms(config, policy.device),
+        reward_terms(config.rewards, policy.device),
         dataset or open_dataset(config.data),
         held_out,
         config,
         run,
-        callbacks=[*average, *callbacks],
+        callbacks=[ProgressCallback(Console(file=io.StringIO())), *callbacks],
         accelerator=accelerator or Accelerator(cpu=True),
     )
 

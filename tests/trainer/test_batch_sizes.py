@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from embedded import embedded
 from running import run_training
 from torch import Tensor
 
@@ -262,7 +263,7 @@ def test_a_run_with_automatic_sizes_is_that_of_whole_batches(make_config: Make, 
 
 def test_sizes_are_numbers_or_auto() -> None:
     assert load_config(None, ["rollout.batch_size=auto", "train.batch_size=3"]).rollout.batch_size == "auto"
-    assert (RolloutConfig().batch_size, TrainConfig().batch_size) == (48, 120)
+    assert (embedded(RolloutConfig).batch_size, embedded(TrainConfig).batch_size) == (48, 120)
     for value in ("0", "many", "2.5", "null"):
         with pytest.raises(ConfigError) as error:
             load_config(None, [f"train.batch_size={value}"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from embedded import embedded
 
 from customized_grpo.config import Config, TrainConfig
 from customized_grpo.policies import build_policy
@@ -30,7 +31,7 @@ def policy(make_config: Callable[..., Config]) -> Policy:
 
 @pytest.fixture
 def save(policy: Policy, tmp_path: Path) -> Callable[..., Path]:
-    optimizer = build_optimizer(list(policy.trainable().values()), TrainConfig(), ALONE)
+    optimizer = build_optimizer(list(policy.trainable().values()), embedded(TrainConfig), ALONE)
     return lambda iteration, keep=2: save_checkpoint(tmp_path, iteration, policy, optimizer, keep)
 
 
@@ -125,5 +126,5 @@ def test_a_write_that_fails_costs_nothing(
     with pytest.raises(OSError, match=r"No space left on device: '.*000004'"):
         save(4, keep=1)
     assert names(tmp_path) == ["000002"]
-    optimizer = build_optimizer(list(policy.trainable().values()), TrainConfig(), ALONE)
+    optimizer = build_optimizer(list(policy.trainable().values()), embedded(TrainConfig), ALONE)
     assert load_checkpoint(tmp_path / "000002", policy, optimizer) == 2

@@ -13,8 +13,8 @@ from running import make_trainer
 from customized_grpo.config import Config, ConfigError, MethodConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.runs.parts import reward_terms
 from customized_grpo.study import gradients
+from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.rollout import noise_levels
 
 
@@ -99,7 +99,7 @@ def test_they_are_the_gradients_of_the_surrogate(make_config: Callable[..., Conf
     config = make_config(updates=1, batch_size=4, max_gradient_norm=1e9)
     config = config.model_copy(update={"method": MethodConfig(shaping="none", weighting="static")})
     dataset, policy = open_dataset(config.data), build_policy(config.policy)
-    rewards = reward_terms(config, policy.device)
+    rewards = reward_terms(config.rewards, policy.device)
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
     identity, prompt, _ = gradients._gradients(config, policy, dataset, rewards, sigmas, 0)
     expected = -(0.5 * identity + 0.5 * prompt).mean(0)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from embedded import embedded
 from rich.console import Console
 
 from customized_grpo.config import Config, EvaluationConfig, RewardConfig
@@ -32,7 +33,7 @@ def test_a_reward_that_leaves_its_judge_behind_is_told_of(
     config = make_config(iterations=24, pairs=2, group_size=8, learning_rate=3e-3, updates=1, sample_every=6)
     rewards = [RewardConfig(kind=f"{judges}:redness", role="identity", name="red"), config.rewards[1]]
     watched = RewardConfig(kind=f"{judges}:{monitor}", role="identity", name="watched")
-    evaluation = EvaluationConfig(data=config.evaluation.data, steps=3, monitors=[watched])
+    evaluation = embedded(EvaluationConfig, data=config.evaluation.data, steps=3, monitors=[watched])
     text = io.StringIO()
     run = tmp_path / "run"
     train_run(

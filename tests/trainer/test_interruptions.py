@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded import embedded
 from running import make_trainer
 
 from customized_grpo.config import Config, TrainConfig
@@ -152,7 +153,7 @@ def test_weights_that_are_too_coarse_for_small_steps_are_told_of(caplog: pytest.
     """Of 2e-5, a published rate, a step is below half of what tells bfloat16 numbers near 0.03 apart."""
     for dtype in (torch.float32, torch.bfloat16):
         weight = torch.nn.Parameter(torch.full((8,), 0.03, dtype=dtype))
-        optimizer = build_optimizer([weight], TrainConfig(learning_rate=2e-5, weight_decay=0.0), ALONE)
+        optimizer = build_optimizer([weight], embedded(TrainConfig, learning_rate=2e-5, weight_decay=0.0), ALONE)
         optimizer.backward(weight.sum())
         optimizer.step()
         stays = bool((weight == torch.full((8,), 0.03, dtype=dtype)).all())

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.commands.config.config_args import load_config_from_file
+from embedded import embedded
 from launching import FILES, begun, free_port, launch, planned, same, train_together
 from running import run_training
 from torch import nn
@@ -46,12 +47,12 @@ class Standing(Processes):
 @pytest.mark.parametrize("layout", ["groups", "spread"])
 @pytest.mark.parametrize(("pairs", "size", "count"), [(3, 3, 2), (4, 12, 8), (5, 7, 3), (1, 3, 3), (2, 2, 1)])
 def test_every_image_is_drawn_by_one_process(layout: str, pairs: int, size: int, count: int) -> None:
-    rollout = RolloutConfig(pairs=pairs, group_size=size, layout=layout)  # type: ignore[arg-type]
+    rollout = embedded(RolloutConfig, pairs=pairs, group_size=size, layout=layout)
     if layout == "groups" and pairs < count:
         with pytest.raises(
             ConfigError, match=r"rollout\.pairs: \d groups for \d processes.*set rollout\.layout=spread"
         ):
-            Standing(0, count).check(Config(rollout=rollout))
+            Standing(0, count).check(embedded(Config, rollout=rollout))
         return
     shares = [Standing(index, count).images(rollout) for index in range(count)]
     assert sorted(image for share in shares for image in share) == list(range(pairs * size))
@@ -62,7 +63,7 @@ def test_every_image_is_drawn_by_one_process(layout: str, pairs: int, size: int,
         groups = [{image // size for image in share} for share in shares]
         assert sum(map(len, groups)) == pairs, "no group is cut"
     with pytest.raises(ConfigError, match="images for 99 processes"):
-        Standing(0, 99).check(Config(rollout=rollout.model_copy(update={"layout": "spread"})))
+        Standing(0, 99).check(embedded(Config, rollout=rollout.model_copy(update={"layout": "spread"})))
 
 
 class InParts(Standing):
@@ -72,7 +73,7 @@ class InParts(Standing):
 
 
 def test_surgery_needs_whole_gradients() -> None:
-    config = Config(method=MethodConfig(surgery="pcgrad"))
+    config = embedded(Config, method=MethodConfig(surgery="pcgrad"))
     Processes().check(config)
     with pytest.raises(ConfigError, match=r"method\.surgery: pcgrad needs whole gradients .*; set it to none"):
         InParts(0, 2).check(config)

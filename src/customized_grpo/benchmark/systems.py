@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +91,7 @@ def find_system(
 
 
 def _pipeline(name: str, path: str, files: Sequence[Path], overrides: Sequence[str]) -> System:
-    config = load_config(files, overrides)
-    policy = config.policy.model_copy(update={"path": path})
-    return _of_model(System(name, config.model_copy(update={"policy": policy})))
+    return _of_model(System(name, load_config(files, [*overrides, f"policy.path={json.dumps(path)}"])))
 
 
 def _lora(name: str, path: Path, config: Config) -> System:

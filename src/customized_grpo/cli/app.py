@@ -30,7 +30,10 @@ app = typer.Typer(
 ConfigOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--config", "-c", help="YAML file of what differs from the defaults; may be given again, the later over it."
+        "--config",
+        "-c",
+        help="YAML file of what differs from the defaults; may be given again, the later over it. Without one: "
+        "[b]embedded[/b], the recipe of the embedded model, unless --set names another model.",
     ),
 ]
 SetOption = Annotated[

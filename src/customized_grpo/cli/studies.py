@@ -124,9 +124,15 @@ def settings(
 
 
 @app.command()
-def info() -> None:
-    """What is installed, which device is used, which defaults hold."""
+def info(config: ConfigOption = None, set_: SetOption = None) -> None:
+    """What is installed, which device is used, and every setting with the place its value comes from.
+
+    [dim]cgrpo info --config run.yaml --set policy.height=768[/dim]
+    """
     with one_line_errors():
+        from customized_grpo.config.loading import resolve_config
+
+        resolved = resolve_config(config, set_ or [])
         from customized_grpo.console.information import describe
 
-        describe(Console())
+        describe(Console(), resolved)

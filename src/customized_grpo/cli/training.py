@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,11 @@ import typer
 from rich.console import Console
 
 from customized_grpo.cli.app import ConfigOption, SetOption, app, one_line_errors
+
+_EMBEDDED = (
+    "recipe: embedded, a small model on a built-in world; for a real one: cgrpo train "
+    "--set policy.path=black-forest-labs/FLUX.1-Kontext-dev --data pairs.jsonl"
+)
 
 
 @app.command()
@@ -33,7 +39,7 @@ def train(
     """
     with one_line_errors():
         from customized_grpo.config import ConfigError
-        from customized_grpo.config.loading import load_config
+        from customized_grpo.config.loading import resolve_config
         from customized_grpo.trainer.folder import check_unused, new_folder, open_run
 
         if resume is not None:
@@ -44,8 +50,11 @@ def train(
             quoted = json.dumps(data, ensure_ascii=False)  # a text, whatever YAML would make of it
             given = [] if data is None else [f"data.path={quoted}"]
             overrides = [*given, *(set_ or [])]
-            resolved, run = load_config(config, overrides), out or new_folder(Path("runs"))
+            found, run = resolve_config(config, overrides), out or new_folder(Path("runs"))
             check_unused(run)
+            resolved = found.config
+            if found.embedded and os.environ.get("RANK", "0") == "0":  # a launcher's number of this process
+                Console().print(_EMBEDDED, highlight=False)
         from customized_grpo.runs.train import train_run  # seconds, which a mistake above need not wait for
 
         train_run(resolved, run, Console(), resume=resume is not None)

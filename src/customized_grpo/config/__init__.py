@@ -1,4 +1,4 @@
-"""One typed configuration of a run. Every key has a default, and the defaults are the embedded run.
+"""One typed configuration of a run. Every key has a default: the paper's, or of the model's preset.
 
 A YAML file names what differs, `--set a.b=c` what differs from the file; unknown keys are refused. A file for each
 section.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from customized_grpo.config.data import DataConfig
 from customized_grpo.config.evaluation import EvaluationConfig
+from customized_grpo.config.kinds import KINDS, POLICIES, Kind
 from customized_grpo.config.method import MethodConfig
-from customized_grpo.config.policy import POLICIES, LoraConfig, PolicyConfig
+from customized_grpo.config.policy import LoraConfig, PolicyConfig
 from customized_grpo.config.rewards import RewardConfig
 from customized_grpo.config.rollout import RolloutConfig, WindowConfig
 from customized_grpo.config.run import VERSION, Config
@@ -18,12 +19,14 @@ from customized_grpo.config.train import TrainConfig
 
 __all__ = [
     "EMBEDDED",
+    "KINDS",
     "POLICIES",
     "VERSION",
     "Config",
     "ConfigError",
     "DataConfig",
     "EvaluationConfig",
+    "Kind",
     "LoraConfig",
     "MethodConfig",
     "PolicyConfig",

@@ -1,4 +1,4 @@
-"""A run's configuration from YAML and `--set`, and back: what is not named keeps its default.
+"""A run's configuration from YAML and `--set`, and back: what is not named keeps its default, or its model's preset.
 
 Nothing but plain YAML 1.1 values is read (with 1e-4 a number, as in YAML 1.2); no variable is
 expanded.
@@ -11,19 +11,25 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from customized_grpo.config import Config, ConfigError, DataConfig
+from customized_grpo.config import EMBEDDED, Config, ConfigError, PolicyConfig
+from customized_grpo.config.presets import preset_of
 from customized_grpo.config.section import section_in
 from customized_grpo.records import write_bytes
 
 Location = tuple[str | int, ...]
+_Section = TypeVar("_Section", bound=BaseModel)
 
+#: The recipe of the embedded model, which `embedded` names in place of a file.
+EMBEDDED_RECIPE = Path(__file__).parents[1] / "embedded" / "recipe.yaml"
 #: Numbers such as 1e-4, which YAML 1.1 takes for text because they have no point.
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 _LARGEST_FILE = 2**20  # bytes
@@ -33,43 +39,124 @@ _TEXTS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "timestamp", 
 _COLLECTIONS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq"))
 
 
-def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file, or of the defaults where there is none, with overrides.
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and where each of its values comes from.
 
-    Of several files each is laid over those before it.
+    Attributes:
+        config: The configuration.
+        origins: FILE:LINE, the override, the preset or `default`, by dotted key.
+        embedded: Whether it is the recipe of the embedded model because no other was given.
+    """
+
+    config: Config
+    origins: Mapping[str, str]
+    embedded: bool
+
+
+def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Load the configuration of YAML files and overrides, see `resolve_config`."""
+    return resolve_config(path, overrides).config
+
+
+def resolve_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[str] = ()) -> Resolved:
+    """Load the configuration of YAML files and overrides.
+
+    Each file is laid over those before it, the first over the defaults and the preset of the model that is named. The
+    file `embedded` is the recipe of the embedded model. Without files that recipe is used, unless an override names
+    another model.
 
     An override is `a.b=VALUE`, its value YAML; parts of lists go by their number, as in
     `rewards.0.weight=2`. Sections are merged key by key with what they differ from; lists and free
     mappings are replaced. Where none names evaluation.data.path it is data.path. Raises
     ConfigError, one line for each problem: FILE:LINE or the override, the dotted key, the value given, the remedy.
     """
-    reader = _Reader()
-    values: dict[str, Any] = Config.model_validate({}).model_dump(mode="json")
-    values["evaluation"]["data"]["path"] = None  # until somebody names it
-    for file in [path] if isinstance(path, Path) else path or []:
-        _merge(values, reader.file(file), ())
-    for override in overrides:
-        reader.override(values, override)
-    reader.stop_at_problems()
-    _follow_data(values)
+    files = [path] if isinstance(path, Path) else list(path or [])
+    if not files:
+        layers = _Layers([Path(EMBEDDED)], overrides)
+        if layers.model == _Layers([Path(EMBEDDED)]).model:
+            return layers.resolve(embedded=True)
+    return _Layers(files, overrides).resolve()
+
+
+def base_config(policy: PolicyConfig) -> Config:
+    """The configuration that a run of this model has where it names nothing else."""
+    return load_config(None, [f"policy.{key}={json.dumps(getattr(policy, key))}" for key in ("kind", "path")])
+
+
+class _Layers:
+    """Defaults, files and overrides, merged. Raises ConfigError where one cannot be read."""
+
+    def __init__(self, files: Sequence[Path], overrides: Sequence[str] = ()) -> None:
+        self._reader = _Reader()
+        self._read = [self._reader.file(file) for file in files]
+        self._overrides = overrides
+        self.model: Mapping[str, Any] = {}
+        self._values = self._merged()
+        # Known only once all is merged, and the preset below all of it depends on it.
+        policy = self._values.get("policy")
+        if isinstance(policy, dict):
+            self.model = {key: policy[key] for key in ("kind", "path")}
+        self._values = self._merged()
+
+    def _merged(self) -> dict[str, Any]:
+        try:
+            base = Config.model_validate({"policy": self.model})
+        except ValidationError:  # no such model, which is reported below
+            base = Config()
+        values: dict[str, Any] = base.model_dump(mode="json")
+        values["evaluation"]["data"]["path"] = None  # until it is named
+        for read in self._read:
+            _merge(values, deepcopy(read), ())
+        for override in self._overrides:
+            self._reader.override(values, override)
+        self._reader.stop_at_problems()
+        return values
+
+    def resolve(self, *, embedded: bool = False) -> Resolved:
+        try:
+            config = Config.model_validate(self._values, strict=True)  # no "3" for 3, no true for 1
+        except ValidationError as error:
+            problems = [self._reader.describe(detail) for detail in error.errors(include_url=False)]
+            raise ConfigError(*dict.fromkeys(problems)) from None
+        usual = preset_comments(config)
+        if not self._reader.named(("evaluation", "data", "path")):
+            usual |= {f"evaluation.data.{key}": f"data.{key}" for key in ("path", "root")}
+        origins = {}
+        for location in _leaves(config.model_dump(mode="json"), ()):
+            key = _dotted(location)
+            origins[key] = self._reader.named(location) or usual.get(key, "default")
+        return Resolved(config, origins, embedded)
+
+
+def _leaves(value: Any, location: Location) -> Iterator[Location]:
+    """The places of all values that are neither sections nor lists of them."""
+    parts: Iterable[tuple[str | int, Any]]
+    if isinstance(value, dict) and _section(location) is not None:
+        parts = value.items()
+    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        parts = enumerate(value)
+    else:
+        yield location
+        return
+    for name, part in parts:
+        yield from _leaves(part, (*location, name))
+
+
+def problems_of(error: ValidationError, section: str = "") -> list[str]:
+    """One line for each problem of settings that were given in Python, of all of a run or of one section."""
+    details = error.errors(include_url=False)
+    if section:
+        details = [{**detail, "loc": (section, *detail["loc"])} for detail in details]
+    return [_Reader().describe(detail) for detail in details]
+
+
+def make_section(section: type[_Section], name: str, settings: Mapping[str, Any]) -> _Section:
+    """Make a section of settings given in Python. Raises ConfigError, one line for each problem."""
     try:
-        # JSON's own strictness: no "3" for 3, no true for 1, yet lists for tuples and text for
-        # paths.
-        return Config.model_validate_json(json.dumps(values), strict=True)
+        return section(**settings)
     except ValidationError as error:
-        reader.problems += [reader.describe(detail) for detail in error.errors(include_url=False)]
-    raise ConfigError(*dict.fromkeys(reader.problems))
-
-
-def _follow_data(values: dict[str, Any]) -> None:
-    """Evaluate on the data that is trained on (of the world: other pairs of it) where nobody has named other data."""
-    data, evaluation = values.get("data"), values.get("evaluation")
-    held_out = evaluation.get("data") if isinstance(evaluation, dict) else None
-    if isinstance(data, dict) and isinstance(held_out, dict) and held_out.get("path") is None:
-        # What is no text there is told of there, once.
-        held_out["path"] = data["path"] if isinstance(data.get("path"), str) else DataConfig().path
-        if held_out.get("root") is None and isinstance(data.get("root"), str):
-            held_out["root"] = data["root"]
+        raise ConfigError(*problems_of(error, name)) from error
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], Callable[[Location], str]]:
@@ -89,12 +176,46 @@ def nearest(key: str, known: Iterable[str]) -> str | None:
 def save_config(config: Config, path: Path) -> None:
     """Writes all of `config` as YAML that `load_config` reads back equal. The file is replaced at
     once or not at all."""
-    write_bytes(path, as_yaml(config).encode("utf-8"))
+    write_bytes(path, as_yaml(config, preset_comments(config)).encode("utf-8"))
 
 
-def as_yaml(config: Config) -> str:
-    """All of `config` as YAML that `load_config` reads back equal."""
-    return dump_yaml(config.model_dump(mode="json"))
+def preset_comments(config: Config) -> dict[str, str]:
+    """By dotted key, which preset it is that has the same value."""
+    preset, values = preset_of(config.policy), config.model_dump(mode="json")
+    same = (key for key, value in preset.values.items() if _value_at(values, key) == value)
+    return dict.fromkeys(same, f"preset of {preset.model}")
+
+
+def _value_at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def as_yaml(config: Config, comments: Mapping[str, str] | None = None) -> str:
+    """All of `config` as YAML that `load_config` reads back equal, with comments by dotted key."""
+    text = dump_yaml(config.model_dump(mode="json"))
+    if not comments:
+        return text
+    lines = text.split("\n")
+    for line, key in _key_lines(yaml.compose(text, Loader=yaml.SafeLoader), ()):
+        if key in comments:
+            lines[line] += f"  # {comments[key]}"
+    return "\n".join(lines)
+
+
+def _key_lines(node: Any, location: Location) -> Iterator[tuple[int, str]]:
+    """(line, dotted key) of each key that a comment can stand behind, in a document that `dump_yaml` wrote."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, part in enumerate(node.value):
+            yield from _key_lines(part, (*location, number))
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*location, str(key.value))
+            line, first, last = key.start_mark.line, value.start_mark.line, value.end_mark.line
+            if first > line or last == line:  # else the value is a text that goes on in the next line
+                yield line, _dotted(here)
+            yield from _key_lines(value, here)
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
@@ -111,6 +232,8 @@ class _Reader:
         self._origins: dict[Location, str] = {}
 
     def file(self, path: Path) -> dict[str, Any]:
+        name = str(path)
+        path = EMBEDDED_RECIPE if name == EMBEDDED else path
         try:
             if path.is_file() and path.stat().st_size > _LARGEST_FILE:
                 raise ConfigError(f"{path}: more than {_LARGEST_FILE // 2**20} MB; give a configuration")
@@ -120,7 +243,7 @@ class _Reader:
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
         earlier, self._origins = self._origins, {}
-        values = self._parse(text, str(path), (), lines=True)
+        values = self._parse(text, name, (), lines=True)
         # What a file replaces whole takes with it where its parts came from.
         replaced = tuple(at for at in self._origins if _section(at) is None)
         kept = {at: place for at, place in earlier.items() if not any(at[: len(new)] == new for new in replaced)}
@@ -196,7 +319,10 @@ class _Reader:
         kind, given = detail["type"], detail["input"]
         if kind == "extra_forbidden":
             return f"{origin}{_unknown(location[:-1], str(location[-1]))}"
+        plain = {"list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
         message = str(detail["msg"]).removeprefix("Value error, ")
+        if kind in plain:
+            message = f"input should be {plain[kind]}"
         if kind == "value_error" and not location:
             return f"{origin}{message}"
         message = f"{_dotted(location)}: {message[0].lower()}{message[1:]}"
@@ -210,6 +336,16 @@ class _Reader:
             if location[:end] in self._origins:
                 return f"{self._origins[location[:end]]}: "
         return ""
+
+    def named(self, location: Location) -> str | None:
+        """Where that value was given, by itself or with the list or free mapping around it; None where it was not."""
+        for end in range(len(location), 0, -1):
+            around = location[:end]
+            if end < len(location) and _section(around) is not None:
+                return None
+            if around in self._origins:
+                return self._origins[around]
+        return None
 
     def _parse(self, text: str, origin: str, location: Location, *, lines: bool) -> Any:
         try:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from customized_grpo.config.section import Section
-
-#: The kinds of generators that are built in.
-POLICIES = ("flux-kontext", "uno", "flux2", "qwen-image-edit")
+from customized_grpo.config.kinds import KINDS, POLICIES
+from customized_grpo.config.presets import DEFAULT, KIND, PATH, fill, preset_of
+from customized_grpo.config.section import PathOrText, Section, TupleOrList
 
 #: Pixels of a picture's side that no model here draws: whoever asks for more has mistyped.
 LARGEST_SIDE = 16384
@@ -19,7 +17,12 @@ LARGEST_SIDE = 16384
 class LoraConfig(Section):
     """The adapter that training moves."""
 
-    rank: int = Field(8, ge=1, description="of the two factors of each layer's update")
+    rank: int = Field(
+        DEFAULT["policy.lora.rank"],
+        ge=1,
+        description="LoRA rank. 512 is the paper's on FLUX.1; its weights, gradients and Adam states take 16 bytes for "
+        "each of about a billion parameters, so presets of larger models have less",
+    )
     alpha: float | None = Field(None, gt=0, description="scale of the update; the rank where none is given")
     targets: list[str] | None = Field(None, description="module names to adapt; the policy's own list where none")
 
@@ -27,29 +30,50 @@ class LoraConfig(Section):
 class PolicyConfig(Section):
     """The generator to tune."""
 
-    kind: str = Field("flux-kontext", description=f"{', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
-    path: str = Field("embedded/pipeline", description="hub id or folder of a diffusers pipeline")
+    kind: str = Field(KIND, description=f"{', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
+    path: str = Field(PATH, description="hub id or folder of a diffusers pipeline")
     revision: str | None = Field(None, description="branch, tag or commit on the hub; null: its main branch")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the frozen weights and of what is computed; a LoRA's own weights are float32 always"
+        "bfloat16", description="of the frozen weights and of what is computed; a LoRA's own weights are float32 always"
     )
     device: str | None = Field(None, description="where none is given: the accelerator that is there, or the CPU")
-    height: int = Field(64, ge=16, le=LARGEST_SIDE, multiple_of=8, description="pixels of the pictures to draw")
-    width: int = Field(64, ge=16, le=LARGEST_SIDE, multiple_of=8, description="likewise")
-    reference_sizes: list[tuple[int, int]] | None = Field(
-        [(64, 64)],
+    height: int = Field(
+        DEFAULT["policy.height"],
+        ge=16,
+        le=LARGEST_SIDE,
+        multiple_of=8,
+        description="Height of generated images in pixels.",
+    )
+    width: int = Field(
+        DEFAULT["policy.width"],
+        ge=16,
+        le=LARGEST_SIDE,
+        multiple_of=8,
+        description="Width of generated images in pixels.",
+    )
+    reference_sizes: list[TupleOrList[tuple[int, int]]] | None = Field(
+        DEFAULT["policy.reference_sizes"],
         description="(height, width) to resize references to, the nearest in shape; null: the model's own rule",
     )
-    max_sequence_length: int = Field(24, ge=1, description="text tokens of the long text encoder")
-    guidance: float = Field(2.5, ge=0, description="the distilled guidance of the model, an input")
-    true_cfg: float = Field(
-        1.0, ge=1, description="scale of classifier-free guidance by a second pass of the model; 1: off, a single pass"
+    max_sequence_length: int = Field(
+        DEFAULT["policy.max_sequence_length"], ge=1, description="text tokens of the long text encoder"
     )
-    negative_prompt: str = Field("", description="of true_cfg: what the second pass reads in place of the prompt")
+    guidance: float = Field(
+        DEFAULT["policy.guidance"], ge=0, description="the distilled guidance of the model, an input"
+    )
+    true_cfg: float = Field(
+        DEFAULT["policy.true_cfg"],
+        ge=1,
+        description="scale of classifier-free guidance by a second pass of the model; 1: off, a single pass",
+    )
+    negative_prompt: str = Field(
+        DEFAULT["policy.negative_prompt"],
+        description="of true_cfg: what the second pass reads in place of the prompt",
+    )
     lora: LoraConfig | None = Field(LoraConfig(), description="null: all weights of the transformer are tuned")
     options: dict[str, Any] = Field({}, description="whatever a class of your own wants to be told")
     gradient_checkpointing: bool = Field(
-        False, description="each block's activations are computed again on the way back: less memory, more time"
+        True, description="each block's activations are computed again on the way back: less memory, more time"
     )
     offload_activations: bool = Field(
         False, description="what gradient_checkpointing keeps of each block waits in host memory until it is wanted"
@@ -61,7 +85,7 @@ class PolicyConfig(Section):
     offload: bool = Field(
         False, description="what is not at work stays in host memory: text encoders and VAE, or the transformer"
     )
-    conditions: Path | None = Field(
+    conditions: PathOrText | None = Field(
         None,
         description="folder that keeps what text encoders and VAE say of a pair; with it, those are loaded only for "
         "pairs that are new",
@@ -81,12 +105,18 @@ class PolicyConfig(Section):
         description="fused: in the weights, with a new LoRA on top; start: it is itself the LoRA that is trained",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        """Give the keys that are not named the values of the model's preset."""
+        return fill(values, preset_of(values).section("policy")) if isinstance(values, dict) else values
+
     @field_validator("kind")
     @classmethod
     def _kind_is_known(cls, kind: str) -> str:
         """A name of the list, or a path to a class, which says so by its colon."""
-        if ":" not in kind and kind not in POLICIES:
-            raise ValueError(f"should be {', '.join(POLICIES)}, or package.module:Class, or file.py:Class")
+        if ":" not in kind and kind not in KINDS:
+            raise ValueError(f"should be {', '.join(KINDS)}, or package.module:Class, or file.py:Class")
         return kind
 
     @field_validator("reference_sizes")
@@ -101,7 +131,7 @@ class PolicyConfig(Section):
     def _options_of_own(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """The built-in kinds would not look at them."""
         kind = info.data.get("kind", ":")
-        if options and ":" not in kind:
+        if options and kind in POLICIES:
             raise ValueError(f"belong to a class of your own, not to {kind}; leave them out")
         return options
 

@@ -61,7 +61,7 @@ def _shown(field: FieldInfo, default: Any) -> str:
     if isinstance(default, Section):
         return "as below"
     if isinstance(default, list) and default and isinstance(default[0], Section):
-        return f"{len(default)} entries"
+        return "1 entry" if len(default) == 1 else f"{len(default)} entries"
     return default if isinstance(default, str) and default else json.dumps(default)
 
 

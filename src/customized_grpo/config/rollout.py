@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from customized_grpo.config.presets import DEFAULT
 from customized_grpo.config.section import Section, SizeOrAuto
 
 
@@ -27,17 +28,21 @@ class WindowConfig(Section):
 class RolloutConfig(Section):
     """How a group of images is drawn."""
 
-    sampler: Literal["dance", "flow", "cps"] = Field("flow", description="the stochastic step's form (docs/options.md)")
-    eta: float = Field(1.0, gt=0, description="how much noise a stochastic step adds, in its sampler's own measure")
-    steps: int = Field(6, ge=2, description="denoising steps of an image; the last is deterministic")
-    shift: float | None = Field(3.0, gt=0, description="of the noise levels, 1 being even; null: the model's own")
+    sampler: Literal["dance", "flow", "cps"] = Field(
+        "dance", description="the stochastic step's form (docs/options.md)"
+    )
+    eta: float = Field(0.4, gt=0, description="how much noise a stochastic step adds, in its sampler's own measure")
+    steps: int = Field(25, ge=2, description="denoising steps of an image; the last is deterministic")
+    shift: float | None = Field(
+        DEFAULT["rollout.shift"], gt=0, description="of the noise levels, 1 being even; null: the model's own"
+    )
     group_size: int = Field(12, ge=2, description="images of a pair, which are held against one another")
-    pairs: int = Field(4, ge=1, description="groups of one iteration, over all processes")
+    pairs: int = Field(8, ge=1, description="groups of one iteration, over all processes")
     shared_noise: bool = Field(True, description="one initial noise for a whole group")
     layout: Literal["groups", "spread"] = Field(
         "groups", description="of several processes, each draws whole groups; or all the same share of all images"
     )
-    batch_size: SizeOrAuto = Field(48, description="images of one forward pass; auto: as memory is free")
+    batch_size: SizeOrAuto = Field(8, description="images of one forward pass; auto: as memory is free")
     overlap: bool | None = Field(
         None, description="score a batch while the next is drawn; null: where the policy is on an accelerator"
     )

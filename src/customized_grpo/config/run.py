@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from customized_grpo.config.data import DataConfig
 from customized_grpo.config.evaluation import EvaluationConfig
 from customized_grpo.config.method import MethodConfig
 from customized_grpo.config.policy import PolicyConfig
+from customized_grpo.config.presets import fill, preset_of
 from customized_grpo.config.rewards import RewardConfig
 from customized_grpo.config.rollout import RolloutConfig
 from customized_grpo.config.section import Section
@@ -18,7 +21,7 @@ VERSION = 1
 
 
 class Config(Section):
-    """A run."""
+    """A run. The defaults are the paper's, on FLUX.1-Kontext-dev."""
 
     version: int = Field(VERSION, description="of the settings themselves; a run that another one wrote is refused")
     seed: int = Field(0, ge=0, description="of all that is drawn by chance: noise, the order of pairs, trained steps")
@@ -26,8 +29,8 @@ class Config(Section):
     data: DataConfig = DataConfig()
     rewards: list[RewardConfig] = Field(
         [
-            RewardConfig(kind="dino", role="identity", name="identity", path="embedded/reward-identity"),
-            RewardConfig(kind="clip", role="prompt", name="prompt", path="embedded/reward-prompt"),
+            RewardConfig(kind="dino", role="identity", name="identity", path="facebook/dinov2-base"),
+            RewardConfig(kind="clip", role="prompt", name="prompt", path="openai/clip-vit-large-patch14"),
         ],
         description="judges that are trained on: one of identity and one of prompt at least",
     )
@@ -35,6 +38,12 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        """Give the keys that are not named the values of the model's preset."""
+        return fill(values, preset_of(values.get("policy", {})).values) if isinstance(values, dict) else values
 
     @field_validator("version")
     @classmethod
@@ -45,6 +54,16 @@ class Config(Section):
                 f"wrote them (a run's starts.jsonl says which), or set what `cgrpo info` lists and version: {VERSION}"
             )
         return version
+
+    @field_validator("evaluation")
+    @classmethod
+    def _follows_data(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
+        """Evaluate on the data that is trained on (of the world: other pairs of it) unless other data are named."""
+        data, held_out = info.data.get("data"), evaluation.data
+        if data is None or held_out.path is not None:
+            return evaluation
+        followed = held_out.model_copy(update={"path": data.path, "root": held_out.root or data.root})
+        return evaluation.model_copy(update={"data": followed})
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 #: A path of this form means the folder of that name inside the package's own embedded models.
 EMBEDDED = "embedded"
@@ -41,6 +49,11 @@ def _size_or_auto(value: object, inner: ValidatorFunctionWrapHandler) -> object:
         raise ValueError("should be a number of at least 1, or auto")
     return size
 
+
+# Files are read strictly, and YAML has neither tuples nor paths.
+T = TypeVar("T")
+TupleOrList = Annotated[T, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+PathOrText = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
 
 #: Items of one forward pass, or as many as memory is free for.
 SizeOrAuto = Annotated[int | Literal["auto"], WrapValidator(_size_or_auto)]

@@ -6,18 +6,18 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from customized_grpo.config.section import Section, SizeOrAuto
+from customized_grpo.config.section import Section, SizeOrAuto, TupleOrList
 
 
 class TrainConfig(Section):
     """How the policy is moved."""
 
-    iterations: int = Field(60, ge=1, description="each draws its groups, scores them and takes its updates")
-    updates: int = Field(2, ge=1, description="optimiser steps of one iteration")
-    trained_fraction: float = Field(1.0, gt=0, le=1, description="share of the stochastic steps, drawn per image")
-    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    iterations: int = Field(300, ge=1, description="each draws its groups, scores them and takes its updates")
+    updates: int = Field(3, ge=1, description="optimiser steps of one iteration")
+    trained_fraction: float = Field(0.6, gt=0, le=1, description="share of the stochastic steps, drawn per image")
+    learning_rate: float = Field(2e-5, gt=0, description="of AdamW")
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: the rate falls to 0 over the run")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW, each from 0 to below 1")
+    betas: TupleOrList[tuple[float, float]] = Field((0.9, 0.999), description="of AdamW, each from 0 to below 1")
     weight_decay: float = Field(1.1e-4, ge=0, description="of AdamW")
     max_gradient_norm: float = Field(1.0, gt=0, description="a longer gradient is cut to it")
     clip_range: float = Field(
@@ -25,12 +25,12 @@ class TrainConfig(Section):
     )
     clip_range_high: float | None = Field(None, gt=0, description="above a ratio of 1; null: clip_range (DAPO)")
     ratio: Literal["plain", "guard"] = Field(
-        "guard", description="guard: normalised, and steps weighed alike (GRPO-Guard, arXiv 2510.22319)"
+        "plain", description="guard: normalised, and steps weighed alike (GRPO-Guard, arXiv 2510.22319)"
     )
     kl_weight: float = Field(0.0, ge=0, description="of the KL to the untuned model, added to the loss; 0: none")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, a step; 0: none")
     batch_size: SizeOrAuto = Field(
-        120, description="(image, step) pairs of one forward and backward pass; auto: as memory is free"
+        4, description="(image, step) pairs of one forward and backward pass; auto: as memory is free"
     )
     timeout: float = Field(30.0, gt=0, description="minutes that a process waits for the others before it fails")
     max_missing: float = Field(

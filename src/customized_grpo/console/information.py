@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import torch
@@ -10,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from customized_grpo.config import Config, ConfigError
-from customized_grpo.config.loading import as_yaml, nearest
+from customized_grpo.config import ConfigError
+from customized_grpo.config.loading import Resolved, as_yaml, nearest
+from customized_grpo.config.presets import DEFAULT, presets
 from customized_grpo.config.reference import Setting, settings
 from customized_grpo.console.tables import markdown_table
 from customized_grpo.models import embedded_models
@@ -43,7 +46,7 @@ def hardware(device: torch.device | None = None) -> dict[str, str]:
     return {"device": name, "CPU threads": str(torch.get_num_threads()), "system": platform.platform(terse=True)}
 
 
-def describe(console: Console) -> None:
+def describe(console: Console, resolved: Resolved) -> None:
     table = Table("installed", "version", title="Libraries")
     for name, installed in versions().items():
         table.add_row(name, installed)
@@ -54,8 +57,8 @@ def describe(console: Console) -> None:
     for folder, size in embedded_models().items():
         models.add_row(f"embedded/{folder}", f"{size / 1e6:.1f}")
     console.print(models)
-    console.print("defaults (a run's YAML names what differs):", style="bold")
-    console.print(as_yaml(Config()), markup=False, highlight=False)
+    console.print("settings, and where each value comes from:", style="bold")
+    console.print(as_yaml(resolved.config, resolved.origins), markup=False, highlight=False, soft_wrap=True)
 
 
 def describe_settings(console: Console, part: str | None) -> None:
@@ -87,7 +90,8 @@ def settings_page() -> str:
         "",
         "A YAML file given by `--config` names what differs from these defaults, `--set KEY=VALUE` what differs from",
         "the file; a run's own `config.yaml` has all of them. What is not known here is refused, with the nearest key.",
-        "`N` is the number of an entry of a list, from 0.",
+        "`N` is the number of an entry of a list, from 0. Without `--config` the recipe of the embedded model is used,",
+        "[`recipes/embedded.yaml`](../recipes/embedded.yaml).",
         "",
         "```bash",
         "cgrpo settings train",
@@ -97,13 +101,32 @@ def settings_page() -> str:
     ]
     for name, part in sections.items():
         lines += ["", f"## {name}", "", markdown_table(_HEADINGS, map(_code, part))]
+    lines += [
+        "",
+        "## Presets",
+        "",
+        "Settings whose default depends on the model, which `policy.kind` and `policy.path` name. `cgrpo info --config",
+        "FILE` shows where each value of a configuration comes from.",
+        "",
+        markdown_table(("setting", *(one.model for one in presets())), _preset_rows()),
+    ]
     return "\n".join(lines) + "\n"
 
 
+def _preset_rows() -> Iterator[list[str]]:
+    found = [one.values for one in presets()]
+    for key in found[0]:
+        yield [f"`{key}`", *(f"`{json.dumps(values[key])}`" for values in found)]
+
+
 def _cells(one: Setting) -> tuple[str, str, str, str]:
-    return one.key, one.values, one.default or "needed", one.meaning
+    return one.key, one.values, (one.default or "needed") + _preset(one), one.meaning
 
 
 def _code(one: Setting) -> tuple[str, str, str, str]:
-    key, values, default, meaning = _cells(one)
-    return f"`{key}`", values, f"`{default}`" if one.default else default, meaning
+    key, values, _, meaning = _cells(one)
+    return f"`{key}`", values, (f"`{one.default}`" if one.default else "needed") + _preset(one), meaning
+
+
+def _preset(one: Setting) -> str:
+    return " (preset)" if one.key in DEFAULT else ""

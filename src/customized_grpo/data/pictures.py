@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,34 +20,39 @@ MAX_PIXELS = 2**26
 #: Larger photos are reduced to this longest side as they are loaded: no model here looks closer.
 LONGEST_SIDE = 2048
 
+#: A file, its content, or what Pillow has read already.
+Source = Path | bytes | Image.Image
 
-def load(path: Path) -> Image.Image:
-    """The picture in `path`: mode RGB, upright by its EXIF, at most `LONGEST_SIDE` long.
+
+def load(source: Source, where: str | None = None) -> Image.Image:
+    """The picture in `source`: mode RGB, upright by its EXIF, at most `LONGEST_SIDE` long.
 
     Transparency is laid over white, 16-bit grey is scaled to 8 bits, of an animation the first
-    frame is taken. Raises DataError, one line that names the file, where it is missing, empty, no
-    image, damaged, or larger than `MAX_PIXELS`.
+    frame is taken. Raises DataError, one line that names the file, or says `where` the source is, where it is missing,
+    empty, no image, damaged, or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
-        # JPEG alone: decodes huge photos at 1/2, 1/4 or 1/8 of their size.
-        image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))
+    with _opened(source, where) as image:
+        if image is not source:  # the caller's own stays as it is
+            # JPEG alone: decodes huge photos at 1/2, 1/4 or 1/8 of their size.
+            image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))
         picture = _rgb(_upright(image))
         picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
         return picture
 
 
-def load_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """The mask in `path`: mode L, 0 and 255 alone, of its reference's `size` (width, height).
+def load_mask(source: Source, size: tuple[int, int], where: str | None = None) -> Image.Image:
+    """The mask in `source`: mode L, 0 and 255 alone, of its reference's `size` (width, height).
 
     A picture with a varying alpha channel is a mask by its alpha, any other by its brightness;
     values 0 and 1 count as 0 and 255. Raises DataError as `load` does, and where the mask marks
     nothing.
     """
-    with _opened(path) as image:
+    where = where or str(source)
+    with _opened(source, where) as image:
         mask = _mask(_upright(image)).resize(size, Image.Resampling.BILINEAR)
         binary = mask.point([0] * 128 + [255] * 128)
         if binary.getbbox() is None:
-            raise DataError([f"{path}: the mask marks no pixel; draw the subject in white on black"])
+            raise DataError([f"{where}: the mask marks no pixel; draw the subject in white on black"])
         return binary
 
 
@@ -96,47 +102,55 @@ def problems(paths: Iterable[Path], checker: Callable[[Path], None]) -> dict[Pat
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file opened, its size checked; what goes wrong inside becomes one line that names it."""
+def _opened(source: Source, where: str | None = None) -> Iterator[Image.Image]:
+    """The source opened, its size checked; what goes wrong inside becomes one line that says where it is."""
+    where = where or str(source)
     try:
-        _check_there(path)
-        with Image.open(path, formats=FORMATS) as image:
+        if isinstance(source, Path):
+            _check_there(source, where)
+        with _image(source) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise _too_large(path, f"{image.width} x {image.height} pixels")
+                raise _too_large(where, f"{image.width} x {image.height} pixels")
             yield image
     except DataError:
         raise
     except PermissionError as error:
-        raise DataError([f"{path}: may not be read; grant read permission"]) from error
+        raise DataError([f"{where}: may not be read; grant read permission"]) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, "far too many pixels") from error
+        raise _too_large(where, "far too many pixels") from error
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
-        raise DataError([f"{path}: not an image of a known format; convert it to one of {known}"]) from error
+        raise DataError([f"{where}: not an image of a known format; convert it to one of {known}"]) from error
     except Exception as error:
         # Pillow's decoders raise a dozen types on damaged files: OSError, SyntaxError,
         # struct.error, ...
         reason = str(error) or type(error).__name__
-        raise DataError([f"{path}: does not decode ({reason}); replace the file"]) from error
+        raise DataError([f"{where}: does not decode ({reason}); replace the file"]) from error
 
 
-def _check_there(path: Path) -> None:
+def _image(source: Source) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+def _check_there(path: Path, where: str) -> None:
     """Raises DataError where there is no file with something in it."""
     try:
         if not path.exists():
-            raise DataError([f"{path}: no such file; correct the path or restore the file"])
+            raise DataError([f"{where}: no such file; correct the path or restore the file"])
         if not path.is_file():
-            raise DataError([f"{path}: not a file; give the path of an image"])
+            raise DataError([f"{where}: not a file; give the path of an image"])
         if path.stat().st_size == 0:
-            raise DataError([f"{path}: the file is empty; replace it"])
+            raise DataError([f"{where}: the file is empty; replace it"])
     except PermissionError:
         raise
     except OSError as error:  # a name too long, a loop of links
-        raise DataError([f"{path}: cannot be read ({error.strerror}); correct the path"]) from error
+        raise DataError([f"{where}: cannot be read ({error.strerror}); correct the path"]) from error
 
 
-def _too_large(path: Path, size: str) -> DataError:
-    return DataError([f"{path}: {size}, above the bound of {MAX_PIXELS // 10**6} million; reduce it"])
+def _too_large(where: str, size: str) -> DataError:
+    return DataError([f"{where}: {size}, above the bound of {MAX_PIXELS // 10**6} million; reduce it"])
 
 
 def _upright(image: Image.Image) -> Image.Image:

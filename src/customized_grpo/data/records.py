@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from customized_grpo.config import DataConfig
 from customized_grpo.data import pictures
 from customized_grpo.data.errors import DataError
 from customized_grpo.prompts import encoding_problem, has_letters
@@ -28,17 +29,21 @@ class Record:
     references: tuple[Path, ...]
     masks: tuple[Path | None, ...]
     subject: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class FilePairs:
-    """A PairDataset of records.
+    """A PairDataset of records. Every pair has the columns of all records: None where its own has none of that name.
 
     Raises DataError with every problem there is: no record at all, a key given twice, a picture or
     mask that is missing or does not decode.
     """
 
+    config: DataConfig | None = None
+
     def __init__(self, records: Sequence[Record], origin: str) -> None:
         self._records = tuple(records)
+        self._columns = list(dict.fromkeys(name for record in records for name in record.columns))
         problems = [] if self._records else [f"{origin}: holds no pairs; add one"]
         problems += self._repeated_keys() + self._broken_files()
         if problems:
@@ -54,7 +59,8 @@ class FilePairs:
             pictures.load_mask(path, reference.size) if path else None
             for path, reference in zip(record.masks, references, strict=True)
         )
-        return Pair(record.key, record.prompt, references, masks, record.subject)
+        columns = {name: record.columns.get(name) for name in self._columns}
+        return Pair(record.key, record.prompt, references, masks, record.subject, columns)
 
     def _repeated_keys(self) -> list[str]:
         first: dict[str, str] = {}
@@ -87,6 +93,10 @@ class Fields:
 
     def wrong(self, message: str) -> None:
         self._problems.append(f"{self.where}: {message}")
+
+    def others(self, *known: str) -> dict[str, Any]:
+        """All fields but those of these names."""
+        return {name: value for name, value in self._fields.items() if name not in known}
 
     def which(self, names: Sequence[str], *, required: bool = True) -> str | None:
         """The one of `names` that is given; a problem where several are, or a required one not."""

@@ -10,7 +10,7 @@ A record is one of
 
 The subject is "subject" or "category". Paths start from the file's own folder, or from `root`, and
 stay inside it. Where a record names no masks, `masks/NAME.png` or `.jpg` beside a picture is its
-mask, as in SynCD. Other keys (scores, targets) are ignored: such files carry many.
+mask, as in SynCD. Other keys (scores, targets) are columns of the pairs, for rewards.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from customized_grpo.data.errors import DataError
 from customized_grpo.data.records import Fields, FilePairs, Record, mask_beside, read_text, unrepeated
 
 REFERENCES = ("references", "reference_images", "images", "image_paths", "image_path", "reference")
+_PROMPT, _MASKS, _SUBJECT = ("prompt", "caption"), ("masks", "mask"), ("subject", "category")
 
 
 def open_syncd(path: Path, root: Path | None = None) -> FilePairs:
@@ -68,7 +69,7 @@ def _set_of_images(fields: Fields, key: str) -> list[Record]:
     name = fields.which(["prompts"])
     prompts = fields.texts(name) if name else None
     images = [path for path in fields.paths("filenames") or [] if path is not None]
-    subject = fields.text(["subject", "category"], required=False)
+    subject = fields.text(_SUBJECT, required=False)
     if prompts is None or not images:
         return []
     if len(prompts) != len(images):
@@ -81,17 +82,19 @@ def _set_of_images(fields: Fields, key: str) -> list[Record]:
     for i, prompt in enumerate(prompts):
         reference = images[(i + 1) % len(images)]
         masks = (mask_beside(reference),)
-        records.append(Record(f"{fields.where}.{i}", f"{key}.{i}", prompt, (reference,), masks, subject))
+        columns = fields.others("filenames", "prompts", *_SUBJECT)
+        records.append(Record(f"{fields.where}.{i}", f"{key}.{i}", prompt, (reference,), masks, subject, columns))
     return records
 
 
 def _pair(fields: Fields, key: str) -> list[Record]:
-    prompt = fields.text(["prompt", "caption"])
-    pictures = fields.pictures(REFERENCES, ["masks", "mask"])
-    subject = fields.text(["subject", "category"], required=False)
+    prompt = fields.text(_PROMPT)
+    pictures = fields.pictures(REFERENCES, _MASKS)
+    subject = fields.text(_SUBJECT, required=False)
     if prompt is None or pictures is None:
         return []
     references, masks = pictures
     if not any(masks):
         masks = tuple(mask_beside(path) for path in references)
-    return [Record(fields.where, key, prompt, references, masks, subject)]
+    columns = fields.others(*_PROMPT, *REFERENCES, *_MASKS, *_SUBJECT)
+    return [Record(fields.where, key, prompt, references, masks, subject, columns)]

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from customized_grpo.config import DataConfig
 from customized_grpo.data.errors import DataError
 from customized_grpo.protocols import Pair
 from customized_grpo.world.places import PLACES
@@ -38,6 +39,8 @@ class WorldPairs:
     A smaller size is the beginning of a larger one. Where `recoloured`, every prompt wants the subject in another
     colour than its reference has: what identity and prompt cannot both have. Raises DataError for a negative seed.
     """
+
+    config: DataConfig | None = None
 
     def __init__(self, split: Split, size: int, seed: int, *, recoloured: bool = False) -> None:
         if seed < 0:

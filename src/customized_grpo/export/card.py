@@ -216,7 +216,7 @@ def _prompts(prompts: Sequence[str]) -> str:
 
 def _recipe(config: Config) -> str:
     text = dump_yaml(redact(config.model_dump(mode="json")))
-    data = redact_text(config.data.path)
+    data = redact_text(config.data.path or "no data")
     return dedent(
         """\
         ## Recipe

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -81,14 +81,14 @@ def _shapes(config_json: str, references: int) -> Shapes:
         torch.autograd.backward(policy.velocity(latents, sigma, conditions).square().mean())
 
     encode, decode = _vae_activations(pipeline.vae, config)
-    drawing, tuning = _of_all_blocks(transformer, forward), _of_all_blocks(transformer, training)
+    drawing, tuning = (of_all_blocks(transformer, partial(peak_bytes, work)) for work in (forward, training))
     waiting = 0
     if config.offload_activations:
         transformer.enable_gradient_checkpointing(checkpointing(policy.device, on_host=False))
-        waiting = _of_all_blocks(transformer, training) - tuning
+        waiting = of_all_blocks(transformer, partial(peak_bytes, training)) - tuning
     return Shapes(
         Model(whole.parameters - own, sum(m.weight.numel() for m in adapted), sum(m.out_features for m in adapted)),
-        {name: count(getattr(pipeline, name)) for name in policy._encoders},
+        {name: count(getattr(pipeline, name)) for name in policy._placement.encoders},
         count(pipeline.vae),
         sum(weight.numel() for weight in trained),
         len(trained),
@@ -126,7 +126,7 @@ def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
     picture = Image.new("RGB", (width, height))
     with torch.no_grad():
         for k in range(1, references + 1):
-            rows[REFERENCE.format(k)] = policy._encode_reference(picture, references)
+            rows[REFERENCE.format(k)] = policy.encode_reference(picture, references)
     return Conditions(rows)
 
 
@@ -139,16 +139,21 @@ def _vae_activations(vae: Any, config: PolicyConfig) -> tuple[int, int]:
         return peak_bytes(lambda: vae.encode(pixels)), peak_bytes(lambda: vae.decode(latents))
 
 
-def _of_all_blocks(transformer: nn.Module, compute: Callable[[], None]) -> int:
-    """What `peak_bytes` says, counted with few blocks of each kind and carried on: each more takes as much."""
+def of_all_blocks(transformer: nn.Module, count: Callable[[], int]) -> int:
+    """The result of `count` for the whole transformer, extrapolated from few blocks: each more of a kind adds as much.
+
+    Args:
+        transformer: a diffusers model; it has fewer blocks while `count` is called.
+        count: computes with the transformer, and counts something that grows with its blocks by equal amounts.
+    """
     lists = {name: part for name, part in transformer.named_children() if isinstance(part, nn.ModuleList)}
     few = {name: min(len(blocks), _LONGEST_LIST - 1) for name, blocks in lists.items()}
     with _cut(transformer, few):
-        total = base = peak_bytes(compute)
+        total = base = count()
     for name, blocks in lists.items():
         if len(blocks) > few[name]:
             with _cut(transformer, {**few, name: few[name] + 1}):
-                total += (len(blocks) - few[name]) * (peak_bytes(compute) - base)
+                total += (len(blocks) - few[name]) * (count() - base)
     return total
 
 

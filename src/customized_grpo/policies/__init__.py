@@ -3,40 +3,109 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from customized_grpo.config import PolicyConfig
+from customized_grpo.config import KINDS, Kind, PolicyConfig
+from customized_grpo.config.loading import make_section
 from customized_grpo.models import ModelError
 from customized_grpo.named import NamedError, find, told
+from customized_grpo.policies.loading import pipeline_name
+from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Policy
 
-__all__ = ["build_policy"]
+__all__ = ["PipelinePolicy", "build_policy", "class_of", "kind_of", "register_policy"]
 
-#: module:class by kind; a module is imported when its kind is asked for.
-_KINDS = {
-    "flux-kontext": "flux_kontext:FluxKontextPolicy",
-    "flux2": "flux2:Flux2Policy",
-    "qwen-image-edit": "qwen_image_edit:QwenImageEditPolicy",
-    "uno": "uno:UnoPolicy",
-}
+_Policy = TypeVar("_Policy", bound=type[PipelinePolicy])
 
 
-def build_policy(config: PolicyConfig) -> Policy:
+def register_policy(name: str) -> Callable[[_Policy], _Policy]:
+    """Register a subclass of `PipelinePolicy` under a name, as a decorator.
+
+    From then on `policy.kind` may be that name, and `Policy.from_pretrained` chooses the class for its `pipelines`. A
+    recipe that is run by `cgrpo` names the class by its path instead: `package.module:Class` or `file.py:Class`.
+
+    Raises:
+        ValueError: The name is taken by another class, or has a colon.
+    """
+
+    def register(policy: _Policy) -> _Policy:
+        known = KINDS.get(name)
+        # The same class may be defined again, as in a notebook.
+        if ":" in name or (known is not None and getattr(known.policy, "__qualname__", None) != policy.__qualname__):
+            raise ValueError(f"register_policy: {name!r} is taken or has a colon; choose another name")
+        KINDS[name] = Kind(policy, tuple(pipeline.__name__ for pipeline in policy.pipelines))
+        return policy
+
+    return register
+
+
+def class_of(kind: str) -> type[PipelinePolicy]:
+    """Return the class of a registered or built-in kind."""
+    policy = KINDS[kind].policy
+    if isinstance(policy, str):
+        module, _, name = policy.partition(":")
+        policy = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    found: type[PipelinePolicy] = policy
+    return found
+
+
+def name_of(policy: type[PipelinePolicy]) -> str:
+    """Return the kind of a class: the name it is registered under, else its path `module:Class`."""
+    for kind, known in KINDS.items():
+        built_in = f"{policy.__module__.removeprefix(f'{__name__}.')}:{policy.__name__}"
+        if known.policy is policy or known.policy == built_in:
+            return kind
+    return f"{policy.__module__}:{policy.__qualname__}"
+
+
+def kind_of(path: str, revision: str | None = None) -> str:
+    """Return the kind of policy for the diffusers pipeline at a hub id or in a folder, by its model_index.json.
+
+    Raises:
+        ModelError: There is no pipeline, or none that a kind is made of.
+    """
+    name = pipeline_name(path, revision)
+    for kind, known in KINDS.items():
+        if name in known.pipelines:
+            return kind
+    supported = ", ".join(pipeline for known in KINDS.values() for pipeline in known.pipelines)
+    raise ModelError(f"{path}: is a {name}; supported are {supported}, or register a policy of your own")
+
+
+def load_policy(
+    policy: type[PipelinePolicy], path: str, lora_rank: int | None, pipeline: Any, settings: dict[str, Any]
+) -> PipelinePolicy:
+    """Load a pipeline as a policy of that class, or of the pipeline's kind; see `PipelinePolicy.from_pretrained`."""
+    base = policy is PipelinePolicy
+    if lora_rank is not None:
+        settings["lora"] = {"rank": lora_rank}
+    if "kind" not in settings:
+        settings["kind"] = kind_of(path, settings.get("revision")) if base else name_of(policy)
+    config = make_section(PolicyConfig, "policy", {"path": path, **settings})
+    return (class_of(config.kind) if base else policy)(config, pipeline)
+
+
+def build_policy(config: PolicyConfig, pipeline: Any = None) -> Policy:
     """The policy that `config.kind` names, loaded and ready to be trained.
 
     A kind `package.module:Class` or `file.py:Class` is a class of the user's own, called with `config`: a
     `protocols.Policy`. The code that is named is run.
+
+    Args:
+        config: model, size, precision and what to tune.
+        pipeline: a diffusers pipeline in memory to use instead of the one at `config.path`, for the built-in kinds. Its
+            models are changed in place.
 
     Raises:
         ModelError: the model is missing, or is none of this kind, or the user's class is no policy; one line with the
             remedy.
     """
     if ":" in config.kind:
+        if pipeline is not None:
+            raise ModelError(f"policy.kind: {config.kind} is a class of your own, which takes no pipeline; pass None")
         return _own(config)
-    module, _, name = _KINDS[config.kind].partition(":")
-    kind: Any = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    policy: Policy = kind(config)
-    return policy
+    return class_of(config.kind)(config, pipeline)
 
 
 def _own(config: PolicyConfig) -> Policy:

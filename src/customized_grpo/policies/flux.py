@@ -25,7 +25,6 @@ LORA_TARGETS = (
     "proj_mlp",
     "proj_out",
 )
-_LAST_PROJECTION = "proj_out"  # shares its name with layers of the single blocks, and is no target
 
 
 class FluxPolicy(PipelinePolicy):
@@ -38,12 +37,15 @@ class FluxPolicy(PipelinePolicy):
 
     _on_processor = nullcontext  # our blocks ask for our attention and GELU themselves
 
-    def __init__(self, config: PolicyConfig, pipeline: Any) -> None:
-        super().__init__(config, pipeline, lora_targets=LORA_TARGETS, lora_exclude=_LAST_PROJECTION)
+    lora_targets = LORA_TARGETS
+    lora_exclude = "proj_out"  # the last layer, which shares its name with layers of the single blocks
+
+    def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
         if not config.compile:  # which fuses what it finds
             shorten(self._transformer, self.latent_shape[0])
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         factor = self._pipeline.vae_scale_factor
         height, width = (side * factor * PATCH for side in self._grid)
         vae = self._pipeline.vae
@@ -54,17 +56,17 @@ class FluxPolicy(PipelinePolicy):
         return pictures.float()
 
     @abstractmethod
-    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids (tokens, 3) of the image and its references, by their grids."""
 
-    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """prompt_embeds (1, T, D) and pooled (1, P), cut at `config.max_sequence_length` tokens."""
         embeds, pooled, _ = self._pipeline.encode_prompt(
             prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
         )
         return {"prompt_embeds": embeds.to(self._dtype), "pooled": pooled.to(self._dtype)}
 
-    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+    def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         prompt = rows["prompt_embeds"]
         guidance = None
         if self._transformer.config.guidance_embeds:
@@ -77,5 +79,5 @@ class FluxPolicy(PipelinePolicy):
             "img_ids": self._image_ids(grids),
         }
 
-    def _shift(self, steps: int) -> float:
+    def shift(self, steps: int) -> float:
         return sequence_shift(self._pipeline.scheduler, self.latent_shape[0])

@@ -74,15 +74,18 @@ class Flux2Policy(PipelinePolicy):
             exist, or true classifier-free guidance is asked of a model that does without.
     """
 
-    def __init__(self, config: PolicyConfig) -> None:
-        super().__init__(config, Flux2KleinPipeline, Flux2Pipeline, lora_targets=LORA_TARGETS)
+    pipelines = (Flux2KleinPipeline, Flux2Pipeline)
+    lora_targets = LORA_TARGETS
+
+    def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
         self._prompts_fit = False
         dev = isinstance(self._pipeline, Flux2Pipeline)
         if config.true_cfg != 1 and (dev or self._pipeline.config.is_distilled):
             remedy = "set policy.guidance instead" if dev else "give a base model, such as FLUX.2-klein-base-4B"
             raise ModelError(f"policy.true_cfg: {config.path} is distilled to do without; leave it at 1, or {remedy}")
 
-    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """prompt_embeds (1, T, D), cut to fit `config.max_sequence_length` together with the chat template.
 
         Raises ModelError where that leaves no room for any prompt.
@@ -97,7 +100,7 @@ class Flux2Policy(PipelinePolicy):
             self._prompts_fit = True
         return {"prompt_embeds": embeds}
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         vae = self._pipeline.vae
         packed = latents.to(self._device, self._dtype)
         ids = self._image_ids((self._grid,)).expand(len(packed), -1, -1)
@@ -109,7 +112,7 @@ class Flux2Policy(PipelinePolicy):
         pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
         return pictures.float()
 
-    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+    def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         prompt = rows["prompt_embeds"]
         guidance = None
         if isinstance(self._pipeline, Flux2Pipeline):
@@ -121,7 +124,7 @@ class Flux2Policy(PipelinePolicy):
             "img_ids": self._image_ids(grids),
         }
 
-    def _shift(self, steps: int) -> float:
+    def shift(self, steps: int) -> float:
         shift: float = flux2.compute_empirical_mu(self.latent_shape[0], steps)
         return shift
 
@@ -133,7 +136,7 @@ class Flux2Policy(PipelinePolicy):
         converted: Tensor = embeds.to(self._dtype)
         return converted
 
-    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
         sizes = self._config.reference_sizes
         if sizes is not None:
@@ -152,7 +155,7 @@ class Flux2Policy(PipelinePolicy):
         packed: Tensor = self._pipeline._pack_latents(latents)
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
-    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids (1, tokens, 4) of the image and its references, by their grids."""
         image, *references = [torch.empty(1, 1, rows, columns) for rows, columns in grids]
         ids = [self._pipeline._prepare_latent_ids(image)]

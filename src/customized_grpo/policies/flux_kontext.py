@@ -12,7 +12,6 @@ from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.flux import FluxPolicy
 from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
 
@@ -40,10 +39,9 @@ class FluxKontextPolicy(FluxPolicy):
             token, or LoRA targets do not exist.
     """
 
-    def __init__(self, config: PolicyConfig) -> None:
-        super().__init__(config, FluxKontextPipeline)
+    pipelines = (FluxKontextPipeline,)
 
-    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
         # The pipeline measures a picture in whole tokens; less than one counts as one.
         shape = [max(side, multiple) for side in processor.get_default_height_width(picture)]
@@ -58,7 +56,7 @@ class FluxKontextPolicy(FluxPolicy):
         packed: Tensor = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
-    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids (tokens, 3) of the image and its references, by their grids."""
         ids = []
         for k, (rows, columns) in enumerate(grids):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
@@ -82,6 +83,47 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Callable[[nn.M
         prepare(loaded.transformer)
     quantise(loaded.transformer, config.quantise)
     return loaded
+
+
+def pipeline_name(path: str, revision: str | None = None) -> str:
+    """Return the class name of the diffusers pipeline at a hub id or in a folder, of its model_index.json.
+
+    Raises:
+        ModelError: There is no such pipeline; one line with the remedy.
+    """
+    try:
+        index = DiffusionPipeline.load_config(resolve(path), revision=revision)
+        return str(index["_class_name"])
+    except ModelError:
+        raise
+    except Exception as error:  # of huggingface_hub, diffusers and JSON
+        raise ModelError(f"{path}: no diffusers pipeline ({first_line(error)}); give its folder or hub id") from error
+
+
+def adopt_pipeline(
+    config: PolicyConfig, pipeline: Any, *pipelines: Any, prepare: Callable[[nn.Module], None] | None = None
+) -> Any:
+    """Prepare a diffusers pipeline that is in memory as `load_pipeline` prepares one from disk.
+
+    Its models are changed in place: frozen, in evaluation mode, in `config.dtype`.
+
+    Raises:
+        ModelError: the pipeline is of none of the classes `pipelines` or has a LoRA, or a package is missing.
+    """
+    check_packages(config)
+    if type(pipeline) not in pipelines:
+        names = " or ".join(kind.__name__ for kind in pipelines)
+        raise ModelError(f"policy.kind: {config.kind} takes a {names}, not a {type(pipeline).__name__}; pass one")
+    if getattr(pipeline.transformer, "peft_config", None):
+        raise ModelError("the pipeline's transformer has a LoRA; take it off by transformer.unload_lora()")
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            # Not the model's own `to`, which warns of what `dtype` in from_pretrained does otherwise.
+            nn.Module.to(part, getattr(torch, config.dtype)).requires_grad_(False).eval()
+    if prepare is not None:
+        prepare(pipeline.transformer)
+    quantise(pipeline.transformer, config.quantise)
+    return pipeline
 
 
 def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:

@@ -5,24 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError
 from customized_grpo.models.devices import device_of
-from customized_grpo.models.freed import keep_freed_memory
-from customized_grpo.policies.backends import PRODUCTS, context_of, resolve_backend, use_backend
-from customized_grpo.policies.checkpointing import checkpointing
+from customized_grpo.policies.backends import resolve_backend
+from customized_grpo.policies.compute import Placement, prepare_transformer, prepare_vae
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
-from customized_grpo.policies.loading import load_part, load_pipeline, load_transformer
+from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
 from customized_grpo.policies.processor import OnProcessor
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
@@ -41,31 +38,22 @@ Grid = tuple[int, int]
 
 
 class PipelinePolicy(ABC):
-    """A diffusers pipeline whose transformer sees the picture and its references as one row of packed tokens.
+    """Base class of policies made of a diffusers pipeline whose transformer takes image and references as tokens.
 
-    A model of this kind adds what encodes a prompt and a reference, what decodes latents, its transformer's further
-    inputs and the shift of its noise levels, and with them is a `protocols.Policy`. Latents are the pipeline's packed
-    tokens, float32 (B, tokens, channels), of pictures of `config.height` x `config.width`, floored to multiples of a
-    token's side as the pipelines do.
+    A subclass declares `pipelines` and `lora_targets` and defines `encode_prompt`, `encode_reference`,
+    `decode_latents`, `transformer_inputs` and `shift`, and `position_ids` where its transformer takes them. It then has
+    all that built-in policies have: LoRA or full training, precisions and quantisation, attention backends,
+    checkpointing, offloading, cached conditioning, classifier-free guidance, FSDP, `cgrpo plan` and `cgrpo merge`.
 
-    The weights may be stored in any precision; all are converted to `config.dtype`. LoRA parameters are float32
-    throughout. On a CPU GELU is `gelu`'s, see `OnProcessor`. Attention is computed by the backend that
-    `config.attention` names, see `backends`; `attention_backend` is the one that was found. With gradients and
-    without they are the same: a replay then has the very bits of its rollout.
-
-    With `config.true_cfg` above 1 a velocity is taken twice, told the prompt and told `config.negative_prompt`, and
-    leads away from the latter, as the pipelines do it (arXiv 2207.12598); gradients go through both.
-
-    With `config.offload`, either the transformer is on the device or text encoders and VAE are, but for decoding, when
-    the VAE joins it; the others wait in host memory. With `config.conditions`, a folder, conditions are read from
-    there, see `ConditionsFolder`; text encoders are then loaded when the first pair comes that it lacks, and with both
-    settings forgotten, not sent back.
+    Latents are the pipeline's packed tokens, float32 (B, tokens, channels), of images of `config.height` x
+    `config.width`, floored to whole tokens as the pipelines do. Weights are converted to `config.dtype`; those of a
+    LoRA are float32. With gradients and without, a velocity has the same bits.
 
     Args:
-        config: model, size, precision and what to tune.
-        pipelines: the pipeline's class, or those that will do.
-        lora_targets: the layers that a LoRA adapts by default.
-        lora_exclude: a layer that is none of them, though its name ends like theirs.
+        config: Model, size, precision and what to train.
+        pipeline: A diffusers pipeline in memory to use instead of the one at `config.path`. Its models are changed in
+            place, so it belongs to one policy. The path is read only where weights are wanted again: all of the
+            transformer's for KL without a LoRA, text encoders dropped to save memory.
 
     Raises:
         ModelError: the path holds no such pipeline in safetensors, a size is less than one token, LoRA targets do not
@@ -78,52 +66,73 @@ class PipelinePolicy(ABC):
     attention_backend: str
     """What computes the transformer's attention, see `backends.resolve_backend`."""
 
-    def __init__(
-        self, config: PolicyConfig, *pipelines: Any, lora_targets: Sequence[str], lora_exclude: str = ""
-    ) -> None:
+    pipelines: ClassVar[tuple[Any, ...]]
+    """The diffusers pipelines that this policy is made of; one of them is at `config.path`."""
+    lora_targets: ClassVar[Sequence[str]] = ATTENTION
+    """The layers that a LoRA adapts by default: each name stands for all linear layers whose name ends so."""
+    lora_exclude: ClassVar[str] = ""
+    """A layer that is none of them, though its name ends like theirs."""
+
+    def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._device = device_of(config)
         self.attention_backend = resolve_backend(config.attention, self._device, self._dtype, compiled=config.compile)
         folder = conditions_folder(config)
-        self._pipeline = load_pipeline(config, *pipelines, prepare=self._preparation())
-        self._encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
-        self._away = False  # whether text encoders and VAE may be off the device
+        if pipeline is None:
+            self._pipeline = load_pipeline(config, *self.pipelines, prepare=self.preparation())
+        else:
+            self._pipeline = adopt_pipeline(config, pipeline, *self.pipelines, prepare=self.preparation())
         self._transformer = self._pipeline.transformer
         self._kind = type(self._transformer)  # before it is sharded, which makes another class of it
         self._tuning: Tuning
         if config.lora is not None:
-            self._tuning = LoraTuning(self._transformer, config.lora, lora_targets, exclude=lora_exclude)
+            write = type(self._pipeline).save_lora_weights
+            self._tuning = LoraTuning(self._transformer, config.lora, self.lora_targets, self.lora_exclude, write)
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
-        use_backend(self._transformer, self.attention_backend)
-        self._inside = context_of(self.attention_backend)
-        if self._device.type == "cpu":
-            keep_freed_memory()
-            if not config.compile:
-                self._inside = partial(self._on_processor, self.attention_backend == PRODUCTS)
-        if config.gradient_checkpointing:
-            self._transformer.enable_gradient_checkpointing(
-                checkpointing(self._device, on_host=config.offload_activations, inside=self._inside)
-            )
-        if config.compile:
-            self._transformer.compile_repeated_blocks()
-        if self._device.type == "cpu" and self._dtype == torch.float32:
-            # A third less time for the same pictures within rounding. Other precisions keep the pipeline's own bits.
-            for part in self._pipeline.vae.modules():
-                if isinstance(part, nn.Conv2d):
-                    part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+        self._inside = prepare_transformer(
+            self._transformer, config, self._device, self.attention_backend, self._on_processor
+        )
+        prepare_vae(self._pipeline.vae, self._device, self._dtype)
         self._transformer.to(self._device)
-        if config.offload:
-            self._make_room()
-        else:
-            self._pipeline.to(self._device)
+        self._placement = Placement(self._pipeline, config, self._device)
+        self._placement.bring_transformer()
         # By now the model's files are there, which its keys depend on.
         self._kept = None if folder is None else ConditionsFolder(folder, config, self._device)
         self._ids: dict[tuple[Grid, ...], Tensor] = {}
         self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
         for size in config.reference_sizes or ():
             self._tokens_of("policy.reference_sizes", *size)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str, *, lora_rank: int | None = None, pipeline: Any = None, **settings: Any
+    ) -> PipelinePolicy:
+        """Load a diffusers pipeline as a policy.
+
+        Args:
+            path: Hub id or folder of the pipeline, such as "black-forest-labs/FLUX.1-Kontext-dev".
+            lora_rank: LoRA rank, short for `lora=LoraConfig(rank=...)`; that of the model's preset if not given.
+            pipeline: A pipeline in memory to use instead of the one at `path`; its models are changed in place.
+            **settings: Other fields of `PolicyConfig`, such as `dtype`, `height` or `kind`. What is not given has the
+                value of the model's preset. The kind is found by the pipeline's class.
+
+        Returns:
+            A policy of this class; of the kind for the pipeline where this is the base class.
+
+        Raises:
+            ModelError: There is no such pipeline in safetensors, or no policy for it.
+            ConfigError: A setting is unknown or not valid.
+        """
+        from customized_grpo.policies import load_policy  # which imports this module
+
+        return load_policy(cls, path, lora_rank, pipeline, settings)
+
+    @property
+    def config(self) -> PolicyConfig:
+        """The settings that the policy was made with."""
+        return self._config
 
     @property
     def device(self) -> torch.device:
@@ -149,8 +158,8 @@ class PipelinePolicy(ABC):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
-        self._bring(self._pipeline.vae)
-        return self._decode(latents)
+        self._placement.bring(self._pipeline.vae)
+        return self.decode_latents(latents)
 
     def sigmas(self, steps: int) -> Tensor:
         """The scheduler's noise levels, on the CPU, shifted as the pipeline does for this size.
@@ -165,7 +174,7 @@ class PipelinePolicy(ABC):
         if steps == 1 and scheduler.config.get("shift_terminal"):
             raise ValueError("steps must be at least 2, not 1: this model's scheduler has a shift_terminal")
         levels: Any = np.linspace(1.0, 1 / steps, steps)
-        kontext.retrieve_timesteps(scheduler, sigmas=levels, mu=self._shift(steps))
+        scheduler.set_timesteps(sigmas=levels, mu=self.shift(steps))
         shifted: Tensor = scheduler.sigmas.float().cpu().clone()
         return shifted
 
@@ -178,22 +187,25 @@ class PipelinePolicy(ABC):
             ValueError: shapes disagree.
         """
         check_batch(latents, sigma, conditions, self.latent_shape)
-        if self._config.offload and not self._away:
-            self._make_room()
+        if self._config.offload:
+            self._placement.bring_transformer()
         rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
         tokens, grids = self._tokens(latents, rows)
 
         def told(rows: dict[str, Tensor]) -> Tensor:
             with self._inside():
                 output: Tensor = self._transformer(
-                    hidden_states=tokens, timestep=self._timestep(sigma), return_dict=False, **self._inputs(rows, grids)
+                    hidden_states=tokens,
+                    timestep=self._timestep(sigma),
+                    return_dict=False,
+                    **self.transformer_inputs(rows, grids),
                 )[0]
             return output[:, : latents.shape[1]].float()
 
         if self._config.true_cfg == 1:
             return told(rows)
         negative = {name.removeprefix(NEGATIVE): row for name, row in rows.items() if name.startswith(NEGATIVE)}
-        return self._guided(told(rows), told(negative))
+        return self.guided(told(rows), told(negative))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The LoRA's parameters, or all of the transformer's, by their names in the transformer; on the device."""
@@ -245,73 +257,54 @@ class PipelinePolicy(ABC):
 
     @torch.no_grad()
     def _encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        if self._config.offload:
-            self._transformer.to("cpu")
-        for name in self._encoders:
+        for name in self._placement.encoders:
             if getattr(self._pipeline, name) is None:
                 setattr(self._pipeline, name, load_part(self._config, self._pipeline, name))
-        self._bring(*(getattr(self._pipeline, name) for name in self._encoders), self._pipeline.vae)
-        rows = self._encode_prompt(prompt, references)
+        self._placement.bring_encoders()
+        rows = self.encode_prompt(prompt, references)
         if self._config.true_cfg != 1:
-            negative = self._encode_prompt(self._config.negative_prompt, references)
+            negative = self.encode_prompt(self._config.negative_prompt, references)
             rows |= {f"{NEGATIVE}{name}": row for name, row in negative.items()}
         for k, picture in enumerate(references, 1):
-            rows[REFERENCE.format(k)] = self._encode_reference(picture, len(references))
+            rows[REFERENCE.format(k)] = self.encode_reference(picture, len(references))
         return Conditions(rows)
 
-    def _bring(self, *parts: nn.Module) -> None:
-        """Have these parts of the pipeline on the device, too."""
-        for part in parts:
-            part.to(self._device)
-        self._away = False
-
-    def _make_room(self) -> None:
-        """Have the transformer alone on the device."""
-        for name in (*self._encoders, "vae"):
-            part = getattr(self._pipeline, name)
-            if self._config.conditions is not None and name in self._encoders:
-                setattr(self._pipeline, name, None)
-            elif part is not None:
-                part.to("cpu")
-        self._transformer.to(self._device)
-        self._away = True
-
-    def _preparation(self) -> Callable[[nn.Module], None] | None:
+    def preparation(self) -> Callable[[nn.Module], None] | None:
         """What changes the transformer's weights before they are quantised, adapted or tuned; None: nothing does."""
         return None
 
     @abstractmethod
-    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Those of `Conditions.rows` that speak of the prompt, one row; `references` are RGB."""
 
     @abstractmethod
-    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         """Tokens of one RGB reference of `count` on their grid, (1, rows, columns, channels)."""
 
     @abstractmethod
-    def _decode(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         """What `decode` says."""
 
     @abstractmethod
-    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+    def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """What the transformer takes besides tokens and timestep, of `Conditions.rows` and the grids of tokens."""
 
-    def _guided(self, told: Tensor, negative: Tensor) -> Tensor:
+    def guided(self, told: Tensor, negative: Tensor) -> Tensor:
         """The velocity that is followed, of the one told the prompt and the one told the negative prompt."""
         return negative + self._config.true_cfg * (told - negative)
 
     def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Position ids of the image and its references on the model's device, made once for the same grids."""
         if grids not in self._ids:
-            self._ids[grids] = self._position_ids(grids).to(self._device)
+            self._ids[grids] = self.position_ids(grids).to(self._device)
         return self._ids[grids]
 
-    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """The model's own, for `_image_ids`; only of a model whose transformer takes position ids."""
         raise NotImplementedError
 
     @abstractmethod
-    def _shift(self, steps: int) -> float:
+    def shift(self, steps: int) -> float:
         """The scheduler's mu for this size and number of steps."""
 
     def _timestep(self, sigma: Tensor) -> Tensor:
@@ -339,20 +332,17 @@ class PipelinePolicy(ABC):
     def _load_transformer(self) -> nn.Module:
         """The untuned transformer again, on the CPU."""
         model = load_transformer(self._config, self._kind)
-        if (prepare := self._preparation()) is not None:
+        if (prepare := self.preparation()) is not None:
             prepare(model)
         return model
 
 
 def sequence_shift(scheduler: Any, tokens: int) -> float:
     """The scheduler's mu for a number of tokens, as FLUX.1's and Qwen-Image's pipelines have it."""
-    shift: float = kontext.calculate_shift(
-        tokens,
-        scheduler.config.get("base_image_seq_len", 256),
-        scheduler.config.get("max_image_seq_len", 4096),
-        scheduler.config.get("base_shift", 0.5),
-        scheduler.config.get("max_shift", 1.15),
-    )
+    base, largest = scheduler.config.get("base_shift", 0.5), scheduler.config.get("max_shift", 1.15)
+    fewest, most = scheduler.config.get("base_image_seq_len", 256), scheduler.config.get("max_image_seq_len", 4096)
+    slope = (largest - base) / (most - fewest)
+    shift: float = tokens * slope + (base - slope * fewest)
     return shift
 
 

@@ -68,15 +68,18 @@ class QwenImageEditPolicy(PipelinePolicy):
             a distilled guidance, a size is less than one token, or LoRA targets do not exist.
     """
 
-    def __init__(self, config: PolicyConfig) -> None:
-        super().__init__(config, QwenImageEditPlusPipeline, lora_targets=LORA_TARGETS)
+    pipelines = (QwenImageEditPlusPipeline,)
+    lora_targets = LORA_TARGETS
+
+    def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
         if self._transformer.config.guidance_embeds:
             raise ModelError(
                 f"policy.path: {config.path} is guidance-distilled, which policy.kind qwen-image-edit is not; "
                 f"give Qwen-Image-Edit-2509 or -2511"
             )
 
-    def _encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """prompt_embeds (1, T, D). Raises ModelError where there is no reference."""
         if not references:
             raise ModelError(f"a QwenImageEditPlusPipeline needs a reference image; give one to the prompt {prompt!r}")
@@ -84,7 +87,7 @@ class QwenImageEditPolicy(PipelinePolicy):
         embeds, _ = self._pipeline.encode_prompt(prompt, image=seen, device=self._device)
         return {"prompt_embeds": embeds.to(self._dtype)}
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         factor = self._pipeline.vae_scale_factor
         height, width = (side * factor * PATCH for side in self._grid)
         vae = self._pipeline.vae
@@ -98,17 +101,17 @@ class QwenImageEditPolicy(PipelinePolicy):
         pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
         return pictures.float()
 
-    def _inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+    def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         prompt = rows["prompt_embeds"]
         shapes = [(1, height, width) for height, width in grids]
         return {"encoder_hidden_states": prompt, "img_shapes": [shapes] * len(prompt)}
 
-    def _guided(self, told: Tensor, negative: Tensor) -> Tensor:
-        guided = super()._guided(told, negative)
+    def guided(self, told: Tensor, negative: Tensor) -> Tensor:
+        guided = super().guided(told, negative)
         scaled: Tensor = guided * (told.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
         return scaled
 
-    def _shift(self, steps: int) -> float:
+    def shift(self, steps: int) -> float:
         return sequence_shift(self._pipeline.scheduler, self.latent_shape[0])
 
     def _view(self, picture: Image.Image) -> Image.Image:
@@ -117,7 +120,7 @@ class QwenImageEditPolicy(PipelinePolicy):
         resized: Image.Image = self._pipeline.image_processor.resize(picture, height, width)
         return resized
 
-    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         multiple = self._pipeline.vae_scale_factor * PATCH
         if self._config.reference_sizes is None:
             width, height = plus.calculate_dimensions(plus.VAE_IMAGE_SIZE, picture.width / picture.height)

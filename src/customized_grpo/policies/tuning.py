@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import peft
 import torch
-from diffusers import FluxKontextPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.training_utils import cast_training_params
 from safetensors import SafetensorError, safe_open
@@ -59,12 +58,20 @@ class LoraTuning:
         config: rank, alpha and, where they are not the default ones, target modules.
         default_targets: names of linear layers, each standing for all layers whose name ends so.
         exclude: a name that is no target even if it ends like one.
+        write: `save_lora_weights` of the pipeline's class.
 
     Raises:
         ModelError: a target is the name of no linear layer.
     """
 
-    def __init__(self, transformer: Any, config: LoraConfig, default_targets: Sequence[str], exclude: str) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        config: LoraConfig,
+        default_targets: Sequence[str],
+        exclude: str,
+        write: Callable[..., None],
+    ) -> None:
         names = [n for n, module in transformer.named_modules() if isinstance(module, nn.Linear)]
         modules: list[str] = []
         for target in default_targets if config.targets is None else config.targets:
@@ -77,6 +84,7 @@ class LoraTuning:
             modules += found
         if not modules:
             raise ModelError("policy.lora.targets: the list is empty; name layers or leave it out")
+        self._write = write
         transformer.requires_grad_(False)
         outline = next(transformer.parameters()).device.type == "meta"  # shapes without numbers
         # peft's annotation says int, its arithmetic takes any number.
@@ -166,7 +174,7 @@ class LoraTuning:
             return
         metadata = self._config.to_dict()
         metadata["target_modules"] = sorted(metadata["target_modules"])
-        FluxKontextPipeline.save_lora_weights(
+        self._write(
             folder,
             transformer_lora_layers=weights,
             transformer_lora_adapter_metadata=metadata,

@@ -7,6 +7,7 @@ pipeline loads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers import FluxPipeline
@@ -57,23 +58,25 @@ class UnoPolicy(FluxPolicy):
             size, the picture's size is less than one token, or LoRA targets do not exist.
     """
 
-    def __init__(self, config: PolicyConfig) -> None:
+    pipelines = (FluxPipeline,)
+
+    def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
         if config.device == "meta":  # what has no numbers takes none
             config = config.model_copy(update={"adapter": None})
         if config.adapter is not None:
             adapter_file(config.adapter)  # before the large model is loaded
-        super().__init__(config, FluxPipeline)
+        super().__init__(config, pipeline)
         if config.adapter is not None and config.adapter_as == "start":
             assert isinstance(self._tuning, LoraTuning)
             self._tuning.start_from(uno_lora_by_layer(self._transformer, config.adapter))
 
-    def _preparation(self) -> Callable[[nn.Module], None] | None:
+    def preparation(self) -> Callable[[nn.Module], None] | None:
         adapter = self._config.adapter
         if adapter is None or self._config.adapter_as == "start":
             return None
         return lambda transformer: fuse_uno_lora(transformer, adapter)
 
-    def _encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
         sizes = self._config.reference_sizes
         if sizes is None:
@@ -100,7 +103,7 @@ class UnoPolicy(FluxPolicy):
         resized = picture.resize((width, height), Image.Resampling.LANCZOS)
         return resized.crop((left, top, left + columns * multiple, top + rows * multiple))
 
-    def _position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         return position_ids(grids)
 
 

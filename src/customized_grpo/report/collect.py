@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.config import Config
-from customized_grpo.config.loading import load_config
+from customized_grpo.config.loading import base_config
 from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.console.information import STARTS
 from customized_grpo.evaluation import Evaluation, read_evaluation
@@ -82,8 +82,8 @@ def collect(folder: Path, config: Config) -> Run:
 
 
 def changes(config: Config) -> Iterator[Change]:
-    """What differs from the defaults, key by key."""
-    default = _flat(load_config().model_dump(mode="json"))
+    """What differs from the defaults of the run's model, key by key."""
+    default = _flat(base_config(config.policy).model_dump(mode="json"))
     mine = _flat(hide_secrets(config.model_dump(mode="json")))
     for key in dict.fromkeys([*default, *mine]):
         if default.get(key) != mine.get(key):

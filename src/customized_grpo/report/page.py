@@ -295,7 +295,7 @@ def _about(config: Config) -> Iterator[tuple[str, str]]:
     policy, data, method, rollout, train = config.policy, config.data, config.method, config.rollout, config.train
     yield "model", f"{policy.path} ({policy.kind}), {policy.height} x {policy.width}, {policy.dtype}"
     yield "trained", "all weights" if policy.lora is None else f"LoRA of rank {policy.lora.rank}"
-    yield "data", f"{data.path}, {data.split}" if data.path in WORLDS else data.path
+    yield "data", f"{data.path}, {data.split}" if data.path in WORLDS else data.path or "none"
     for kind, judges in (("reward", config.rewards), ("only watched", config.evaluation.monitors)):
         for judge in judges:
             part = f", weight {judge.weight:g}" if kind == "reward" else ""

@@ -111,14 +111,13 @@ class Parameters:
 def _parameters(function: Callable[..., Any]) -> list[Parameter] | None:
     """The parameters in order; None where they cannot be known."""
     try:
-        found = list(
-            inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters.values()
-        )
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except ValueError:  # some compiled callables have no signature
         return None
-    # A wrapper that does not name the function inside it.
-    wrapper = [Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD]
-    return None if [parameter.kind for parameter in found] == wrapper else found
+    found = list(signature.parameters.values())
+    if found and found[0].kind is Parameter.VAR_POSITIONAL and not any(p.kind is Parameter.KEYWORD_ONLY for p in found):
+        return None  # (*args, **kwargs): a wrapper that does not name the function inside it
+    return found
 
 
 def _value(name: str, images: Tensor, pairs: Sequence[Pair]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -92,6 +93,8 @@ class Remote(BuiltinReward):
             )
         #: What the reward over there needs; no more is sent.
         self.needs = offers[self._reward].needs
+        #: Only code of a user's own looks at columns of the dataset.
+        self._columns = ":" in offers[self._reward].kind
         self._limits = described.limits
         self._batch_size = min(int(batch_size), described.limits.images)
         self._sent: set[str] = set()
@@ -103,7 +106,8 @@ class Remote(BuiltinReward):
                 f"reward {self.name!r}: pictures of {images.shape[-1]} x {images.shape[-2]} pixels, above the "
                 f"server's bound of {self._limits.pixels}; serve it with a larger --max-pixels"
             )
-        shown = _Pictures(pairs, seen=self.needs is None or not {"reference", "mask"}.isdisjoint(self.needs))
+        seen = self.needs is None or not {"reference", "mask"}.isdisjoint(self.needs)
+        shown = _Pictures(pairs, seen=seen, columns=self._columns)
         size = self._batch_size
         parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
         calls = [partial(self._score, images, pairs, part, shown) for part in parts]
@@ -143,9 +147,12 @@ class Remote(BuiltinReward):
 
 
 class _Pictures:
-    """References and masks of pairs by their digests, where they are `seen`, and the pairs as they travel, by id."""
+    """References and masks of pairs by their digests, where they are `seen`, and the pairs as they travel, by id.
 
-    def __init__(self, pairs: Sequence[Pair], seen: bool) -> None:
+    Of the columns, where they are wanted, those go along whose value JSON has.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], seen: bool, columns: bool) -> None:
         self.images: dict[str, Image.Image] = {}
         self.described: dict[int, WirePair] = {}
         for pair in pairs:
@@ -156,12 +163,21 @@ class _Pictures:
                     references=[self._name(one.convert("RGB")) for one in pair.references] if seen else [],
                     masks=[one and self._name(one.convert("L")) for one in pair.masks] if seen else [],
                     subject=pair.subject,
+                    columns={name: value for name, value in pair.columns.items() if _is_json(value)} if columns else {},
                 )
 
     def _name(self, image: Image.Image) -> str:
         name = digest(image)
         self.images[name] = image
         return name
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _check_protocol(headers: httpx2.Headers) -> None:

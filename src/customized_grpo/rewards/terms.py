@@ -80,20 +80,30 @@ def terms_from(rewards: Mapping[str, object | Sequence[object]]) -> list[RewardT
         RewardError: An entry cannot be used, two rewards have one name, a guard has no limit, or identity or prompt
             has no reward with a weight above 0.
     """
-    if not isinstance(rewards, Mapping):
-        raise RewardError(f"rewards is a {type(rewards).__name__}; give a dict: {{'identity': [...], 'prompt': [...]}}")
-    terms = [_term(entry, role) for role, value in rewards.items() for entry in _entries(value)]
-    names = [term.name for term in terms]
+    terms = monitors_from(rewards)
     for term in terms:
-        if names.count(term.name) > 1:
-            raise RewardError(
-                f"two rewards are named {term.name!r}; give one another name: as_reward(reward, name=...)"
-            )
         if term.role == "guard" and term.limit is None:
             raise RewardError(f"reward {term.name!r} is a guard; give it a limit: ({term.name}, limit)")
     for role in ROLES:
         if not any(term.role == role and term.weight > 0 for term in terms):
             raise RewardError(f"no reward has the role {role} and a weight above 0; add one: {{{role!r}: [...]}}")
+    return terms
+
+
+def monitors_from(monitors: Mapping[str, object | Sequence[object]]) -> list[RewardTerm]:
+    """Return the terms of rewards that only score evaluations; as `terms_from`, but no role is required.
+
+    Raises:
+        RewardError: An entry cannot be used, or two rewards have one name.
+    """
+    if not isinstance(monitors, Mapping):
+        given = type(monitors).__name__
+        raise RewardError(f"rewards is a {given}; give a dict: {{'identity': [...], 'prompt': [...]}}")
+    terms = [_term(entry, role) for role, value in monitors.items() for entry in _entries(value)]
+    names = [term.name for term in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise RewardError(f"two rewards are named {name!r}; give one another name: as_reward(reward, name=...)")
     return terms
 
 

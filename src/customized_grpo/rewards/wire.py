@@ -17,12 +17,12 @@ import io
 from typing import Annotated
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from customized_grpo.protocols import Need
 
 #: Raised by whatever an older client or server would not understand.
-PROTOCOL = 2
+PROTOCOL = 3
 PROTOCOL_HEADER = "X-CGRPO-Protocol"
 #: Names the shared token in the environment of both.
 TOKEN_VARIABLE = "CGRPO_REWARD_TOKEN"  # noqa: S105, a name
@@ -66,6 +66,7 @@ class WirePair(_Message):
     references: list[Digest]
     masks: list[Digest | None]
     subject: str | None = None
+    columns: dict[str, JsonValue] = {}
 
 
 class ScoreRequest(_Message):

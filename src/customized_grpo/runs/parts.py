@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from customized_grpo.config import POLICIES, Config, ConfigError, RewardConfig
+from customized_grpo.config import POLICIES, Config, ConfigError
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy, Reward
 from customized_grpo.rewards import build_reward
-from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.trainer.folder import LORA, LORA_FILE
 
 
@@ -25,20 +24,6 @@ class Judges:
     @property
     def all(self) -> list[Reward]:
         return [*self.rewards, *self.monitors]
-
-
-def reward_terms(config: Config, device: torch.device) -> list[RewardTerm]:
-    """Build the configured rewards, with their roles and weights."""
-    return [_term(reward, device) for reward in config.rewards]
-
-
-def monitor_terms(config: Config, device: torch.device) -> list[RewardTerm]:
-    """Build the configured monitors."""
-    return [_term(monitor, device) for monitor in config.evaluation.monitors]
-
-
-def _term(config: RewardConfig, device: torch.device) -> RewardTerm:
-    return RewardTerm(build_reward(config, device), config.role, config.weight, config.limit)
 
 
 def build_judges(config: Config, device: torch.device) -> Judges:

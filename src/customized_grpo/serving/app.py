@@ -186,6 +186,7 @@ class _Service:
                 references=tuple(images[name] for name in one.references),
                 masks=tuple(None if name is None else images[name] for name in one.masks),
                 subject=one.subject,
+                columns=one.columns,
             )
             for one in described
         ]

@@ -17,10 +17,10 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Pair
 from customized_grpo.records import write_json
-from customized_grpo.runs.parts import reward_terms
 from customized_grpo.speed.growth import growth
 from customized_grpo.speed.iteration import OURS, RELEASED, Shape, Stage, measure, runs_of
 from customized_grpo.speed.peak import matmul_peak
+from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.order import pairs_of_iteration
 from customized_grpo.trainer.profiling import STAGES
 
@@ -92,7 +92,7 @@ def _measured(
     config: Config, shapes: Sequence[Shape], repeats: int, console: Console
 ) -> tuple[dict[str, Stages], torch.device]:
     policy = build_policy(config.policy)
-    rewards = reward_terms(config, policy.device)
+    rewards = reward_terms(config.rewards, policy.device)
     pairs = _first_pairs(config)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("iterations", total=runs_of(len(shapes), repeats))

@@ -17,8 +17,8 @@ from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Pair, Policy
 from customized_grpo.records import write_bytes
 from customized_grpo.rewards.terms import RewardTerm
-from customized_grpo.runs.parts import reward_terms
 from customized_grpo.speed.iteration import OURS, measure
+from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.profiling import STAGES
 
 _FACTORS = (0.5, 1.0, 1.5, 2.0)
@@ -58,7 +58,7 @@ def growth(config: Config, pairs: Sequence[Pair], out: Path, console: Console, r
             key = work.config.policy.model_dump_json()
             if key not in policies:
                 policy = build_policy(work.config.policy)
-                policies = {key: (policy, reward_terms(work.config, policy.device))}
+                policies = {key: (policy, reward_terms(work.config.rewards, policy.device))}
             policy, rewards = policies[key]
             first = pairs[0]
             many = replace(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import Config, ConfigError
+from customized_grpo.config.loading import base_config
 from customized_grpo.method import SAMPLERS, SHAPINGS, guarded_loss
 from customized_grpo.noise import generator
 from customized_grpo.protocols import PairDataset, Policy
@@ -185,7 +186,7 @@ def other_than(evidence: Evidence, config: Config, batches: int, at: str = "") -
 
 def _measured(config: Config) -> Config:
     """Without what gradients at the base do not depend on."""
-    usual = Config()
+    usual = base_config(config.policy)
     train = usual.train.model_copy(update={"ratio": config.train.ratio})  # which weighs the steps
     return config.model_copy(update={"train": train, "evaluation": usual.evaluation})
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from customized_grpo.config import Config, ConfigError
+from customized_grpo.config import EMBEDDED, Config, ConfigError
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.typed import Section, read_section
 
@@ -30,7 +30,9 @@ class StudyConfig(Section):
     """A study's YAML file."""
 
     title: str = "Comparison"
-    config: Path | None = Field(None, description="YAML of the runs, from the study's folder; the defaults where none")
+    config: Path | None = Field(
+        None, description="YAML of the runs, from the study's folder; the embedded recipe without"
+    )
     set: Settings = Field({})
     seeds: int = Field(3, ge=1)
     rows: dict[str, RowConfig] = Field(min_length=1)
@@ -74,7 +76,9 @@ def slug(name: str) -> str:
 def load_study(path: Path) -> StudyConfig:
     """The study of a YAML file. Raises ConfigError, one line for each problem."""
     study = read_section(path, StudyConfig)
-    return study if study.config is None else study.model_copy(update={"config": path.parent / study.config})
+    if study.config is None or study.config == Path(EMBEDDED):
+        return study
+    return study.model_copy(update={"config": path.parent / study.config})
 
 
 def plan(study: StudyConfig) -> list[StudyRun]:

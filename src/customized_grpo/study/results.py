@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.config import Config, ConfigError
+from customized_grpo.config.loading import base_config
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.records import append_record, read_records
 from customized_grpo.study.plan import StudyRun
@@ -104,7 +105,8 @@ def difference(settings: Mapping[str, Any], config: Config) -> str | None:
 
     A key that the kept ones do not have is newer than they are: it agrees where it stands at its default.
     """
-    return _difference(settings, config.model_dump(mode="json"), Config().model_dump(mode="json"), ())
+    default = base_config(config.policy)
+    return _difference(settings, config.model_dump(mode="json"), default.model_dump(mode="json"), ())
 
 
 def _difference(kept: Any, now: Any, default: Any, place: tuple[str, ...]) -> str | None:

@@ -11,13 +11,13 @@ from rich.progress import Progress
 from customized_grpo.config import ConfigError
 from customized_grpo.data import open_dataset
 from customized_grpo.records import write_bytes
-from customized_grpo.runs.parts import reward_terms
 from customized_grpo.runs.parts import policy_with_adapter
 from customized_grpo.study.gradients import gradient_evidence, other_than, read_evidence, save_evidence
 from customized_grpo.study.plan import StudyConfig, StudyRun, load_study, plan
 from customized_grpo.study.report import GRADIENTS, draw_gradients, gradients_tables, write_report
 from customized_grpo.study.results import read_results
 from customized_grpo.study.runner import default_processes, run_all
+from customized_grpo.trainer.assembly import reward_terms
 
 
 def run_study(path: Path, out: Path, processes: int | None, console: Console, *, report_only: bool = False) -> None:
@@ -78,7 +78,7 @@ def _measure_gradients(study: StudyConfig, ours: StudyRun, out: Path, console: C
             raise ConfigError(f"{out / GRADIENTS}: was measured with another {other}; remove it, or give another --out")
         return
     dataset, policy = open_dataset(config.data), policy_with_adapter(config, at)
-    rewards = reward_terms(config, policy.device)
+    rewards = reward_terms(config.rewards, policy.device)
     with Progress(console=console) as progress:
         task = progress.add_task("gradients of the two roles", total=study.gradient_batches)
         evidence = gradient_evidence(

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from accelerate import Accelerator
+from huggingface_hub import HfApi
 
-from customized_grpo.config import Config
 from customized_grpo.config.loading import save_config
 from customized_grpo.console.information import STARTS, hardware, versions
-from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.records import append_record, aside, move_folder, read_records, sweep, truncate_records, writing
 from customized_grpo.rewards import RewardError
-from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.stopping import Stopping
-from customized_grpo.trainer.callbacks import TrainerCallback
+from customized_grpo.trainer.assembly import Parts
 from customized_grpo.trainer.checkpoint import (
     checkpointed_iterations,
     load_checkpoint,
@@ -32,7 +30,7 @@ from customized_grpo.trainer.folder import CHECKPOINTS, CONFIG, EVALUATION, LORA
 from customized_grpo.trainer.groups import Groups
 from customized_grpo.trainer.locking import claim
 from customized_grpo.trainer.optimizer import build_optimizer
-from customized_grpo.trainer.processes import Processes, lost_processes_told, start_processes
+from customized_grpo.trainer.processes import lost_processes_told
 from customized_grpo.trainer.profiling import Clock, Profiler
 
 
@@ -48,26 +46,15 @@ class BaseTrainer(ABC):
         evaluation: The newest scores on the held-out pairs.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        rewards: Sequence[RewardTerm],
-        train_dataset: PairDataset,
-        eval_dataset: PairDataset | None,
-        config: Config,
-        output_dir: Path,
-        monitors: Sequence[RewardTerm],
-        callbacks: Sequence[TrainerCallback],
-        accelerator: Accelerator | None,
-    ) -> None:
-        self.policy, self.terms, self.monitors = policy, list(rewards), list(monitors)
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.config, self.output_dir, self.callbacks = config, output_dir, list(callbacks)
-        self.processes = Processes(accelerator or start_processes(config))
-        self.processes.check(config)
-        self.processes.share_weights(policy)
-        weights = list(policy.trainable().values())
-        self.optimizer = build_optimizer(weights, config.train, self.processes, objectives_of(config.method))
+    def __init__(self, parts: Parts) -> None:
+        self.policy, self.terms, self.monitors = parts.policy, parts.terms, parts.monitors
+        self.train_dataset, self.eval_dataset = parts.train_dataset, parts.eval_dataset
+        self.config, self.output_dir, self.callbacks = parts.config, parts.output_dir, parts.callbacks
+        self.processes = parts.processes
+        self.processes.share_weights(self.policy)
+        weights = list(self.policy.trainable().values())
+        objectives = objectives_of(self.config.method)
+        self.optimizer = build_optimizer(weights, self.config.train, self.processes, objectives)
         self.iteration, self.should_stop = 0, False
         self.base_evaluation: Evaluation | None = None
         self.evaluation: Evaluation | None = None
@@ -108,6 +95,7 @@ class BaseTrainer(ABC):
         with ExitStack() as stack, writing(self.output_dir):
             stack.callback(self._fire, "on_exit")
             self._open_folder(stack, resume_from_checkpoint)
+            self._fire("on_run_begin")
             if resume_from_checkpoint:
                 self._resume()
             self.processes.wait()  # until all have read it
@@ -199,6 +187,28 @@ class BaseTrainer(ABC):
         self.policy.save(partial)
         if self.is_main:
             move_folder(partial, folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str | None:
+        """Upload the trained weights to the Hugging Face Hub; `cgrpo export` makes a model card to go with them.
+
+        Args:
+            repo_id: `user/name`; made if it is not there.
+            private: Whether a new repository is private; the account's default if not given.
+            token: Access token; that of `hf auth login` if not given.
+
+        Returns:
+            Address of the commit, on the main process; None on others.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_model(Path(folder) / LORA)
+            if not self.is_main:
+                return None
+            hub = HfApi(token=token)
+            hub.create_repo(repo_id, private=private, exist_ok=True)
+            commit = hub.upload_folder(
+                repo_id=repo_id, folder_path=Path(folder) / LORA, commit_message="Upload trained weights"
+            )
+        return str(commit.commit_url)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of all that the next iteration needs, and drop old ones."""

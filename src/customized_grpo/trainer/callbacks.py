@@ -30,6 +30,9 @@ class TrainerCallback:
     def on_init_end(self, trainer: BaseTrainer) -> None:
         """Called at the end of the trainer's construction, before a checkpoint is loaded."""
 
+    def on_run_begin(self, trainer: BaseTrainer) -> None:
+        """Called once when the run's folder is open, before a checkpoint is loaded and the base model evaluated."""
+
     def on_train_begin(self, trainer: BaseTrainer) -> None:
         """Called once before the first iteration, after a checkpoint was loaded and the base model evaluated."""
 
@@ -137,7 +140,7 @@ class ProgressCallback(TrainerCallback):
         self._console = console or Console()
         self._display: TrainingDisplay | None = None
 
-    def on_init_end(self, trainer: BaseTrainer) -> None:
+    def on_run_begin(self, trainer: BaseTrainer) -> None:
         if trainer.is_main:
             weights = sum(weight.numel() for weight in trainer.policy.trainable().values())
             self._console.print(

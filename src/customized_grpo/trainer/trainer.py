@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.terms import RewardTerm
+from customized_grpo.trainer.assembly import assemble
 from customized_grpo.trainer.base import BaseTrainer
 from customized_grpo.trainer.batch import Advantages, Batch, Rollouts, Scores
 from customized_grpo.trainer.callbacks import TrainerCallback
@@ -37,36 +38,43 @@ class CustomizedGRPOTrainer(BaseTrainer):
     """Train a policy by Customized-GRPO: GRPO with two reward roles, SARS and TDW.
 
     Args:
-        policy: The generator to train.
-        rewards: The reward models with their roles and weights.
-        train_dataset: Pairs of reference images and a prompt.
-        eval_dataset: Held-out pairs that are generated and scored before, during and after training; none without.
-        config: All settings of the run.
-        output_dir: Folder of the run; made by `train`.
-        monitors: Rewards that only score evaluations.
-        callbacks: What else happens at the events of `TrainerCallback`, in this order.
-        accelerator: The process among those that a launcher started; made where none is given.
+        policy: The generator to train; loaded as `args.policy` describes it if not given.
+        rewards: Rewards by role: `{"identity": [...], "prompt": [...]}`, and optionally "guard". Each is a reward model
+            of `customized_grpo.rewards`, any callable, or a tuple of either and its weight. Built as `args.rewards`
+            describes them if not given.
+        train_dataset: Pairs of reference images and a prompt; opened as `args.data` describes them if not given.
+        eval_dataset: Held-out pairs that are generated and scored before, during and after training. Without them
+            nothing is evaluated.
+        args: All settings; the defaults if not given.
+        output_dir: Folder of the run; that of `args`, or a new folder in `runs`, if not given.
+        monitors: Rewards by role that only score evaluations; of roles "identity", "prompt" and "guard".
+        callbacks: Called at the events of `TrainerCallback`, after the default ones (moving average, progress,
+            trackers). One of a default's class replaces it.
+        accelerator: This process among those that a launcher started; made if not given.
 
     Raises:
         ConfigError: There are more processes than groups or images, or a setting does not go with the launcher.
+        RewardError, DataError, ModelError: A part cannot be used; one line with the remedy.
     """
 
     def __init__(
         self,
-        policy: Policy,
-        rewards: Sequence[RewardTerm],
-        train_dataset: PairDataset,
-        eval_dataset: PairDataset | None,
-        config: Config,
-        output_dir: Path,
+        policy: Policy | None = None,
+        rewards: Mapping[str, object] | Sequence[RewardTerm] | None = None,
+        train_dataset: PairDataset | None = None,
+        eval_dataset: PairDataset | None = None,
+        args: Config | None = None,
+        output_dir: str | Path | None = None,
         *,
-        monitors: Sequence[RewardTerm] = (),
+        monitors: Mapping[str, object] | Sequence[RewardTerm] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
-        super().__init__(
-            policy, rewards, train_dataset, eval_dataset, config, output_dir, monitors, callbacks, accelerator
+        parts = assemble(
+            policy, rewards, train_dataset, eval_dataset, args or Config(), output_dir, monitors, callbacks, accelerator
         )
+        super().__init__(parts)
+        config, policy = self.config, self.policy
         rollout = config.rollout
         self.sigmas = noise_levels(policy, rollout.steps, rollout.shift)
         self._updater = Updater(

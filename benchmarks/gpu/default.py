@@ -1,0 +1,47 @@
+"""`cgrpo train` with no options, from the command to the final evaluation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from statistics import median
+
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.sections import Row
+from customized_grpo.config.loading import load_config
+from customized_grpo.evaluation import read_evaluation
+from customized_grpo.records import read_records
+
+#: With `tiny`, the same command on less.
+_SHORT = (
+    "train.iterations=2", "train.updates=1", "train.sample_every=2", "rollout.steps=2", "rollout.group_size=2",
+    "rollout.pairs=1", "evaluation.data.size=2", "evaluation.images=1", "evaluation.steps=1",
+)  # fmt: skip
+
+
+def default(context: Context) -> Iterator[Row]:
+    run = context.folder / "default"
+    short = [part for setting in _SHORT for part in ("--set", setting)] if context.tiny else []
+    command = [sys.executable, "-m", "customized_grpo", "train", "--out", str(run), *short]
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise RuntimeError(f"cgrpo train exited with {done.returncode}: {''.join(last)}")
+    iterations = [record["seconds/total"] for record in read_records(run / "metrics.jsonl")]
+    row: Row = {
+        "seconds": seconds,
+        "iterations": len(iterations),
+        "seconds_per_iteration": {
+            "median": median(iterations), "min": min(iterations), "max": max(iterations), "repeats": len(iterations),
+        },
+    }  # fmt: skip
+    config = load_config(run / "config.yaml").evaluation
+    base, tuned = (read_evaluation(run / "evaluation" / name, config) for name in ("base", "tuned"))
+    assert base is not None and tuned is not None
+    for name, before in base.means.items():
+        row[f"{name}_gain"] = 100 * (tuned.means[name] - before) / before
+    yield row

@@ -1,0 +1,127 @@
+"""The parts of a training, from objects that the caller gives and settings for those that it does not give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from customized_grpo.config import Config, DataConfig, PolicyConfig, RewardConfig
+from customized_grpo.data import open_dataset
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import PairDataset, Policy
+from customized_grpo.rewards import build_reward, describe
+from customized_grpo.rewards.terms import RewardTerm, monitors_from, terms_from
+from customized_grpo.trainer.callbacks import EMACallback, ProgressCallback, TrainerCallback
+from customized_grpo.trainer.folder import new_folder
+from customized_grpo.trainer.processes import Processes, start_processes
+from customized_grpo.trainer.trackers import TrackerCallback
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a trainer is made of; `config` describes the other parts as a recipe would."""
+
+    policy: Policy
+    terms: list[RewardTerm]
+    monitors: list[RewardTerm]
+    train_dataset: PairDataset
+    eval_dataset: PairDataset | None
+    config: Config
+    output_dir: Path
+    callbacks: list[TrainerCallback]
+    processes: Processes
+
+
+def assemble(
+    policy: Policy | None,
+    rewards: Mapping[str, object] | Sequence[RewardTerm] | None,
+    train_dataset: PairDataset | None,
+    eval_dataset: PairDataset | None,
+    args: Config,
+    output_dir: str | Path | None,
+    monitors: Mapping[str, object] | Sequence[RewardTerm] | None,
+    callbacks: Sequence[TrainerCallback],
+    accelerator: Accelerator | None,
+) -> Parts:
+    """Build what is not given as `args` describe it; see `CustomizedGRPOTrainer` for the arguments."""
+    described: dict[str, object] = {}
+    if policy is not None:
+        described["policy"] = _policy_config(policy, args)
+    terms = None if rewards is None else terms_from(rewards) if isinstance(rewards, Mapping) else list(rewards)
+    watched = None if monitors is None else monitors_from(monitors) if isinstance(monitors, Mapping) else list(monitors)
+    if terms is not None:
+        described["rewards"] = [_reward_config(term) for term in terms]
+    if train_dataset is not None:
+        described["data"] = _data_config(train_dataset, args.data, given="data" in args.model_fields_set)
+    evaluation: dict[str, object] = {}
+    if watched is not None or terms is not None:  # the defaults' monitors do not belong to given rewards
+        evaluation["monitors"] = [_reward_config(term) for term in watched or []]
+    if eval_dataset is not None:
+        given = "data" in args.evaluation.model_fields_set
+        evaluation["data"] = _data_config(eval_dataset, args.evaluation.data, given=given)
+    described["evaluation"] = args.evaluation.model_copy(update=evaluation)
+    config = Config.model_validate({**{name: getattr(args, name) for name in Config.model_fields}, **described})
+    processes = Processes(accelerator or start_processes(config))
+    processes.check(config)
+    dataset = open_dataset(config.data) if train_dataset is None else train_dataset
+    policy = build_policy(config.policy) if policy is None else policy
+    if terms is None:
+        terms = reward_terms(config.rewards, policy.device)
+    if watched is None:
+        watched = reward_terms(config.evaluation.monitors, policy.device) if eval_dataset is not None else []
+    place = output_dir or getattr(args, "output_dir", None)
+    return Parts(
+        policy=policy,
+        terms=terms,
+        monitors=watched,
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        config=config,
+        output_dir=new_folder(Path("runs")) if place is None else Path(place),
+        callbacks=_with_defaults(config, callbacks),
+        processes=processes,
+    )
+
+
+def reward_terms(rewards: Sequence[RewardConfig], device: torch.device) -> list[RewardTerm]:
+    """Build configured rewards, with their roles and weights."""
+    return [RewardTerm(build_reward(one, device), one.role, one.weight, one.limit) for one in rewards]
+
+
+def _with_defaults(config: Config, callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
+    """The callbacks after those defaults that none of them replaces."""
+    given = {type(callback) for callback in callbacks}
+    defaults: list[TrainerCallback] = []
+    if config.train.ema > 0 and EMACallback not in given:
+        defaults.append(EMACallback(config.train.ema))
+    if ProgressCallback not in given:
+        defaults.append(ProgressCallback())
+    if TrackerCallback not in given:
+        defaults.append(TrackerCallback(config.train.trackers))
+    return [*defaults, *callbacks]
+
+
+def _policy_config(policy: Policy, args: Config) -> PolicyConfig:
+    config = getattr(policy, "config", None)
+    if isinstance(config, PolicyConfig):
+        return config
+    kind = type(policy)
+    return args.policy.model_copy(update={"kind": f"{kind.__module__}:{kind.__qualname__}"})
+
+
+def _reward_config(term: RewardTerm) -> RewardConfig:
+    return RewardConfig.model_validate(
+        {**describe(term.reward), "role": term.role, "name": term.name, "weight": term.weight, "limit": term.limit}
+    )
+
+
+def _data_config(dataset: PairDataset, args: DataConfig, *, given: bool) -> DataConfig:
+    """Where a dataset comes from: what it knows itself, else what the settings name, else that it is an object."""
+    config = getattr(dataset, "config", None)
+    if isinstance(config, DataConfig):
+        return config
+    return args if given else DataConfig(path=f"{type(dataset).__name__} in Python")

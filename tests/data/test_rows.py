@@ -1,0 +1,233 @@
+"""Rows of other datasets as pairs: every form of an image, columns, keys, and problems told with row and column."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from customized_grpo import datasets
+from customized_grpo.data import DataError
+from customized_grpo.protocols import Pair, PairDataset
+
+Rows = list[dict[str, Any]]
+
+
+def photo(colour: str = "red", size: tuple[int, int] = (12, 8)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def content(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixel(pair: Pair, index: int = 0) -> list[int]:
+    return np.asarray(pair.references[index])[0, 0].tolist()  # type: ignore[no-any-return]
+
+
+def problems(rows: Any, **columns: Any) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        datasets.from_dataset(rows, **columns)
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return list(caught.value.problems)
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return [
+        {"prompt": " a dog in the snow ", "references": photo("red"), "target": 0.5, "note": "first"},
+        {"prompt": "a dog in the jungle", "references": [photo("lime"), photo("blue")], "target": 0.25},
+    ]
+
+
+class Torch(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.read.append(index)
+        return self.rows[index]
+
+
+@pytest.mark.parametrize("made", [list, tuple, Torch])
+def test_rows_become_pairs(rows: Rows, made: Callable[[Rows], Any]) -> None:
+    pairs = datasets.from_dataset(made(rows))
+    assert isinstance(pairs, PairDataset) and len(pairs) == 2 and pairs.config is None  # type: ignore[attr-defined]
+    first, second = pairs[0], pairs[-1]
+    assert (first.key, first.prompt, first.subject, first.masks) == ("row 0", "a dog in the snow", None, (None,))
+    assert (pixel(first), pixel(second), pixel(second, 1)) == ([255, 0, 0], [0, 255, 0], [0, 0, 255])
+    assert first.columns == {"target": 0.5, "note": "first"}
+    assert second.columns == {"target": 0.25, "note": None}
+    with pytest.raises(IndexError):
+        pairs[2]
+
+
+def test_every_form_of_an_image(tmp_path: Path) -> None:
+    photo("red").save(tmp_path / "a.png")
+    forms = [
+        str(tmp_path / "a.png"), tmp_path / "a.png", content(photo("red")), photo("red"),
+        {"bytes": content(photo("red")), "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")},
+        photo("red").convert("P"), Image.new("RGBA", (12, 8), "red"),
+    ]  # fmt: skip
+    for form in forms:
+        for value in (form, [form], (form,)):
+            pair = datasets.from_dataset([{"prompt": "a dog", "references": value}])[0]
+            assert (
+                pair.references[0].mode == "RGB" and pair.references[0].size == (12, 8) and pixel(pair) == [255, 0, 0]
+            )
+
+
+def test_images_that_pillow_has_read_stay_as_they_are() -> None:
+    large = Image.new("L", (4096, 16), 7)
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3
+    buffer = io.BytesIO()
+    turned = photo("red", (64, 8))
+    turned.putpixel((0, 0), (0, 0, 255))
+    turned.save(buffer, "JPEG", exif=upside_down, quality=100, subsampling=0)
+    lazy = Image.open(buffer)
+    pairs = datasets.from_dataset([{"prompt": "a", "references": [large, lazy]}])
+    assert [image.size for image in pairs[0].references] == [(2048, 8), (64, 8)]
+    assert large.size == (4096, 16) and large.mode == "L" and lazy.size == (64, 8)
+    shown = np.asarray(pairs[0].references[1])
+    assert shown[-1, -1, 2] > 100 > shown[0, 0, 2]
+
+
+def test_named_columns_masks_subjects_and_keys() -> None:
+    mask = np.zeros((8, 12), np.uint8)
+    mask[2:6, 3:9] = 1
+    row = {
+        "text": "a dog", "photos": [photo(), photo()], "cut": [Image.fromarray(mask), None], "word": " dog ", "id": 7,
+        "prompt": "another text",
+    }  # fmt: skip
+    rows = [row, {**row, "id": 8, "cut": None, "word": None}]
+    pairs = datasets.from_dataset(rows, "text", "photos", masks="cut", subject="word", key="id")
+    pair = pairs[0]
+    assert (pair.key, pair.prompt, pair.subject, pair.columns) == ("7", "a dog", "dog", {"prompt": "another text"})
+    assert pair.masks[0] is not None and pair.masks[0].mode == "L" and pair.masks[1] is None
+    assert np.array_equal(np.asarray(pair.masks[0]) > 127, mask > 0)
+    assert (pairs[1].key, pairs[1].masks, pairs[1].subject) == ("8", (None, None), None)
+
+
+def test_all_prompts_and_keys_of_a_list_are_checked_at_once_images_when_they_are_read(rows: Rows) -> None:
+    many = [{**rows[0], "id": index} for index in range(9)]
+    many[6] = {**many[6], "prompt": " "}
+    many[7] = {**many[7], "prompt": 5}
+    many[8] = {**many[8], "id": 3}
+    assert problems(many, key="id") == [
+        "row 6, column 'prompt' is empty; say what the picture should show",
+        "row 7, column 'prompt' is 5; give a text",
+        "row 8, column 'id' is '3', as in row 3; give each row its own",
+    ]
+    late = Torch([rows[0]] * 6 + [{**rows[0], "references": b"no image"}])
+    pairs = datasets.from_dataset(late)
+    assert set(late.read) == {0, 1, 2, 3}
+    with pytest.raises(DataError, match=r"^row 6, column 'references': not an image of a known format"):
+        pairs[6]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"references": None}, "column 'references' has no value; give one or remove the row"),
+        ({"references": []}, "column 'references' is an empty list; give one image or more"),
+        ({"references": [None]}, "column 'references' holds a NoneType; give a Pillow image, a path, or the bytes"),
+        ({"references": np.zeros((8, 8, 3))}, "column 'references' holds a ndarray"),
+        ({"references": "nowhere.png"}, "column 'references': nowhere.png: no such file"),
+        ({"references": b""}, "column 'references': not an image"),
+        ({"prompt": None}, "column 'prompt' has no value"),
+        ({"prompt": "\ud800"}, "column 'prompt' holds half a surrogate pair"),
+        ({"mask": [photo(), photo()]}, "column 'mask' has 2 for 1 references; give one each, or None"),
+        ({"mask": photo("black")}, "column 'mask': the mask marks no pixel"),
+        ({"word": 3}, "column 'word' is 3; give a text"),
+    ],
+)
+def test_a_row_that_cannot_be_used(change: dict[str, Any], told: str) -> None:
+    row = {"prompt": "a dog", "references": photo(), "mask": None, "word": "dog"}
+    (found,) = problems([row, {**row, **change}], masks="mask", subject="word")
+    assert found.startswith("row 1, ") and told in found
+
+
+class Broken(Torch):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index:
+            raise RuntimeError("bad\nsector")
+        return self.rows[index]
+
+
+def generated(rows: Rows) -> Iterator[dict[str, Any]]:
+    yield from rows
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda rows: [], "from_dataset: the list holds no rows; add one"),
+        (lambda rows: {"train": rows, "test": rows}, "a dict of 'train', 'test' has no rows; give one of its values"),
+        (generated, "a generator has no length; give a dataset with rows by index"),
+        (lambda rows: {"a", "b"}, "a set has no rows by index"),
+        (lambda rows: [("a dog", photo())], "row 0 is a tuple; give rows that are dicts"),
+        (Broken, "row 1 cannot be read (RuntimeError: bad sector); correct or remove it"),
+    ],
+)
+def test_what_has_no_rows(rows: Rows, made: Callable[[Rows], Any], told: str) -> None:
+    (found,) = problems(made(rows))
+    assert told in found
+
+
+def test_a_column_that_is_not_there(rows: Rows) -> None:
+    names = "'prompt', 'references', 'target', 'note'"
+    assert problems(rows, prompt="promt", references="photos", key="index") == [
+        "from_dataset: prompt is 'promt', which is no column; did you mean 'prompt'?",
+        f"from_dataset: references is 'photos', which is no column; name one of {names}",
+        f"from_dataset: key is 'index', which is no column; name one of {names}",
+    ]
+
+
+def test_a_hugging_face_dataset(tmp_path: Path) -> None:
+    library = pytest.importorskip("datasets")
+    files = [str(tmp_path / f"{colour}.png") for colour in ("red", "blue")]
+    for colour, file in zip(("red", "blue"), files, strict=True):
+        photo(colour).save(file)
+    features = library.Features(
+        {
+            "caption": library.Value("string"),
+            "photos": library.Sequence(library.Image()),
+            "target": library.Image(),
+            "score": library.Value("float64"),
+        }
+    )
+    table = {
+        "caption": [f"a dog {i}" for i in range(6)],
+        "photos": [files] * 6,
+        "target": [photo("lime")] * 6,
+        "score": [i / 2 for i in range(6)],
+    }
+    dataset = library.Dataset.from_dict(table, features=features)
+    pairs = datasets.from_dataset(dataset, prompt="caption", references="photos")
+    assert len(pairs) == 6 and (pairs[5].prompt, pairs[5].columns["score"]) == ("a dog 5", 2.5)
+    assert isinstance(pairs[0].columns["target"], Image.Image)
+    assert [pixel(pairs[1], i) for i in range(2)] == [[255, 0, 0], [0, 0, 255]]
+    # Images that are not decoded, a dataset in another order, and rows that are made when they are read.
+    raw = dataset.cast_column("photos", library.Sequence(library.Image(decode=False))).shuffle(seed=0)
+    pair = datasets.from_dataset(raw, prompt="caption", references="photos", key="caption")[2]
+    assert [pixel(pair, i) for i in range(2)] == [[255, 0, 0], [0, 0, 255]] and pair.key == pair.prompt
+    made = dataset.with_transform(lambda batch: {"prompt": batch["caption"], "references": batch["target"]})
+    assert pixel(datasets.from_dataset(made)[3]) == [0, 255, 0]
+    empty = library.Dataset.from_dict({**table, "caption": [" "] * 6}, features=features)
+    late = library.concatenate_datasets([dataset, empty])
+    assert len(problems(late, prompt="caption", references="photos")) == 6
+    assert "a DatasetDict of 'train' has no rows" in problems(library.DatasetDict(train=dataset))[0]
+    assert "has no length" in problems(dataset.to_iterable_dataset(), prompt="caption")[0]

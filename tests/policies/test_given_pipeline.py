@@ -1,0 +1,59 @@
+"""A policy of a pipeline that is in memory is the policy of the same pipeline on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from diffusers import FluxKontextPipeline
+from PIL import Image
+
+from customized_grpo.config import LoraConfig, PolicyConfig
+from customized_grpo.models import ModelError
+from customized_grpo.policies import build_policy
+
+
+@pytest.fixture
+def pipeline() -> FluxKontextPipeline:
+    return tiny.flux_kontext()
+
+
+def config(path: str = "nowhere/at-all", **settings: object) -> PolicyConfig:
+    sizes = {"height": 32, "width": 32, "reference_sizes": [(32, 32)], "lora": LoraConfig(rank=2), "device": "cpu"}
+    return PolicyConfig.model_validate({"path": path, **sizes, **settings})
+
+
+def test_it_computes_the_same_velocities(folder: Path) -> None:
+    loaded = build_policy(config(str(folder)))
+    given = build_policy(config(), FluxKontextPipeline.from_pretrained(folder))
+    latents, sigma = torch.randn(1, *given.latent_shape), torch.tensor([0.5])
+    picture = Image.new("RGB", (32, 32), "red")
+    found = [policy.velocity(latents, sigma, policy.encode("a red bird", [picture])) for policy in (loaded, given)]
+    assert torch.equal(*found) and found[0].abs().max() > 0
+    assert loaded.trainable().keys() == given.trainable().keys()
+
+
+def test_it_is_frozen_and_of_the_configured_precision(pipeline: FluxKontextPipeline) -> None:
+    policy = build_policy(config(dtype="bfloat16"), pipeline.to(torch.float32))
+    kinds = {name: weight.dtype for name, weight in pipeline.transformer.named_parameters()}
+    assert {kind for name, kind in kinds.items() if ".lora_" not in name} == {torch.bfloat16}
+    trained = {name for name, weight in pipeline.transformer.named_parameters() if weight.requires_grad}
+    assert trained == policy.trainable().keys()
+    assert not any(weight.requires_grad for weight in pipeline.vae.parameters())
+
+
+def test_another_kind_of_pipeline_is_one_line(pipeline: FluxKontextPipeline) -> None:
+    with pytest.raises(ModelError, match=r"policy\.kind: uno takes a FluxPipeline, not a FluxKontextPipeline"):
+        build_policy(config(kind="uno"), pipeline)
+    with pytest.raises(ModelError, match="takes no pipeline"):
+        build_policy(config(kind="mine:Policy"), pipeline)
+
+
+def test_a_pipeline_is_one_policys_until_its_lora_is_taken_off(pipeline: FluxKontextPipeline) -> None:
+    build_policy(config(), pipeline)
+    with pytest.raises(ModelError, match="has a LoRA"):
+        build_policy(config(), pipeline)
+    pipeline.transformer.unload_lora()
+    build_policy(config(), pipeline)
