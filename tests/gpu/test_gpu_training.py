@@ -29,11 +29,13 @@ def step_of(device: str, model: Model, **settings: object) -> Updated:
 
 
 def is_a_step(step: Updated) -> None:
-    """Every number is finite, the gradient is not zero, and every weight that has one has moved."""
+    """Every number is finite, the gradient is not zero, and every weight that has a gradient has moved."""
     assert all(torch.tensor(value).isfinite() for value in step.record.values()), step.record
     assert step.record["gradient_norm"] > 0 and step.record["share/skipped"] == 0
-    for name in step.gradients:
-        assert step.after[name].isfinite().all() and not torch.equal(step.after[name], step.before[name]), name
+    for name, gradient in step.gradients.items():
+        assert gradient.isfinite().all() and step.after[name].isfinite().all(), name
+        if gradient.any():
+            assert not torch.equal(step.after[name], step.before[name]), name
 
 
 @each_model("flux-kontext")
