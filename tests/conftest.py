@@ -18,8 +18,9 @@ if SHARED_OUT:  # Before torch is imported: there is a process for each core, an
 LONGEST = (
     "tests/benchmarks_gpu/test_gpu_benchmark.py", "tests/test_docs.py", "tests/training/test_processes.py",
     "tests/test_cli.py", "tests/planning/test_recipes.py", "tests/planning/test_plan_command.py",
-    "tests/faults/test_faults.py", "tests/speed/test_bench.py", "tests/bad_inputs/test_bad_inputs.py", "tests/training/test_hacking.py", "tests/study/test_study.py",
-    "tests/rewards/test_vlm.py", "tests/report/test_page.py",
+    "tests/faults/test_faults.py", "tests/speed/test_bench.py", "tests/bad_inputs/test_bad_inputs.py",
+    "tests/training/test_hacking.py", "tests/study/test_study.py", "tests/rewards/test_vlm.py",
+    "tests/report/test_page.py",
 )  # fmt: skip
 
 
