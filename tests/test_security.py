@@ -25,7 +25,7 @@ from customized_grpo.report.collect import changes
 from customized_grpo.serving.serve import serve
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "recipes").rglob("*.py"), *(ROOT / ".ci").rglob("*.py")])
+SOURCES = sorted(path for name in ("src", "benchmarks", "recipes", ".ci") for path in (ROOT / name).rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 #: Modules that unpickle, run or unpack what they read.

@@ -9,11 +9,12 @@ import runpy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.sections import Row
+from customized_grpo.records import aside, move_folder
 
 if TYPE_CHECKING:
     import torch
@@ -33,17 +34,16 @@ class Context:
 
     Args:
         tiny: a small model, fewer and smaller cases: to try everything out on a CPU.
+        folder: for temporary files, which processes may share; one of its own where none is given.
     """
 
-    def __init__(self, *, tiny: bool) -> None:
+    def __init__(self, *, tiny: bool, folder: Path | None = None) -> None:
         self.tiny = tiny
-        self._folder = tempfile.TemporaryDirectory(prefix="benchmarks-gpu-")
+        if folder is None:
+            self._own_folder = tempfile.TemporaryDirectory(prefix="benchmarks-gpu-")  # until this object is gone
+            folder = Path(self._own_folder.name)
+        self.folder = folder
         self._held: tuple[PolicyConfig, PipelinePolicy] | None = None
-
-    @property
-    def folder(self) -> Path:
-        """For temporary files."""
-        return Path(self._folder.name)
 
     @cached_property
     def device(self) -> torch.device:
@@ -86,8 +86,8 @@ class Context:
 
     def outline(self, kind: str = "flux-kontext") -> Path:
         """A folder with the JSON configs of the random pipeline, of which `cgrpo plan` makes its plan."""
-        folder = self.folder / kind
-        if not folder.is_dir():
+
+        def write(folder: Path) -> None:
             pipeline = self._pipelines[kind]
             pipeline.save_config(folder)
             for name, part in pipeline.components.items():
@@ -95,6 +95,16 @@ class Context:
                     part.save_config(folder / name)
                 elif hasattr(part, "config"):  # a model of transformers
                     part.config.save_pretrained(folder / name)
+
+        return self.written(kind, write)
+
+    def written(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The temporary folder of that name, as `write` fills it; whole, whenever a process was killed."""
+        folder = self.folder / name
+        if not folder.is_dir():
+            unfinished = aside(folder)
+            write(unfinished)
+            move_folder(unfinished, folder)
         return folder
 
     def policy_config(
@@ -166,11 +176,11 @@ class Context:
 
     def reward_configs(self, configs: Sequence[RewardConfig]) -> list[RewardConfig]:
         """The settings with the folders of random weights as paths; with `tiny` the embedded reward models'."""
-        from benchmarks.gpu.random_rewards import random_reward
+        from benchmarks.gpu.random_rewards import write_reward
 
         paths = {"dino": "embedded/reward-identity", "clip": "embedded/reward-prompt"}
         if not self.tiny:
-            paths = {kind: str(random_reward(kind, self.folder / kind, self.device)) for kind in paths}
+            paths = {kind: str(self.written(kind, partial(write_reward, kind, self.device))) for kind in paths}
         return [config.model_copy(update={"path": paths[config.kind]}) for config in configs]
 
     def attempt(self, settings: Row, measure: Callable[[], Row]) -> Row:

@@ -25,10 +25,8 @@ _FRAMES = {
 _CROP = {"crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 3}
 
 
-def random_reward(kind: str, folder: Path, device: torch.device) -> Path:
-    """Write the default model of the reward `kind`, dino or clip, with random weights; nothing where it is there."""
-    if folder.is_dir():
-        return folder
+def write_reward(kind: str, device: torch.device, folder: Path) -> None:
+    """Write the default model of the reward `kind`, dino or clip, with random weights."""
     path = default_path(kind)
     assert path is not None
     with device:
@@ -38,4 +36,3 @@ def random_reward(kind: str, folder: Path, device: torch.device) -> Path:
     (folder / "preprocessor_config.json").write_text(json.dumps(_FRAMES[kind] | _CROP), encoding="utf-8")
     if kind == "clip":
         CLIPTokenizer.from_pretrained(resolve("embedded/reward-prompt")).save_pretrained(folder)
-    return folder

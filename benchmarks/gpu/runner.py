@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -56,25 +57,29 @@ class Run:
 
     def run(self, sections: Sequence[Section]) -> None:
         """Run the sections in their order, those that share a process together; again from the next after a crash."""
+        with tempfile.TemporaryDirectory(prefix="benchmarks-gpu-") as folder:
+            self._run(sections, ["--folder", folder, *(["--tiny"] if self._tiny else [])])
+        self._write()
+
+    def _run(self, sections: Sequence[Section], options: list[str]) -> None:
         groups = [(process, list(group)) for process, group in groupby(sections, lambda section: section.process)]
         for place, (process, pending) in enumerate(groups):
             later = sum(one.needs for _, group in groups[place + 1 :] for one in group if not one.optional)
             while pending:
-                pending = self._run_process(process, pending, later)
-        self._write()
+                pending = self._run_process(process, pending, later, options)
 
     @property
     def _left(self) -> float:
         return self._limit - (time.monotonic() - self._began)
 
-    def _run_process(self, name: str, sections: list[Section], later: float) -> list[Section]:
+    def _run_process(self, name: str, sections: list[Section], later: float, options: list[str]) -> list[Section]:
         """One process for these sections; returns those that it did not come to."""
         worth = [section for section in sections if self._enough(section, later)]
         if not worth:
             return []
         log = self._out / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        options = ["--until", str(time.time() + self._left), "--later", str(later), *(["--tiny"] if self._tiny else [])]
+        options = [*options, "--until", str(time.time() + self._left), "--later", str(later)]
         with log.open("ab") as errors, _started(worth, options, errors) as process:
             try:
                 return self._follow(process, worth, log)

@@ -12,10 +12,10 @@ import argparse
 import importlib
 import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.context import Context
@@ -26,12 +26,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="+")
     parser.add_argument("--tiny", action="store_true", help="a small model on a CPU")
+    parser.add_argument("--folder", type=Path, help="for temporary files, which it leaves behind")
     parser.add_argument("--until", type=float, default=float("inf"), help="time.time() at which to be done")
     parser.add_argument("--later", type=float, default=0.0, help="seconds of it for sections of later processes")
     arguments = parser.parse_args()
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    context = Context(tiny=arguments.tiny)
+    context = Context(tiny=arguments.tiny, folder=arguments.folder)
 
     def emit(event: str, **values: Any) -> None:
         lines.write(json.dumps({"event": event, **values}) + "\n")
@@ -46,7 +47,7 @@ def main() -> None:
         error = _run(section, context, emit)
         emit("end", section=section.name, error=error)
         if error is not None and not context.usable():
-            sys.exit(1)
+            os._exit(1)  # at once: what would be freed on the way is on a device that no longer answers
 
 
 def _run(section: Section, context: Context, emit: Callable[..., None]) -> str | None:
