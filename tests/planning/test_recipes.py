@@ -23,11 +23,11 @@ LARGE = RECIPES / "hardware" / "24gb-32b.yaml"
 def config_of(model: str, hardware: str, *sizes: str) -> Config:
     over = [RECIPES / "sizes" / f"{size}.yaml" for size in sizes]
     large = [LARGE] if (model, hardware) == ("flux2-dev", "24gb") else []
-    return load_config([RECIPES / f"{model}.yaml", *over, RECIPES / "hardware" / f"{hardware}.yaml", *large])
+    return load_config([RECIPES / f"{model}.yaml", RECIPES / "hardware" / f"{hardware}.yaml", *over, *large])
 
 
 def test_these_are_all_recipes() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(MODELS)
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*MODELS, "embedded"}
     assert {path.stem for path in (RECIPES / "hardware").iterdir()} == {*HARDWARE, LARGE.stem}
 
 

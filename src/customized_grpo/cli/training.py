@@ -31,6 +31,8 @@ def train(
 ) -> None:
     """Tune a model by Customized-GRPO (SARS and TDW). With no options: the embedded model, in minutes.
 
+    [dim]cgrpo train --set policy.path=black-forest-labs/FLUX.1-Kontext-dev --data pairs.jsonl[/dim]
+
     [dim]cgrpo train --config run.yaml --set train.learning_rate=1e-4[/dim]
 
     [dim]cgrpo train --data path/to/dreambench[/dim]

@@ -20,8 +20,8 @@ class LoraConfig(Section):
     rank: int = Field(
         DEFAULT["policy.lora.rank"],
         ge=1,
-        description="LoRA rank. 512 is the paper's on FLUX.1; its weights, gradients and Adam states take 16 bytes for "
-        "each of about a billion parameters, so presets of larger models have less",
+        description="LoRA rank. 512 is the paper's on FLUX.1, where weights, gradients and Adam states take 33 GB; "
+        "presets of larger models have less.",
     )
     alpha: float | None = Field(None, gt=0, description="scale of the update; the rank where none is given")
     targets: list[str] | None = Field(None, description="module names to adapt; the policy's own list where none")
