@@ -73,6 +73,11 @@ def assemble(
         terms = reward_terms(config.rewards, policy.device)
     if watched is None:
         watched = reward_terms(config.evaluation.monitors, policy.device) if eval_dataset is not None else []
+    for term in terms:
+        term.check([dataset[0]])  # what it needs of a pair, before anything is sampled
+    if eval_dataset is not None:
+        for term in (*terms, *watched):
+            term.check([eval_dataset[0]])
     place = output_dir or getattr(args, "output_dir", None)
     return Parts(
         policy=policy,
