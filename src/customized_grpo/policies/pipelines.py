@@ -108,11 +108,8 @@ class PipelinePolicy(ABC):
             )
         if config.compile:
             self._transformer.compile_repeated_blocks()
-        if self._device.type == "cpu" and self._dtype == torch.float32:
-            # A third less time for the same pictures within rounding. Other precisions keep the pipeline's own bits.
-            for part in self._pipeline.vae.modules():
-                if isinstance(part, nn.Conv2d):
-                    part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+        if takes_channels_last(self._device, self._dtype):
+            use_channels_last(self._pipeline.vae)
         self._transformer.to(self._device)
         if config.offload:
             self._make_room()
@@ -342,6 +339,21 @@ class PipelinePolicy(ABC):
         if (prepare := self._preparation()) is not None:
             prepare(model)
         return model
+
+
+def takes_channels_last(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions are computed with channels last: on CUDA, and in float32 on a CPU.
+
+    On a CPU decoding takes a third less time then; half precision there keeps the pipeline's own bits.
+    """
+    return device.type == "cuda" or (device.type == "cpu" and dtype == torch.float32)
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Lay out the weights of a model's convolutions so that they compute with channels last."""
+    for part in model.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def sequence_shift(scheduler: Any, tokens: int) -> float:
