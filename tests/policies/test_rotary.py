@@ -36,6 +36,14 @@ def both(x: Tensor, layer: nn.RMSNorm, *, ours: bool) -> tuple[Tensor, Tensor]:
     return output.detach(), gradient
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def _where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU, and as on a GPU."""
+    if request.param == "gpu":
+        monkeypatch.setattr(rotary, "_InSlices", rotary._AtOnce)
+
+
+@pytest.mark.usefixtures("_where")
 @pytest.mark.parametrize("at_once", [1 << 20, 4000], ids=["at once", "in slices"])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -51,6 +59,7 @@ def test_forth_and_back_as_the_libraries(
         torch.testing.assert_close(own.double(), true.double(), rtol=rounding, atol=rounding)
 
 
+@pytest.mark.usefixtures("_where")
 def test_the_same_bits_with_gradients_and_without_and_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "_AT_ONCE", 4000)
     x, layer = given(torch.float32), norm(torch.float32)
@@ -71,7 +80,24 @@ def test_a_norm_that_is_trained_has_its_gradient() -> None:
 
 def test_without_embeddings_and_by_the_libraries_it_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     x, layer = given(torch.float32), norm(torch.float32)
-    monkeypatch.setattr(rotary, "_NormedAndTurned", None)  # ours is not called
+    monkeypatch.setattr(rotary, "_InSlices", None)  # ours is not called
     assert torch.equal(normed_and_turned(x, layer, None), layer(x))
     with libraries_own():
         assert torch.equal(normed_and_turned(x, layer, ROTARY), apply_rotary_emb(layer(x), ROTARY, sequence_dim=1))
+
+
+def test_some_tokens_have_their_own_angles() -> None:
+    x, layer = given(torch.float32), norm(torch.float32)
+    whole = normed_and_turned(x, layer, ROTARY)
+    for tokens in (slice(4), slice(4, None), slice(2, 5)):
+        assert torch.equal(normed_and_turned(x[:, tokens], layer, ROTARY, tokens), whole[:, tokens])
+        with libraries_own():
+            expected = apply_rotary_emb(layer(x), ROTARY, sequence_dim=1)[:, tokens]
+            torch.testing.assert_close(normed_and_turned(x[:, tokens], layer, ROTARY, tokens), expected)
+
+
+def test_angles_of_another_pass_are_its_own() -> None:
+    x, layer = given(torch.float32), norm(torch.float32)
+    first, other = normed_and_turned(x, layer, ROTARY), (ROTARY[0], -ROTARY[1])
+    assert not torch.equal(normed_and_turned(x, layer, other), first)
+    assert torch.equal(normed_and_turned(x, layer, ROTARY), first)

@@ -19,11 +19,13 @@ Within = Callable[[], AbstractContextManager[object]]
 
 
 def checkpointing(device: torch.device, *, on_host: bool, inside: Within = nullcontext) -> Callable[..., Any]:
-    """Make the function that diffusers calls for each block: as torch's checkpoint, with gradients of the same bits.
+    """Make the function that diffusers calls for each block, in place of torch's checkpoint.
 
-    torch's own calls Python for each tensor that any operation of the block saves, three times. Here the block is one
-    node of the graph, which is differentiated inside its backward pass. Blocks must not draw random numbers. Blocks
-    with sharded weights are left to torch's own, whose hooks FSDP expects.
+    Gradients have the same bits as without it, except that what several blocks are given (the embedding of the noise
+    level, if it is trained) gets the same terms in another order. torch's own checkpoint calls Python for each tensor
+    that any operation of the block saves, three times. Here the block is one node of the graph, which is
+    differentiated inside its backward pass. Blocks must not draw random numbers. Blocks with sharded weights are left
+    to torch's own, whose hooks FSDP expects.
 
     Args:
         device: device of the blocks.

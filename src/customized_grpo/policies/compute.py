@@ -52,13 +52,19 @@ def prepare_transformer(
     return inside
 
 
-def prepare_vae(vae: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Store the weights of convolutions channels-last, where that is faster."""
-    if device.type == "cpu" and dtype == torch.float32:
-        # A third less time for the same images within rounding. Other precisions keep the pipeline's own bits.
-        for part in vae.modules():
-            if isinstance(part, nn.Conv2d):
-                part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+def takes_channels_last(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions are computed with channels last: on CUDA, and in float32 on a CPU.
+
+    On a CPU decoding takes a third less time then; half precision there keeps the pipeline's own bits.
+    """
+    return device.type == "cuda" or (device.type == "cpu" and dtype == torch.float32)
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Lay out the weights of a model's convolutions so that they compute with channels last."""
+    for part in model.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 class Placement:

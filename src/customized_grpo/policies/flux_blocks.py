@@ -24,6 +24,8 @@ from customized_grpo.policies.attention import attention, fits
 from customized_grpo.policies.gelu import gelu
 from customized_grpo.policies.rotary import Rotary, normed_and_turned
 
+_ALL = slice(None)
+
 
 def shorten(transformer: Any, drawn: int) -> None:
     """Have the blocks of a `FluxTransformer2DModel` computed as above; the picture's `drawn` tokens lead its input.
@@ -49,28 +51,26 @@ class _Processor(FluxAttnProcessor):  # type: ignore[misc]  # diffusers has no t
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
-        asking: slice = slice(None),
+        asking: slice = _ALL,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """`asking` are the tokens that have queries, of a block without a stream of its own for the prompt."""
 
         def heads(x: Tensor) -> Tensor:
             return x.reshape(*x.shape[:-1], -1, attn.head_dim)
 
-        def turns(tokens: slice) -> Rotary | None:
-            return None if image_rotary_emb is None else (image_rotary_emb[0][tokens], image_rotary_emb[1][tokens])
-
         told = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
-        shown = slice(told, None)
+        shown = slice(told, None) if told else _ALL
         of_queries = asking if encoder_hidden_states is None else shown
-        query = normed_and_turned(heads(attn.to_q(hidden_states[:, asking])), attn.norm_q, turns(of_queries))
-        key = normed_and_turned(heads(attn.to_k(hidden_states)), attn.norm_k, turns(shown))
+        asked = hidden_states if asking == _ALL else hidden_states[:, asking]
+        query = normed_and_turned(heads(attn.to_q(asked)), attn.norm_q, image_rotary_emb, of_queries)
+        key = normed_and_turned(heads(attn.to_k(hidden_states)), attn.norm_k, image_rotary_emb, shown)
         value = heads(attn.to_v(hidden_states))
         if encoder_hidden_states is not None:
-            first = turns(slice(told))
-            told_query = normed_and_turned(heads(attn.add_q_proj(encoder_hidden_states)), attn.norm_added_q, first)
-            told_key = normed_and_turned(heads(attn.add_k_proj(encoder_hidden_states)), attn.norm_added_k, first)
+            first, prompt = slice(told), encoder_hidden_states
+            told_query = normed_and_turned(heads(attn.add_q_proj(prompt)), attn.norm_added_q, image_rotary_emb, first)
+            told_key = normed_and_turned(heads(attn.add_k_proj(prompt)), attn.norm_added_k, image_rotary_emb, first)
             query, key = torch.cat([told_query, query], 1), torch.cat([told_key, key], 1)
-            value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], 1)
+            value = torch.cat([heads(attn.add_v_proj(prompt)), value], 1)
         attended = self._attend(query, key, value, attention_mask).flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return attended
@@ -116,7 +116,9 @@ class _DoubleBlock(_Block, FluxTransformerBlock):  # type: ignore[misc]
         """The prompt's tokens (B, T, D), and the others'."""
         shown, told = self.norm1, self.norm1_context
         numbers, told_numbers = (norm.linear(norm.silu(temb)).chunk(6, dim=1) for norm in (shown, told))
-        attended, told_attended = self.attn(
+        # Not by the module, which inspects the processor's signature each time.
+        attended, told_attended = self.attn.processor(
+            self.attn,
             hidden_states=_modulated(shown.norm(hidden_states), *numbers[:2]),
             encoder_hidden_states=_modulated(told.norm(encoder_hidden_states), *told_numbers[:2]),
             image_rotary_emb=image_rotary_emb,
@@ -145,12 +147,12 @@ class _SingleBlock(_Block, FluxSingleTransformerBlock):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """The prompt's tokens (B, T, D), and the others'; of the last block as they came, and the picture's."""
         told = encoder_hidden_states.shape[1]
-        wanted = slice(None) if self.drawn is None else slice(told, told + self.drawn)
+        wanted = _ALL if self.drawn is None else slice(told, told + self.drawn)
         tokens = torch.cat([encoder_hidden_states, hidden_states], 1)
         shift, scale, gate = self.norm.linear(self.norm.silu(temb)).chunk(3, dim=1)
         normed = _modulated(self.norm.norm(tokens), shift, scale)
-        attended = self.attn(
-            hidden_states=normed, image_rotary_emb=image_rotary_emb, asking=wanted, **(joint_attention_kwargs or {})
+        attended = self.attn.processor(
+            self.attn, normed, image_rotary_emb=image_rotary_emb, asking=wanted, **(joint_attention_kwargs or {})
         )
         inner = _activated(self.proj_mlp(normed[:, wanted]))
         moved = _bounded(_moved(tokens[:, wanted], self.proj_out(torch.cat([attended, inner], 2)), gate))

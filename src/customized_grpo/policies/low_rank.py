@@ -35,16 +35,17 @@ class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
         if name is None or not plain:
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
-        down, up = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
         low_rank: Any = _Product
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
         output: Tensor = low_rank.apply(x, base.weight, base.bias, down, up, self.scaling[name])
         return output
 
     def _alone(self) -> str | None:
         """The one adapter at work, where it is plain: no dropout, no variant such as DoRA, no bias, not merged."""
-        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+        active = self.active_adapters
+        if self.disable_adapters or self.merged or len(active) != 1:
             return None
-        name: str = self.active_adapters[0]
+        name: str = active[0]
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias.get(name):
             return None
         return name if isinstance(self.lora_dropout[name], torch.nn.Identity) else None
@@ -58,6 +59,8 @@ class _Product(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
+        ctx.precision, ctx.scale = down.dtype, scale
+        down, up = down.to(x.dtype), up.to(x.dtype)
         if _summed(rows, weight):
             inner = None  # made when it is wanted
             output = product(rows, torch.addmm(weight, up, down, alpha=scale), bias)
@@ -66,26 +69,29 @@ class _Product(torch.autograd.Function):
             output = product(rows, weight, bias)
             output.addmm_(inner, up.T, alpha=scale)
         ctx.save_for_backward(rows, inner, weight, down, up)
-        ctx.scale = scale
-        return output.view(*x.shape[:-1], weight.shape[0])
+        return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
         output = gradients[0].reshape(-1, weight.shape[0])
-        of_inner = product(output, up.T).mul_(ctx.scale)
+        of_inner = _scaled(product(output, up.T), ctx.scale)
         of_x = None
         if ctx.needs_input_grad[0]:
             if inner is None:
                 of_x = product(output, torch.addmm(weight, up, down, alpha=ctx.scale).T)
             else:
                 of_x = product(output, weight.T).addmm_(of_inner, down)
-            of_x = of_x.view(*gradients[0].shape[:-1], rows.shape[-1])
+            of_x = of_x.view(*gradients[0].shape[:-1], -1)
         if inner is None:
             inner = product(rows, down)
         # The wide matrix stands second in both: the other way round is slower.
-        of_down, of_up = product(of_inner.T, rows.T), product(inner.T, output.T).mul_(ctx.scale).T
-        return of_x, None, None, of_down, of_up, None
+        of_down, of_up = product(of_inner.T, rows.T), _scaled(product(inner.T, output.T), ctx.scale).T
+        return of_x, None, None, of_down.to(ctx.precision), of_up.to(ctx.precision), None
+
+
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1 else x.mul_(scale)
 
 
 def _summed(rows: Tensor, weight: Tensor) -> bool:

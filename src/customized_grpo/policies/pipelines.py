@@ -17,7 +17,7 @@ from customized_grpo.config import PolicyConfig
 from customized_grpo.models import ModelError
 from customized_grpo.models.devices import device_of
 from customized_grpo.policies.backends import resolve_backend
-from customized_grpo.policies.compute import Placement, prepare_transformer, prepare_vae
+from customized_grpo.policies.compute import Placement, prepare_transformer, takes_channels_last, use_channels_last
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
 from customized_grpo.policies.processor import OnProcessor
@@ -94,7 +94,8 @@ class PipelinePolicy(ABC):
         self._inside = prepare_transformer(
             self._transformer, config, self._device, self.attention_backend, self._on_processor
         )
-        prepare_vae(self._pipeline.vae, self._device, self._dtype)
+        if takes_channels_last(self._device, self._dtype):
+            use_channels_last(self._pipeline.vae)
         self._transformer.to(self._device)
         self._placement = Placement(self._pipeline, config, self._device)
         self._placement.bring_transformer()

@@ -14,8 +14,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     oneDNN, the library of torch's convolutions and of its half-precision products, is then up to 2.5 times as fast at
     the same float32 arithmetic, and about as fast elsewhere.
     """
-    compiled = torch.compiler.is_compiling()  # inductor chooses for itself
-    if x.dtype == torch.float32 == weight.dtype and x.device.type == "cpu" and _ONEDNN and not compiled:
+    if (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32 == weight.dtype
+        and _ONEDNN
+        and not torch.compiler.is_compiling()  # inductor chooses for itself
+    ):
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], None)
         return found
     return functional.linear(x, weight, bias)

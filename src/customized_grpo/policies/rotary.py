@@ -10,40 +10,47 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
+from torch.nn import functional
 
 from customized_grpo.policies import shortcuts
 from customized_grpo.policies.slices import slices
 
 _COMPLEX = ("cpu", "cuda", "meta")  # devices that multiply complex numbers in one pass
+_ALL = slice(None)
 
 Rotary = tuple[Tensor, Tensor]
 
 
-def normed_and_turned(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None) -> Tensor:
-    """x (B, tokens, heads, D) by `norm` over D, turned by cosines and sines (tokens, D), each of which comes twice.
+def normed_and_turned(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None, tokens: slice = _ALL) -> Tensor:
+    """x (B, tokens, heads, D) by `norm` over D, turned by cosines and sines (all, D), each of which comes twice.
 
-    Where the norm's own weights are trained, it is torch's.
+    `tokens` are those of `rotary` that x has. Where the norm's own weights are trained, it is torch's.
     """
     if rotary is None:
         normed: Tensor = norm(x)
         return normed
     if x.device.type not in _COMPLEX or torch.compiler.is_compiling() or not shortcuts.taken():
-        own: Tensor = apply_rotary_emb(norm(x), rotary, sequence_dim=1)
+        own: Tensor = apply_rotary_emb(norm(x), (rotary[0][tokens], rotary[1][tokens]), sequence_dim=1)
         return own
-    rotation = torch.complex(*(part.to(x.device, torch.float32)[:, None, ::2] for part in rotary))
-    if norm.weight is not None and norm.weight.requires_grad:
+    rotation = _rotation(rotary, x.device)
+    if tokens != _ALL:
+        rotation = rotation[tokens]
+    weight = norm.weight
+    if weight is not None and weight.requires_grad:
         normed = norm(x).float()
         return torch.view_as_real(_pairs(normed) * rotation).flatten(3).to(x.dtype)
-    weight = None if norm.weight is None else norm.weight.detach().float()
     epsilon = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-    function: Any = _NormedAndTurned
+    function: Any = _InSlices if x.device.type == "cpu" else _AtOnce
     output: Tensor = function.apply(x, weight, epsilon, rotation)
     return output
 
 
-class _NormedAndTurned(torch.autograd.Function):
+class _InSlices(torch.autograd.Function):
+    """On a CPU, whose caches are small: a few pictures at a time."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, epsilon: float, rotation: Tensor) -> Tensor:
+        weight = None if weight is None else weight.float()
         output = torch.empty_like(x, memory_format=torch.contiguous_format)
         # What each head of each token is multiplied by for the norm.
         inverse = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
@@ -79,11 +86,45 @@ class _NormedAndTurned(torch.autograd.Function):
         return found, None, None, None
 
 
+class _AtOnce(torch.autograd.Function):
+    """Elsewhere: by torch's norm, which is one kernel on CUDA, of float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, epsilon: float, rotation: Tensor) -> Tensor:
+        weight = None if weight is None else weight.float()
+        ctx.save_for_backward(x, weight, rotation)
+        ctx.epsilon = epsilon
+        normed = functional.rms_norm(x.float(), x.shape[-1:], weight, epsilon)
+        _pairs(normed).mul_(rotation)
+        return normed.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rotation = ctx.saved_tensors
+        turned = torch.view_as_real(_pairs(gradients[0].float().contiguous()) * rotation.conj()).flatten(3)
+        with torch.enable_grad():
+            given = x.detach().float().requires_grad_()
+            normed = functional.rms_norm(given, x.shape[-1:], weight, ctx.epsilon)
+        (found,) = torch.autograd.grad(normed, given, turned)
+        return found.to(x.dtype), None, None, None
+
+
+_made: tuple[Tensor, Tensor, Tensor] | None = None
+
+
+def _rotation(rotary: Rotary, device: torch.device) -> Tensor:
+    """Cosines and sines as complex numbers (tokens, 1, D / 2); those of one pass are the same for all its blocks."""
+    global _made
+    if _made is None or _made[0] is not rotary[0] or _made[1] is not rotary[1]:
+        parts = (part.to(device, torch.float32)[:, None, ::2] for part in rotary)
+        _made = (*rotary, torch.complex(*parts))
+    return _made[2]
+
+
 def _pairs(x: Tensor) -> Tensor:
     """x (..., D) float32, as D / 2 complex numbers."""
-    return torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
 
 
 def _slices(x: Tensor) -> list[slice]:
-    """A few pictures at a time on a CPU, whose caches are small; elsewhere all at once."""
-    return slices(len(x), 4 * x[0].numel()) if x.device.type == "cpu" else [slice(None)]
+    return slices(len(x), 4 * x[0].numel())
