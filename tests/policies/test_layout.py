@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from customized_grpo.policies import pipelines
-from customized_grpo.policies.compute import PipelinePolicy, takes_channels_last
+from customized_grpo.policies.compute import takes_channels_last
+from customized_grpo.policies.pipelines import PipelinePolicy
 
 CPU, CUDA, META = map(torch.device, ("cpu", "cuda", "meta"))
 

@@ -112,13 +112,21 @@ def evaluate(
             raise RewardError(trouble) from failure
     scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
     _check_scored(rewards, scores, int(processes.sum(torch.tensor(overflowed))))
+    result = _result(rewards, scores, config, folder, write=processes.is_main)
+    processes.wait()
+    return result
+
+
+def _result(
+    rewards: Sequence[Reward], scores: Tensor, config: EvaluationConfig, folder: Path, *, write: bool
+) -> Evaluation:
+    """The evaluation of scores (rewards, images), written to its folder by the process that writes."""
     names = [_name(number, config.images) for number in range(scores.shape[1])]
     found = {reward.name: values.tolist() for reward, values in zip(rewards, scores, strict=True)}
     result = Evaluation(found, [folder / name for name in names])
-    if processes.is_main:
+    if write:
         kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
         write_json(folder / _SCORES, kept)
-    processes.wait()
     return result
 
 

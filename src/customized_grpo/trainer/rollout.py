@@ -106,13 +106,7 @@ def draw_images(
     size = size or BatchSize("rollout.batch_size", config.batch_size)
 
     def draw(images: Sequence[int]) -> Trajectories:
-        starts: dict[tuple[int | str, ...], int] = {}  # each initial noise of the batch, and an image that has it
-        rows = []
-        for i in images:
-            pair, number = keys[i]
-            start = (pair, "group" if config.shared_noise else number)
-            starts.setdefault(start, i)
-            rows.append(list(starts).index(start))
+        starts, rows = _starts(images, keys, shared=config.shared_noise)
         initial = torch.cat([image_noise(policy, 1, seed, "initial", iteration, *start) for start in starts])
         steps = [image_noise(policy, config.steps - 1, seed, "steps", iteration, *keys[i]) for i in images]
         noise = torch.stack(steps)[:, stochastic.start : stochastic.stop]
@@ -145,6 +139,20 @@ def draw_images(
         draw(together[0])
 
 
+def _starts(
+    images: Sequence[int], keys: Sequence[tuple[str, int]], *, shared: bool
+) -> tuple[dict[tuple[int | str, ...], int], list[int]]:
+    """Each initial noise of a batch with an image that has it, and the number of each image's noise among them."""
+    starts: dict[tuple[int | str, ...], int] = {}
+    rows = []
+    for i in images:
+        pair, number = keys[i]
+        start = (pair, "group" if shared else number)
+        starts.setdefault(start, i)
+        rows.append(list(starts).index(start))
+    return starts, rows
+
+
 @torch.no_grad()
 def sample_trajectories(
     policy: Policy,
@@ -173,13 +181,12 @@ def sample_trajectories(
     latents = latents.to(policy.device).float()
     stop = first + step_noise.shape[1]
     own = torch.arange(len(latents))
-    condition_rows = own if condition_rows is None else condition_rows
+    condition_rows, starts = (own if given is None else given for given in (condition_rows, starts))
     each = conditions.select(condition_rows)
-    starts = own if starts is None else starts
     steps = torch.arange(first, stop).expand(len(latents), -1) if steps is None else steps
-    visited = _Kept(_states(steps, first, stop), latents)
-    densities = _Kept(_chosen(steps, first, stop), latents.new_zeros(len(latents)))
-    averages = _Kept(_chosen(steps, first, stop), latents) if means else None
+    chosen = _chosen(steps, first, stop)
+    visited, densities = _Kept(_states(chosen), latents), _Kept(chosen, latents.new_zeros(len(latents)))
+    averages = _Kept(chosen, latents) if means else None
     visited.add(latents)
     for t in range(first, stop):
         sigma = sigmas[t].expand(len(latents))
@@ -249,9 +256,8 @@ def _chosen(steps: Tensor, first: int, stop: int) -> Tensor:
     return (steps[:, None] == torch.arange(first, stop)[None, :, None]).any(2)
 
 
-def _states(steps: Tensor, first: int, stop: int) -> Tensor:
-    """Which of the states from before step `first` to after the last one lie before or after one of `steps`."""
-    chosen = _chosen(steps, first, stop)
+def _states(chosen: Tensor) -> Tensor:
+    """Which of the states before, between and after steps lie before or after a `chosen` one, (B, steps + 1)."""
     none = chosen.new_zeros(len(chosen), 1)
     return torch.cat([chosen, none], 1) | torch.cat([none, chosen], 1)
 
