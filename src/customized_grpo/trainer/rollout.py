@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import ConfigError, RolloutConfig
-from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
+from customized_grpo.method import SAMPLERS, Step, StepFunction, flow_sigmas
 from customized_grpo.noise import normal
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.memory import BatchSize
@@ -189,16 +189,8 @@ def sample_trajectories(
     averages = _Kept(chosen, latents) if means else None
     visited.add(latents)
     for t in range(first, stop):
-        sigma = sigmas[t].expand(len(latents))
-        taken = step(
-            latents,
-            velocity_once(policy, latents, sigma, each, starts if t == first else own),
-            sigma,
-            sigmas[t + 1].expand(len(latents)),
-            eta=eta,
-            noise=step_noise[:, t - first].to(policy.device),
-            sigma_max=sigmas[1],
-        )
+        velocity = velocity_once(policy, latents, sigmas[t].expand(len(latents)), each, starts if t == first else own)
+        taken = _take(step, latents, velocity, sigmas, t, eta, step_noise[:, t - first])
         latents = taken.next_sample
         visited.add(latents)
         densities.add(taken.log_density)
@@ -218,6 +210,14 @@ def sample_trajectories(
         conditions=conditions,
         condition_rows=condition_rows,
     )
+
+
+def _take(
+    step: StepFunction, latents: Tensor, velocity: Tensor, sigmas: Tensor, t: int, eta: float, noise: Tensor
+) -> Step:
+    """The stochastic step t of latents (B, ...), by noise of their shape."""
+    now, after = (sigma.expand(len(latents)) for sigma in (sigmas[t], sigmas[t + 1]))
+    return step(latents, velocity, now, after, eta=eta, noise=noise.to(latents.device), sigma_max=sigmas[1])
 
 
 def velocity_once(policy: Policy, latents: Tensor, sigma: Tensor, conditions: Conditions, same: Tensor) -> Tensor:
