@@ -82,11 +82,10 @@ def _around(owner: Any, name: str, before: Callable[[], object], after: Callable
 
 def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> None:
     from customized_grpo.report import callbacks
-    from customized_grpo.runs import train
-    from customized_grpo.trainer import base, rollout, scoring, update
+    from customized_grpo.trainer import assembly, base, rollout, scoring, update
 
     for owner, name, stage in (
-        (train, "build_policy", "loading"),
+        (assembly, "build_policy", "loading"),
         (base, "evaluate", "evaluation"),
         (rollout, "sample_trajectories", "sampling"),
         (scoring, "score", "scoring"),

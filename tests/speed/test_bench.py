@@ -19,9 +19,9 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.shortcuts import libraries_own
-from customized_grpo.rewards import build_reward
 from customized_grpo.speed.growth import Point, by_axis, slope
 from customized_grpo.speed.iteration import OURS, RELEASED, STAGES, Stage, measure, runs_of
+from customized_grpo.trainer.assembly import reward_terms
 
 GROUP, STEPS, PAIRS = 3, 4, 2
 
@@ -35,7 +35,7 @@ def config() -> Config:
 @pytest.fixture(scope="module")
 def measured(config: Config) -> dict[str, dict[str, Stage]]:
     policy, dataset = build_policy(config.policy), open_dataset(config.data)
-    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
+    rewards = reward_terms(config.rewards, policy.device)
     calls: list[None] = []
     pairs, shapes = [dataset[0], dataset[1]], (OURS, RELEASED)
     with libraries_own():  # so that both shapes have the same operations
