@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from statistics import median
+from pathlib import Path
+from statistics import mean, median
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.sections import Row
-from customized_grpo.config.loading import load_config
-from customized_grpo.evaluation import read_evaluation
 from customized_grpo.records import read_records
 
 #: With `tiny`, the same command on less.
 _SHORT = (
     "train.iterations=2", "train.updates=1", "train.sample_every=2", "rollout.steps=2", "rollout.group_size=2",
     "rollout.pairs=1", "evaluation.data.size=2", "evaluation.images=1", "evaluation.steps=1",
+    "train.trackers=[]",
 )  # fmt: skip
 
 
@@ -39,9 +40,13 @@ def default(context: Context) -> Iterator[Row]:
             "median": median(iterations), "min": min(iterations), "max": max(iterations), "repeats": len(iterations),
         },
     }  # fmt: skip
-    config = load_config(run / "config.yaml").evaluation
-    base, tuned = (read_evaluation(run / "evaluation" / name, config) for name in ("base", "tuned"))
-    assert base is not None and tuned is not None
-    for name, before in base.means.items():
-        row[f"{name}_gain"] = 100 * (tuned.means[name] - before) / before
+    base, tuned = (_means(run / "evaluation" / name / "scores.json") for name in ("base", "tuned"))
+    for name in ("identity", "prompt"):
+        row[f"{name}_gain"] = 100 * (tuned[name] - base[name]) / base[name]
     yield row
+
+
+def _means(scores: Path) -> dict[str, float]:
+    """Mean score by the reward's name."""
+    found = json.loads(scores.read_text(encoding="utf-8"))["scores"]
+    return {name: mean(value for value in values if value is not None) for name, values in found.items()}

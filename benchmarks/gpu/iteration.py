@@ -95,7 +95,7 @@ def _iterations(context: Context, recipe: str) -> Iterator[Row]:
     ours: Row = {}
     for way, shape, images in _WAYS:
         context.tidy()
-        config = _scaled(scaled, min(images, 4) if context.tiny else images)
+        config = _scaled(scaled, min(images, 2) if context.tiny else images)
         row = context.attempt({"way": way}, partial(_measure, config, whole, policy, rewards, pairs, shape))
         ours = ours or row
         if "failed" not in row and "failed" not in ours:

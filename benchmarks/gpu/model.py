@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.planned import difference, model_bytes
@@ -228,8 +229,6 @@ def _flops(policy: PipelinePolicy, work: Callable[[], object]) -> int:
 @contextmanager
 def _countable_attention(transformer: nn.Module) -> Iterator[None]:
     """Attention by torch, but not by its choice: cuDNN's backward pass fails on some cards."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     every: list[Any] = [getattr(module, "processor", None) for module in transformer.modules()]
     found = [processor for processor in every if hasattr(processor, "_attention_backend")]
     own = [processor._attention_backend for processor in found]

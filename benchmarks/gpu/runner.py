@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,8 @@ from customized_grpo.records import write_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "gpu.json"
+LastError = Callable[[], str | None]
+"""Reads what a process has printed as its last error."""
 _START_LIMIT = 90.0  # seconds until a process has imported what it needs, and begins a section
 _TINY_SLACK = 5.0  # times as long as on a GPU may a section take with --tiny
 
@@ -82,7 +85,7 @@ class Run:
         options = [*options, "--until", str(time.time() + self._left), "--later", str(later)]
         with log.open("ab") as errors, _started(worth, options, errors) as process:
             try:
-                return self._follow(process, worth, log)
+                return self._follow(process, worth, partial(_last_error, log, log.stat().st_size))
             finally:
                 _kill(process)
 
@@ -93,7 +96,7 @@ class Run:
             self._skip(section.name, note)
         return note is None
 
-    def _follow(self, process: subprocess.Popen[str], sections: list[Section], log: Path) -> list[Section]:
+    def _follow(self, process: subprocess.Popen[str], sections: list[Section], last_error: LastError) -> list[Section]:
         """Record what a process reports until it ends or one of its sections takes too long."""
         limits = {section.name: self._slack * section.limit for section in sections}
         pending = list(sections)
@@ -106,13 +109,13 @@ class Run:
                 line = lines.get(timeout=max(0.0, min(limit - (time.monotonic() - since), self._left)))
             except queue.Empty:
                 running = running or pending[0].name
-                self._failed(running, "took too long and was killed", since, log)
+                self._failed(running, "took too long and was killed", since, last_error)
                 break
             if line is None:
                 code = process.wait()
                 running = running or (None if reported or not pending else pending[0].name)
                 if running is not None:
-                    self._failed(running, f"the process ended with {_told(code)}", since, log)
+                    self._failed(running, f"the process ended with {_told(code)}", since, last_error)
                 break
             event = json.loads(line)
             kind, section = event["event"], event.get("section")
@@ -142,10 +145,10 @@ class Run:
         failed = sum("failed" in row for row in rows)
         self._say(f"{section}: {len(rows)} rows in {seconds:.1f} s" + (f", {failed} of them failed" if failed else ""))
 
-    def _failed(self, section: str, error: str, since: float, log: Path | None) -> None:
+    def _failed(self, section: str, error: str, since: float, last_error: LastError | None) -> None:
         seconds = time.monotonic() - since
         self.record["seconds"][section] = seconds
-        last = None if log is None else _last_error(log)
+        last = None if last_error is None else last_error()
         self.record["failures"][section] = {"error": error, "last_line": last}
         self._say(f"{section}: FAILED after {seconds:.1f} s, {error}" + (f" ({last})" if last else ""))
         self._write()
@@ -194,8 +197,9 @@ def _told(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _last_error(log: Path) -> str | None:
-    """The last line of standard error that names an error, or else the last one."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _last_error(log: Path, start: int) -> str | None:
+    """The last line from the byte `start` on that names an error, or else the last one."""
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line or "error:" in line]
     return (named or lines)[-1] if lines else None

@@ -78,8 +78,8 @@ SECTIONS = (
         "attention",
         "Attention calls by backend",
         process="attention",
-        needs=25,
-        limit=60,
+        needs=40,
+        limit=80,
         measure="attention:attention",
         columns=(
             ("backend", "backend"),
