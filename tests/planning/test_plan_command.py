@@ -265,9 +265,9 @@ def test_the_command_needs_no_weights_and_exits_2_where_it_cannot_fit(tmp_path: 
     folder = configs_alone(tiny.save_flux_kontext(tmp_path / "whole"), tmp_path / "configs")
     (tmp_path / "run.yaml").write_text(f"policy: {{path: {folder}, device: cpu}}\n")
     (tmp_path / "more.yaml").write_text("train: {batch_size: 4096}\n")
-    done = cgrpo("plan", "run.yaml", folder=tmp_path)
+    done = cgrpo("plan", "embedded", "run.yaml", folder=tmp_path)
     assert done.returncode == 0 and "It fits" in done.stdout, done.stderr
-    done = cgrpo("plan", "run.yaml", "more.yaml", "--memory", "100MB", folder=tmp_path)
+    done = cgrpo("plan", "embedded", "run.yaml", "more.yaml", "--memory", "100MB", folder=tmp_path)
     assert done.returncode == 2, done.stdout
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "train.batch_size 4096 ->" in errors[0] and "Traceback" not in done.stderr

@@ -203,7 +203,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(done: Path) -> None:
 
 
 def test_a_run_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
-    broken = STUDY.replace("  both: {}", "  both: {set: {policy.path: nowhere}}")
+    broken = STUDY.replace("  both: {}", "  both: {set: {policy.path: nowhere, data.path: world}}")
     (tmp_path / "study.yaml").write_text(broken, encoding="utf-8")
     ended = study(tmp_path)
     assert ended.returncode == 2

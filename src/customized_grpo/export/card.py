@@ -145,7 +145,9 @@ picture.save("picture.png")"""
 def _own_snippet(policy: PolicyConfig, source: str, lora: str, prompt: str, steps: int) -> str:
     """Of a model whose references no pipeline of diffusers takes."""
     without = {"path", "adapter", "adapter_as", "device", "revision"}
-    settings = policy.model_dump(mode="json", exclude=without, exclude_defaults=True)
+    usual = PolicyConfig(kind=policy.kind, path=policy.path).model_dump(mode="json", exclude={"kind"})
+    found = policy.model_dump(mode="json", exclude=without).items()
+    settings = {key: value for key, value in found if key not in usual or value != usual[key]}
     fused = policy.adapter is not None and policy.adapter_as == "fused"  # else what was trained has it
     if fused:
         source += '\nADAPTER = "TODO"  # the .safetensors file of policy.adapter'
