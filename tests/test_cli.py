@@ -129,7 +129,7 @@ def test_real_photos_train_from_start_to_end(tmp_path: Path) -> None:
         (["train", "--set", "train.learning_rat=1"], "learning_rate"),
         (["train", "--set", "rollout.steps=1"], "rollout.steps"),
         (["train", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["train", "--set", "policy.path=./nowhere"], "nowhere"),
+        (["train", "--data", "world", "--set", "policy.path=./nowhere"], "nowhere"),
         (["train", "--resume", "nowhere"], "nowhere"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["evaluate", "nowhere"], "nowhere"),

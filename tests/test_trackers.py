@@ -16,9 +16,10 @@ from test_cli import SHORT
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
+from customized_grpo.config.redaction import flat
 from customized_grpo.records import read_records
-from customized_grpo.runs import trackers
 from customized_grpo.runs.train import train_run
+from customized_grpo.trainer import trackers
 
 TOKEN = "hf_" + "a" * 30
 
@@ -103,6 +104,6 @@ def test_an_unknown_tracker_is_refused() -> None:
 
 
 def test_the_configuration_is_flat_for_trackers_that_want_it_so() -> None:
-    told = trackers.flat({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": None})
+    told = flat({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": None})
     assert told == {"a.b": 1, "a.c": "{}", "d": "[1, 2]", "e": None}
     assert json.loads(json.dumps(told)) == told

@@ -41,6 +41,8 @@ class Case:
 
 #: Ends a training in one known line as soon as its data are read and before a model is loaded.
 NO_MODEL = ["--set", "policy.path=./nowhere"]
+#: The settings of the embedded model, which a case is laid over.
+EMBEDDED = ["--config", "embedded"]
 NO_MODEL_TOLD = ("policy.path: './nowhere': no such folder",)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bad_cases import NO_MODEL, Case, Command, Told, training
+from bad_cases import EMBEDDED, NO_MODEL, Case, Command, Told, training
 
 Lines = tuple[Told, ...]
 
@@ -13,13 +13,13 @@ Lines = tuple[Told, ...]
 def _from_file(content: bytes | str, name: str = "run.yaml") -> Callable[[Path], list[Command]]:
     def make(folder: Path) -> list[Command]:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return [training("--config", name, *NO_MODEL), ["plan", name, *NO_MODEL]]
+        return [training(*EMBEDDED, "--config", name, *NO_MODEL), ["plan", "embedded", name, *NO_MODEL]]
 
     return make
 
 
 def _from_options(*settings: str) -> Callable[[Path], list[Command]]:
-    return lambda folder: [training(*(part for one in settings for part in ("--set", one)), *NO_MODEL)]
+    return lambda folder: [training(*EMBEDDED, *(part for one in settings for part in ("--set", one)), *NO_MODEL)]
 
 
 def files() -> Iterator[Case]:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from bad_cases import Case, Command, photo, training
+from bad_cases import EMBEDDED, Case, Command, photo, training
 from embedded import embedded
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -228,9 +228,9 @@ def pipelines() -> Iterator[Case]:
                        ("os:getcwd", "could not be constructed"), ("os:nothing", "os has no 'nothing'"),
                        (":Mine", "is not package.module:Class"), ("good.png:Mine", "cannot be imported")):  # fmt: skip
         yield Case("pipeline", f"the kind {kind}", lambda folder, kind=kind: [
-            photo(folder) and training("--set", f"policy.kind={kind}")], (("policy.kind: ", told),))  # fmt: skip
+            photo(folder) and training(*EMBEDDED, "--set", f"policy.kind={kind}")], (("policy.kind: ", told),))  # fmt: skip
     yield Case("pipeline", "an adapter that is not there", lambda folder: [
-        training("--set", "policy.kind=uno", "--set", "policy.adapter=gone.safetensors")],
+        training(*EMBEDDED, "--set", "policy.kind=uno", "--set", "policy.adapter=gone.safetensors")],
         (("policy.adapter: gone.safetensors: no such file",),))  # fmt: skip
 
 

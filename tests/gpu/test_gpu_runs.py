@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tiny_models import Model, each_model
 
 from customized_grpo.config import Config
-from customized_grpo.config.loading import load_config
+from customized_grpo.config.loading import EMBEDDED_RECIPE, load_config
 from customized_grpo.records import read_records
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.ema import MovingAverage
@@ -41,7 +41,7 @@ KINDS = {
 
 def config_of(device: str, model: Model, **changes: Any) -> Config:
     settings = {**SMALL, "policy.path": model.folder, "policy.device": device, **changes}
-    return load_config(None, [f"{key}={value}" for key, value in settings.items()])
+    return load_config([EMBEDDED_RECIPE], [f"{key}={value}" for key, value in settings.items()])
 
 
 class Killed(Exception):

@@ -188,7 +188,9 @@ def test_gradients_are_summed_once_an_update(together: Path) -> None:
         seen = [json.loads((together / name / f"process-{index}.json").read_text()) for index in (0, 1)]
         assert max(update["micro-batches"] for one in seen for update in one["updates"]) > 2
         for one in seen:
-            assert {tuple(update["messages"]) for update in one["updates"]} == {(1, *[one["weights"]] * objectives, 4)}
+            assert {tuple(update["messages"]) for update in one["updates"]} == {
+                (1, *[one["weights"]] * objectives, 4 + 2)
+            }
 
 
 def test_processes_wait_as_long_as_configured(configs: dict[str, Config], together: Path) -> None:

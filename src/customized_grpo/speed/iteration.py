@@ -51,7 +51,8 @@ class Shape:
         return config.model_copy(
             update={
                 "rollout": config.rollout.model_copy(update={"overlap": False, **size}),
-                "train": config.train.model_copy(update=size),
+                # Repeated updates on the same images may drift far; nothing is learned here.
+                "train": config.train.model_copy(update={"max_drift": None, **size}),
             }
         )
 

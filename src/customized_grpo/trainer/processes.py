@@ -163,15 +163,11 @@ class Processes:
         summed: Tensor = self._accelerator.reduce(tensor.to(self._accelerator.device), "sum")
         return summed.to(tensor.device)
 
-    def largest(self, value: float) -> float:
-        """The largest of all processes' values. A collective."""
-        every = torch.zeros(self.count, dtype=torch.float64)
-        every[self.index] = value
-        return float(self.sum(every).max())
-
     def most(self, number: int) -> int:
         """The greatest of all processes' numbers. A collective."""
-        return int(self.largest(number))
+        every = torch.zeros(self.count, dtype=torch.long)
+        every[self.index] = number
+        return int(self.sum(every).max())
 
     def least(self, number: int) -> int:
         """The least of all processes' numbers. A collective."""

@@ -223,12 +223,15 @@ class Updater:
         self._before_step()
         norm = self.optimizer.step()
         taken = math.isfinite(norm)
-        replayed = {"replay_error": self.processes.largest(error)} if self.on_policy else {}
-        self.on_policy = self.on_policy and not taken
         if taken:
             self._after_step()
         self.skipped = 0 if taken else self.skipped + 1
-        loss_sum, clipped, divergence_sum, divergences = self.processes.sum(sums).tolist()
+        errors = torch.zeros(self.processes.count, device=sums.device)  # one for each process, in the same message
+        errors[self.processes.index] = error
+        numbers = self.processes.sum(torch.cat([sums, errors])).tolist()
+        (loss_sum, clipped, divergence_sum, divergences), found = numbers[: len(sums)], numbers[len(sums) :]
+        replayed = {"replay_error": max(found)} if self.on_policy else {}
+        self.on_policy = self.on_policy and not taken
         record = {
             "loss": loss_sum / float(total),
             "clip_fraction": clipped / float(total),
