@@ -114,7 +114,7 @@ def values() -> Iterator[Case]:
     for key, text in {
         "seed": "one", "train.iterations": "'60'", "train.updates": "true", "train.learning_rate": "fast",
         "train.betas": "0.9", "rollout.steps": "6.5", "policy.lora": "5", "policy.lora.targets": "to_q",
-        "rewards.0.path": "5", "policy.compile": "'yes'", "rewards": "dino", "train": "[]", "data.path": "null",
+        "rewards.0.path": "5", "policy.compile": "'yes'", "rewards": "dino", "train": "[]", "data.path": "5",
         "evaluation.monitors": "{}", "policy.options": "[1]", "policy.revision": "12", "rollout.shared_noise": "2",
         "policy.reference_sizes": "64", "train.trackers": "tensorboard", "data.root": "5", "method.std_floor": "1",
         "policy.conditions": "[a]",

@@ -20,8 +20,8 @@ class LoraConfig(Section):
     rank: int = Field(
         DEFAULT["policy.lora.rank"],
         ge=1,
-        description="LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; the paper's 512 "
-        "takes 33 GB for weights, gradients and Adam states.",
+        description="LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; the "
+        "paper's 512 takes 33 GB for weights, gradients and Adam states.",
     )
     alpha: float | None = Field(None, gt=0, description="scale of the update; the rank where none is given")
     targets: list[str] | None = Field(None, description="module names to adapt; the policy's own list where none")
