@@ -87,7 +87,9 @@ def overflow(bench: Bench, dtype: str, scale: float) -> list[str]:
     weights = load_file(file)
     weights["proj_out.weight"] = weights["proj_out.weight"] * scale
     save_file(weights, file, {"format": "pt"})
-    ended = bench.run(_new(policy__path="./pipeline", policy__dtype=dtype), folder)
+    # A model of one's own is not the embedded recipe any more, unless that is named.
+    changes = _new(policy__path="./pipeline", policy__dtype=dtype)
+    ended = bench.run([*changes, "--config", "embedded"], folder)
     return one_line(ended, "not finite are 1 of them: set policy.dtype to float32")  # of the base's evaluation
 
 
