@@ -25,6 +25,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(READY)
 	$(BIN)/mkdocs build
@@ -45,7 +46,7 @@ test-extras: $(READY)
 	  $$bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; done | \
 	  { read -r below; read -r here; echo "$$below" > "$$here/below.pth"; }
 	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[deepspeed,demo,quantise,trackers]'
-	$(EXTRAS)/python -m pytest -rs tests/demo/test_demo_in_a_browser.py tests/test_trackers.py \
+	$(EXTRAS)/python -m pytest -rs tests/serve/demo/test_demo_in_a_browser.py tests/test_trackers.py \
 	  tests/policies/test_quantisation.py tests/trainer/test_zero.py \
 	  tests/policies/test_uno_lora.py::test_it_is_fused_before_weights_are_quantised
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -41,12 +42,16 @@ def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[s
 
 
 def run_typed(arguments: list[str]) -> int:
-    """The exit code of `cgrpo` with these arguments, in this process."""
+    """Return the exit code of `cgrpo` with these arguments, or of `python -m MODULE ...`, in this process."""
     import customized_grpo.cli
 
-    sys.argv = ["cgrpo", *arguments]
     try:
-        customized_grpo.cli.main()
+        if arguments[:1] == ["-m"]:
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = ["cgrpo", *arguments]
+            customized_grpo.cli.main()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
@@ -77,12 +82,7 @@ def _serve() -> None:
     from customized_grpo.cli.app import quiet
 
     quiet()  # which says nothing to what has been imported
-    import customized_grpo.benchmark
-    import customized_grpo.planning
-    import customized_grpo.policies.flux_kontext
-    import customized_grpo.rewards.clip
-    import customized_grpo.rewards.dino
-    import customized_grpo.runs.train  # noqa: F401
+    sys.path.append(str(Path(__file__).parents[1]))  # `experiments` and `benchmarks`, as from the clone's folder
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

@@ -12,8 +12,8 @@ from diffusers import FluxKontextPipeline
 from PIL import Image
 
 from customized_grpo.config.loading import load_config
-from customized_grpo.models import resolve
-from customized_grpo.records import read_records
+from customized_grpo.utils.hub import resolve
+from customized_grpo.utils.records import read_records
 
 SHORT = [
     "train.iterations=2", "train.updates=1", "train.checkpoint_every=1", "train.sample_every=2", "rollout.steps=3",

@@ -29,9 +29,9 @@ def blocks(text: str) -> list[tuple[str, list[str]]]:
     return [(mark.strip(), [line for line in block.splitlines() if line.strip()]) for mark, block in found]
 
 
-def commands(text: str, program: str = "cgrpo") -> list[list[str]]:
-    """The lines of a program, in the blocks that are marked bash and nothing more; without its name."""
-    lines = [line for mark, block in blocks(text) if not mark for line in block if line.startswith(f"{program} ")]
+def commands(text: str, program: tuple[str, ...] = ("cgrpo ", "python -m ")) -> list[list[str]]:
+    """The lines of programs, in the blocks that are marked bash and nothing more; without their names."""
+    lines = [line for mark, block in blocks(text) if not mark for line in block if line.startswith(program)]
     return [shlex.split(line)[1:] for line in lines]
 
 
@@ -89,7 +89,7 @@ def test_commands_run(document: Path, folder: Path, trainings: Callable[[list[st
             run(command, folder, ["--images", "1", "--steps", "2"])
         else:
             run(command, folder, [])
-    for command in commands(document.read_text(encoding="utf-8"), "accelerate"):
+    for command in commands(document.read_text(encoding="utf-8"), ("accelerate ",)):
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *settings()]
         launched = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=600)
         assert launched.returncode == 0, f"{' '.join(command)}: {launched.stderr}"
@@ -101,7 +101,8 @@ def test_commands_run(document: Path, folder: Path, trainings: Callable[[list[st
 def test_a_command_is_run_here_or_a_reader_sees_what_it_needs(document: Path) -> None:
     for mark, block in blocks(document.read_text(encoding="utf-8")):
         if not mark:
-            assert all(line.startswith(("cgrpo ", "accelerate ")) for line in block), "all of it is run above"
+            run_above = ("cgrpo ", "python -m ", "accelerate ")
+            assert all(line.startswith(run_above) for line in block)
         elif mark != "fresh-clone":
             assert block[0].startswith("# needs "), (mark, block[0])
 

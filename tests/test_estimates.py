@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from customized_grpo.estimates import Estimate, bootstrap_interval
+from customized_grpo.evaluation.estimates import Estimate, bootstrap_interval
 
 NAN, INF = math.nan, math.inf
 

@@ -11,7 +11,7 @@ import pytest
 
 _FAULTS = """
 import resource, sys, torch
-from customized_grpo.models.freed import keep_freed_memory
+from customized_grpo.utils.freed import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def work():
@@ -37,7 +37,7 @@ def test_the_system_hands_out_freed_pages_once() -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from customized_grpo.models.freed import keep_freed_memory
+    from customized_grpo.utils.freed import keep_freed_memory
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()

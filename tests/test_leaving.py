@@ -14,11 +14,11 @@ import pytest
 
 from customized_grpo.config import VERSION, ConfigError
 from customized_grpo.config.loading import load_config, save_config
-from customized_grpo.console.terminal import told_os_error
-from customized_grpo.records import move_folder, sweep, write_bytes, writing
-from customized_grpo.stopping import Stopped, Stopping
 from customized_grpo.trainer.folder import check_unused
 from customized_grpo.trainer.locking import claim
+from customized_grpo.utils.records import move_folder, sweep, write_bytes, writing
+from customized_grpo.utils.stopping import Stopped, Stopping
+from customized_grpo.utils.terminal import told_os_error
 
 HOLDER = """
 import sys, time

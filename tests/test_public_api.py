@@ -16,12 +16,12 @@ from embedded import embedded
 
 import customized_grpo as cg
 from customized_grpo.config import KINDS, Config, ConfigError, PolicyConfig, RewardConfig
-from customized_grpo.models import ModelError, resolve
 from customized_grpo.policies import kind_of
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.protocols import PairDataset
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer import base
+from customized_grpo.utils.hub import ModelError, resolve
 
 
 def test_every_export_is_there_and_documented() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from customized_grpo.records import (
+from customized_grpo.utils.records import (
     RecordError,
     append_record,
     read_records,
@@ -159,7 +159,7 @@ def test_a_process_killed_while_it_appends_leaves_whole_records(tmp_path: Path) 
     path = tmp_path / "metrics.jsonl"
     program = (
         "import sys, itertools, pathlib\n"
-        "from customized_grpo.records import append_record\n"
+        "from customized_grpo.utils.records import append_record\n"
         "for i in itertools.count(1):\n"
         "    append_record(pathlib.Path(sys.argv[1]), {'iteration': i, 'text': 'x' * 20000})\n"
     )

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from customized_grpo.cli import app
 from customized_grpo.config import Config, RewardConfig
 from customized_grpo.config.loading import save_config
-from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import build_reward
+from customized_grpo.utils.pixels import to_tensor
 
 OWN = """
 def first_half(images, pairs, value=1.0):

@@ -19,10 +19,10 @@ from embedded import embedded
 from customized_grpo.cli import rewards, sharing
 from customized_grpo.config import Config, EvaluationConfig, PolicyConfig, RewardConfig
 from customized_grpo.config.redaction import SECRET
-from customized_grpo.models import EMBEDDED_FOLDER, ModelError
 from customized_grpo.policies import build_policy
-from customized_grpo.report.collect import changes
-from customized_grpo.serving.serve import serve
+from customized_grpo.reporting.collect import changes
+from customized_grpo.serve.serve import serve
+from customized_grpo.utils.hub import EMBEDDED_FOLDER, ModelError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for name in ("src", "benchmarks", "recipes", ".ci") for path in (ROOT / name).rglob("*.py"))

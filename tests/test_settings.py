@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from customized_grpo.cli.information import describe_settings, settings_page
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.reference import ENTRY, Setting, settings
-from customized_grpo.console.information import describe_settings, settings_page
 
 ALL = settings()
 EMPTY = Path(os.devnull)

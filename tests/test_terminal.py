@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from customized_grpo.console.terminal import TrainingDisplay, print_error, score_table
+from customized_grpo.utils.terminal import TrainingDisplay, print_error, score_table
 
 RECORD = {
     "iteration": 1,
@@ -156,7 +156,7 @@ def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[st
 
 def test_no_torch_is_needed_to_talk() -> None:
     program = (
-        "import sys, customized_grpo.console.terminal, customized_grpo.records\n"
+        "import sys, customized_grpo.utils.terminal, customized_grpo.utils.records\n"
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -14,12 +14,12 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cli import SHORT
 
+from customized_grpo.cli.run import train_run
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.redaction import flat
-from customized_grpo.records import read_records
-from customized_grpo.runs.train import train_run
 from customized_grpo.trainer import trackers
+from customized_grpo.utils.records import read_records
 
 TOKEN = "hf_" + "a" * 30
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.sections import Row
-from customized_grpo.records import aside, move_folder
+from customized_grpo.utils.records import aside, move_folder
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class Context:
         """Measured floating-point operations a second of matrix products in bfloat16."""
         import torch
 
-        from customized_grpo.speed.peak import matmul_peak
+        from benchmarks.iteration.peak import matmul_peak
 
         return matmul_peak(self.device, torch.bfloat16)
 

@@ -12,7 +12,7 @@ from statistics import mean, median
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.sections import Row
-from customized_grpo.records import read_records
+from customized_grpo.utils.records import read_records
 
 #: With `tiny`, the same command on less.
 _SHORT = (

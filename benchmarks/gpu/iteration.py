@@ -15,11 +15,11 @@ from benchmarks.gpu.context import ROOT, Context
 from benchmarks.gpu.planned import difference, phase_bytes
 from benchmarks.gpu.sections import Row
 from benchmarks.gpu.timing import peak_bytes, reset_peak, synchronise
+from benchmarks.iteration.iteration import OURS, RELEASED, Shape, iterate
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
 from customized_grpo.protocols import Pair, Policy, Reward
 from customized_grpo.rewards.terms import RewardTerm
-from customized_grpo.speed.iteration import OURS, RELEASED, Shape, iterate
 from customized_grpo.trainer.update import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
 

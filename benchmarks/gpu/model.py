@@ -17,12 +17,12 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.planned import difference, model_bytes
 from benchmarks.gpu.sections import Row
 from benchmarks.gpu.timing import Timing, alternate, both, ratio, synchronise
+from benchmarks.iteration.flops import flop_counter
 from customized_grpo.config import PolicyConfig
 from customized_grpo.method import SAMPLERS, flow_sigmas
 from customized_grpo.planning.shapes import of_all_blocks
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.policies.shortcuts import libraries_own
-from customized_grpo.speed.flops import flop_counter
 
 #: (rank, layers, checkpointing, batch sizes) of the section `training`.
 _TRAINING = (

@@ -9,9 +9,9 @@ import torch
 import transformers
 from transformers import CLIPTokenizer
 
-from customized_grpo.models import resolve
-from customized_grpo.models.outlines import config_reader
 from customized_grpo.rewards import default_path
+from customized_grpo.utils.hub import resolve
+from customized_grpo.utils.outlines import config_reader
 
 #: preprocessor_config.json of the published models.
 _FRAMES = {

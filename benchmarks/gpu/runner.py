@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from benchmarks.gpu.goals import goals
 from benchmarks.gpu.sections import Section
-from customized_grpo.records import write_json
+from customized_grpo.utils.records import write_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "gpu.json"

@@ -70,7 +70,7 @@ def machine(context: Context) -> Row:
     """The device and the versions that decide what it does."""
     import torch
 
-    from customized_grpo.console.information import hardware, versions
+    from customized_grpo.utils.machine import hardware, versions
 
     found: Row = {**hardware(context.device), "CPUs": os.cpu_count(), "versions": versions()}
     if context.device.type == "cuda":

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.gpu.sections import Row, Section, all_sections
-from customized_grpo.console.tables import markdown_table
+from customized_grpo.utils.tables import markdown_table
 
 _LONGEST = 120  # letters of a text, such as an error
 _GOALS = (("goal", "goal"), ("target", "target"), ("reached", "reached"))

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 import customized_grpo
-from customized_grpo.models import resolve
+from customized_grpo.utils.hub import resolve
 
 _PARTS = json.loads(
     (Path(customized_grpo.__file__).parent / "models" / "known_models.json").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ _EXPORTS = {
     "Pair": "protocols",
     "Policy": "policies:PipelinePolicy",
     "ProgressCallback": "trainer.callbacks",
-    "ReportCallback": "report.callbacks",
+    "ReportCallback": "reporting.callbacks",
     "RewardTerm": "rewards.terms",
     "TrackerCallback": "trainer.trackers",
     "TrainerCallback": "trainer.callbacks",
@@ -32,7 +32,7 @@ _EXPORTS = {
     "dance_step": "method",
     "evaluate": "trainer.evaluation",
     "flow_step": "method",
-    "generate": "runs.generate",
+    "generate": "evaluation.generate",
     "group_advantages": "method",
     "load_config": "config.loading",
     "register_policy": "policies",
@@ -40,13 +40,15 @@ _EXPORTS = {
     "shaped_advantages": "method",
     "tdw_weights": "method:tdw",
 }
-_MODULES = ("datasets", "method", "rewards")
+_MODULES = {"datasets": "data.datasets", "method": "method", "rewards": "rewards"}
 
 if TYPE_CHECKING:
-    from customized_grpo import datasets, method, rewards
+    from customized_grpo import method, rewards
     from customized_grpo.config.arguments import CustomizedGRPOConfig
     from customized_grpo.config.loading import load_config
     from customized_grpo.config.policy import LoraConfig
+    from customized_grpo.data import datasets
+    from customized_grpo.evaluation.generate import generate
     from customized_grpo.method import (
         clipped_surrogate,
         cps_step,
@@ -60,9 +62,8 @@ if TYPE_CHECKING:
     from customized_grpo.policies import PipelinePolicy as Policy
     from customized_grpo.policies import register_policy
     from customized_grpo.protocols import Pair
-    from customized_grpo.report.callbacks import ReportCallback
+    from customized_grpo.reporting.callbacks import ReportCallback
     from customized_grpo.rewards.terms import RewardTerm
-    from customized_grpo.runs.generate import generate
     from customized_grpo.trainer.callbacks import EarlyStoppingCallback, EMACallback, ProgressCallback, TrainerCallback
     from customized_grpo.trainer.evaluation import Evaluation, evaluate
     from customized_grpo.trainer.trackers import TrackerCallback
@@ -102,7 +103,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _EXPORTS[name].partition(":")

@@ -184,7 +184,7 @@ def studies() -> Iterator[Case]:
     def case(name: str, content: bytes | str, *told: str) -> Case:
         def make(folder: Path) -> list[Command]:
             (folder / "study.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-            return [["study", "study.yaml", "--out", "run", "--report-only"]]
+            return [["-m", "experiments.study", "study.yaml", "--out", "run", "--report-only"]]
 
         return Case("study's YAML", name, make, tuple((line,) for line in told))
 
@@ -213,7 +213,12 @@ def studies() -> Iterator[Case]:
     )
     yield case("two rows of one folder", "ours: a\nrows: {a: {}, A: {}}", "study.yaml: rows: 'a' and 'A' would share")
     yield case("a key twice", "ours: a\nours: b\nrows: {a: {}, b: {}}", "study.yaml:2: ours is given twice")
-    yield Case("study's YAML", "no file", lambda folder: [["study", "gone.yaml"]], (("gone.yaml: cannot be read",),))
+    yield Case(
+        "study's YAML",
+        "no file",
+        lambda folder: [["-m", "experiments.study", "gone.yaml"]],
+        (("gone.yaml: cannot be read",),),
+    )
 
 
 CASES = [*files(), *values(), *contradictions(), *studies()]

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config, save_config
-from customized_grpo.models import resolve
 from customized_grpo.policies import build_policy
+from customized_grpo.utils.hub import resolve
 
 LORA = "run-before/lora/pytorch_lora_weights.safetensors"
 

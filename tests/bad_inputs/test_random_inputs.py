@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from customized_grpo.config import Config
-from customized_grpo.models import ModelError
 from customized_grpo.policies.tuning import lora_metadata
+from customized_grpo.utils.hub import ModelError
 
 few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

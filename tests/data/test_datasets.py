@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from customized_grpo import datasets
 from customized_grpo.config import DataConfig
-from customized_grpo.data import DataError, open_dataset
+from customized_grpo.data import DataError, datasets, open_dataset
 
 LINE = {"prompt": "a dog", "references": ["a.png"]}
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from customized_grpo import datasets
-from customized_grpo.data import DataError
+from customized_grpo.data import DataError, datasets
 from customized_grpo.protocols import Pair, PairDataset
 
 Rows = list[dict[str, Any]]

@@ -10,9 +10,9 @@ from PIL import Image
 from customized_grpo.config import DataConfig
 from customized_grpo.data import DataError, open_dataset
 from customized_grpo.data.world import WorldPairs
+from customized_grpo.embedded.scenes import Wish
+from customized_grpo.embedded.subjects import sprites
 from customized_grpo.protocols import PairDataset
-from customized_grpo.world.scenes import Wish
-from customized_grpo.world.subjects import sprites
 
 MANY = 120
 

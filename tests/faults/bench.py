@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file
 
-from customized_grpo.records import read_records
 from customized_grpo.trainer.checkpoint import fault_of, newest_checkpoint
+from customized_grpo.utils.records import read_records
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"

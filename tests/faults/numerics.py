@@ -13,8 +13,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from customized_grpo.models import EMBEDDED_FOLDER
 from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.utils.hub import EMBEDDED_FOLDER
 
 from .bench import EVERY, Bench, Ended, Result, records_of, settings
 from .kills import Reference

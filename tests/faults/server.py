@@ -20,10 +20,6 @@ from . import sites
 
 
 def main() -> None:
-    import customized_grpo.cli
-    import customized_grpo.planning
-    import customized_grpo.policies.flux_kontext
-    import customized_grpo.runs.train  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -62,8 +58,9 @@ def _child(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-        from customized_grpo import stopping
         from customized_grpo.runs import train
+
+        from customized_grpo.utils import stopping
 
         sites.arm(Path(watch), fault)
         if not pictures:

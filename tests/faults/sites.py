@@ -81,7 +81,7 @@ def _around(owner: Any, name: str, before: Callable[[], object], after: Callable
 
 
 def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> None:
-    from customized_grpo.report import callbacks
+    from customized_grpo.reporting import callbacks
     from customized_grpo.trainer import assembly, base, rollout, scoring, update
 
     for owner, name, stage in (

@@ -14,8 +14,8 @@ from steps import apart_in_length
 from tiny_models import SOURCES, Model, small_qwen
 from torch import Tensor
 
-from customized_grpo.models import ModelError
 from customized_grpo.policies.backends import WITHOUT_CUDNN, available_backends, resolve_backend
+from customized_grpo.utils.hub import ModelError
 
 BACKENDS = ["auto", "native", "flash", "cudnn", "flash-3", "efficient"]  # held against math
 _HOPPER = 9  # major compute capability from which torch's own choice is cuDNN

@@ -20,9 +20,9 @@ from tiny_models import Model, each_model
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import EMBEDDED_RECIPE, load_config
-from customized_grpo.records import read_records
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.ema import MovingAverage
+from customized_grpo.utils.records import read_records
 
 RATE = 1e-3
 #: Few small images in few steps, scored by the embedded reward models.

@@ -16,14 +16,14 @@ from embedded import embedded
 from rich.console import Console
 
 from customized_grpo.config import Config, ConfigError, LoraConfig, PolicyConfig, RewardConfig
-from customized_grpo.models import ModelError
-from customized_grpo.models.outlines import config_reader, outline_judge, outline_pipeline
 from customized_grpo.planning import make_plan, plan_run
 from customized_grpo.planning.judges import judges_of
 from customized_grpo.planning.plan import _changed, nearest_that_fits
 from customized_grpo.planning.report import _told, bytes_of
 from customized_grpo.planning.shapes import count
 from customized_grpo.rewards import KINDS, default_path
+from customized_grpo.utils.hub import ModelError
+from customized_grpo.utils.outlines import config_reader, outline_judge, outline_pipeline
 
 #: Published sizes in billions of parameters: the model cards of each, and of its text encoders.
 PUBLISHED = {

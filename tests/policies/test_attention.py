@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.iteration.flops import flop_counter
 from customized_grpo.policies import attention as ours
 from customized_grpo.policies import slices
 from customized_grpo.policies.attention import attention
 from customized_grpo.policies.processor import OnProcessor
 from customized_grpo.policies.shortcuts import libraries_own
-from customized_grpo.speed.flops import flop_counter
 
 BACK: Any = ours._Attention._backward_cls  # type: ignore[attr-defined]
 KINDS = [torch.float32, torch.bfloat16, torch.float16]

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
-from customized_grpo.models import ModelError
 from customized_grpo.policies import attention
 from customized_grpo.policies.backends import (
     PRODUCTS,
@@ -31,6 +30,7 @@ from customized_grpo.policies.backends import (
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Conditions
+from customized_grpo.utils.hub import ModelError
 
 CPU, CUDA, META = map(torch.device, ("cpu", "cuda", "meta"))
 EXPLICIT = [name for name in available_backends(CPU, torch.float32) if name != "auto"]

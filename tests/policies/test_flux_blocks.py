@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.iteration.flops import flop_counter
 from customized_grpo.policies.flux import FluxPolicy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.policies.uno import UnoPolicy
 from customized_grpo.protocols import Conditions
-from customized_grpo.speed.flops import flop_counter
 
 
 @pytest.fixture(params=["flux-kontext", "uno"])

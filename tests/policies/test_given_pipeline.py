@@ -11,8 +11,8 @@ from diffusers import FluxKontextPipeline
 from PIL import Image
 
 from customized_grpo.config import LoraConfig, PolicyConfig
-from customized_grpo.models import ModelError
 from customized_grpo.policies import build_policy
+from customized_grpo.utils.hub import ModelError
 
 
 @pytest.fixture

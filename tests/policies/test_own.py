@@ -21,10 +21,10 @@ from customized_grpo.config import Config, DataConfig, PolicyConfig, RewardConfi
 from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.records import read_records
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.rollout import draw_images, noise_levels
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+from customized_grpo.utils.records import read_records
 
 GUIDE = Path(__file__).parents[2] / "docs" / "add-a-model.md"
 REWARDS = """

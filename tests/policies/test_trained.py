@@ -35,9 +35,9 @@ from customized_grpo.config import (
 )
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.records import read_records
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+from customized_grpo.utils.records import read_records
 
 REWARDS = """
 def red(images, pairs):

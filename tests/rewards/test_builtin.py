@@ -12,8 +12,8 @@ import torch
 
 from customized_grpo import rewards
 from customized_grpo.config import RewardConfig
-from customized_grpo.models import ModelError
 from customized_grpo.protocols import Pair
+from customized_grpo.utils.hub import ModelError
 
 CLASSES = ["Dino", "DinoPatches", "ClipImage", "SiglipImage", "Clip", "Siglip", "PickScore", "HpsV2", "HpsV3", "Vlm"]
 CLASSES += ["Remote", "CopyPaste"]

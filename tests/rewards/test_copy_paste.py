@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.embedded.scenes import draw_pair, draw_wish
+from customized_grpo.embedded.subjects import draw_subject
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
 from customized_grpo.rewards.copy_paste import CopyPaste
-from customized_grpo.world.scenes import draw_pair, draw_wish
-from customized_grpo.world.subjects import draw_subject
 
 MakePair = Callable[..., Pair]
 SIDE = 64

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.models import ModelError
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import RewardError, build_reward, score
+from customized_grpo.utils.hub import ModelError
 
 MakePair = Callable[..., Pair]
 SOURCE = '''

@@ -15,10 +15,10 @@ from torch.nn import functional
 from transformers import Dinov2Model
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
 from customized_grpo.rewards.dino import Dino
+from customized_grpo.utils.pixels import to_tensor
 
 MakePair = Callable[..., Pair]
 

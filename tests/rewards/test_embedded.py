@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.models import EMBEDDED_FOLDER
+from customized_grpo.embedded.scenes import Wish, draw_pair
+from customized_grpo.embedded.subjects import draw_subject
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import build_reward
-from customized_grpo.world.scenes import Wish, draw_pair
-from customized_grpo.world.subjects import draw_subject
+from customized_grpo.utils.hub import EMBEDDED_FOLDER
 
 COUNT = 24
 

@@ -14,8 +14,8 @@ from transformers import Siglip2Model
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from customized_grpo.pixels import to_tensor
 from customized_grpo.rewards.frame import Frame, PatchFrame, open_frame
+from customized_grpo.utils.pixels import to_tensor
 
 
 @pytest.mark.parametrize("size", [(48, 40), (40, 48), (36, 36), (300, 33), (20, 24)])

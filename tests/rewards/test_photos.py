@@ -19,12 +19,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from customized_grpo.config import RewardConfig
 from customized_grpo.data.dreambench import LIST, read_list
 from customized_grpo.data.pictures import load
-from customized_grpo.models import EMBEDDED_FOLDER
-from customized_grpo.pixels import to_tensor
+from customized_grpo.embedded.scenes import Wish, draw_pair
+from customized_grpo.embedded.subjects import draw_subject
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward
-from customized_grpo.world.scenes import Wish, draw_pair
-from customized_grpo.world.subjects import draw_subject
+from customized_grpo.utils.hub import EMBEDDED_FOLDER
+from customized_grpo.utils.pixels import to_tensor
 
 REAL = Path(os.environ.get("DREAMBENCH", Path(__file__).parents[3] / "shared" / "dreambench"))
 KINDS = ("dino", "dino-patches")

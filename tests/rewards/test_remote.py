@@ -22,7 +22,7 @@ from customized_grpo.protocols import Need, Pair, Reward
 from customized_grpo.rewards import RewardError, build_reward, wire
 from customized_grpo.rewards.remote import Remote
 from customized_grpo.rewards.wire import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE, Limits, Offer
-from customized_grpo.serving.app import build_app
+from customized_grpo.serve.app import build_app
 
 MakePair = Callable[..., Pair]
 TOKEN = "a-shared-token-0123456789"
@@ -294,6 +294,6 @@ def test_the_token_is_told_nowhere(make_pair: MakePair, caplog: pytest.LogCaptur
     with pytest.raises(RewardError) as caught:
         reward(torch.rand(1, 3, 4, 4), [make_pair("a")])
     told = [str(caught.value), str(caught.getrepr(showlocals=True)), repr(reward)]
-    ours = [record.getMessage() for record in caplog.records if not record.name.startswith("customized_grpo.serving")]
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith("customized_grpo.serve")]
     assert "it knows [CGRPO_REWARD_TOKEN]" in "".join(ours) and TOKEN not in "".join(told + ours)
     assert json.dumps(RewardConfig(kind="remote", role="prompt", options={"url": url}).model_dump()).count(TOKEN) == 0

@@ -18,11 +18,11 @@ from torch.nn import functional
 from transformers import AutoModel, ViTConfig, ViTModel
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
 from customized_grpo.rewards.dino_patches import DinoPatches
 from customized_grpo.rewards.similarity import SimilarityReward
+from customized_grpo.utils.pixels import to_tensor
 
 MakePair = Callable[..., Pair]
 MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {

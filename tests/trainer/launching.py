@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import save_config
-from customized_grpo.records import read_records
 from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.utils.records import read_records
 
 FILES = Path(__file__).parents[2] / "recipes" / "accelerate"
 

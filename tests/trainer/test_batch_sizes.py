@@ -20,13 +20,13 @@ from customized_grpo.data import open_dataset
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
-from customized_grpo.records import read_records
 from customized_grpo.trainer import memory
 from customized_grpo.trainer.memory import BatchSize, measure_drawing, peak_bytes
 from customized_grpo.trainer.optimizer import WholeOptimizer, build_optimizer
 from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.trainer.update import Items, Updater, draw_trained_steps
+from customized_grpo.utils.records import read_records
 
 Make = Callable[..., Config]
 CPU = torch.device("cpu")

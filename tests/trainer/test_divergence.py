@@ -13,7 +13,6 @@ from running import run_training
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
-from customized_grpo.records import read_records
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.divergence import DivergenceError, check_drift, check_skipped
@@ -21,6 +20,7 @@ from customized_grpo.trainer.rollout import noise_levels
 from customized_grpo.trainer.scoring import why_stop
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.trainer.update import Updater
+from customized_grpo.utils.records import read_records
 
 
 @pytest.fixture(scope="module")

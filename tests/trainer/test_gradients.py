@@ -13,9 +13,9 @@ from running import make_trainer
 from customized_grpo.config import Config, ConfigError, MethodConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.study import gradients
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.rollout import noise_levels
+from experiments.study import gradients
 
 
 def test_cosines_of_known_vectors() -> None:

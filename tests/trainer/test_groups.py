@@ -13,13 +13,13 @@ from running import make_trainer
 
 from customized_grpo.config import Config
 from customized_grpo.policies import build_policy
-from customized_grpo.records import read_records
-from customized_grpo.report.snapshots import best_and_worst
+from customized_grpo.reporting.snapshots import best_and_worst
 from customized_grpo.rewards import build_reward, score
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.credit import Credit
 from customized_grpo.trainer.groups import Groups, group_diversity
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+from customized_grpo.utils.records import read_records
 
 
 def test_diversity_is_the_mean_distance_of_two_pictures() -> None:

@@ -10,8 +10,8 @@ import pytest
 from embedded import embedded
 from rich.console import Console
 
+from customized_grpo.cli.run import train_run
 from customized_grpo.config import Config, EvaluationConfig, RewardConfig
-from customized_grpo.runs.train import train_run
 
 JUDGES = '''
 def redness(images, pairs):

@@ -14,11 +14,10 @@ from customized_grpo.config import Config, TrainConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
+from customized_grpo.policies.exchange import undone
 from customized_grpo.policies.tuning import _exchanged
 from customized_grpo.protocols import Policy
-from customized_grpo.records import read_records
 from customized_grpo.rewards import RewardError
-from customized_grpo.tensors.exchange import undone
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.checkpoint import load_checkpoint, newest_checkpoint
 from customized_grpo.trainer.ema import MovingAverage
@@ -28,6 +27,7 @@ from customized_grpo.trainer.order import image_numbers
 from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.trainer.update import Items, Updater, draw_trained_steps
+from customized_grpo.utils.records import read_records
 
 Make = Callable[..., Config]
 

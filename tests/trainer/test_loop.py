@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from customized_grpo.config import Config, MethodConfig, WindowConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.records import read_records
 from customized_grpo.trainer.checkpoint import CheckpointError, newest_checkpoint
 from customized_grpo.trainer.conditioning import encode_ahead
 from customized_grpo.trainer.processes import ALONE
+from customized_grpo.utils.records import read_records
 
 LOGGED = {
     "identity/mean", "identity/std", "prompt/mean", "prompt/std", "reward/redness/mean", "reward/light/mean",

@@ -10,8 +10,8 @@ from typing import get_args
 from running import run_training
 
 from customized_grpo.config import Config, RewardConfig
-from customized_grpo.records import read_records
-from customized_grpo.report import warnings
+from customized_grpo.reporting import warnings
+from customized_grpo.utils.records import read_records
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| (.+?) \| (.+) \|$", PAGE, re.MULTILINE))

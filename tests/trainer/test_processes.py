@@ -27,11 +27,11 @@ from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutCon
 from customized_grpo.config.loading import save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
-from customized_grpo.models import ModelError
 from customized_grpo.policies import build_policy
-from customized_grpo.records import read_records
 from customized_grpo.rewards import build_reward
 from customized_grpo.trainer.processes import LostProcessError, Processes, lost_processes_told, start_processes
+from customized_grpo.utils.hub import ModelError
+from customized_grpo.utils.records import read_records
 
 Make = Callable[..., Config]
 

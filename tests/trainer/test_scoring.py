@@ -16,12 +16,12 @@ from customized_grpo.config import Config, MethodConfig, RewardConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Pair, Policy, Reward
-from customized_grpo.records import read_records
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.credit import assign_credit
 from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.trainer.scoring import BatchScores, Scoring, why_stop
+from customized_grpo.utils.records import read_records
 
 
 class Redness:

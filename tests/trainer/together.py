@@ -24,8 +24,8 @@ from running import run_training
 from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
+from customized_grpo.policies.sharding import is_sharded, local
 from customized_grpo.rewards import build_reward
-from customized_grpo.tensors.sharding import is_sharded, local
 from customized_grpo.trainer import optimizer, update
 from customized_grpo.trainer.processes import Processes, start_processes
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from customized_grpo.cli.app import app
 
 # isort: off
-from customized_grpo.cli import training, evaluation, rewards, sharing, studies
+from customized_grpo.cli import training, evaluation, rewards, sharing, planning
 # isort: on
 
-__all__ = ["app", "evaluation", "main", "rewards", "sharing", "studies", "training"]
+__all__ = ["app", "evaluation", "main", "planning", "rewards", "sharing", "training"]
 
 
 def main() -> None:

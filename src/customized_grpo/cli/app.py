@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from customized_grpo.cli.usage import OneLineGroup
-from customized_grpo.console.terminal import print_error, told_os_error
-from customized_grpo.stopping import Stopped
+from customized_grpo.utils.stopping import Stopped
+from customized_grpo.utils.terminal import print_error, told_os_error
 
 app = typer.Typer(
     cls=OneLineGroup,

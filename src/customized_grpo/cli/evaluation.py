@@ -70,11 +70,13 @@ def evaluate(
             if two_subjects or protocol != "published" or any(value is not None for value in given):
                 raise ConfigError("a run's own evaluation is set by --set evaluation...; or give --benchmark")
             open_run(Path(system))
-            from customized_grpo.runs.evaluate import evaluate_run
+            from customized_grpo.evaluation.run import evaluate_run
+            from customized_grpo.reporting.show import show
 
-            evaluate_run(Path(system), Console(), set_ or [])
+            found = evaluate_run(Path(system), Console(), set_ or [])
+            show(found.config, Path(system), found.held_out, found.base, found.tuned, Console())
             return
-        from customized_grpo.benchmark import evaluate_on, open_task
+        from customized_grpo.evaluation.dreambench import evaluate_on, open_task
 
         task = open_task(
             benchmark,
@@ -125,8 +127,8 @@ def compare(
     [dim]cgrpo compare runs/mine their-pictures --benchmark path/to/dreambench[/dim]
     """
     with one_line_errors():
-        from customized_grpo.benchmark import compare as compare_systems
-        from customized_grpo.benchmark import open_task
+        from customized_grpo.evaluation.dreambench import compare as compare_systems
+        from customized_grpo.evaluation.dreambench import open_task
 
         task = open_task(
             benchmark,

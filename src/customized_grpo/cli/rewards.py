@@ -46,10 +46,10 @@ def score(
     [dim]cgrpo score --run runs/mine --images pictures --reference b.jpg --prompt "a dog" --out scores.csv[/dim]
     """
     with one_line_errors():
+        from customized_grpo.cli.choice import choose, read_choices
         from customized_grpo.evaluation.files import find_pictures, read_pair, score_files, show, write_csv
-        from customized_grpo.models.devices import device_of
-        from customized_grpo.records import check_place
-        from customized_grpo.runs.choice import choose, read_choices
+        from customized_grpo.utils.devices import device_of
+        from customized_grpo.utils.records import check_place
 
         if out is not None:
             check_place(out, "--out")
@@ -57,7 +57,7 @@ def score(
         chosen = choose(reward or [], resolved, source=source, path=path, options=option or [], role=role)
         files = find_pictures(image or [], images)
         pair = read_pair(prompt, reference or [], mask or [], subject)
-        scores = score_files(chosen, device_of(resolved.policy), files, pair)
+        scores = score_files(chosen, device_of(resolved.policy.device), files, pair)
         if out is None:
             show(Console(), files, scores)
         else:
@@ -93,16 +93,16 @@ def serve_reward(
     [dim]cgrpo serve-reward --config run.yaml --reward identity --port 8600[/dim]
     """
     with one_line_errors():
-        from customized_grpo.models.devices import device_of
+        from customized_grpo.cli.choice import choose, read_choices
         from customized_grpo.rewards.wire import Limits
-        from customized_grpo.runs.choice import choose, read_choices
-        from customized_grpo.serving.serve import serve
+        from customized_grpo.serve.serve import serve
+        from customized_grpo.utils.devices import device_of
 
         resolved, source = read_choices(config or [], run, set_ or [])
         chosen = choose(reward or [], resolved, source=source, path=path, options=option or [], role=role)
         serve(
             chosen,
-            device_of(resolved.policy),
+            device_of(resolved.policy.device),
             Console(),
             host=host,
             port=port,

@@ -25,7 +25,7 @@ def report(
         from customized_grpo.trainer.folder import open_run
 
         config = open_run(run)
-        from customized_grpo.report import write_report
+        from customized_grpo.reporting import write_report
 
         Console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
 
@@ -40,7 +40,7 @@ def export(
     [dim]cgrpo export runs/mine --out my-lora && hf upload me/my-lora my-lora[/dim]
     """
     with one_line_errors():
-        from customized_grpo.export.lora import export_run
+        from customized_grpo.reporting.lora import export_run
 
         export_run(run, out)
         Console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and look at its pictures and prompts")
@@ -63,7 +63,7 @@ def merge(
     [dim]cgrpo merge runs/mine --out my-pipeline --dtype bfloat16[/dim]
     """
     with one_line_errors():
-        from customized_grpo.export.merge import merge_run
+        from customized_grpo.reporting.merge import merge_run
 
         merge_run(run, out, dtype.value if dtype else None)
         Console().print(f"wrote {out}")
@@ -84,6 +84,6 @@ def demo(
     [dim]cgrpo demo --lora runs/mine[/dim]
     """
     with one_line_errors():
-        from customized_grpo.demo import serve_demo
+        from customized_grpo.serve.demo import serve_demo
 
         serve_demo(config or [], set_ or [], lora, host, port, Console())

@@ -57,7 +57,7 @@ def train(
             resolved = found.config
             if found.embedded and os.environ.get("RANK", "0") == "0":  # a launcher's number of this process
                 Console().print(_EMBEDDED, highlight=False)
-        from customized_grpo.runs.train import train_run  # seconds, which a mistake above need not wait for
+        from customized_grpo.cli.run import train_run  # seconds, which a mistake above need not wait for
 
         train_run(resolved, run, Console(), resume=resume is not None)
 
@@ -83,9 +83,9 @@ def generate(
     with one_line_errors():
         from customized_grpo.config.loading import load_config
         from customized_grpo.data.pictures import check_suffix, load
-        from customized_grpo.prompts import check_prompt
-        from customized_grpo.records import check_place
         from customized_grpo.trainer.folder import CONFIG, open_run
+        from customized_grpo.utils.prompts import check_prompt
+        from customized_grpo.utils.records import check_place
 
         check_prompt(prompt, "--prompt")
         check_suffix(out, "--out")
@@ -94,8 +94,8 @@ def generate(
         if run is not None:
             open_run(run)
         resolved = load_config(config or ([] if run is None else run / CONFIG), set_ or [])
-        from customized_grpo.runs.generate import generate as draw
-        from customized_grpo.runs.parts import policy_with_adapter
+        from customized_grpo.evaluation.generate import generate as draw
+        from customized_grpo.trainer.parts import policy_with_adapter
 
         policy = policy_with_adapter(resolved, run)
         out.parent.mkdir(parents=True, exist_ok=True)

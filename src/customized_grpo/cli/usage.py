@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from customized_grpo.console.terminal import print_error
+from customized_grpo.utils.terminal import print_error
 
 
 class OneLineGroup(TyperGroup):

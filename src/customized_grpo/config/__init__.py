@@ -14,11 +14,10 @@ from customized_grpo.config.policy import LoraConfig, PolicyConfig
 from customized_grpo.config.rewards import RewardConfig
 from customized_grpo.config.rollout import RolloutConfig, WindowConfig
 from customized_grpo.config.run import VERSION, Config
-from customized_grpo.config.section import EMBEDDED, ConfigError
+from customized_grpo.config.section import ConfigError
 from customized_grpo.config.train import TrainConfig
 
 __all__ = [
-    "EMBEDDED",
     "KINDS",
     "POLICIES",
     "VERSION",

@@ -20,10 +20,11 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from customized_grpo.config import EMBEDDED, Config, ConfigError, PolicyConfig
+from customized_grpo.config import Config, ConfigError, PolicyConfig
 from customized_grpo.config.presets import preset_of
 from customized_grpo.config.section import section_in
-from customized_grpo.records import write_bytes
+from customized_grpo.utils.hub import EMBEDDED
+from customized_grpo.utils.records import write_bytes
 
 Location = tuple[str | int, ...]
 _Section = TypeVar("_Section", bound=BaseModel)

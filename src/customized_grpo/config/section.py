@@ -14,9 +14,6 @@ from pydantic import (
     WrapValidator,
 )
 
-#: A path of this form means the folder of that name inside the package's own embedded models.
-EMBEDDED = "embedded"
-
 
 class ConfigError(ValueError):
     """A configuration that cannot be run: `problems`, one line each, that name the key and the remedy."""

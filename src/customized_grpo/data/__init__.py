@@ -12,8 +12,8 @@ from customized_grpo.data.jsonl import open_jsonl
 from customized_grpo.data.records import FilePairs
 from customized_grpo.data.syncd import open_syncd
 from customized_grpo.data.world import NAMES, WorldPairs
-from customized_grpo.named import told
 from customized_grpo.protocols import Pair, PairDataset
+from customized_grpo.utils.named import told
 
 __all__ = ["WORLDS", "DataError", "open_dataset"]
 

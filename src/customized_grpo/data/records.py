@@ -12,8 +12,8 @@ from typing import Any
 from customized_grpo.config import DataConfig
 from customized_grpo.data import pictures
 from customized_grpo.data.errors import DataError
-from customized_grpo.prompts import encoding_problem, has_letters
 from customized_grpo.protocols import Pair
+from customized_grpo.utils.prompts import encoding_problem, has_letters
 
 #: With more pictures than this, those that are no JPEG are checked by header and checksum alone.
 THOROUGH = 4000

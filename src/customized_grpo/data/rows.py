@@ -14,9 +14,9 @@ from customized_grpo.config.loading import nearest
 from customized_grpo.data import pictures
 from customized_grpo.data.errors import DataError
 from customized_grpo.data.records import shown
-from customized_grpo.named import told
-from customized_grpo.prompts import check_prompt
 from customized_grpo.protocols import Pair
+from customized_grpo.utils.named import told
+from customized_grpo.utils.prompts import check_prompt
 
 _CHECKED = 4  # rows that are read whole when a dataset is opened
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from customized_grpo.config import DataConfig
 from customized_grpo.data.errors import DataError
+from customized_grpo.embedded.places import PLACES
+from customized_grpo.embedded.scenes import Wish, draw_wish, render_reference
+from customized_grpo.embedded.subjects import Subject, draw_subject
 from customized_grpo.protocols import Pair
-from customized_grpo.world.places import PLACES
-from customized_grpo.world.scenes import Wish, draw_wish, render_reference
-from customized_grpo.world.subjects import Subject, draw_subject
 
 Split = Literal["train", "held-out"]
 #: What the two worlds are called, by whether all their prompts ask for another colour.

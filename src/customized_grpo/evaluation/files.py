@@ -16,15 +16,15 @@ from rich.text import Text
 from torch import Tensor
 
 from customized_grpo.config import ConfigError, RewardConfig
-from customized_grpo.console.terminal import ABSENT
 from customized_grpo.data import pictures
 from customized_grpo.data.errors import DataError
-from customized_grpo.pixels import to_tensor
-from customized_grpo.prompts import check_prompt
 from customized_grpo.protocols import Pair
-from customized_grpo.records import write_bytes
 from customized_grpo.rewards import build_reward
 from customized_grpo.rewards.scores import judged
+from customized_grpo.utils.pixels import to_tensor
+from customized_grpo.utils.prompts import check_prompt
+from customized_grpo.utils.records import write_bytes
+from customized_grpo.utils.terminal import ABSENT
 
 _BATCH = 64  # pictures of one size that a reward sees at a time
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")

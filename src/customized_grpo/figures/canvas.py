@@ -14,7 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from customized_grpo.records import write_bytes
+from customized_grpo.utils.records import write_bytes
 
 
 class FigureError(ValueError):

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from customized_grpo.figures.canvas import FONT, INK, FigureError
-from customized_grpo.records import write_bytes
+from customized_grpo.utils.records import write_bytes
 
 Picture = Image.Image | Tensor
 """A PIL image of any mode and size, or a floating tensor (3, H, W) in [0, 1]."""

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.models.outlines import outline_judge
 from customized_grpo.planning.measure import peak_bytes
 from customized_grpo.planning.memory import FLOAT32, Model
 from customized_grpo.planning.shapes import count
 from customized_grpo.rewards import KINDS, default_option, default_path
 from customized_grpo.trainer.credit import reward_name
+from customized_grpo.utils.outlines import outline_judge
 
 #: Kinds without a model of their own here.
 _MODELLESS = ("vlm", "remote", "copy-paste")

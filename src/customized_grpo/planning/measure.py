@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customized_grpo.tensors.live import LiveBytes
+from customized_grpo.policies.live import LiveBytes
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:

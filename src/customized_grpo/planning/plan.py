@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import snapshot_download
 
 from customized_grpo.config import Config, PolicyConfig, RewardConfig
-from customized_grpo.models import local_path, resolve
 from customized_grpo.planning.judges import Judge, judges_of, model_of
 from customized_grpo.planning.memory import Weights, Work, device_memory, host_memory, with_overhead
 from customized_grpo.planning.shapes import Shapes, shapes_of
@@ -21,6 +20,7 @@ from customized_grpo.trainer.conditioning import conditions_cached
 from customized_grpo.trainer.credit import reward_name
 from customized_grpo.trainer.update import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
+from customized_grpo.utils.hub import local_path, resolve
 
 _LEAST_RANK = 8
 _WAITING = ("policy.gradient_checkpointing", "policy.offload_activations")  # the second needs the first

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from customized_grpo.config import KINDS, Kind, PolicyConfig
 from customized_grpo.config.loading import make_section
-from customized_grpo.models import ModelError
-from customized_grpo.named import NamedError, find, told
 from customized_grpo.policies.loading import pipeline_name
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Policy
+from customized_grpo.utils.hub import ModelError
+from customized_grpo.utils.named import NamedError, find, told
 
 __all__ = ["PipelinePolicy", "build_policy", "class_of", "kind_of", "register_policy"]
 

@@ -9,7 +9,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from safetensors import SafetensorError, safe_open
 
 from customized_grpo.config import LoraConfig
-from customized_grpo.models import ModelError, first_line
+from customized_grpo.utils.hub import ModelError, first_line
 
 _PREFIX, _A = "transformer.", ".lora_A.weight"
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.backends import cuda as _cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from customized_grpo.models import ModelError, first_line
+from customized_grpo.utils.hub import ModelError, first_line
 
 cuda: Any = _cuda  # parts of it have no types
 

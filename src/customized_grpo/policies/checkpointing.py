@@ -13,7 +13,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from customized_grpo.policies import shortcuts
-from customized_grpo.tensors.sharding import is_sharded
+from customized_grpo.policies.sharding import is_sharded
 
 Within = Callable[[], AbstractContextManager[object]]
 

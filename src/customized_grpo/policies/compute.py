@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models.freed import keep_freed_memory
 from customized_grpo.policies.backends import PRODUCTS, context_of, use_backend
 from customized_grpo.policies.checkpointing import checkpointing
+from customized_grpo.utils.freed import keep_freed_memory
 
 Inside = Callable[[], AbstractContextManager[object]]
 

@@ -20,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError, fingerprint, local_path
 from customized_grpo.protocols import Conditions
-from customized_grpo.records import write_bytes
+from customized_grpo.utils.hub import ModelError, fingerprint, local_path
+from customized_grpo.utils.records import write_bytes
 
 # Settings that no condition depends on. One that is not named here is part of the key: at worst a file too many.
 _OTHER_SETTINGS = frozenset(

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError
 from customized_grpo.policies.pipelines import (
     ATTENTION,
     PATCH,
@@ -24,6 +23,7 @@ from customized_grpo.policies.pipelines import (
     PipelinePolicy,
     nearest_size,
 )
+from customized_grpo.utils.hub import ModelError
 
 #: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks.
 LORA_TARGETS = (

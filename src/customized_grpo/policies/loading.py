@@ -11,14 +11,14 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError, first_line, no_code_of_its_own, resolve
-from customized_grpo.models.outlines import outline_pipeline
 from customized_grpo.policies.quantisation import (
     check_packages,
     quantise,
     text_encoder_quantisation,
     unpacked_on_cpus,
 )
+from customized_grpo.utils.hub import ModelError, first_line, no_code_of_its_own, resolve
+from customized_grpo.utils.outlines import outline_pipeline
 
 
 @no_code_of_its_own()

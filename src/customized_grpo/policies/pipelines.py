@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError
-from customized_grpo.models.devices import device_of
 from customized_grpo.policies.backends import resolve_backend
 from customized_grpo.policies.compute import Placement, prepare_transformer, takes_channels_last, use_channels_last
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
 from customized_grpo.policies.processor import OnProcessor
+from customized_grpo.policies.sharding import sum_over_processes
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
-from customized_grpo.tensors.sharding import sum_over_processes
+from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.hub import ModelError
 
 REFERENCE = "reference_{}"
 """Name in Conditions.rows of the k-th reference's tokens, from 1."""
@@ -76,7 +76,7 @@ class PipelinePolicy(ABC):
     def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        self._device = device_of(config)
+        self._device = device_of(config.device)
         self.attention_backend = resolve_backend(config.attention, self._device, self._dtype, compiled=config.compile)
         folder = conditions_folder(config)
         if pipeline is None:

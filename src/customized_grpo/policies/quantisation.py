@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError
+from customized_grpo.utils.hub import ModelError
 
 _PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
 _NF4 = {"compress_statistics": True, "quant_type": "nf4"}

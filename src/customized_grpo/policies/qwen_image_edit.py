@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.models import ModelError
 from customized_grpo.policies.pipelines import (
     ATTENTION,
     PATCH,
@@ -25,6 +24,7 @@ from customized_grpo.policies.pipelines import (
     nearest_size,
     sequence_shift,
 )
+from customized_grpo.utils.hub import ModelError
 
 #: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks. (Those
 #: of the last block that only move its text tokens reach no picture, and stay as they are.)

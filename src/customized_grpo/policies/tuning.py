@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig
-from customized_grpo.models import ModelError, first_line
 from customized_grpo.policies.adapters import lora_file
+from customized_grpo.policies.exchange import undone
 from customized_grpo.policies.low_rank import LowRankLinear
-from customized_grpo.tensors.exchange import undone
-from customized_grpo.tensors.sharding import is_sharded, like, local, reshard, whole, writes
+from customized_grpo.policies.sharding import is_sharded, like, local, reshard, whole, writes
+from customized_grpo.utils.hub import ModelError, first_line
 
 _INIT_SEED = 0
 _PREFIX = "transformer."

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from customized_grpo.models import ModelError, first_line, local_path
+from customized_grpo.utils.hub import ModelError, first_line, local_path
 
 _KEY = re.compile(r"(double_blocks|single_blocks)\.(\d+)\.processor\.(\w+)\.(down|up)\.weight")
 # By UNO's names of blocks and of their parts: diffusers' blocks, and the layers whose outputs, one after the other,

@@ -15,7 +15,6 @@ import torch
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.config.loading import nearest
-from customized_grpo.models.devices import device_named
 from customized_grpo.protocols import Reward
 from customized_grpo.rewards.base import as_reward, describe
 from customized_grpo.rewards.custom import load_custom
@@ -23,6 +22,7 @@ from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.options import check_options
 from customized_grpo.rewards.scores import score
 from customized_grpo.rewards.terms import RewardTerm, terms_from
+from customized_grpo.utils.devices import device_named
 
 if TYPE_CHECKING:
     from customized_grpo.rewards.clip import Clip

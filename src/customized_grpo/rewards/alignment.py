@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward, device_or_best
+from customized_grpo.rewards.base import BuiltinReward
 from customized_grpo.rewards.cache import FeatureCache
 from customized_grpo.rewards.checkpoint import load_judge, load_tokenizer
 from customized_grpo.rewards.frame import AnyFrame, open_frame
 from customized_grpo.rewards.options import Count
+from customized_grpo.utils.devices import device_of
 
 
 class AlignmentReward(BuiltinReward):
@@ -47,7 +48,7 @@ class AlignmentReward(BuiltinReward):
     ) -> None:
         self.name = name or self.kind
         self._batch_size = batch_size
-        self._device = device_or_best(device, self.name)
+        self._device = device_of(device, f"reward {self.name!r}: device")
         self._cache: FeatureCache[str] = FeatureCache(cache_size)
         processor = processor or (self.default_processor if path is None else None)
         where = self._where(None if path is None else str(path))

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config.redaction import hide_secrets
-from customized_grpo.models.devices import device_named
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.needs import needs_of
@@ -146,14 +145,6 @@ def describe(reward: object) -> dict[str, Any]:
         "device": device and str(device),
         "options": hide_secrets(options),
     }
-
-
-def device_or_best(device: torch.device | str | None, reward: str) -> torch.device:
-    """Return the given device, else the accelerator, else the CPU. Raises ModelError, naming the reward."""
-    if device is not None:
-        return device_named(str(device), f"reward {reward!r}: device")
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if found is None else torch.device(found.type, torch.accelerator.current_device_index())
 
 
 def _scores(result: object, count: int) -> Tensor:

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from customized_grpo.models import resolve
-from customized_grpo.named import told
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.utils.hub import resolve
+from customized_grpo.utils.named import told
 
 F = TypeVar("F")
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward, device_or_best
+from customized_grpo.rewards.base import BuiltinReward
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.pixels import to_tensor
 
 _SIDE = 64  # pixels: pictures and references of any size and shape are compared at this one
 _MARGIN = _SIDE // 16  # the subject's mask is grown by this much: its outline and shadow are no background
@@ -40,7 +41,7 @@ class CopyPaste(BuiltinReward):
         self, *, name: str = "copy-paste", device: torch.device | str | None = None, cache_size: int = 1024
     ) -> None:
         self.name = name
-        self._device = device_or_best(device, name)
+        self._device = device_of(device, f"reward {name!r}: device")
         self._cache: FeatureCache[PairKey] = FeatureCache(cache_size)
 
     @torch.no_grad()

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.named import NamedError, find, told
 from customized_grpo.rewards.base import CallableReward
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.utils.named import NamedError, find, told
 
 
 def load_custom(config: RewardConfig, name: str, device: torch.device) -> CallableReward:

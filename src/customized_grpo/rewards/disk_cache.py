@@ -9,7 +9,7 @@ import math
 import os
 from pathlib import Path
 
-from customized_grpo.records import write_json
+from customized_grpo.utils.records import write_json
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import httpx2
 
-from customized_grpo.named import told
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.utils.named import told
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -17,13 +17,14 @@ from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import cached_file
 
-from customized_grpo.models import resolve
-from customized_grpo.named import told
 from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward, device_or_best
+from customized_grpo.rewards.base import BuiltinReward
 from customized_grpo.rewards.checkpoint import check_type, load_tokenizer
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.options import Count
+from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.hub import resolve
+from customized_grpo.utils.named import told
 
 FILE = "HPSv3.safetensors"
 REWARD_TOKEN = "<|Reward|>"  # noqa: S105, a token of text
@@ -109,7 +110,7 @@ class HpsV3(BuiltinReward):
         if dtype not in _DTYPES:
             raise RewardError(f"reward {name!r}: unknown dtype {dtype!r}; give one of {', '.join(_DTYPES)}")
         self._batch_size = batch_size
-        self._device = device_or_best(device, name)
+        self._device = device_of(device, f"reward {name!r}: device")
         path = str(path)
         check_type(base, ("qwen2_vl",), base_revision, name)
         try:

@@ -14,9 +14,8 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Pair
-from customized_grpo.rewards.base import BuiltinReward, device_or_best
+from customized_grpo.rewards.base import BuiltinReward
 from customized_grpo.rewards.endpoint import CallError, Endpoint, check_number
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.wire import (
@@ -31,6 +30,8 @@ from customized_grpo.rewards.wire import (
     digest,
     encode,
 )
+from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.pixels import to_image
 
 M = TypeVar("M", bound=BaseModel)
 _TRIES = 3  # of one request, its references sent as far as the server lacks them
@@ -66,7 +67,7 @@ class Remote(BuiltinReward):
         token_variable: str = TOKEN_VARIABLE,
     ) -> None:
         self.name = name
-        self._device = device_or_best(device, name)
+        self._device = device_of(device, f"reward {name!r}: device")
         check_number(name, "batch_size", batch_size, 1)
         self._reward = reward or name
         self._endpoint = Endpoint(

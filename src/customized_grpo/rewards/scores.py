@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from customized_grpo.named import told
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.base import CallableReward
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.needs import check_needs
+from customized_grpo.utils.named import told
 
 _LOG = logging.getLogger(__name__)
 

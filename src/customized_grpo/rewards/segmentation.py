@@ -31,14 +31,14 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 
-from customized_grpo.named import told
-from customized_grpo.pixels import to_tensor
 from customized_grpo.rewards.cache import FeatureCache
 from customized_grpo.rewards.checkpoint import check_type, load_judge
 from customized_grpo.rewards.custom import load_own
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import Frame
 from customized_grpo.rewards.options import Count
+from customized_grpo.utils.named import told
+from customized_grpo.utils.pixels import to_tensor
 
 _POINTS = (0.25, 0.5, 0.75)  # of width and height
 _LEAST = 1e-3  # share of the picture: what is smaller is no subject

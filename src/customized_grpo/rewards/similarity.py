@@ -11,15 +11,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from customized_grpo.pixels import to_tensor
 from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward, device_or_best
+from customized_grpo.rewards.base import BuiltinReward
 from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
 from customized_grpo.rewards.checkpoint import load_judge
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import AnyFrame, Frame, open_frame
 from customized_grpo.rewards.options import Count
 from customized_grpo.rewards.segmentation import Segmenter
+from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.pixels import to_tensor
 
 
 class SimilarityReward(BuiltinReward):
@@ -70,7 +71,7 @@ class SimilarityReward(BuiltinReward):
         if not framed and (resize, crop) != (None, None):
             raise RewardError(f"reward {self.name!r}: resize and crop belong together, crop 1 to resize; give both")
         self._batch_size = batch_size
-        self._device = device_or_best(device, self.name)
+        self._device = device_of(device, f"reward {self.name!r}: device")
         self._cache: FeatureCache[PairKey] = FeatureCache(self.default_cache_size if cache_size is None else cache_size)
         frame: AnyFrame
         model, frame = load_judge(

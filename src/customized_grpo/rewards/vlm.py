@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.pixels import to_image
 from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward, device_or_best
+from customized_grpo.rewards.base import BuiltinReward
 from customized_grpo.rewards.disk_cache import ScoreCache, default_folder
 from customized_grpo.rewards.endpoint import CallError, Endpoint, check_number
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.pixels import to_image
 
 Answer = Literal["json", "logprobs", "text"]
 
@@ -131,7 +132,7 @@ class Vlm(BuiltinReward):
         backoff: float = 0.5,
     ) -> None:
         self.name = name
-        self._device = device_or_best(device, name)
+        self._device = device_of(device, f"reward {name!r}: device")
         self.role = role
         self._identity = role == "identity"
         self.needs: tuple[Need, ...] = ("reference",) if self._identity else ("prompt",)

@@ -12,10 +12,7 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi
 
 from customized_grpo.config.loading import save_config
-from customized_grpo.console.information import STARTS, hardware, versions
-from customized_grpo.records import append_record, aside, move_folder, read_records, sweep, truncate_records, writing
 from customized_grpo.rewards import RewardError
-from customized_grpo.stopping import Stopping
 from customized_grpo.trainer.assembly import Parts
 from customized_grpo.trainer.checkpoint import (
     checkpointed_iterations,
@@ -32,6 +29,17 @@ from customized_grpo.trainer.locking import claim
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import lost_processes_told
 from customized_grpo.trainer.profiling import Clock, Profiler
+from customized_grpo.utils.machine import STARTS, hardware, versions
+from customized_grpo.utils.records import (
+    append_record,
+    aside,
+    move_folder,
+    read_records,
+    sweep,
+    truncate_records,
+    writing,
+)
+from customized_grpo.utils.stopping import Stopping
 
 
 class BaseTrainer(ABC):

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from customized_grpo.console.terminal import TrainingDisplay
 from customized_grpo.trainer.ema import MovingAverage
+from customized_grpo.utils.terminal import TrainingDisplay
 
 if TYPE_CHECKING:
     from customized_grpo.trainer.base import BaseTrainer

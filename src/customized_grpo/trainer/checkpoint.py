@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from customized_grpo.policies.sharding import is_sharded, like, whole
 from customized_grpo.protocols import Policy
-from customized_grpo.records import aside, drop_folder, move_folder, writing
-from customized_grpo.tensors.sharding import is_sharded, like, whole
 from customized_grpo.trainer.optimizer import Optimizer
+from customized_grpo.utils.records import aside, drop_folder, move_folder, writing
 
 _STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"
 _RNG = "rng"

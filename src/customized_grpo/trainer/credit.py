@@ -19,9 +19,9 @@ from customized_grpo.method import (
     step_weights,
 )
 from customized_grpo.method import shaped_advantages as _shaped_advantages
-from customized_grpo.noise import generator
 from customized_grpo.protocols import ROLES, Role
 from customized_grpo.rewards.terms import RewardTerm
+from customized_grpo.utils.noise import generator
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from customized_grpo.policies.exchange import undone
 from customized_grpo.protocols import Policy
-from customized_grpo.tensors.exchange import undone
 
 _PREFIX = "ema."
 

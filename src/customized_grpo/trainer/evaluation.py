@@ -16,15 +16,15 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from customized_grpo.config import EvaluationConfig
-from customized_grpo.pixels import to_image
+from customized_grpo.policies.sharding import is_sharded
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
-from customized_grpo.records import write_json
 from customized_grpo.rewards import RewardError
-from customized_grpo.tensors.sharding import is_sharded
 from customized_grpo.trainer.memory import BatchSize, measure_drawing
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import batches, image_noise, sample_pictures
 from customized_grpo.trainer.scoring import finite_images, score_images, why_stop
+from customized_grpo.utils.pixels import to_image
+from customized_grpo.utils.records import write_json
 
 _SCORES = "scores.json"
 

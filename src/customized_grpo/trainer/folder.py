@@ -23,8 +23,8 @@ from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
-from customized_grpo.records import is_partial
 from customized_grpo.trainer.locking import LOCK
+from customized_grpo.utils.records import is_partial
 
 LORA, CONFIG, METRICS = "lora", "config.yaml", "metrics.jsonl"
 CHECKPOINTS, EVALUATION = "checkpoints", "evaluation"

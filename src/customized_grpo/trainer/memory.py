@@ -18,8 +18,8 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 
 from customized_grpo.config import ConfigError
+from customized_grpo.policies.live import LiveBytes
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.tensors.live import LiveBytes
 
 _LOG = logging.getLogger(__name__)
 _USED = 0.8  # of the free memory

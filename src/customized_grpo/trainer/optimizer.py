@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from customized_grpo.config import TrainConfig
 from customized_grpo.method import project_conflicts
-from customized_grpo.tensors.sharding import is_sharded, local, whole
+from customized_grpo.policies.sharding import is_sharded, local, whole
 from customized_grpo.trainer.processes import ALONE, Processes
 
 _LOG = logging.getLogger(__name__)

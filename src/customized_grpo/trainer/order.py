@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from customized_grpo.noise import generator
+from customized_grpo.utils.noise import generator
 
 
 def pairs_of_iteration(dataset_size: int, pairs: int, seed: int, iteration: int) -> list[int]:

@@ -23,8 +23,8 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupK
 from torch import Tensor, nn
 
 from customized_grpo.config import Config, ConfigError, RolloutConfig
+from customized_grpo.policies.sharding import is_sharded
 from customized_grpo.protocols import Policy
-from customized_grpo.tensors.sharding import is_sharded
 
 _BUCKET = 2**26  # numbers of one message: 256 MiB of float32
 _GLOO = "gloo/transport"  # in the errors of its connections, which have no class of their own

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from customized_grpo.config import ConfigError, RolloutConfig
 from customized_grpo.method import SAMPLERS, Step, StepFunction, flow_sigmas
-from customized_grpo.noise import normal
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.memory import BatchSize
+from customized_grpo.utils.noise import normal
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from customized_grpo.config import TrainConfig
 from customized_grpo.method import StepFunction, clipped_surrogate, gaussian_kl, guarded_log_ratio, guarded_loss
-from customized_grpo.noise import generator
+from customized_grpo.policies.sharding import local
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.tensors.sharding import local
 from customized_grpo.trainer.memory import BatchSize
 from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories, velocity_once
+from customized_grpo.utils.noise import generator
 
 _PROBED = 8  # images whose KL to the reference policy the log shows
 

@@ -12,7 +12,7 @@ import math
 import torch
 
 from customized_grpo.config import RolloutConfig
-from customized_grpo.noise import generator
+from customized_grpo.utils.noise import generator
 
 
 def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int) -> range:

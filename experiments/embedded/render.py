@@ -1,0 +1,129 @@
+"""Render the pairs that the embedded models are trained on, once, into plain numpy files.
+
+    python experiments/embedded/render.py --out build/pairs --pairs 40000 --wishes known --imperfect
+    python experiments/embedded/render.py --out build/world --pairs 16000 --seed 2
+
+Rendered ahead because a CPU that trains should not wait for the painter. Writes reference.npy and
+target.npy (uint8, pairs x 64 x 64 x 3), the subjects' masks and prompts.jsonl.
+
+`--imperfect` makes the pairs that a generator learns from as faulty as the generated and collected pairs
+that real subject-driven generators learn from: some targets lack what the prompt says, or show a subject
+that has drifted. The generator learns to do the same now and then, which is what there is to be tuned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from customized_grpo.embedded.places import PLACES, SIDE
+from customized_grpo.embedded.scenes import (
+    ACCESSORIES,
+    POSITIONS,
+    Wish,
+    draw_stray,
+    draw_wish,
+    render_reference,
+    render_target,
+)
+from customized_grpo.embedded.subjects import Subject, draw_subject, sprites
+
+CHUNK = 1000
+UNKNOWN = 0.3  # share of the combinations that the generator never meets, where all wishes are rendered
+#: Shares of imperfect targets, of those that could have the fault. The first four are against the prompt (of the
+#: missing accessories, one in four is another one; of the wrong places, half are the reference's own: copy-paste),
+#: the last two against the reference.
+FAULTS = {"accessory": 0.45, "colour": 0.4, "position": 0.4, "place": 0.18, "hue": 0.15, "subject": 0.12}
+
+
+def with_faults(subject: Subject, wish: Wish, other: str, rng: np.random.Generator) -> tuple[Subject, Wish]:
+    """What an imperfect target shows instead of `subject` and `wish`; `other` is the reference's place."""
+    met = {fault: rng.random() < share for fault, share in FAULTS.items()}
+    if wish.accessory and met["accessory"]:
+        worn = [a for a in ACCESSORIES if a != wish.accessory]
+        wish = replace(wish, accessory=str(rng.choice(worn)) if rng.random() < 0.25 else None)
+    if wish.colour and met["colour"]:
+        wish = replace(wish, colour=None)
+    if wish.position and met["position"]:
+        wish = replace(wish, position=str(rng.choice([p for p in POSITIONS if p != wish.position])))
+    if met["place"]:
+        wish = replace(wish, place=other if rng.random() < 0.5 else str(rng.choice([*PLACES])))
+    if met["subject"]:
+        same = [i for i in sprites(held_out=False) if Subject(i).word == subject.word]
+        subject = replace(subject, sprite=int(rng.choice(same)))
+    if met["hue"]:
+        drift = float(rng.uniform(0.08, 0.25)) * (1 if rng.random() < 0.5 else -1)
+        subject = replace(subject, hue=(subject.hue + drift) % 1)
+    return subject, wish
+
+
+def render_chunk(
+    seed: int, chunk: int, pairs: int, wishes: str, imperfect: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    rng = np.random.default_rng([seed, chunk])
+    arrays = {
+        "reference": np.empty((pairs, SIDE, SIDE, 3), np.uint8),
+        "target": np.empty((pairs, SIDE, SIDE, 3), np.uint8),
+        "reference_mask": np.empty((pairs, SIDE, SIDE), np.bool_),
+        "target_mask": np.empty((pairs, SIDE, SIDE), np.bool_),
+    }
+    lines = []
+    for i in range(pairs):
+        subject = draw_subject(rng, held_out=False)
+        wish = draw_wish(rng, held_out=wishes == "all" and rng.random() < UNKNOWN)
+        other = str(rng.choice([place for place in PLACES if place != wish.place]))
+        stray = draw_stray(rng)
+        reference = render_reference(subject, other, rng, stray)
+        shown = with_faults(subject, wish, other, rng) if imperfect else (subject, wish)
+        target = render_target(*shown, rng, stray)
+        arrays["reference"][i], arrays["reference_mask"][i] = reference.image, reference.mask
+        arrays["target"][i], arrays["target_mask"][i] = target.image, target.mask
+        entry = {
+            "prompt": wish.prompt(subject.word),
+            "subject": asdict(subject),
+            "wish": asdict(wish),
+        }
+        lines.append(json.dumps(entry))
+    return arrays, lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=40_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--wishes", choices=("known", "all"), default="all")
+    parser.add_argument("--imperfect", action="store_true")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    chunks = -(-options.pairs // CHUNK)
+    files: dict[str, np.memmap] = {}
+    with (
+        ProcessPoolExecutor(options.workers) as pool,
+        (options.out / "prompts.jsonl").open("w", encoding="utf-8") as prompts,
+    ):
+        sizes = [min(CHUNK, options.pairs - i * CHUNK) for i in range(chunks)]
+        render = partial(render_chunk, wishes=options.wishes, imperfect=options.imperfect)
+        for chunk, (arrays, lines) in enumerate(pool.map(render, [options.seed] * chunks, range(chunks), sizes)):
+            for name, array in arrays.items():
+                if name not in files:
+                    files[name] = np.lib.format.open_memmap(
+                        options.out / f"{name}.npy",
+                        "w+",
+                        array.dtype,
+                        (options.pairs, *array.shape[1:]),
+                    )
+                files[name][chunk * CHUNK : chunk * CHUNK + len(array)] = array
+            prompts.write("\n".join(lines) + "\n")
+            print(f"{chunk + 1}/{chunks}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,0 @@
-"""DreamBench's protocol on any system: a model, a run, a LoRA, or pictures that another system made."""
-
-from customized_grpo.benchmark.comparison import compare
-from customized_grpo.benchmark.evaluation import evaluate_on, open_task
-
-__all__ = ["compare", "evaluate_on", "open_task"]

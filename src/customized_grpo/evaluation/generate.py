@@ -1,0 +1,28 @@
+"""Pictures of a subject by a prompt, as `cgrpo generate` and the page to try a run on draw them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.trainer.rollout import image_noise, sample_pictures
+from customized_grpo.utils.pixels import to_image
+
+
+def generate(
+    policy: Policy,
+    prompt: str,
+    references: Sequence[Image.Image],
+    *,
+    steps: int,
+    seed: int,
+    images: int,
+) -> list[Image.Image]:
+    """Pictures of the subject of `references` that follow the prompt, by deterministic sampling."""
+    conditions = Conditions.join([policy.encode(prompt, references)] * images)
+    noise = torch.cat([image_noise(policy, 1, seed, "generate", i) for i in range(images)])
+    sigmas = policy.sigmas(steps).to(policy.device)
+    return [to_image(picture) for picture in sample_pictures(policy, conditions, noise, sigmas)]

@@ -1,0 +1,66 @@
+"""The held-out evaluation of a finished run: its base model and its LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from customized_grpo.config import Config, ConfigError
+from customized_grpo.config.loading import load_config
+from customized_grpo.data import open_dataset
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import PairDataset
+from customized_grpo.trainer.evaluation import Evaluation, evaluate, read_evaluation
+from customized_grpo.trainer.folder import CONFIG, LORA, open_run
+from customized_grpo.trainer.locking import claim
+from customized_grpo.trainer.parts import build_judges
+from customized_grpo.utils.records import writing
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """Held-out scores of a run: of the base model and with its LoRA."""
+
+    config: Config
+    held_out: PairDataset
+    base: Evaluation
+    tuned: Evaluation
+
+
+def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> RunEvaluation:
+    """Generate and score images of the held-out pairs, with the run's LoRA and without.
+
+    The base model's scores are read from the run where they exist and no setting is overridden.
+
+    Raises:
+        ConfigError: The folder is not a run, or it has no LoRA yet.
+    """
+    open_run(run)
+    config = load_config(run / CONFIG, overrides)
+    if not (run / LORA).exists():
+        raise ConfigError(f"{run}: has no {LORA} yet; finish it with cgrpo train --resume {run}")
+    held_out = open_dataset(config.evaluation.data)
+    with claim(run), writing(run):
+        policy = build_policy(config.policy)
+        judges = build_judges(config, policy.device)
+
+        def scored(name: str) -> Evaluation:
+            console.print(f"generating {len(held_out) * config.evaluation.images} evaluation images ({name})")
+            with policy.reference() if name == "base" else nullcontext():
+                return evaluate(
+                    policy,
+                    held_out,
+                    judges.all,
+                    config.evaluation,
+                    run / "evaluation" / name,
+                    batch_size=config.rollout.batch_size,
+                )
+
+        base = None if overrides else read_evaluation(run / "evaluation" / "base", config.evaluation)
+        base = base or scored("base")
+        policy.load(run / LORA)
+        return RunEvaluation(config, held_out, base, scored("tuned"))

@@ -1,5 +1,0 @@
-"""How fast an iteration is, stage by stage, against the machine's own peak and against one image at a time."""
-
-from customized_grpo.speed.bench import bench
-
-__all__ = ["bench"]

@@ -1,5 +1,0 @@
-"""Methods compared over seeds: what to run, running it, and what came of it."""
-
-from customized_grpo.study.study import measure_gradients, run_study
-
-__all__ = ["measure_gradients", "run_study"]

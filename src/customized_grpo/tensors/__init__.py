@@ -1,1 +1,0 @@
-"""What weights and activations go through whatever the model: shards, an exchange for a while, the bytes that live."""

@@ -1,0 +1,42 @@
+"""The devices that models and judges are put on."""
+
+from __future__ import annotations
+
+import torch
+
+from customized_grpo.utils.hub import ModelError
+
+
+def device_of(name: torch.device | str | None, key: str = "policy.device") -> torch.device:
+    """Return the device of that name, else the current accelerator, else the CPU.
+
+    Args:
+        name: A device as torch names it; None for the accelerator that a launcher set for this process.
+        key: Setting that holds the name, for the error.
+
+    Raises:
+        ModelError: There is no such device.
+    """
+    if name is not None:
+        return device_named(str(name), key)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return torch.device("cpu")
+    return torch.device(found.type, torch.accelerator.current_device_index())
+
+
+def device_named(name: str, key: str) -> torch.device:
+    """The device of that name, which the setting `key` gives.
+
+    Raises:
+        ModelError: it is none, or is not there; the text names the key.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"{key}: {name!r} is no device; give cpu, cuda or null") from error
+    found = torch.accelerator.current_accelerator(check_available=True)
+    there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
+    if (device.index or 0) >= there.get(device.type, 0):
+        raise ModelError(f"{key}: {name} is not there; give another, or null for the best there is")
+    return device

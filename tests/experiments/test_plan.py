@@ -1,0 +1,109 @@
+"""What a study's file may say, and which runs come of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from customized_grpo.config import Config, ConfigError
+from experiments.study.plan import load_study, plan, slug
+from experiments.study.results import difference
+
+STUDY = """
+seeds: 2
+ours: both
+front: ["naive 1:1"]
+set: {train.iterations: 7}
+rows:
+  both: {seeds: 3}
+  "naive 1:1": {set: {method.shaping: none, method.weighting: static, method.prompt_weight: 0.25}}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_first_seed_comes_before_any_second(tmp_path: Path) -> None:
+    runs = plan(load_study(write(tmp_path, STUDY)))
+    assert [(run.row, run.seed) for run in runs] == [
+        ("both", 0), ("naive 1:1", 0), ("both", 1), ("naive 1:1", 1), ("both", 2),
+    ]  # fmt: skip
+    assert all(run.config.train.iterations == 7 and run.config.seed == run.seed for run in runs)
+    naive = runs[1].config.method
+    assert (naive.shaping, naive.weighting, naive.prompt_weight, naive.identity_weight) == ("none", "static", 0.25, 0.5)
+    assert runs[1].folder == "naive-1-to-1/seed-0"
+
+
+def test_the_shipped_study_is_what_the_docs_say() -> None:
+    runs = plan(load_study(Path(__file__).parents[2] / "recipes/studies/embedded.yaml"))
+    rows = {run.row for run in runs}
+    seeds = {row: sum(run.row == row for run in runs) for row in rows}
+    for row in ("SARS + TDW", "naive 1:1", "SARS alone", "TDW alone"):
+        assert seeds[row] >= 5
+    assert min(seeds.values()) >= 3
+    # Nothing but the method differs between two rows of one seed.
+    first = [run.config.model_copy(update={"method": runs[0].config.method}) for run in runs if run.seed == 0]
+    assert all(config == first[0] for config in first)
+
+
+def test_every_method_has_as_many_trials_and_none_on_what_is_reported() -> None:
+    runs = plan(load_study(Path(__file__).parents[2] / "recipes/studies/trials.yaml"))
+    methods = [re.sub(r"(, .*| \d:.*)$", "", run.row) for run in runs]
+    assert {methods.count(method) for method in methods} == {3} and len(set(methods)) == 13
+    for config in (run.config for run in runs):
+        assert config.model_copy(update={"method": runs[0].config.method}) == runs[0].config, "the method alone differs"
+        assert (config.data.split, config.evaluation.data.split) == ("train", "train")
+        assert len({config.data.seed, config.evaluation.data.seed, Config().data.seed}) == 3
+    given = [run.config.method.model_dump_json() for run in runs]
+    assert len(set(given)) == len(given), "no trial is made twice"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("ours: both", "ours: bth"), "ours: no row is named 'bth'"),
+        (("ours: both", "ours: both\nextra: 1"), "extra"),
+        (("seeds: 3", "seeds: 0"), "rows.both.seeds"),
+        (("train.iterations", "train.iteratoins"), "row 'both': --set train.iteratoins"),
+        (("0.25", "-1"), "row 'naive 1:1': --set method.prompt_weight"),
+        (("both: {seeds: 3}", "both: {}\n  Both: {}"), "share the folder both"),
+        (("rows:", "rows: ["), "not valid YAML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+    path = write(tmp_path, STUDY.replace(*change, 1))
+    with pytest.raises(ConfigError) as error:
+        plan(load_study(path))
+    assert told in str(error.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read"):
+        load_study(tmp_path / "nothing.yaml")
+
+
+def test_folders_are_plain() -> None:
+    assert slug("TDW as released (shuffled)") == "tdw-as-released-shuffled"
+    assert slug("../..") == ".." or "/" not in slug("../..")
+
+
+def test_kept_settings_agree_as_long_as_nothing_that_counts_has_changed() -> None:
+    config = Config()
+    kept = config.model_dump(mode="json")
+    assert difference(kept, config) is None
+    del kept["rollout"]["shift"]  # a key that came later
+    del kept["rewards"][0]["weight"]
+    assert difference(kept, config) is None
+    later = config.model_copy(update={"rollout": config.rollout.model_copy(update={"shift": 2.0})})
+    assert difference(kept, later) == "rollout.shift"
+    kept = config.model_dump(mode="json")
+    kept["rewards"][1]["path"] = "elsewhere"
+    assert difference(kept, config) == "rewards.1.path"
+    kept = config.model_dump(mode="json")
+    kept["train"]["gone"] = 1
+    assert difference(kept, config) == "train.gone"

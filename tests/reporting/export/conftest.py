@@ -1,0 +1,59 @@
+"""Finished runs of tiny random pipelines: trained by nobody, but moved, evaluated and saved as a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from embedded import embedded
+from PIL import Image
+
+from customized_grpo.config import Config, DataConfig, EvaluationConfig, LoraConfig, PolicyConfig, TrainConfig
+from customized_grpo.config.loading import save_config
+from customized_grpo.data import open_dataset
+from customized_grpo.evaluation import evaluate, evaluation_grid
+from customized_grpo.policies import build_policy
+from customized_grpo.reporting.snapshots import keep_samples
+from customized_grpo.trainer.parts import build_judges
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Makes the folder of such a run of the pipeline in a folder; keywords are settings of its policy."""
+
+    def make(pipeline: Path, **policy_settings: object) -> Path:
+        common = {"height": 32, "width": 24, "reference_sizes": [(24, 16)], "lora": LoraConfig(rank=4, alpha=6)}
+        settings = {"path": str(pipeline), "device": "cpu", "max_sequence_length": 64, **common, **policy_settings}
+        held_out = embedded(DataConfig, split="held-out", size=2, seed=1)
+        config = embedded(
+            Config,
+            policy=embedded(PolicyConfig, **settings),
+            data=embedded(DataConfig, root=tmp_path / "secret-folder"),
+            evaluation=embedded(EvaluationConfig, data=held_out, steps=2),
+            train=embedded(TrainConfig, iterations=3),
+        )
+        run = tmp_path / "run"
+        run.mkdir()
+        save_config(config, run / "config.yaml")
+        policy, pairs = build_policy(config.policy), open_dataset(held_out)
+        judges = build_judges(config, policy.device).all
+        drawn = {"base": evaluate(policy, pairs, judges, config.evaluation, run / "evaluation" / "base", batch_size=2)}
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in policy.trainable().values():
+                scale = 0.1 if config.policy.lora is not None else 0.02
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+        drawn["tuned"] = evaluate(policy, pairs, judges, config.evaluation, run / "evaluation" / "tuned", batch_size=2)
+        keep_samples(run, 3, pairs, 1, drawn["tuned"])
+        evaluation_grid(run / "before-after.png", pairs, 1, drawn)
+        policy.save(run / "lora")
+        return run
+
+    return make
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    return Image.effect_noise((24, 16), 90).convert("RGB").rotate(90, expand=True)

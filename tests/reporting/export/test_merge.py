@@ -1,0 +1,93 @@
+"""A merged pipeline, loaded by its own class, draws what the base with the run's change draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_flux2
+import torch
+from diffusers import DiffusionPipeline
+from embedded import embedded
+from PIL import Image
+from safetensors import safe_open
+from torch import nn
+
+from customized_grpo.config import ConfigError, TrainConfig
+from customized_grpo.config.loading import load_config
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import Policy
+from customized_grpo.reporting.merge import merge_run
+from customized_grpo.trainer.checkpoint import save_checkpoint
+from customized_grpo.trainer.optimizer import build_optimizer
+from customized_grpo.trainer.parts import policy_with_adapter
+from customized_grpo.trainer.processes import ALONE
+from customized_grpo.trainer.rollout import image_noise, sample_pictures
+
+KINDS = {
+    "flux-kontext": lambda folder: tiny.save_flux_kontext(folder),
+    "flux2": lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder),
+}
+
+
+def draw(policy: Policy, photo: Image.Image) -> torch.Tensor:
+    conditions = policy.encode("a red bird in the snow", [photo])
+    return sample_pictures(policy, conditions, image_noise(policy, 1, "merge"), policy.sigmas(3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("flux-kontext", {}), ("flux2", {}), ("flux-kontext", {"lora": None})],
+    ids=["flux-kontext", "flux2", "full"],
+)
+def test_a_merged_pipeline_draws_the_runs_pictures(
+    kind: str, settings: dict[str, object], make_run: Callable[..., Path], tmp_path: Path, photo: Image.Image
+) -> None:
+    base = KINDS[kind](tmp_path / "base")
+    run, out = make_run(base, kind=kind, **settings), tmp_path / "out"
+    merge_run(run, out)
+    assert type(DiffusionPipeline.from_pretrained(out)) is type(DiffusionPipeline.from_pretrained(base))
+    config = load_config(run / "config.yaml")
+    expected = draw(policy_with_adapter(config, run), photo)
+    plain = build_policy(config.policy.model_copy(update={"path": str(out)}))
+    assert (draw(plain, photo) - expected).abs().max() < 1e-4
+    assert (draw(build_policy(config.policy), photo) - expected).abs().max() > 1e-2
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert not [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+    with safe_open(out / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "lora" in name]  # noqa: SIM118
+
+
+def test_a_sum_in_half_precision_is_rounded_once(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(tiny.save_flux_kontext(tmp_path / "base"))
+    merge_run(run, tmp_path / "full")
+    merge_run(run, tmp_path / "half", "bfloat16")
+    full, half = (DiffusionPipeline.from_pretrained(tmp_path / name, dtype=dtype)
+                  for name, dtype in (("full", torch.float32), ("half", torch.bfloat16)))  # fmt: skip
+    for name, part in half.components.items():
+        if isinstance(part, nn.Module):
+            with safe_open(next((tmp_path / "half" / name).glob("*.safetensors")), "pt") as file:
+                assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}, name  # noqa: SIM118
+    rounded = full.transformer.to(torch.bfloat16).state_dict()
+    for name, weight in half.transformer.state_dict().items():
+        assert torch.equal(weight, rounded[name]), name
+
+
+def test_what_cannot_be_merged_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(tiny.save_flux_kontext(tmp_path / "base"))
+    with pytest.raises(ConfigError, match="holds something already"):
+        merge_run(run, run)
+    policy = build_policy(load_config(run / "config.yaml").policy)
+    save_checkpoint(
+        run / "checkpoints",
+        2,
+        policy,
+        build_optimizer(list(policy.trainable().values()), embedded(TrainConfig), ALONE),
+        keep=1,
+    )
+    with pytest.raises(ConfigError, match=r"not finished, 2 of 3 iterations .* --resume"):
+        merge_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
