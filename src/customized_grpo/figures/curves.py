@@ -149,7 +149,7 @@ def _line(axes: Axes, records: Records, key: str, label: str, color: str, factor
     xs, ys = _series(records, key)
     axes.plot(xs, factor * ys, color=color, marker=_marker(xs), markersize=5)
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * factor * float(np.nanmax(ys)) or None)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
 
 
@@ -246,13 +246,12 @@ def _areas(axes: Axes, records: Records, parts: Mapping[str, tuple[str, str]], f
 
 
 def _distance(axes: Axes, records: Records) -> None:
-    xs, ys = _series(records, "kl")
-    if len(xs):
+    has_kl = len(_series(records, "kl")[0]) > 0
+    if has_kl:
         _line(axes, records, "kl", "KL to the reference (nats per element)", PINK)
-    clipped = _series(records, "clip_fraction")[0]
-    if len(clipped):
+    if len(_series(records, "clip_fraction")[0]):
         right = axes
-        if len(xs):
+        if has_kl:
             right = axes.twinx()
             right.grid(visible=False)
             right.spines["right"].set_visible(True)

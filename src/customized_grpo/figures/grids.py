@@ -29,8 +29,8 @@ def image_grid(
 ) -> None:
     """Write images as a table. All cells have the size of the largest image, scaled to 192 to 512 pixels.
 
-    An image that needs no scaling is copied pixel by pixel, one that grows by an integer factor keeps square pixels, and
-    any other is resampled with Lanczos.
+    An image that needs no scaling is copied pixel by pixel, one that grows by an integer factor keeps square pixels,
+    and any other is resampled with Lanczos.
 
     Args:
         path: PNG file to write.
@@ -69,7 +69,10 @@ def image_grid(
             bottom = height - top - i * (cell_height + gap) - cell_height
             if row_labels:
                 wrapped = textwrap.wrap(
-                    row_labels[i], int(label_width / letters), max_lines=max(1, int(cell_height / line)), placeholder="…"
+                    row_labels[i],
+                    int(label_width / letters),
+                    max_lines=max(1, int(cell_height / line)),
+                    placeholder="…",
                 )
                 figure.text(margin, bottom + cell_height / 2, "\n".join(wrapped), va="center", **place)
             for j, image in enumerate(row):

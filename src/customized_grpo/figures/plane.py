@@ -132,7 +132,13 @@ def _draw(
             axes.plot(*zip(*segment, strict=True), color=colors[name], linewidth=1.2, alpha=0.7, zorder=2)
             segments.append(segment)
     for start, end in pairwise(points[name] for name in arrow if name in points):
-        style = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.2, "shrinkA": _MARKER * 0.7, "shrinkB": _MARKER * 0.7}
+        style = {
+            "arrowstyle": "-|>",
+            "color": INK,
+            "linewidth": 1.2,
+            "shrinkA": _MARKER * 0.7,
+            "shrinkB": _MARKER * 0.7,
+        }
         axes.annotate("", xy=end, xytext=start, arrowprops=style, zorder=3)
         segments.append((start, end))
     for name, point in points.items():

@@ -46,7 +46,7 @@ class FigureError(ValueError):
 def drawing(path: Path, width: float, height: float, title: str | None = None) -> Iterator[Figure]:
     """Yield an empty figure, and write it to a PNG file when the block ends.
 
-    The file is replaced in one step, and only if the block succeeds. pyplot is not used, so no figure outlives the block.
+    The file is replaced in one step, and only if the block succeeds. pyplot and its global state are not used.
 
     Args:
         path: PNG file to write. Its folder is created.
