@@ -119,8 +119,9 @@ def quadrant_bars(path: Path, shares: Mapping[str, Shares], title: str | None = 
             numbers = [f"{share:.1f}" if share >= _NARROW else "" for share in part]
             axes.bar_label(bars, numbers, label_type="center", fontsize=8)
         if (rest > 0.5).any():  # published shares are rounded
-            look = {"color": "white", "edgecolor": GREY, "hatch": "////"}
-            axes.barh(places, rest, left=100 - rest, height=0.76, label="no signal", **look)
+            bars = axes.barh(places, rest, left=100 - rest, height=0.76, color="white", label="no signal")
+            for bar in bars:
+                bar.set(edgecolor=GREY, hatch="////")
         axes.set_yticks(places, list(shares))
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")

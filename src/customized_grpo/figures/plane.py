@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle, pairwise, product
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from customized_grpo.figures.style import BASE, GREY, INK, PALETTE, SKY, TUNED, FigureError, drawing
 
@@ -155,31 +155,34 @@ def _label(
     figure.draw_without_rendering()  # positions are final from here on
     radius = (_MARKER / 2 + 1) * figure.dpi / 72
     transform = axes.transData.transform
-    along = [at for ends in segments for at in np.linspace(*transform(ends), 20)]
-    taken = [Bbox([at - radius, at + radius]) for at in transform(shown)]
-    taken += [Bbox([at - radius / 3, at + radius / 3]) for at in along]
-    frame = axes.get_window_extent()
-
-    def cost(box: Bbox) -> float:
-        inside = Bbox.intersection(box, frame)
-        covered = [part for other in taken if (part := Bbox.intersection(box, other)) is not None]
-        outside = box.width * box.height - (inside.width * inside.height if inside else 0)
-        return float(outside + sum(part.width * part.height for part in covered))
-
+    along = [at for start, end in segments for at in np.linspace(transform(start), transform(end), 20)]
+    taken = [np.concatenate([at - radius, at + radius]) for at in transform(shown)]
+    taken += [np.concatenate([at - radius / 3, at + radius / 3]) for at in along]
+    frame = axes.get_window_extent().extents
+    angles = np.radians((0, 90, 270, 180, 45, 315, 135, 225))
+    directions = np.stack([np.cos(angles), np.sin(angles)], 1)
     for name, point in points.items():
         text = axes.annotate(name, point, (0, 0), textcoords="offset pixels", zorder=5)
         text.set_in_layout(False)
-        box = text.get_window_extent()
-        center = transform(point)
-        candidates = []
-        for reach, angle in product((1.3, 2.8, 4.8, 7.3), np.radians((0, 90, 270, 180, 45, 315, 135, 225))):
-            direction = np.array([np.cos(angle), np.sin(angle)])
-            offset = direction * radius * reach + (direction - 1) * (box.width / 2, box.height / 2)
-            candidates.append((Bbox.from_bounds(*(center + offset), box.width, box.height), offset))
-        place, offset = min(candidates, key=lambda candidate: cost(candidate[0]))
-        text.set_position(tuple(offset))
-        taken.append(place.padded(radius / 2))  # two names side by side should not read as one
-        nearest = np.clip(center, place.min, place.max)
+        size, center = text.get_window_extent().size, transform(point)
+        near = [directions * radius * reach + (directions - 1) * size / 2 for reach in (1.3, 2.8, 4.8, 7.3)]
+        offsets = np.concatenate(near)
+        places = np.concatenate([center + offsets, center + offsets + size], 1)
+        outside = size.prod() - _overlap(places, frame[None])
+        covered = _overlap(places, np.stack(taken)) + outside
+        best = int(np.argmin(covered.round(3)))  # the nearest of those that cover equally little
+        text.set_position(tuple(offsets[best]))
+        # Two names side by side should not read as one.
+        taken.append(places[best] + radius / 2 * np.array([-1, -1, 1, 1]))
+        nearest = np.clip(center, places[best, :2], places[best, 2:])
         if np.linalg.norm(nearest - center) > 2.5 * radius:
             line = axes.transData.inverted().transform([center, nearest])
             axes.plot(*line.T, color=GREY, linewidth=0.7, zorder=2)
+
+
+def _overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the area that each box, (N, 4) of x0, y0, x1, y1, shares with the others, (M, 4)."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared: NDArray[np.float64] = np.clip(high - low, 0, None).prod(-1).sum(1)
+    return shared

@@ -49,7 +49,7 @@ def model_card(
         base_model=None if embedded else base,
         tags=[*_TAGS, policy.kind],
     )
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(Path(__file__).with_name("card.md")),
         config=config,
@@ -70,6 +70,7 @@ def model_card(
         data=redact_text(config.data.path or "no data"),
         recipe=dump_yaml(redact(config.model_dump(mode="json"))),
     )
+    return card
 
 
 def _base_model(policy: PolicyConfig) -> str | None:

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from customized_grpo.config import Config
-from customized_grpo.data import WORLDS
+from customized_grpo.config.loading import dump_yaml
+from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.evaluation import axes_of, guards_of
 from customized_grpo.figures.curves import QUADRANTS, Panel, training_panels
 from customized_grpo.figures.plane import draw_journey
@@ -31,7 +32,7 @@ from customized_grpo.reporting.collect import Run, collect, in_steps, series
 from customized_grpo.reporting.results import outcome
 from customized_grpo.reporting.snapshots import Group, thumbnail
 from customized_grpo.reporting.warnings import find_warnings
-from customized_grpo.trainer.credit import reward_name, weights_of
+from customized_grpo.trainer.credit import weights_of
 from customized_grpo.utils.records import write_bytes
 
 REPORT = "report.html"  #: the file's name in a run's folder
@@ -76,7 +77,7 @@ def render(run: Run) -> str:
         name=run.folder.resolve().name,
         trained=sum(record["iteration"] > 0 for record in run.records),
         outcome=outcome(run),
-        about=list(_about(run.config)),
+        settings=dump_yaml(hide_secrets(run.config.model_dump(mode="json"))),
         findings=find_warnings(run.config, run.records),
         planes=list(_planes(run)),
         charts=[_chart(run, panel) for panel in panels if panel.title != QUADRANTS],
@@ -239,24 +240,6 @@ def _quadrant(identity: float, prompt: float) -> str:
     if (identity > 0) != (prompt > 0):
         return "conflicted"
     return "both positive" if identity > 0 else "both negative"
-
-
-def _about(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the main settings as (name, value)."""
-    policy, data, method, rollout, train = config.policy, config.data, config.method, config.rollout, config.train
-    yield "model", f"{policy.path} ({policy.kind}), {policy.height} x {policy.width}, {policy.dtype}"
-    yield "trained", "all weights" if policy.lora is None else f"LoRA of rank {policy.lora.rank}"
-    yield "data", f"{data.path}, {data.split}" if data.path in WORLDS else data.path or "none"
-    for reward in config.rewards:
-        part = f"weight {reward.weight:g}" if reward.limit is None else f"vetoes above {reward.limit:g}"
-        yield "reward", f"{reward_name(reward)}: {reward.kind}, {reward.role}, {part}"
-    for monitor in config.evaluation.monitors:
-        yield "monitor", f"{reward_name(monitor)}: {monitor.kind}, {monitor.role}"
-    yield "method", f"shaping {method.shaping} (gamma {method.gamma:g}), weighting {method.weighting}"
-    yield "rollout", f"{rollout.sampler}, {rollout.steps} steps, eta {rollout.eta:g}"
-    yield "groups", f"{rollout.pairs} of {rollout.group_size} images in each of {train.iterations} iterations"
-    yield "updates", f"{train.updates} per iteration, learning rate {train.learning_rate:g}, {train.schedule}"
-    yield "seed", str(config.seed)
 
 
 def _source(folder: Path, name: str) -> str | None:

@@ -52,9 +52,6 @@ def serve(studio: Studio, host: str, port: int, token: str, console: Console) ->
                 prevent_thread_lock=True,
                 max_file_size=MOST_BYTES,
                 ssr_mode=False,
-                enable_monitoring=False,
-                mcp_server=False,
-                pwa=False,
                 footer_links=[],
                 # Text with enough contrast.
                 theme=theme.set(body_text_color_subdued="*neutral_600", input_placeholder_color="*neutral_500"),
