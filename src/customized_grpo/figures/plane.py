@@ -158,17 +158,17 @@ def _label(
     along = [at for start, end in segments for at in np.linspace(transform(start), transform(end), 20)]
     taken = [np.concatenate([at - radius, at + radius]) for at in transform(shown)]
     taken += [np.concatenate([at - radius / 3, at + radius / 3]) for at in along]
-    frame = axes.get_window_extent().extents
+    frame = np.array([axes.get_window_extent().extents])
     angles = np.radians((0, 90, 270, 180, 45, 315, 135, 225))
     directions = np.stack([np.cos(angles), np.sin(angles)], 1)
     for name, point in points.items():
         text = axes.annotate(name, point, (0, 0), textcoords="offset pixels", zorder=5)
         text.set_in_layout(False)
-        size, center = text.get_window_extent().size, transform(point)
+        size, center = np.array(text.get_window_extent().size), transform(point)
         near = [directions * radius * reach + (directions - 1) * size / 2 for reach in (1.3, 2.8, 4.8, 7.3)]
         offsets = np.concatenate(near)
         places = np.concatenate([center + offsets, center + offsets + size], 1)
-        outside = size.prod() - _overlap(places, frame[None])
+        outside = size.prod() - _overlap(places, frame)
         covered = _overlap(places, np.stack(taken)) + outside
         best = int(np.argmin(covered.round(3)))  # the nearest of those that cover equally little
         text.set_position(tuple(offsets[best]))
