@@ -17,6 +17,7 @@ from rich.console import Console
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 
 import gradio as gr
+from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -85,8 +86,8 @@ def build_page(studio: Studio) -> gr.Blocks:
                     placeholder="a dog wearing a red hat in the snow",
                 )  # fmt: skip
                 draw = gr.Button("Generate", variant="primary", elem_id="draw")
-                steps = gr.Slider(1, 100, studio.steps, step=1, label="Steps")
-                images = gr.Slider(1, 4, 1, step=1, label="Images")
+                steps = gr.Slider(1, max(100, studio.steps), studio.steps, step=1, precision=0, label="Steps")
+                images = gr.Slider(1, 4, 1, step=1, precision=0, label="Images")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
             with gr.Column(scale=6, min_width=320):
                 shown = gr.Gallery(
@@ -95,25 +96,26 @@ def build_page(studio: Studio) -> gr.Blocks:
                 )  # fmt: skip
                 scores = gr.Dataframe(headers=heads, interactive=False, elem_id="scores")
 
-        def answer(sent: Sent, text: str, seed: int, steps: int, images: int) -> tuple[list[Any], list[list[str]]]:
-            columns = studio.draw(text, read_photos(_paths(sent)), seed=seed, steps=steps, images=images)
-            return _captioned(columns), _table(columns)
+        def answer(
+            sent: Sent, text: str, seed: int | None, steps: int, images: int
+        ) -> tuple[list[Any], list[list[str]]]:
+            columns = studio.draw(text, _photos(sent), seed=seed or 0, steps=steps, images=images)
+            # A row for each noise, a column for each model.
+            captioned = [(column.images[i], column.name) for i in range(images) for column in columns]
+            return captioned, _table(columns)
+
+        def check(sent: Sent) -> None:
+            _photos(sent)
 
         event: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         inputs, outputs = [photos, prompt, seed, steps, images], [shown, scores]
         gr.on([draw.click, prompt.submit], _one_line_errors(answer), inputs, outputs, trigger_mode="once", **event)
-        check = photos.upload(_one_line_errors(lambda sent: read_photos(_paths(sent)) and None), photos, **event)
-        check.failure(lambda: None, None, photos, **event)
+        photos.upload(_one_line_errors(check), photos, **event).failure(lambda: None, None, photos, **event)
     return page
 
 
-def _paths(sent: Sent) -> list[Path]:
-    return [Path(path) for path, _ in sent or ()]
-
-
-def _captioned(columns: Sequence[Column]) -> list[Any]:
-    """Return images with captions: a row for each noise, a column for each model."""
-    return [(column.images[i], column.name) for i in range(len(columns[0].images)) for column in columns]
+def _photos(sent: Sent) -> list[Image.Image]:
+    return read_photos([Path(path) for path, _ in sent or ()])
 
 
 def _table(columns: Sequence[Column]) -> list[list[str]]:
