@@ -86,8 +86,8 @@ def build_page(studio: Studio) -> gr.Blocks:
                     placeholder="a dog wearing a red hat in the snow",
                 )  # fmt: skip
                 draw = gr.Button("Generate", variant="primary", elem_id="draw")
-                steps = gr.Slider(1, max(100, studio.steps), studio.steps, step=1, precision=0, label="Steps")
-                images = gr.Slider(1, 4, 1, step=1, precision=0, label="Images")
+                steps = gr.Slider(1, max(100, studio.steps), studio.steps, step=1, label="Steps")
+                images = gr.Slider(1, 4, 1, step=1, label="Images")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
             with gr.Column(scale=6, min_width=320):
                 shown = gr.Gallery(
@@ -96,12 +96,10 @@ def build_page(studio: Studio) -> gr.Blocks:
                 )  # fmt: skip
                 scores = gr.Dataframe(headers=heads, interactive=False, elem_id="scores")
 
-        def answer(
-            sent: Sent, text: str, seed: int | None, steps: int, images: int
-        ) -> tuple[list[Any], list[list[str]]]:
-            columns = studio.draw(text, _photos(sent), seed=seed or 0, steps=steps, images=images)
+        def answer(sent: Sent, text: str, seed: int | None, steps: float, images: float) -> tuple[list[Any], list[Any]]:
+            columns = studio.draw(text, _photos(sent), seed=seed or 0, steps=int(steps), images=int(images))
             # A row for each noise, a column for each model.
-            captioned = [(column.images[i], column.name) for i in range(images) for column in columns]
+            captioned = [(column.images[i], column.name) for i in range(int(images)) for column in columns]
             return captioned, _table(columns)
 
         def check(sent: Sent) -> None:
