@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from benchmarks.iteration.iteration import OURS, measure
 from customized_grpo.config import Config
-from customized_grpo.figures.canvas import PALETTE, drawing
+from customized_grpo.figures.style import PALETTE, drawing
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Pair, Policy
 from customized_grpo.rewards.terms import RewardTerm

@@ -12,11 +12,10 @@ from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import Evaluation, axes_of, evaluation_grid, guards_of, read_evaluation
 from customized_grpo.evaluation.estimates import Estimate
-from customized_grpo.figures.comparison import learning_curves, quadrant_bars
-from customized_grpo.figures.gradients import gradient_evidence
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.utils.records import write_bytes, write_json
 from customized_grpo.utils.tables import markdown_table
+from experiments.study.figures import gradient_evidence, learning_curves, quadrant_bars
 from experiments.study.gradients import AtStep, Evidence, read_evidence
 from experiments.study.plan import StudyConfig, slug
 from experiments.study.results import Result

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, kept to look at."""
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved, in their order."""
     figures: list[Figure] = []
     savefig = Figure.savefig
 

@@ -1,10 +1,9 @@
-"""A real run, cut short by settings alone, whose prompts try to break out of the page."""
+"""A short run whose prompts try to break out of the page."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from commands import cgrpo
 from PIL import Image
 from test_cli import settings
 
+#: Shown on the page as text.
 PROMPTS = (
     "a dog <script>document.title='broken'</script> in the snow",
     'a cat\'s "hat" & <img src=x onerror=alert(1)>',
@@ -19,13 +19,8 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="session")
-def prompts() -> tuple[str, str]:
-    return PROMPTS
-
-
-@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of three iterations. Not to be changed."""
+    """Folder of a finished run of three iterations. Tests must not change it."""
     folder = tmp_path_factory.mktemp("report")
     lines = []
     for i, prompt in enumerate(PROMPTS):
@@ -41,10 +36,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(trained: Path, tmp_path: Path) -> Callable[[], Path]:
-    """Makes a copy of the run that a test may change."""
-
-    def copy() -> Path:
-        return Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tensor*")))
-
-    return copy
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """Copy of the run that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tensor*")))

@@ -1,8 +1,7 @@
-"""The page in a real browser, by keyboard alone. Skipped where there is no Chromium or no selenium."""
+"""The report in a real browser, used by keyboard only. Skipped without Chromium or selenium."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -10,44 +9,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import chromium
 from contrasts import CONTRASTS
 from PIL import Image
 
-webdriver = pytest.importorskip("selenium.webdriver")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-SWITCHES = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
+pytest.importorskip("selenium")
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("no Chromium with its driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("browser")) as driver:
+        yield driver
 
 
 def look(browser: Any, page: Path, *, width: int = 1280, dark: bool = False) -> None:
-    """Open the page as on a screen of that width whose system is light or dark."""
+    """Open the page on a screen of that width, with a light or dark color scheme."""
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(page.as_uri())
-    browser.execute_script("try { localStorage.clear() } catch {} delete document.documentElement.dataset.theme")
 
 
 def screenshot(browser: Any) -> np.ndarray:
@@ -56,7 +39,7 @@ def screenshot(browser: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_fits_the_screen_and_says_nothing_on_the_console(browser: Any, trained: Path, width: int) -> None:
+def test_it_fits_the_screen_and_has_no_errors(browser: Any, trained: Path, width: int) -> None:
     look(browser, trained / "report.html", width=width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.title.startswith("run"), "no prompt's script has run"
@@ -77,18 +60,6 @@ def test_light_and_dark_follow_the_system(browser: Any, trained: Path) -> None:
         lowest = browser.execute_script(CONTRASTS, "body")
         assert lowest[0][0] >= 4.5, lowest
     assert middles[0] > 230 and middles[1] < 40
-
-
-def test_the_toggle_works_by_keyboard_and_is_remembered(browser: Any, trained: Path) -> None:
-    look(browser, trained / "report.html")
-    button = browser.find_element(By.ID, "theme")
-    for key, pressed, dark in ((Keys.ENTER, "true", True), (Keys.SPACE, "false", False), (Keys.ENTER, "true", True)):
-        button.send_keys(key)
-        assert button.get_attribute("aria-pressed") == pressed
-        assert (np.median(screenshot(browser)) < 40) == dark
-    browser.refresh()
-    assert browser.find_element(By.ID, "theme").get_attribute("aria-pressed") == "true"
-    assert np.median(screenshot(browser)) < 40
 
 
 def test_the_slider_moves_all_pairs_by_keyboard(browser: Any, trained: Path) -> None:

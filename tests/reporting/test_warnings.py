@@ -1,4 +1,4 @@
-"""Warnings fire on curves that have gone wrong, name the iteration, and are silent on healthy ones."""
+"""Warnings report bad curves with the iteration where they began, and are silent on healthy ones."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from embedded import embedded
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
-from customized_grpo.reporting import find_warnings, notes_of
-from customized_grpo.reporting.series import Series
+from customized_grpo.reporting.collect import Series
 from customized_grpo.reporting.warnings import (
     clip_pinned,
     competition,
     copy_paste,
     dead_groups,
     diversity_collapse,
+    find_warnings,
     kl_explosion,
     many_vetoes,
     not_finite,
+    notes_of,
     reward_hacking,
 )
 
-EVALUATED = range(0, 61, 10)
+RISING = [50, 52, 54, 56, 58, 60, 62]
 
 
 def at(values: list[float]) -> Series:
-    return list(zip(EVALUATED, values, strict=False))
+    return list(zip(range(0, 61, 10), values, strict=False))
 
 
 def curve(values: list[float]) -> Series:
@@ -33,37 +34,28 @@ def curve(values: list[float]) -> Series:
 
 
 def test_hacking_is_found_at_the_iteration_of_parting() -> None:
-    reward = at([50, 52, 54, 56, 58, 60, 62])
-    judge = at([50, 51, 52, 51, 50, 48, 47])
-    found = reward_hacking("identity", [reward], [judge])
+    found = reward_hacking("identity", [at(RISING)], [at([50, 51, 52, 51, 50, 48, 47])])
     assert found is not None and found.kind == "hacking" and found.iteration == 20
     # (60 + 62) / 2 - 54 of 50, and 52 - (48 + 47) / 2 of 50
     assert "risen by 14.0%" in found.told and "fallen by 9.0%" in found.told
+    two = [at([40.0] * 7), at([50, 50, 50, 49, 48, 44, 44])]
+    assert reward_hacking("identity", [at(RISING)], two) is not None, "several monitors count by their mean"
 
 
 @pytest.mark.parametrize(
-    "judge",
+    ("reward", "monitors"),
     [
-        [50, 51, 52, 53, 54, 55, 56],  # rises, too
-        [50, 51, 52, 53, 54, 55, 52],  # one low value at the end
-        [50, 52, 51.9, 52, 51.9, 51.8, 51.9],  # less than the threshold
+        (RISING, [[50, 51, 52, 53, 54, 55, 56]]),  # rises too
+        (RISING, [[50, 51, 52, 53, 54, 55, 52]]),  # one low value at the end
+        (RISING, [[50, 52, 51.9, 52, 51.9, 51.8, 51.9]]),  # less than the threshold
+        (RISING, [[40.0] * 7, [50, 50, 50, 49, 49, 49, 49]]),  # the mean does not fall enough
+        ([50, 49, 48, 47, 46, 45, 44], [[50, 49, 48, 47, 46, 45, 44]]),  # both fall
+        (RISING, []),
+        ([50, 60], [[50, 40]]),  # two points are no trend
     ],
 )
-def test_judges_that_follow_are_no_hacking(judge: list[float]) -> None:
-    assert reward_hacking("prompt", [at([50, 52, 54, 56, 58, 60, 62])], [at(judge)]) is None
-
-
-def test_falling_together_is_no_hacking_and_nothing_is_said_without_judges() -> None:
-    falling = at([50, 49, 48, 47, 46, 45, 44])
-    assert reward_hacking("prompt", [falling], [falling]) is None
-    assert reward_hacking("prompt", [at([50, 60, 70, 80])], []) is None
-    assert reward_hacking("prompt", [at([50, 60])], [at([50, 40])]) is None, "two points are no course"
-
-
-def test_several_judges_count_by_their_mean() -> None:
-    reward, steady = at([50, 52, 54, 56, 58, 60, 62]), at([40.0] * 7)
-    assert reward_hacking("identity", [reward], [steady, at([50, 50, 50, 49, 48, 44, 44])]) is not None
-    assert reward_hacking("identity", [reward], [steady, at([50, 50, 50, 49, 49, 49, 49])]) is None
+def test_no_hacking(reward: list[float], monitors: list[list[float]]) -> None:
+    assert reward_hacking("prompt", [at(reward)], [at(monitor) for monitor in monitors]) is None
 
 
 def test_one_role_at_the_expense_of_the_other() -> None:
@@ -75,7 +67,7 @@ def test_one_role_at_the_expense_of_the_other() -> None:
     assert competition({"identity": [down], "prompt": [down]}) is None
 
 
-def test_pasted_references() -> None:
+def test_copied_references() -> None:
     found = copy_paste("copy-paste", at([4, 5, 8, 10, 12, 14, 15]))
     assert found is not None and found.iteration == 30 and "risen by 10.5 points" in found.told
     assert copy_paste("copy-paste", at([4, 5, 8, 8, 7, 8, 8])) is None
@@ -83,40 +75,18 @@ def test_pasted_references() -> None:
 
 
 def test_collapse_of_diversity() -> None:
-    falls = curve([0.1] * 20 + [0.1 - 0.004 * i for i in range(20)] + [0.02] * 20)
-    found = diversity_collapse(falls)
-    assert found is not None and found.iteration is not None
-    assert 28 <= found.iteration <= 34, "half of 0.1 is passed at iteration 33, by a running mean of 12"
+    found = diversity_collapse(curve([0.1] * 20 + [0.1 - 0.004 * i for i in range(20)] + [0.02] * 20))
+    assert found is not None and found.iteration is not None and found.iteration in range(28, 35)
+    assert "differ by 2.00%" in found.told and "at first it was 10.00%" in found.told
     assert diversity_collapse(curve([0.1] * 30 + [0.06] * 30)) is None
-    assert diversity_collapse(curve([0.1, 0.01])) is None, "two iterations are no course"
+    assert diversity_collapse(curve([0.1, 0.01])) is None, "two iterations are no trend"
 
 
-def test_dead_groups() -> None:
-    found = dead_groups("prompt", curve([0.0] * 30 + [0.75] * 30))
-    assert found is not None and "prompt" in found.told and "75%" in found.told
-    assert found.iteration is not None and 24 <= found.iteration <= 31
-    assert dead_groups("prompt", curve([0.75] * 30 + [0.25] * 30)) is None
-
-
-def test_notes_are_of_the_scores_that_are_meant() -> None:
-    config = embedded(Config)
-    parted = reward_hacking("prompt", [at([50, 52, 54, 56])], [at([50, 51, 48, 47])])
-    pasted = copy_paste("copy-paste", at([1, 2, 30, 40]))
-    assert parted is not None and pasted is not None
-    assert notes_of(config, [parted, pasted]) == {
-        "prompt": "parted at iteration 10",
-        "prompt (independent)": "parted at iteration 10",
-        "copy-paste": "risen at iteration 20",
-    }
-    assert notes_of(config, []) == {}
-
-
-def test_many_vetoes() -> None:
-    found = many_vetoes(curve([0.1] * 30 + [0.75] * 30))
-    assert found is not None and "veto 75% of the pictures" in found.told
-    assert found.iteration is not None and 24 <= found.iteration <= 31
-    assert many_vetoes(curve([0.75] * 30 + [0.25] * 30)) is None
-    assert many_vetoes([]) is None, "a run without such a guard"
+def test_groups_without_signal_and_vetoes() -> None:
+    late, early = curve([0.1] * 30 + [0.75] * 30), curve([0.75] * 30 + [0.25] * 30)
+    for found in (dead_groups("prompt", late), many_vetoes(late)):
+        assert found is not None and found.iteration in range(24, 32) and "75%" in found.told
+    assert dead_groups("prompt", early) is None and many_vetoes(early) is None and many_vetoes([]) is None
 
 
 @pytest.mark.parametrize("power", [0, 1, 2, 3])
@@ -126,15 +96,15 @@ def test_steady_growth_of_the_kl_is_no_explosion(power: int) -> None:
 
 def test_explosion_of_the_kl() -> None:
     found = kl_explosion(curve([1e-4] * 50 + [1e-4 * 2**i for i in range(10)]))
-    assert found is not None and found.iteration is not None and 51 <= found.iteration <= 57
-    assert kl_explosion(curve([1e-4] * 30 + [1.0] + [1e-4] * 30)) is None, "a leap that is over"
+    assert found is not None and found.iteration in range(51, 58)
+    assert kl_explosion(curve([1e-4] * 30 + [1.0] + [1e-4] * 30)) is None, "a jump that is over"
     assert kl_explosion(curve([2.0] * 20)) is not None, "high from the start"
 
 
 def test_pinned_clip_fraction() -> None:
     pinned = curve([0.1] * 20 + [0.45] * 20)
     found = clip_pinned(pinned, updates=2)
-    assert found is not None and found.iteration is not None and 14 <= found.iteration <= 21
+    assert found is not None and found.iteration in range(14, 22) and "of at most 50%" in found.told
     assert clip_pinned(pinned, updates=4) is None, "with four updates 75% can be clipped"
     assert clip_pinned(curve([0.9] * 20), updates=1) is None
 
@@ -145,8 +115,19 @@ def test_numbers_that_are_not_finite() -> None:
     assert not_finite([{"iteration": 1, "kl": 0.1, "loss": 0.0}]) is None
 
 
-def run_records(judge: float) -> list[dict[str, float]]:
-    """A default run in which all goes well but for the independent identity judge's slope."""
+def test_notes_are_about_the_right_scores() -> None:
+    parted = reward_hacking("prompt", [at([50, 52, 54, 56])], [at([50, 51, 48, 47])])
+    pasted = copy_paste("copy-paste", at([1, 2, 30, 40]))
+    assert parted is not None and pasted is not None
+    assert notes_of(embedded(Config), [parted, pasted]) == {
+        "prompt": "parted at iteration 10",
+        "prompt (independent)": "parted at iteration 10",
+        "copy-paste": "risen at iteration 20",
+    }
+
+
+def run_records(slope: float) -> list[dict[str, float]]:
+    """Records of a healthy default run, but for the slope of the independent identity monitor."""
     records: list[dict[str, float]] = []
     for i in range(61):
         record: dict[str, float] = {"iteration": i}
@@ -154,25 +135,24 @@ def run_records(judge: float) -> list[dict[str, float]]:
             record |= {"diversity": 0.1, "kl": 1e-5 * i, "clip_fraction": 0.1, "loss": 0.0, "gradient_norm": 0.1}
             record |= {"share/no_signal_identity": 0.0, "share/no_signal_prompt": 0.1}
         if i % 15 == 0:
-            for name, slope in (("identity", 0.1), ("prompt", 0.1), ("prompt (independent)", 0.1), ("copy-paste", 0.0)):
-                record[f"evaluation/{name}/mean"] = 50 + slope * i
-            record["evaluation/identity (independent)/mean"] = 50 + judge * i
+            slopes = {"identity": 0.1, "prompt": 0.1, "prompt (independent)": 0.1, "identity (independent)": slope}
+            record |= {f"evaluation/{name}/mean": 50 + value * i for name, value in slopes.items()}
+            record["evaluation/copy-paste/mean"] = 50.0
         records.append(record)
     return records
 
 
-def test_a_healthy_run_has_no_warning_and_a_hacked_one_that_alone() -> None:
-    assert find_warnings(embedded(Config), run_records(judge=0.1)) == []
-    (found,) = find_warnings(embedded(Config), run_records(judge=-0.1))
+def test_a_healthy_run_has_no_warning_and_a_hacked_one_has_one() -> None:
+    assert find_warnings(embedded(Config), run_records(0.1)) == [] == find_warnings(embedded(Config), [])
+    (found,) = find_warnings(embedded(Config), run_records(-0.1))
     assert found.kind == "hacking" and found.iteration == 0
-    assert find_warnings(embedded(Config), []) == []
 
 
 @pytest.mark.parametrize(
-    ("data", "evaluation", "told"),
+    ("data", "evaluation", "warned"),
     [("pairs.jsonl", "pairs.jsonl", True), ("pairs.jsonl", "others.jsonl", False), ("world", "world", False)],
 )
-def test_scores_of_what_was_trained_on_are_told_of(data: str, evaluation: str, told: bool) -> None:
+def test_an_evaluation_on_the_training_data(data: str, evaluation: str, warned: bool) -> None:
     found = find_warnings(load_config(None, [f"data.path={data}", f"evaluation.data.path={evaluation}"]), [])
-    assert [finding.kind for finding in found] == ["not held out"] * told
+    assert [finding.kind for finding in found] == ["not held out"] * warned
     assert all(data in finding.told and "evaluation.data.path" in finding.remedy for finding in found)

@@ -49,6 +49,6 @@ def test_a_reward_that_leaves_its_judge_behind_is_told_of(
     while_training, _ = warnings
     for line in warnings:
         assert line.startswith("warning: Since iteration 0 the identity reward has risen by")
-        assert "independent judges of identity have fallen" in line
+        assert "independent identity monitors have fallen" in line
     assert text.getvalue().index(while_training) < text.getvalue().index("24/24")
     assert "Since iteration 0 the identity reward has risen" in (run / "report.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A training over its iterations: rewards, advantages, how far the policy moved, and the time."""
+"""Metrics of a training over its iterations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from customized_grpo.figures.canvas import (
+from customized_grpo.figures.style import (
     BLUE,
     BOTH_NEGATIVE,
     BOTH_POSITIVE,
@@ -22,39 +22,38 @@ from customized_grpo.figures.canvas import (
     GREEN,
     IDENTITY,
     INK,
-    ON_AREA,
     ORANGE,
     PALETTE,
     PINK,
     PROMPT,
-    SILENT,
     FigureError,
     drawing,
+    grid_shape,
+    integer_ticks,
     legend_above,
-    plain_numbers,
-    whole_numbers,
 )
 
 Records = Sequence[Mapping[str, Any]]
 Values = NDArray[np.float64]
 
-_QUADRANTS = (
-    ("share/conflicted", "conflicted", CONFLICTED),
-    ("share/both_positive", "both positive", BOTH_POSITIVE),
-    ("share/both_negative", "both negative", BOTH_NEGATIVE),
-)
-_STAGES = (
-    ("seconds/sampling", "sampling", BLUE),
-    ("seconds/scoring", "scoring", ORANGE),
-    ("seconds/updating", "updating", GREEN),
-)
+_QUADRANTS = {
+    "share/conflicted": ("conflicted", CONFLICTED),
+    "share/both_positive": ("both positive", BOTH_POSITIVE),
+    "share/both_negative": ("both negative", BOTH_NEGATIVE),
+}
+_STAGES = {
+    "seconds/sampling": ("sampling", BLUE),
+    "seconds/scoring": ("scoring", ORANGE),
+    "seconds/updating": ("updating", GREEN),
+}
 QUADRANTS = "Signs of the two advantages"  #: title of the panel of the four quadrants
-_SMOOTHED_FROM = 10  # records: with fewer, a running mean says no more than the curve itself
+_SMOOTHED_FROM = 10  # records; fewer need no running mean
+_OTHER_COLORS = [color for color in PALETTE if color not in (IDENTITY, PROMPT)]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a training: its title, the metrics it shows, and how to draw it on given axes."""
+    """One chart of a training: its title, the metrics it shows, and the function that plots it on given axes."""
 
     title: str
     keys: tuple[str, ...]
@@ -62,29 +61,21 @@ class Panel:
 
 
 def training_curves(path: Path, records: Records, title: str | None = None, *, guards: Collection[str] = ()) -> None:
-    """Draw the metrics of a run, PNG, one panel for each kind of which there is any.
+    """Plot the metrics of a run, one panel for each kind that the records contain.
 
     Args:
-        path: the PNG to write; its folder is made.
-        records: one mapping for each iteration, with "iteration" and any of the metrics. A key
-            that a record lacks is passed over; null breaks the curve.
-        title: a line over all.
-        guards: names among the scores of the evaluation that are drawn apart and in their own unit:
-            what may start near 0 has no change in percent.
+        path: PNG file to write.
+        records: One mapping for each iteration, with "iteration" and any of the metrics. Null breaks a curve.
+        title: Title of the figure.
+        guards: Evaluated scores with a panel of their own. They may start near 0, so a change in percent means nothing.
 
     Raises:
-        FigureError: if a record has no iteration, or nothing in the records can be drawn.
+        FigureError: The records contain no metric.
     """
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("iteration"), int):
-            raise FigureError(f"{path}: record {number} has no iteration; give it a whole number")
     panels = training_panels(records, guards=guards)
     if not panels:
-        raise FigureError(f"{path}: the records hold nothing to draw; give those of a training")
-
-    # Three to a row, or two where that leaves fewer empty places.
-    columns = min(len(panels), min((3, 2), key=lambda count: -len(panels) % count))
-    rows = math.ceil(len(panels) / columns)
+        raise FigureError(f"{path}: the records contain no metric of a training")
+    rows, columns = grid_shape(len(panels))
     with drawing(path, max(4.6, 4.2 * columns), 3.2 * rows, title) as figure:
         for place, panel in enumerate(panels, start=1):
             axes = figure.add_subplot(rows, columns, place)
@@ -93,65 +84,60 @@ def training_curves(path: Path, records: Records, title: str | None = None, *, g
 
 
 def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[Panel]:
-    """The panels for which there is anything in the records; arguments as in `training_curves`."""
+    """Return the panels for which the records have data. The arguments are those of :func:`training_curves`."""
     keys = {key for record in records for key in record if len(_series(records, key)[0])}
-    evaluated = _names(keys, "evaluation/")
-    held_out = [name for name in evaluated if name not in guards]
-    guarded = [name for name in evaluated if name in guards]
-    rewards = [name for name in _names(keys, "reward/") if name not in guards]
+    evaluated = [f"evaluation/{name}/mean" for name in _names(keys, "evaluation/") if name not in guards]
+    guarded = [f"evaluation/{name}/mean" for name in _names(keys, "evaluation/") if name in guards]
+    rewards = [f"reward/{name}/mean" for name in _names(keys, "reward/") if name not in guards]
     panels: list[Panel] = []
 
     def add(title: str, shown: Iterable[str], draw: Callable[..., None], *arguments: Any) -> None:
+        found = tuple(key for key in shown if key in keys)
+
         def on(axes: Axes) -> None:
             draw(axes, records, *arguments)
             axes.set_xlabel("iteration")
-            whole_numbers(axes)
+            integer_ticks(axes)
 
-        panels.append(Panel(title, tuple(key for key in shown if key in keys), on))
+        if found:
+            panels.append(Panel(title, found, on))
 
-    for role, colour in (("identity", IDENTITY), ("prompt", PROMPT)):
+    for role, color in (("identity", IDENTITY), ("prompt", PROMPT)):
         if f"{role}/mean" in keys:
-            add(f"{role.capitalize()} reward", [f"{role}/mean", f"{role}/std"], _reward, role, colour)
-    if held_out:
-        means = [f"evaluation/{name}/mean" for name in held_out]
-        add("Scores of the evaluation", means, _changes, "evaluation/", held_out)
-    if guarded:
-        add("Guards", [f"evaluation/{name}/mean" for name in guarded], _guards, guarded)
-    if len(rewards) > 2:  # with two, the panels of the roles show them already
-        add("Rewards, one by one", [f"reward/{name}/mean" for name in rewards], _changes, "reward/", rewards)
-    quadrants = [key for key, _, _ in _QUADRANTS]
-    if _with_all(records, quadrants):
-        add(QUADRANTS, quadrants, _quadrants)
-    if "diversity" in keys:
-        add("Diversity in a group", ["diversity"], _diversity)
-    if keys & {"kl", "clip_fraction"}:
-        add("How far the policy moves", ["kl", "clip_fraction"], _movement)
-    if "gradient_norm" in keys:
-        add("Gradient norm", ["gradient_norm"], _gradient)
-    if "learning_rate" in keys:
-        add("Learning rate", ["learning_rate"], _rate)
-    stages = [key for key, _, _ in _STAGES]
-    if keys & {"seconds/total", *stages}:
-        add("Time of an iteration", [*stages, "seconds/total"], _seconds, keys)
+            add(f"{role.capitalize()} reward", [f"{role}/mean", f"{role}/std"], _reward, role, color)
+    add("Scores of the evaluation", evaluated, _changes, evaluated)
+    add("Guards", guarded, _guards, guarded)
+    if len(rewards) > 2:  # the panels of the two roles show one reward each
+        add("Rewards, one by one", rewards, _changes, rewards)
+    if _complete(records, _QUADRANTS):
+        add(QUADRANTS, _QUADRANTS, _quadrants)
+    add("Diversity in a group", ["diversity"], _line, "diversity", "rms difference of two images (%)", GREEN, 100)
+    add("Distance from the reference policy", ["kl", "clip_fraction"], _distance)
+    add("Gradient norm", ["gradient_norm"], _gradient_norm)
+    add("Learning rate", ["learning_rate"], _line, "learning_rate", "learning rate", INK)
+    add("Time of an iteration", [*_STAGES, "seconds/total"], _seconds)
     return panels
 
 
 def _series(records: Records, key: str) -> tuple[Values, Values]:
-    """Iterations that have the key, and its values, not a number for null; empty where all are."""
+    """Return the iterations of a metric and its values, NaN for null; both are empty if no value is finite."""
     found = [(record["iteration"], record[key]) for record in records if key in record]
     xs = np.array([x for x, _ in found], dtype=np.float64)
-    ys = np.array([_number(y) for _, y in found], dtype=np.float64)
+    ys = np.array([y if _finite(y) else math.nan for _, y in found], dtype=np.float64)
     return (xs, ys) if np.isfinite(ys).any() else (xs[:0], ys[:0])
 
 
-def _number(value: object) -> float:
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    return math.nan
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _complete(records: Records, keys: Iterable[str]) -> Records:
+    """Return the records that have a finite value of each key."""
+    return [record for record in records if all(_finite(record.get(key)) for key in keys)]
 
 
 def _names(keys: Iterable[str], prefix: str) -> list[str]:
-    """Names in keys of the form prefix + name + "/mean"; a name may hold slashes itself."""
+    """Return NAME of each key of the form prefix + NAME + "/mean"."""
     return sorted(key[len(prefix) : -len("/mean")] for key in keys if key.startswith(prefix) and key.endswith("/mean"))
 
 
@@ -159,61 +145,58 @@ def _marker(xs: Values) -> str:
     return "o" if len(xs) <= 3 else ""
 
 
-def _reward(axes: Axes, records: Records, role: str, colour: str) -> None:
+def _line(axes: Axes, records: Records, key: str, label: str, color: str, factor: float = 1.0) -> None:
+    xs, ys = _series(records, key)
+    axes.plot(xs, factor * ys, color=color, marker=_marker(xs), markersize=5)
+    axes.set_ylabel(label)
+    axes.set_ylim(0, 1.08 * factor * float(np.nanmax(ys)) or None)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+
+
+def _reward(axes: Axes, records: Records, role: str, color: str) -> None:
     axes.set_ylabel("score")
-    xs, ys = _series(records, f"{role}/mean")
-    paired = [record for record in records if f"{role}/mean" in record and f"{role}/std" in record]
-    spread = _series(paired, f"{role}/std")[1]
-    if len(spread):
-        band, middle = _series(paired, f"{role}/mean")
+    both = _complete(records, (f"{role}/mean", f"{role}/std"))
+    if both:
+        band, middle = _series(both, f"{role}/mean")
+        spread = _series(both, f"{role}/std")[1]
         label = "± spread in a group"
         if len(band) == 1:
-            axes.errorbar(band, middle, spread, color=colour, alpha=0.5, capsize=4, label=label)
+            axes.errorbar(band, middle, spread, color=color, alpha=0.5, capsize=4, label=label)
         else:
-            low, high = middle - spread, middle + spread
-            axes.fill_between(band, low, high, color=colour, alpha=0.18, linewidth=0, label=label)
+            axes.fill_between(band, middle - spread, middle + spread, color=color, alpha=0.18, linewidth=0, label=label)
+    xs, ys = _series(records, f"{role}/mean")
     if len(xs) < _SMOOTHED_FROM:
-        axes.plot(xs, ys, color=colour, marker=_marker(xs), markersize=5, label="mean")
+        axes.plot(xs, ys, color=color, marker=_marker(xs), markersize=5, label="mean")
     else:
         window = max(3, len(xs) // 10)
-        axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.6, label="mean")
-        axes.plot(
-            xs,
-            _running(ys, window),
-            color=colour,
-            linewidth=2.2,
-            label=f"mean of {window} iterations",
-        )
+        smooth = [_mean(ys[max(0, i + 1 - window) : i + 1]) for i in range(len(ys))]
+        axes.plot(xs, ys, color=color, linewidth=0.8, alpha=0.6, label="mean")
+        axes.plot(xs, smooth, color=color, linewidth=2.2, label=f"mean of {window} iterations")
     legend_above(axes)
 
 
-def _running(values: Values, window: int) -> Values:
-    """Mean over the last `window` values, over fewer at the start; gaps are left out of it."""
-    known = np.isfinite(values)
-    sums = np.cumsum(np.where(known, values, 0.0))
-    counts = np.cumsum(known).astype(np.float64)
-    sums[window:] -= sums[:-window].copy()
-    counts[window:] -= counts[:-window].copy()
-    return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
+def _mean(values: Values) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
-def _changes(axes: Axes, records: Records, prefix: str, names: Sequence[str]) -> None:
-    """Scores of any scale on one axis: in percent of what each was at first."""
+def _changes(axes: Axes, records: Records, keys: Sequence[str]) -> None:
+    """Plot scores of different scales on one axis, as changes in percent of their first value."""
     axes.set_ylabel("change since the first (%)")
     axes.axhline(0, color=INK, linewidth=0.8)
-    others = cycle(colour for colour in PALETTE if colour not in (IDENTITY, PROMPT))
-    used: dict[str, int] = {}
-    for name in names:
-        xs, ys = _series(records, f"{prefix}{name}/mean")
+    others, used = cycle(_OTHER_COLORS), dict[str, int]()
+    for key in keys:
+        name = key.partition("/")[2].removesuffix("/mean")
+        xs, ys = _series(records, key)
         first, last = ys[np.isfinite(ys)][[0, -1]]
-        # A role's hue where the name says the role; a second score of it is dashed.
-        role = next((role for role in ("identity", "prompt") if role in name.lower()), None)
-        colour = {"identity": IDENTITY, "prompt": PROMPT}.get(role or "") or next(others)
-        repeat = used[colour] = used.get(colour, -1) + 1
+        # A score whose name contains a role has the role's color; a second score of that color is dashed.
+        color = next((c for role, c in (("identity", IDENTITY), ("prompt", PROMPT)) if role in name.lower()), None)
+        color = color or next(others)
+        repeat = used[color] = used.get(color, -1) + 1
         axes.plot(
             xs,
             100 * (ys - first) / (abs(first) or math.nan),
-            color=colour,
+            color=color,
             linestyle=("-", "--", ":", "-.")[repeat % 4],
             marker="os^D"[repeat % 4],
             markersize=4,
@@ -222,115 +205,79 @@ def _changes(axes: Axes, records: Records, prefix: str, names: Sequence[str]) ->
     legend_above(axes)
 
 
-def _guards(axes: Axes, records: Records, names: Sequence[str]) -> None:
+def _guards(axes: Axes, records: Records, keys: Sequence[str]) -> None:
     axes.set_ylabel("score")
-    for name, colour in zip(
-        names, cycle(colour for colour in PALETTE if colour not in (IDENTITY, PROMPT)), strict=False
-    ):
-        xs, ys = _series(records, f"evaluation/{name}/mean")
-        axes.plot(xs, ys, color=colour, marker="o", markersize=4, label=name)
+    for key, color in zip(keys, cycle(_OTHER_COLORS), strict=False):
+        name = key.partition("/")[2].removesuffix("/mean")
+        axes.plot(*_series(records, key), color=color, marker="o", markersize=4, label=name)
     legend_above(axes)
 
 
 def _quadrants(axes: Axes, records: Records) -> None:
     axes.set_ylabel("share of images (%)")
-    xs, shares = _areas(axes, records, _QUADRANTS, 100.0)
-    told = shares.sum(0)
-    if (told < 99.9).any():
-        axes.fill_between(xs, told, 100.0, color=SILENT, linewidth=0, label="silent: no signal in a role")
-    for level in (50, 75):
-        label = "noise only: 50 / 25 / 25" if level == 50 else None
+    shares = _areas(axes, records, _QUADRANTS, 100)
+    for level, label in ((50, "noise only: 50 / 25 / 25"), (75, None)):
         axes.axhline(level, color=INK, linestyle="--", linewidth=1, label=label)
-    for key, style in (("share/no_signal_identity", "-."), ("share/no_signal_prompt", ":")):
-        xs, ys = _series(records, key)
+    for role, style in (("identity", "-."), ("prompt", ":")):
+        xs, ys = _series(records, f"share/no_signal_{role}")
         if np.nansum(ys) > 0:
-            label = f"no signal, {key.rpartition('_')[2]}"
-            axes.plot(xs, 100 * ys, color=INK, linestyle=style, marker=_marker(xs), label=label)
+            axes.plot(xs, 100 * ys, color=INK, linestyle=style, marker=_marker(xs), label=f"no signal, {role}")
     axes.set_ylim(0, 100)
-    handles, labels = axes.get_legend_handles_labels()
-    # The areas are named where they lie; the legend is for the rest.
-    named = {name for _, name, _ in _QUADRANTS}
-    lines = [(h, name) for h, name in zip(handles, labels, strict=True) if name not in named]
-    axes.legend(*zip(*lines, strict=True), loc="lower right", bbox_to_anchor=(1, 0.06))
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 0.06))
+    # The areas have their names on them, at the height they have in the first fifth of the run.
     early = shares[:, : math.ceil(shares.shape[1] / 5)].mean(axis=1)
-    middles = np.cumsum(early) - early / 2
-    for middle, (_, name, colour) in zip(middles, _QUADRANTS, strict=True):
-        plate = {"facecolor": colour, "edgecolor": "none", "pad": 1}  # no line through the word
-        at = axes.get_yaxis_transform()
-        axes.text(0.03, middle, name, transform=at, va="center", color=ON_AREA, bbox=plate)
+    for (label, color), middle in zip(_QUADRANTS.values(), np.cumsum(early) - early / 2, strict=True):
+        background = {"facecolor": color, "edgecolor": "none", "pad": 1}
+        axes.text(0.03, middle, label, transform=axes.get_yaxis_transform(), va="center", bbox=background)
 
 
-def _areas(
-    axes: Axes, records: Records, parts: Sequence[tuple[str, str, str]], factor: float = 1.0
-) -> tuple[Values, Values]:
-    """Stack areas of (key, label, colour), and return where they stand and their heights (parts, places)."""
-    whole = _with_all(records, [key for key, _, _ in parts])
-    xs = np.array([record["iteration"] for record in whole], dtype=np.float64)
-    stack = factor * np.array([[record[key] for record in whole] for key, _, _ in parts])
+def _areas(axes: Axes, records: Records, parts: Mapping[str, tuple[str, str]], factor: float = 1.0) -> Values:
+    """Stack areas of key -> (label, color), and return their heights, (parts, records)."""
+    complete = _complete(records, parts)
+    xs = np.array([record["iteration"] for record in complete], dtype=np.float64)
+    stack = factor * np.array([[record[key] for record in complete] for key in parts])
     if len(xs) == 1:  # an area needs a width
         xs, stack = np.array([xs[0] - 0.5, xs[0] + 0.5]), np.repeat(stack, 2, axis=1)
-    labels, colours = [label for _, label, _ in parts], [colour for _, _, colour in parts]
-    axes.stackplot(xs, stack, labels=labels, colors=colours, linewidth=0)
+    labels, colors = zip(*parts.values(), strict=True)
+    axes.stackplot(xs, stack, labels=labels, colors=colors, linewidth=0)
     axes.margins(x=0)
-    return xs, stack
+    return stack
 
 
-def _with_all(records: Records, keys: Sequence[str]) -> Records:
-    """The records with a finite value for each of the keys; none for no keys."""
-    return [r for r in records if keys and all(math.isfinite(_number(r.get(k))) for k in keys)]
-
-
-def _movement(axes: Axes, records: Records) -> None:
-    xs, ys = _series(records, "kl")
-    clipped_xs, clipped = _series(records, "clip_fraction")
-    right = axes
-    if len(xs):
-        axes.plot(xs, ys, color=PINK, marker=_marker(xs), markersize=5)
-        axes.set_ylabel("KL to the reference (nats per element)", color=PINK)
-        plain_numbers(axes.yaxis)
-        if len(clipped):
+def _distance(axes: Axes, records: Records) -> None:
+    has_kl = len(_series(records, "kl")[0]) > 0
+    if has_kl:
+        _line(axes, records, "kl", "KL to the reference (nats per element)", PINK)
+    if len(_series(records, "clip_fraction")[0]):
+        right = axes
+        if has_kl:
             right = axes.twinx()
             right.grid(visible=False)
             right.spines["right"].set_visible(True)
-    if len(clipped):
-        right.plot(clipped_xs, 100 * clipped, color=BLUE, linestyle="--", marker=_marker(xs), markersize=5)
-        right.set_ylabel("ratios clipped (%)", color=BLUE)
-        right.set_ylim(bottom=0)
+            axes.yaxis.label.set_color(PINK)
+        _line(right, records, "clip_fraction", "ratios clipped (%)", BLUE, 100)
+        right.get_lines()[-1].set_linestyle("--")
+        right.yaxis.label.set_color(BLUE)
 
 
-def _gradient(axes: Axes, records: Records) -> None:
-    axes.set_ylabel("norm before clipping")
-    xs, ys = _series(records, "gradient_norm")
-    axes.plot(xs, ys, color=INK, marker=_marker(xs), markersize=5)
-    known = ys[np.isfinite(ys)]
+def _gradient_norm(axes: Axes, records: Records) -> None:
+    _line(axes, records, "gradient_norm", "norm before clipping", INK)
+    known = _series(records, "gradient_norm")[1]
+    known = known[np.isfinite(known)]
     if known.min() > 0 and known.max() > 20 * known.min():
         axes.set_yscale("log")
-        plain_numbers(axes.yaxis)
+        axes.autoscale(axis="y")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _rate(axes: Axes, records: Records) -> None:
-    axes.set_ylabel("learning rate")
-    xs, ys = _series(records, "learning_rate")
-    axes.plot(xs, ys, color=INK, marker=_marker(xs), markersize=5)
-    axes.set_ylim(bottom=0)
-    plain_numbers(axes.yaxis)
-
-
-def _diversity(axes: Axes, records: Records) -> None:
-    axes.set_ylabel("rms difference of two pictures (%)")
-    xs, ys = _series(records, "diversity")
-    axes.plot(xs, 100 * ys, color=GREEN, marker=_marker(xs), markersize=5)
-    axes.set_ylim(bottom=0)
-
-
-def _seconds(axes: Axes, records: Records, keys: set[str]) -> None:
+def _seconds(axes: Axes, records: Records) -> None:
+    if _complete(records, _STAGES):
+        _areas(axes, records, _STAGES)
+    if len(_series(records, "seconds/total")[0]):
+        _line(axes, records, "seconds/total", "seconds", INK)
+        axes.get_lines()[-1].set(linewidth=1, label="total")
     axes.set_ylabel("seconds")
-    stages = [stage for stage in _STAGES if stage[0] in keys]
-    if _with_all(records, [key for key, _, _ in stages]):
-        _areas(axes, records, stages)
-    xs, ys = _series(records, "seconds/total")
-    if len(xs):
-        axes.plot(xs, ys, color=INK, linewidth=1, marker=_marker(xs), markersize=5, label="total")
     axes.set_ylim(bottom=0)
     legend_above(axes)

@@ -1,4 +1,4 @@
-"""Callbacks for what a run's report shows: sample grids, groups, the weight schedule, warnings, the report."""
+"""The callback that stores what a run's report shows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from customized_grpo.evaluation import Evaluation, evaluation_grid
-from customized_grpo.figures.weights import schedule
-from customized_grpo.reporting.show import findings_of, sample_grid, show, warning_of
+from customized_grpo.figures.schedule import schedule
+from customized_grpo.reporting.collect import collect
+from customized_grpo.reporting.show import show, warning_line
 from customized_grpo.reporting.snapshots import keep_groups, keep_samples
+from customized_grpo.reporting.warnings import find_warnings
 from customized_grpo.trainer.base import BaseTrainer
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.credit import weights_of
@@ -20,10 +22,10 @@ from customized_grpo.trainer.trackers import TrackerCallback
 
 
 class ReportCallback(TrainerCallback):
-    """Keep sample images and groups every few iterations, print warnings, and write the report at the end.
+    """Store sample images and groups every few iterations, print warnings, and write the report at the end.
 
     Args:
-        console: Where warnings and the final table of scores are printed; standard output where none is given.
+        console: Console for warnings and the final table of scores. Default: standard output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -39,7 +41,7 @@ class ReportCallback(TrainerCallback):
         title = "read at shuffled positions, not at the step" if shuffled else None
         schedule(run / "weights.png", *weights_of(config.method, config.rollout.steps), sigmas=sigmas[:-1], title=title)
         if trainer.base_evaluation is not None:
-            self._keep(trainer, 0, trainer.base_evaluation)
+            self._store(trainer, 0, trainer.base_evaluation)
 
     def on_groups(self, trainer: BaseTrainer, groups: Groups) -> None:
         keep_groups(trainer.output_dir, trainer.iteration, groups)
@@ -47,10 +49,10 @@ class ReportCallback(TrainerCallback):
     def on_evaluate(self, trainer: BaseTrainer, evaluation: Evaluation) -> None:
         if not trainer.is_main or trainer.eval_dataset is None:
             return
-        self._keep(trainer, trainer.iteration, evaluation)
+        self._store(trainer, trainer.iteration, evaluation)
         base = {} if trainer.base_evaluation is None else {"base": trainer.base_evaluation}
         columns = {**base, f"iteration {trainer.iteration}": evaluation}
-        grid = sample_grid(trainer.output_dir, trainer.iteration)
+        grid = trainer.output_dir / "samples" / f"iteration-{trainer.iteration:06d}.png"
         evaluation_grid(grid, trainer.eval_dataset, trainer.config.evaluation.images, columns)
         for callback in trainer.callbacks:
             if isinstance(callback, TrackerCallback):
@@ -58,9 +60,9 @@ class ReportCallback(TrainerCallback):
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
         if trainer.is_main and any(key.startswith("evaluation/") for key in metrics):
-            for finding in findings_of(trainer.config, trainer.output_dir):
+            for finding in find_warnings(trainer.config, collect(trainer.output_dir, trainer.config).records):
                 if (finding.kind, finding.about) not in self._warned:
-                    self._console.print(Text(warning_of(finding)), soft_wrap=True)
+                    self._console.print(Text(warning_line(finding)), soft_wrap=True)
                 self._warned.add((finding.kind, finding.about))
 
     def on_train_end(self, trainer: BaseTrainer) -> None:
@@ -68,7 +70,7 @@ class ReportCallback(TrainerCallback):
         if trainer.is_main and base is not None and tuned is not None and held_out is not None:
             show(trainer.config, trainer.output_dir, held_out, base, tuned, self._console)
 
-    def _keep(self, trainer: BaseTrainer, iteration: int, evaluation: Evaluation) -> None:
+    def _store(self, trainer: BaseTrainer, iteration: int, evaluation: Evaluation) -> None:
         assert trainer.eval_dataset is not None
         images = trainer.config.evaluation.images
         keep_samples(trainer.output_dir, iteration, trainer.eval_dataset, images, evaluation)

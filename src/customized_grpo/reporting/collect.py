@@ -1,7 +1,8 @@
-"""What a run's folder holds, read for its report. Whatever an unfinished or older run lacks is empty here."""
+"""Read a run's folder for its report. Whatever an unfinished or older run lacks is empty here."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from customized_grpo.reporting.snapshots import GroupChoice, Samples, read_group
 from customized_grpo.utils.machine import STARTS
 from customized_grpo.utils.records import RecordError, read_records
 
+Records = Sequence[Mapping[str, Any]]
+Series = list[tuple[int, float]]
+"""(iteration, value) in the order of the iterations; all values are finite."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -27,11 +32,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as far as it has come.
+    """One run, finished or not.
 
-    `records` are those of metrics.jsonl, by rising iteration, after one of iteration 0 with the base model's
-    evaluation where there is one. `starts` say what each start ran with. `samples` and `groups` are kept
-    pictures by their folder. `notes` say what a reader has to know of what is missing.
+    Attributes:
+        records: Records of metrics.jsonl, after one of iteration 0 with the base model's evaluation if there is one.
+        starts: Versions and hardware of each start.
+        base: Evaluation of the base model.
+        tuned: Newest evaluation of the tuned model.
+        samples: Stored samples by their folder.
+        groups: Stored groups by their folder.
+        notes: Sentences about what is missing.
     """
 
     folder: Path
@@ -47,7 +57,7 @@ class Run:
 
     @property
     def iterations(self) -> int:
-        """How many are done."""
+        """Number of finished iterations."""
         return int(self.records[-1]["iteration"]) if self.records else 0
 
     @property
@@ -58,9 +68,16 @@ class Run:
 def collect(folder: Path, config: Config) -> Run:
     """Read the folder of a run with that configuration.
 
-    Raises RecordError where a whole line of its records is damaged or holds no iteration.
+    Raises:
+        RecordError: A complete line of its records is damaged or has no iteration.
     """
-    records = _records(folder / "metrics.jsonl")
+    records = _lines(folder / "metrics.jsonl")
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record.get("iteration"), int):
+            raise RecordError(
+                f"{folder}/metrics.jsonl:{number}: iteration is missing or not an integer; remove the line"
+            )
+    records.sort(key=lambda record: int(record["iteration"]))
     done = records[-1]["iteration"] if records else 0
     base, tuned, other = _evaluations(folder / "evaluation", config)
     if base is not None:
@@ -74,42 +91,49 @@ def collect(folder: Path, config: Config) -> Run:
         _lines(folder / STARTS),
         base,
         tuned,
-        # A process that was killed may have drawn pictures of an iteration that is to be done again.
-        {at: kept for at, kept in read_samples(folder).items() if kept.iteration <= done},
-        {at: kept for at, kept in read_groups(folder).items() if kept.iteration <= done},
+        # A process that was killed may have stored images of an iteration that a resumed run repeats.
+        {path: stored for path, stored in read_samples(folder).items() if stored.iteration <= done},
+        {path: stored for path, stored in read_groups(folder).items() if stored.iteration <= done},
         list(_notes(config, done, base, tuned, other)),
     )
 
 
 def changes(config: Config) -> Iterator[Change]:
-    """What differs from the defaults of the run's model, key by key."""
+    """Yield the settings that differ from the defaults of the run's model, without secrets."""
     default = _flat(base_config(config.policy).model_dump(mode="json"))
     mine = _flat(hide_secrets(config.model_dump(mode="json")))
     for key in dict.fromkeys([*default, *mine]):
-        if default.get(key) != mine.get(key):
-            yield Change(key, _shown(default, key), _shown(mine, key))
+        before, after = (
+            ("null" if values[key] is None else str(values[key])) if key in values else "absent"
+            for values in (default, mine)
+        )
+        if before != after:
+            yield Change(key, before, after)
+
+
+def series(records: Records, key: str) -> Series:
+    """Return the finite values of a metric."""
+    return [(record["iteration"], float(record[key])) for record in records if finite(record.get(key))]
+
+
+def finite(value: object) -> bool:
+    """Tell whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def in_steps(values: Sequence[Any], most: int) -> list[Any]:
+    """Return at most `most` of the values, evenly spread, with the first and the last."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and value:
         return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}" if key else name).items()}
     if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
-        return {k: v for i, part in enumerate(value) for k, v in _flat(part, f"{key}.{i}").items()}
+        return _flat({f"{key}.{i}": part for i, part in enumerate(value)})
     return {key: value}
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    if key not in values:
-        return "not there"
-    return "null" if values[key] is None else str(values[key])
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    records = _lines(path)
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("iteration"), int):
-            raise RecordError(f"{path}:{number}: iteration is missing or not a whole number; remove the line")
-    return sorted(records, key=lambda record: int(record["iteration"]))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -117,17 +141,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _evaluations(folder: Path, config: Config) -> tuple[Evaluation | None, Evaluation | None, bool]:
-    """Base, tuned, and whether they were drawn with other settings than the run's, as `cgrpo evaluate` may."""
+    """Return the base's and the tuned model's evaluation, and whether their settings are not those of the run."""
     base, tuned = (read_evaluation(folder / name, config.evaluation) for name in ("base", "tuned"))
     if base is not None and tuned is not None:
         return base, tuned, False
-    others = [read_evaluation(folder / name, None) for name in ("base", "tuned")]
-    comparable = all(one is not None for one in others) and len({_shape(one) for one in others if one}) == 1
-    return (others[0], others[1], True) if comparable else (base, None, False)
+    other_base, other_tuned = (read_evaluation(folder / name, None) for name in ("base", "tuned"))
+    if other_base is not None and other_tuned is not None and _shape(other_base) == _shape(other_tuned):
+        return other_base, other_tuned, True
+    return base, None, False
 
 
-def _shape(evaluation: Evaluation) -> tuple[tuple[str, int], ...]:
-    return tuple((name, len(values)) for name, values in sorted(evaluation.scores.items()))
+def _shape(evaluation: Evaluation) -> dict[str, int]:
+    return {name: len(values) for name, values in evaluation.scores.items()}
 
 
 def _notes(config: Config, done: int, base: Evaluation | None, tuned: Evaluation | None, other: bool) -> Iterator[str]:
@@ -140,11 +165,4 @@ def _notes(config: Config, done: int, base: Evaluation | None, tuned: Evaluation
     if tuned is None:
         yield "The tuned model has not been evaluated yet."
     if other:
-        yield "The evaluation was drawn with other settings than the run's own."
-
-
-def in_steps(values: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` of the values, evenly spread, the first and the last among them."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
+        yield "The evaluation has other settings than those of the run."

@@ -1,59 +1,87 @@
-"""A run's LoRA as a folder for the hub: the weights, a model card, the picture of before and after."""
+"""A run's LoRA as a folder for the hub: the weights, a model card, the image of before and after."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 
-from customized_grpo.config import ConfigError
+from customized_grpo.config import Config, ConfigError
 from customized_grpo.evaluation import read_evaluation
-from customized_grpo.reporting.card import Scores, model_card
-from customized_grpo.reporting.export import finished_run, new_folder_at
+from customized_grpo.reporting.card import model_card
 from customized_grpo.reporting.snapshots import read_samples
-from customized_grpo.trainer.credit import reward_name
-from customized_grpo.trainer.folder import LORA, LORA_FILE
+from customized_grpo.trainer.checkpoint import checkpointed_iterations
+from customized_grpo.trainer.folder import LORA, LORA_FILE, open_run
+from customized_grpo.utils.records import aside, move_folder
 
 PICTURE = "before-after.png"
 _PROMPTS = 3
 
 
 def export_run(run: Path, out: Path) -> None:
-    """Write the LoRA in diffusers' form, README.md and, where the run has it, before-after.png to the folder `out`.
+    """Write a run's LoRA in diffusers' format, README.md and, if the run has it, before-after.png to a folder.
 
-    The card holds the run's configuration without paths, addresses and secrets. The picture and the prompts of the
-    card are the run's own held-out data.
+    The card contains the run's configuration without local paths, addresses and secrets. Its image and prompts are
+    held-out data of the run.
+
+    Args:
+        run: Folder of a finished run.
+        out: Folder to write; it must be empty or absent.
 
     Raises:
-        ConfigError: the run is not finished, has no LoRA, or `out` holds something.
+        ConfigError: The run is not finished or has no LoRA, or `out` is not empty.
     """
     config = finished_run(run)
-    weights = run / LORA / LORA_FILE
+    weights, picture = run / LORA / LORA_FILE, run / PICTURE
     if not weights.is_file():
-        raise ConfigError(f"{run}: all weights were tuned (policy.lora is null), there is no LoRA; use cgrpo merge")
-    with new_folder_at(out) as folder:
+        raise ConfigError(
+            f"{run}: there is no LoRA, because all weights were trained (policy.lora is null); use cgrpo merge"
+        )
+    base, tuned = (read_evaluation(run / "evaluation" / name, config.evaluation) for name in ("base", "tuned"))
+    samples = list(read_samples(run).values())
+    prompts = dict.fromkeys(pair.prompt for pair in samples[-1].pairs) if samples else ()
+    with new_folder(out) as folder:
         shutil.copyfile(weights, folder / weights.name)
-        picture = run / PICTURE
         if picture.is_file():
             with Image.open(picture) as image:
-                image.convert("RGB").save(folder / PICTURE)  # pixels alone: no metadata
-        card = model_card(config, _scores(run), _prompts(run), PICTURE if picture.is_file() else None)
+                image.convert("RGB").save(folder / PICTURE)  # pixels only, without metadata
+        evaluations = (base, tuned) if base is not None and tuned is not None else None
+        card = model_card(config, evaluations, list(prompts)[:_PROMPTS], PICTURE if picture.is_file() else None)
         card.save(folder / "README.md")
 
 
-def _scores(run: Path) -> Scores | None:
-    """The run's scores before and after; None where it was not evaluated by its own settings."""
-    config = finished_run(run)
-    base, tuned = (read_evaluation(run / "evaluation" / name, config.evaluation) for name in ("base", "tuned"))
-    if base is None or tuned is None:
-        return None
-    watched = {reward_name(monitor) for monitor in config.evaluation.monitors}
-    rows = [(name, name in watched, base.mean(name), tuned.mean(name)) for name in base.scores if name in tuned.scores]
-    return Scores(rows, len(tuned.pictures))
+def finished_run(run: Path) -> Config:
+    """Return the configuration of a finished run, which may have no checkpoints any more.
+
+    Raises:
+        ConfigError: The folder is no run, or the run is not finished.
+    """
+    config = open_run(run)
+    done = checkpointed_iterations(run)
+    if not (run / LORA).is_dir() or 0 < done < config.train.iterations:
+        raise ConfigError(
+            f"{run}: not finished, {done} of {config.train.iterations} iterations are done; "
+            f"continue it with cgrpo train --resume {run}"
+        )
+    return config
 
 
-def _prompts(run: Path) -> list[str]:
-    """A few of the prompts that the run's held-out pictures were drawn by."""
-    kept = list(read_samples(run).values())
-    return list(dict.fromkeys(pair.prompt for pair in kept[-1].pairs))[:_PROMPTS] if kept else []
+def check_empty(out: Path) -> None:
+    """Raise ConfigError if `out` is a file or a folder that is not empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty; give another --out")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `out` when the block succeeds. Raise ConfigError if `out` is not empty."""
+    check_empty(out)
+    temporary = aside(out.resolve())
+    try:
+        yield temporary
+        move_folder(temporary, out.resolve())
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The whole pipeline with a run's change in its weights."""
+"""The whole pipeline with a run's changes merged into its weights."""
 
 from __future__ import annotations
 
@@ -8,46 +8,44 @@ from pathlib import Path
 import torch
 
 from customized_grpo.config import ConfigError
-from customized_grpo.reporting.export import check_free, finished_run, new_folder_at
+from customized_grpo.reporting.lora import check_empty, finished_run, new_folder
 from customized_grpo.trainer.parts import policy_with_adapter
 from customized_grpo.utils.records import write_json
 
-#: All parts on the CPU and as they were published, whatever room the run had for them.
+#: All parts on the CPU and as published, whatever the run needed to fit its memory.
 _WHOLE = {
     "device": "cpu", "quantise": None, "quantise_text_encoders": None, "conditions": None, "offload": False,
     "compile": False,
 }  # fmt: skip
-_PLACE = "_name_or_path"  #: key under which diffusers and transformers note where a part was loaded from
+_PLACE = "_name_or_path"  #: key under which diffusers and transformers store the folder that a part was loaded from
 
 
 def merge_run(run: Path, out: Path, dtype: str | None = None) -> None:
-    """Write the run's pipeline, its LoRA or its tuned weights merged in, to the folder `out`.
+    """Write a run's pipeline with its LoRA or its tuned weights merged in, as safetensors only.
 
-    All weights are safetensors of `dtype` (policy.dtype of the run where it is None). They are merged on the CPU,
-    which needs the memory of the whole pipeline; a LoRA that was trained on a quantised base goes into the
-    published weights.
+    Weights are merged on the CPU, which needs memory for the whole pipeline. A LoRA that was trained on a quantised
+    base is merged into the published weights.
+
+    Args:
+        run: Folder of a finished run.
+        out: Folder to write; it must be empty or absent.
+        dtype: Type of the weights. None: the run's policy.dtype.
 
     Raises:
-        ConfigError: the run is not finished, `out` holds something, or the policy is no pipeline of diffusers.
-        ModelError: the model or the LoRA cannot be loaded.
+        ConfigError: The run is not finished, `out` is not empty, or the policy is no pipeline of diffusers.
+        ModelError: The model or the LoRA cannot be loaded.
     """
     config = finished_run(run)
-    check_free(out)
-    from customized_grpo.policies.pipelines import PipelinePolicy  # seconds, which a mistake need not wait for
+    check_empty(out)
+    from customized_grpo.policies.pipelines import PipelinePolicy  # takes seconds, so errors come first
 
     whole = config.policy.model_copy(update=_WHOLE)
     policy = policy_with_adapter(config.model_copy(update={"policy": whole}), run)
     if not isinstance(policy, PipelinePolicy):
-        raise ConfigError(f"policy.kind: {config.policy.kind} is no pipeline of diffusers, which alone can be merged")
-    with new_folder_at(out) as folder:
+        raise ConfigError(f"policy.kind: {config.policy.kind} is no pipeline of diffusers; only those can be merged")
+    with new_folder(out) as folder:
         policy.save_merged(folder, getattr(torch, dtype or config.policy.dtype))
-        _forget_places(folder)
-
-
-def _forget_places(folder: Path) -> None:
-    """Take out where the parts were loaded from: paths of this machine."""
-    for path in [folder / "model_index.json", *folder.glob("*/*.json")]:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and _PLACE in values:
-            del values[_PLACE]
-            write_json(path, values)
+        for path in [folder / "model_index.json", *folder.glob("*/*.json")]:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(values, dict) and values.pop(_PLACE, None) is not None:  # a path of this machine
+                write_json(path, values)

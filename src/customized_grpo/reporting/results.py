@@ -1,25 +1,22 @@
-"""What a run came to: each score of the base and of the tuned model, and how sure its change is."""
+"""The result of a run: each score of the base and of the tuned model, with the uncertainty of its change."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+
+import numpy as np
 
 from customized_grpo.evaluation import axes_of, guards_of
 from customized_grpo.reporting.collect import Run
-from customized_grpo.reporting.series import mean
 
-_CERTAIN = 1.96  # standard errors of a 95% interval
-
-Course = Literal["rose", "fell", "unclear"]
+_Z95 = 1.96  # standard errors of a 95% interval
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the pairs of the evaluation; `low` and `high` bound the change by a 95% interval over pairs
-    (normal; None for a single pair)."""
+    """Means over the evaluation's pairs. `low` and `high` are a normal 95% interval of the change, or None."""
 
     name: str
     base: float
@@ -34,19 +31,20 @@ class Score:
 
     @property
     def percent(self) -> float | None:
-        """Of the base; None of a guard and where the base is 0."""
+        """Change in percent of the base; None for a guard or a base of 0."""
         return 100 * self.change / abs(self.base) if self.base and not self.guard else None
 
     @property
-    def course(self) -> Course:
+    def course(self) -> str:
+        """ "rose", "fell", or "" if the interval contains 0."""
         if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return "unclear"
+            return ""
         return "rose" if self.low > 0 else "fell"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All scores by name, the (identity, prompt) ones of each plane, and one sentence."""
+    """All scores by name, the (identity, prompt) scores of each plane, the number of pairs, and one sentence."""
 
     scores: dict[str, Score]
     planes: dict[str, tuple[Score, Score]]
@@ -55,11 +53,12 @@ class Outcome:
 
 
 def outcome(run: Run) -> Outcome | None:
-    """None where base and tuned are not both evaluated."""
+    """Return the result, or None before base and tuned model are both evaluated."""
     if run.base is None or run.tuned is None:
         return None
+    pairs = len({path.stem.partition("-")[0] for path in run.base.pictures})  # files are named PAIR-NUMBER
+    images = max(1, len(run.base.pictures) // max(1, pairs))
     guards = guards_of(run.config)
-    images = max(1, len(run.base.pictures) // max(1, _pairs(run)))
     scores = {
         name: _score(name, values, run.tuned.scores[name], images, name in guards)
         for name, values in run.base.scores.items()
@@ -70,48 +69,32 @@ def outcome(run: Run) -> Outcome | None:
         for plane, (identity, prompt) in axes_of(run.config).items()
         if identity in scores and prompt in scores
     }
-    return Outcome(scores, planes, _pairs(run), _headline(planes, finished=run.finished))
+    return Outcome(scores, planes, pairs, _headline(planes) + ("" if run.finished else ", so far"))
 
 
-def _pairs(run: Run) -> int:
-    """Pictures are named by their pair and their number in it."""
-    assert run.base is not None
-    return len({path.stem.partition("-")[0] for path in run.base.pictures})
-
-
-def _score(name: str, base: list[float], tuned: list[float], images: int, guard: bool) -> Score:
-    # Pairs, not their pictures, are what was sampled.
-    differences = [
-        mean([after - before for before, after in zip(base[i : i + images], tuned[i : i + images], strict=True)])
-        for i in range(0, len(base), images)
-    ]
-    middle, count = mean(differences), len(differences)
+def _score(name: str, base: Sequence[float], tuned: Sequence[float], images: int, guard: bool) -> Score:
+    # Pairs are the independent samples, not their images.
+    by_pair = np.subtract(tuned, base).reshape(-1, images).mean(1)
     low = high = None
-    if count > 1:
-        deviation = math.sqrt(sum((value - middle) ** 2 for value in differences) / (count - 1))
-        reach = _CERTAIN * deviation / math.sqrt(count)
-        low, high = middle - reach, middle + reach
-    return Score(name, mean(base), mean(tuned), low, high, guard)
+    if len(by_pair) > 1:
+        middle, reach = by_pair.mean(), _Z95 * by_pair.std(ddof=1) / math.sqrt(len(by_pair))
+        low, high = float(middle - reach), float(middle + reach)
+    return Score(name, float(np.mean(base)), float(np.mean(tuned)), low, high, guard)
 
 
-def _headline(planes: Mapping[str, tuple[Score, Score]], *, finished: bool) -> str:
-    """By the independent judges where there are any."""
+def _headline(planes: Mapping[str, tuple[Score, Score]]) -> str:
+    """Summarize the scores of independent monitors, or of the rewards if there are none."""
     if not planes:
-        return "The run's result"
-    plane = "independent" if "independent" in planes else "rewards"
-    courses = {role: score.course for role, score in zip(("identity", "prompt"), planes[plane], strict=True)}
-    by = "by judges it never trained on" if plane == "independent" else "by the rewards it trained on"
-    rose, fell = ([role for role, course in courses.items() if course == kind] for kind in ("rose", "fell"))
-    if len(rose) == 2:
-        told = "Identity and prompt both rose"
-    elif len(fell) == 2:
-        told = "Identity and prompt both fell"
-    elif rose and fell:
-        told = f"{rose[0].capitalize()} rose at the expense of {'the prompt' if fell[0] == 'prompt' else 'identity'}"
-    elif rose or fell:
-        moved, verb = (rose[0], "rose") if rose else (fell[0], "fell")
-        still = "prompt" if moved == "identity" else "identity"
-        told = f"{moved.capitalize()} {verb}; the change of {still} is within its noise"
+        return "The result of the run"
+    independent = "independent" in planes
+    identity, prompt = (score.course for score in planes["independent" if independent else "rewards"])
+    by = "by independent monitors" if independent else "by the rewards it was trained on"
+    if identity == prompt:
+        text = f"Identity and prompt both {identity}" if identity else "No change beyond the noise of the evaluation"
+    elif identity and prompt:
+        text = f"Identity {identity}, the prompt score {prompt}"
+    elif identity:
+        text = f"Identity {identity}; the change of prompt is within its noise"
     else:
-        told = "No change beyond the noise of the evaluation"
-    return f"{told}, {by}" + ("" if finished else ", so far")
+        text = f"Prompt {prompt}; the change of identity is within its noise"
+    return f"{text}, {by}"

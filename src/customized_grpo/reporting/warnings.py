@@ -1,31 +1,31 @@
-"""What in a run's curves should worry a reader: pure functions of its records, each threshold a constant here.
+"""Warnings about a run's curves: pure functions of its records, with each threshold as a constant.
 
-They look for what is known to go wrong in reinforcement learning of generators; a run without a finding is not
-thereby a good one. Records may begin with one of iteration 0, the evaluation of the base model.
+They look for known failures of reinforcement learning of generators. A run without a warning is not necessarily good.
+Records may begin with one of iteration 0, the evaluation of the base model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Literal
 
 from customized_grpo.config import Config, DataConfig, RewardConfig
 from customized_grpo.data import WORLDS
 from customized_grpo.protocols import ROLES, Role
-from customized_grpo.reporting.series import Records, Series, changes_in_percent, finite, mean, series
+from customized_grpo.reporting.collect import Records, Series, finite, series
 from customized_grpo.trainer.credit import reward_name
 
-PARTED = 2.0  #: percent of its first value that a score must rise, and its rival fall, to have parted
+PARTED = 2.0  #: percent of its first value that a score must rise, and another fall
 PASTED = 5.0  #: points of 100 that a guard must rise
-COLLAPSED = 0.5  #: share of the first diversity under which it has collapsed
+COLLAPSED = 0.5  #: share of the first diversity below which it has collapsed
 DEAD = 0.5  #: share of groups without signal
-VETOED = 0.5  #: share of pictures that guards have vetoed
-EXPLODED = 10.0  #: times the median of the whole run
-KL_LIMIT = 1.0  #: nats per latent element, where no picture is what the base model would draw
-PINNED = 0.75  #: share of the clip fraction that is possible at all
-LEAST = 6  #: iterations below which nothing is said of a curve's course
+VETOED = 0.5  #: share of images that guards have vetoed
+EXPLODED = 10.0  #: multiple of the median of the whole run
+KL_LIMIT = 1.0  #: nats per latent element, where no image resembles one of the base model
+PINNED = 0.75  #: share of the highest possible clip fraction
+LEAST = 6  #: iterations below which a curve has no trend
 
 Kind = Literal[
     "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping", "not finite",
@@ -35,17 +35,20 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Finding:
-    """One warning: what is seen, since which iteration (None: no single one), what may help, and of what it is."""
+    """One warning: the observation, the iteration where it began (None: no single one), a remedy.
+
+    `about` is the role or the score, for kinds that can be found of several.
+    """
 
     kind: Kind
     told: str
     iteration: int | None
     remedy: str
-    about: str = ""  #: the role or the score, where a kind can be found of several
+    about: str = ""
 
 
 def find_warnings(config: Config, records: Records) -> list[Finding]:
-    """All findings of a run, the gravest kinds first."""
+    """Return all warnings of a run, the most serious kinds first."""
     rewards = {role: _evaluated(config.rewards, role, records) for role in ROLES}
     monitors = {role: _evaluated(config.evaluation.monitors, role, records) for role in ROLES}
     guards = _evaluated([*config.rewards, *config.evaluation.monitors], "guard", records)
@@ -64,17 +67,8 @@ def find_warnings(config: Config, records: Records) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
-def not_held_out(data: DataConfig, evaluation: DataConfig) -> Finding | None:
-    """The file or folder that is trained on is the one that scores are told of."""
-    if data.path in WORLDS or data.path != evaluation.path:
-        return None
-    told = f"The scores called held-out are of {data.path}, which is trained on: they say nothing of other subjects."
-    return Finding("not held out", told, None, "Set evaluation.data.path to pairs that are not trained on.")
-
-
 def notes_of(config: Config, findings: Iterable[Finding]) -> dict[str, str]:
-    """By the score's name a few words, where it has parted from the independent judges of its role, or is a guard that
-    has risen; with the iteration since when."""
+    """Return a short note by the score's name: a score that parted from its independent monitors, a guard that rose."""
     notes: dict[str, str] = {}
     for finding in findings:
         since = "" if finding.iteration is None else f" at iteration {finding.iteration}"
@@ -86,125 +80,124 @@ def notes_of(config: Config, findings: Iterable[Finding]) -> dict[str, str]:
     return notes
 
 
+def not_held_out(data: DataConfig, evaluation: DataConfig) -> Finding | None:
+    """Warn if the evaluation uses the pairs of the training."""
+    if data.path in WORLDS or data.path != evaluation.path:
+        return None
+    text = f"The held-out scores are of {data.path}, which is also the training data: they do not show generalization."
+    return Finding("not held out", text, None, "Set evaluation.data.path to pairs that are not used for training.")
+
+
 def not_finite(records: Records) -> Finding | None:
-    """A loss, gradient norm or KL that was written as null: it was infinite or not a number."""
+    """Warn of a loss, gradient norm or KL that was infinite or not a number, which is written as null."""
     for record in records:
         for key in ("loss", "gradient_norm", "kl"):
             if key in record and not finite(record[key]):
-                told = f"The {key.replace('_', ' ')} is not a number at iteration {record['iteration']}."
-                return Finding("not finite", told, record["iteration"], "Lower train.learning_rate or rollout.eta.")
+                text = f"The {key.replace('_', ' ')} is not a number at iteration {record['iteration']}."
+                return Finding("not finite", text, record["iteration"], "Lower train.learning_rate or rollout.eta.")
     return None
 
 
 def reward_hacking(role: Role, rewards: Iterable[Series], monitors: Iterable[Series]) -> Finding | None:
-    """Held-out rewards of a role rise while its independent judges fall: by PARTED percent each, since the judges'
-    last maximum, in the mean of the last two evaluations."""
+    """Warn if held-out rewards of a role rise while its independent monitors fall.
+
+    Both by PARTED percent since the monitors' last maximum, in the mean of the last two evaluations.
+    """
     reward, monitor = _mean_change(rewards), _mean_change(monitors)
     common = sorted(reward.keys() & monitor.keys())
     if len(common) < 3:
         return None
     parting = max(common, key=lambda iteration: (monitor[iteration], iteration))
-    after = [iteration for iteration in common if iteration > parting]
+    after = [iteration for iteration in common if iteration > parting][-2:]
     if len(after) < 2:
         return None
-    risen = mean([reward[i] for i in after[-2:]]) - reward[parting]
-    fallen = monitor[parting] - mean([monitor[i] for i in after[-2:]])
+    risen = fmean(reward[i] for i in after) - reward[parting]
+    fallen = monitor[parting] - fmean(monitor[i] for i in after)
     if risen < PARTED or fallen < PARTED:
         return None
-    told = (
+    text = (
         f"Since iteration {parting} the {role} reward has risen by {risen:.1f}% of its first value, while the "
-        f"independent judges of {role} have fallen by {fallen:.1f}%: the policy may be learning the reward's mistakes."
+        f"independent {role} monitors have fallen by {fallen:.1f}%: the policy may be exploiting errors of the reward."
     )
-    remedy = f"Take the checkpoint nearest to iteration {parting}, or add a second {role} reward."
-    return Finding("hacking", told, parting, remedy, role)
+    remedy = f"Use the checkpoint nearest to iteration {parting}, or add a second {role} reward."
+    return Finding("hacking", text, parting, remedy, role)
 
 
 def competition(rewards: Mapping[Role, Iterable[Series]]) -> Finding | None:
-    """One role's held-out reward has risen and the other's fallen, by PARTED percent each, since the first."""
+    """Warn if one role's held-out reward has risen and the other's fallen, by PARTED percent each, since the first."""
     changes = {role: _mean_change(values) for role, values in rewards.items()}
-    late = {role: mean(list(change.values())[-2:]) for role, change in changes.items() if len(change) > 2}
+    late = {role: fmean(list(change.values())[-2:]) for role, change in changes.items() if len(change) > 2}
     if len(late) < 2 or max(late.values()) < PARTED or min(late.values()) > -PARTED:
         return None
     winner, loser = max(late, key=lambda role: late[role]), min(late, key=lambda role: late[role])
-    told = f"Held-out {winner} has risen by {late[winner]:.1f}% while {loser} has fallen by {-late[loser]:.1f}%."
+    text = f"Held-out {winner} has risen by {late[winner]:.1f}% while {loser} has fallen by {-late[loser]:.1f}%."
     since = max(changes[loser], key=lambda iteration: (changes[loser][iteration], iteration))
     remedy = (
-        f"Weigh {loser} more: method.weighting=tdw, or method.combine=advantages with a weight above 1 on its reward."
+        f"Weight {loser} more: method.weighting=tdw, or method.combine=advantages and a weight above 1 of its reward."
     )
-    return Finding("competition", told, since, remedy)
+    return Finding("competition", text, since, remedy)
 
 
 def copy_paste(name: str, guard: Series) -> Finding | None:
-    """A guard has risen by PASTED points since the first, in the mean of the last two evaluations."""
-    if len(guard) < 3:
-        return None
-    risen = mean([value for _, value in guard[-2:]]) - guard[0][1]
-    if risen < PASTED:
+    """Warn if a guard has risen by PASTED points since the first, in the mean of the last two evaluations."""
+    if len(guard) < 3 or (risen := _mean(guard[-2:]) - guard[0][1]) < PASTED:
         return None
     since = _since(guard, lambda value: value >= guard[0][1] + PASTED, window=1)
-    told = f"The guard {name} has risen by {risen:.1f} points, from {guard[0][1]:.1f}: pictures repeat their reference."
-    return Finding("copy-paste", told, since, "Weigh the prompt more, or give masks with the references.", name)
+    text = f"The guard {name} has risen by {risen:.1f} points, from {guard[0][1]:.1f}: images copy their reference."
+    return Finding("copy-paste", text, since, "Weight the prompt more, or give masks with the references.", name)
 
 
 def diversity_collapse(diversity: Series) -> Finding | None:
-    """The pictures of a group differ by less than COLLAPSED of what they did, in the mean of a fifth of the run."""
+    """Warn if images of a group differ by less than COLLAPSED of their first difference, in the mean of a fifth."""
     if len(diversity) < LEAST:
         return None
-    width = _fifth(diversity)
-    early = mean([value for _, value in diversity[:width]])
-    late = mean([value for _, value in diversity[-width:]])
-    if late >= COLLAPSED * early:
-        return None
-    told = f"The pictures of a group differ by {100 * late:.2f}% of full contrast; at first it was {100 * early:.2f}%."
-    since = _since(diversity, lambda value: value < COLLAPSED * early, width)
-    return Finding("diversity", told, since, "Raise rollout.eta, or lower train.learning_rate or set train.kl_weight.")
+    early = _mean(diversity[: _fifth(diversity)])
+    text = "The images of a group differ by {:.2%} of full contrast; " + f"at first it was {early:.2%}."
+    remedy = "Raise rollout.eta, or lower train.learning_rate or set train.kl_weight."
+    return _late("diversity", diversity, lambda value: value < COLLAPSED * early, text, remedy)
 
 
 def dead_groups(role: Role, shares: Series) -> Finding | None:
-    """More than DEAD of the groups have no signal in a role, in the mean of the last fifth of the run."""
-    if (found := _at_last(shares, DEAD)) is None:
-        return None
-    late, since = found
-    told = f"In {late:.0%} of the groups all pictures have the same {role} score: they teach nothing of {role}."
-    remedy = f"Take a finer {role} reward, a larger rollout.group_size or eta."
-    return Finding("dead groups", told, since, remedy, role)
+    """Warn if DEAD of the groups or more have no signal in a role, in the mean of the last fifth of the run."""
+    text = f"In {{:.0%}} of the groups all images have the same {role} score, so they give no signal for {role}."
+    remedy = f"Use a finer {role} reward, a larger rollout.group_size or eta."
+    return _late("dead groups", shares, lambda value: value >= DEAD, text, remedy, role)
 
 
 def many_vetoes(shares: Series) -> Finding | None:
-    """Guards have vetoed more than VETOED of the pictures, in the mean of the last fifth of the run."""
-    if (found := _at_last(shares, VETOED)) is None:
-        return None
-    late, since = found
-    told = f"Guards veto {late:.0%} of the pictures: what is learnt comes from the others alone."
-    return Finding("vetoes", told, since, "Raise the guard's limit, weigh the prompt more, or give masks.")
-
-
-def kl_explosion(kl: Series) -> Finding | None:
-    """The KL to the base model lies above KL_LIMIT, or above EXPLODED times its median, in the mean of the last
-    three iterations. Steady growth, even by the cube of the iteration, stays below."""
-    if len(kl) < LEAST:
-        return None
-    late, usual = mean([value for _, value in kl[-3:]]), median(value for _, value in kl)
-    bound = min(KL_LIMIT, EXPLODED * usual)
-    if late <= bound:
-        return None
-    told = f"The KL to the base model is {late:.2g} nats per element; its median over the run is {usual:.2g}."
-    since = _since(kl, lambda value: value > bound, window=1)
-    return Finding("KL", told, since, "Lower train.learning_rate, or set train.kl_weight.")
+    """Warn if guards have vetoed VETOED of the images or more, in the mean of the last fifth of the run."""
+    text = "Guards veto {:.0%} of the images: the policy learns from the others only."
+    remedy = "Raise the guard's limit, weight the prompt more, or give masks."
+    return _late("vetoes", shares, lambda value: value >= VETOED, text, remedy)
 
 
 def clip_pinned(fractions: Series, updates: int) -> Finding | None:
-    """Nearly all ratios are clipped in the last fifth of the run: PINNED of what is possible, the first of an
-    iteration's `updates` being on-policy and thus never clipped."""
-    if len(fractions) < LEAST or updates < 2:
+    """Warn if nearly all ratios are clipped in the last fifth of the run: PINNED of the highest possible fraction.
+
+    The first of an iteration's `updates` is on-policy, so its ratios are never clipped.
+    """
+    if updates < 2:
         return None
-    width, most = _fifth(fractions), (updates - 1) / updates
-    late = mean([value for _, value in fractions[-width:]])
-    if late < PINNED * most:
+    most = (updates - 1) / updates
+    text = f"{{:.0%}} of the ratios are clipped, of at most {most:.0%}: most of each iteration is discarded."
+    remedy = "Lower train.learning_rate or train.updates, or widen train.clip_range."
+    return _late("clipping", fractions, lambda value: value >= PINNED * most, text, remedy)
+
+
+def kl_explosion(kl: Series) -> Finding | None:
+    """Warn if the KL to the base model is above KL_LIMIT, or above EXPLODED times its median.
+
+    By the mean of the last three iterations. Steady growth, even by the cube of the iteration, is not reported.
+    """
+    if len(kl) < LEAST:
         return None
-    told = f"{late:.0%} of the ratios are clipped, of {most:.0%} that can be: most of each iteration is thrown away."
-    since = _since(fractions, lambda value: value >= PINNED * most, width)
-    return Finding("clipping", told, since, "Lower train.learning_rate or train.updates, or widen train.clip_range.")
+    usual = median(value for _, value in kl)
+    bound = min(KL_LIMIT, EXPLODED * usual)
+    if (late := _mean(kl[-3:])) <= bound:
+        return None
+    text = f"The KL to the base model is {late:.2g} nats per element; its median over the run is {usual:.2g}."
+    since = _since(kl, lambda value: value > bound, window=1)
+    return Finding("KL", text, since, "Lower train.learning_rate, or set train.kl_weight.")
 
 
 def _evaluated(judges: Sequence[RewardConfig], role: str, records: Records) -> dict[str, Series]:
@@ -214,30 +207,39 @@ def _evaluated(judges: Sequence[RewardConfig], role: str, records: Records) -> d
 
 
 def _mean_change(curves: Iterable[Series]) -> dict[int, float]:
-    """By iteration, in rising order: the mean change of several scores in percent, where all of them are known."""
-    changes = [changes_in_percent(curve) for curve in curves]
-    common = set.intersection(*(set(change) for change in changes)) if changes else set()
-    return {iteration: mean([change[iteration] for change in changes]) for iteration in sorted(common)}
+    """Return, by iteration, the mean change of several scores since their first, in percent (in points from 0)."""
+    changes = [
+        {iteration: 100 * (value - curve[0][1]) / (abs(curve[0][1]) or 100.0) for iteration, value in curve}
+        for curve in curves
+    ]
+    common = set.intersection(*map(set, changes)) if changes else set()
+    return {iteration: fmean(change[iteration] for change in changes) for iteration in sorted(common)}
+
+
+def _mean(values: Series) -> float:
+    return fmean(value for _, value in values)
 
 
 def _fifth(values: Series) -> int:
     return max(3, len(values) // 5)
 
 
-def _at_last(shares: Series, least: float) -> tuple[float, int | None] | None:
-    """The mean share of the last fifth of the run, and since when it is so; None where it is below `least`."""
-    if len(shares) < LEAST:
+def _late(
+    kind: Kind, values: Series, bad: Callable[[float], bool], text: str, remedy: str, about: str = ""
+) -> Finding | None:
+    """Return a finding if the mean of the last fifth of a run is bad; `text` has a place for that mean."""
+    if len(values) < LEAST:
         return None
-    width = _fifth(shares)
-    late = mean([value for _, value in shares[-width:]])
-    return None if late < least else (late, _since(shares, lambda value: value >= least, width))
+    width = _fifth(values)
+    late = _mean(values[-width:])
+    return Finding(kind, text.format(late), _since(values, bad, width), remedy, about) if bad(late) else None
 
 
 def _since(values: Series, holds: Callable[[float], bool], window: int) -> int | None:
-    """The first iteration from which the mean of the last `window` values holds up to the end."""
+    """Return the first iteration from which the mean of `window` values holds up to the end."""
     first = None
     for i in range(len(values) - 1, window - 2, -1):
-        if not holds(mean([value for _, value in values[i + 1 - window : i + 1]])):
+        if not holds(_mean(values[i + 1 - window : i + 1])):
             break
         first = values[i + 1 - window][0]
     return first

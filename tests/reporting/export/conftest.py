@@ -1,4 +1,4 @@
-"""Finished runs of tiny random pipelines: trained by nobody, but moved, evaluated and saved as a run is."""
+"""Finished runs of tiny random pipelines with random LoRAs, evaluated and saved like those of a training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from customized_grpo.trainer.parts import build_judges
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Makes the folder of such a run of the pipeline in a folder; keywords are settings of its policy."""
+    """Function that makes such a run from a folder with a pipeline; keywords are settings of its policy."""
 
     def make(pipeline: Path, **policy_settings: object) -> Path:
         common = {"height": 32, "width": 24, "reference_sizes": [(24, 16)], "lora": LoraConfig(rank=4, alpha=6)}

@@ -1,4 +1,4 @@
-"""The folder for the hub: its weights and its snippet in the stock pipeline, its card, and what it must not tell."""
+"""The folder for the hub: its weights and its snippet with diffusers' pipeline, its card, and nothing private."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from safetensors import safe_open
 from customized_grpo.config import Config, ConfigError, PolicyConfig
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.redaction import redact, redact_text
+from customized_grpo.evaluation import Evaluation
 from customized_grpo.evaluation.generate import generate
-from customized_grpo.reporting.card import Scores, model_card, snippet
+from customized_grpo.reporting.card import model_card
 from customized_grpo.reporting.lora import export_run
 from customized_grpo.trainer.parts import policy_with_adapter
 
@@ -35,25 +36,28 @@ KINDS = {
 }
 
 
-def run_snippet(readme: str, base: Path, lora: Path) -> dict[str, Any]:
-    """The card's own Python, with what it says to fill in filled in; the names it leaves."""
-    code = re.search(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+def snippet(card: str) -> str:
+    code = re.search(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
     assert code is not None
-    filled = re.sub(r'^BASE = "TODO"', f'BASE = "{base}"', code[1], flags=re.MULTILINE)
-    filled = re.sub(r'^LORA = "TODO\S*"', f'LORA = "{lora}"', filled, flags=re.MULTILINE)
-    assert str(base) in filled and str(lora) in filled
+    compile(code[1], "snippet", "exec")
+    return code[1]
+
+
+def run_snippet(card: str, base: Path, lora: Path) -> dict[str, Any]:
+    """Run the card's Python with its TODOs filled in, and return its names."""
+    code = snippet(card).replace('BASE = "TODO"', f'BASE = "{base}"').replace('LORA = "TODO"', f'LORA = "{lora}"')
     names: dict[str, Any] = {}
-    exec(compile(filled, "README.md", "exec"), names)
+    exec(code, names)
     return names
 
 
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).float()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_cards_snippet_draws_with_the_lora(
-    kind: str,
-    make_run: Callable[..., Path],
-    tmp_path: Path,
-    photo: Image.Image,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_cards_snippet_generates_with_the_lora(
+    kind: str, make_run: Callable[..., Path], tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = KINDS[kind](tmp_path / "base")
     run, out = make_run(base, kind=kind, reference_sizes=[(64, 64)]), tmp_path / "out"
@@ -61,71 +65,53 @@ def test_the_cards_snippet_draws_with_the_lora(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     photo.save("reference.jpg", quality=100)
-    readme = (out / "README.md").read_text(encoding="utf-8")
-    names = run_snippet(readme, base, out)
-    with Image.open("picture.png") as drawn:
-        assert drawn.size == (24, 32)
-        tuned = torch.frombuffer(bytearray(drawn.convert("RGB").tobytes()), dtype=torch.uint8).float()
-    config = load_config(run / "config.yaml")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    names = run_snippet(card, base, out)
+    with Image.open("image.png") as image:
+        assert image.size == (24, 32)
+        tuned = pixels(image)
     if kind == "uno":
-        policy = policy_with_adapter(config, run)
+        policy = policy_with_adapter(load_config(run / "config.yaml"), run)
+        prompt = re.search(r"generate\(policy, ('[^']+')", card)
+        assert prompt is not None
         with Image.open("reference.jpg") as reference:
-            prompt = names["picture"] and re.search(r"generate\(policy, ('[^']+')", readme)
-            assert prompt is not None
-            same = generate(policy, eval(prompt[1]), [reference], steps=2, seed=0, images=1)[0]
-        assert torch.frombuffer(bytearray(same.tobytes()), dtype=torch.uint8).float().equal(tuned)
+            assert pixels(generate(policy, eval(prompt[1]), [reference], steps=2, seed=0, images=1)[0]).equal(tuned)
         return
     names["pipeline"].unload_lora_weights()
-    untuned = run_again(names, readme)
-    assert (tuned - untuned).abs().max() > 3, "the LoRA changes the picture"
-
-
-def run_again(names: dict[str, Any], readme: str) -> torch.Tensor:
-    call = re.search(r"^picture = pipeline\(.*?^\)\.images\[0\]$", readme, re.MULTILINE | re.DOTALL)
+    call = re.search(r"^image = pipeline\(.*?^\)\.images\[0\]$", card, re.MULTILINE | re.DOTALL)
     assert call is not None
     exec(call[0], names)
-    return torch.frombuffer(bytearray(names["picture"].tobytes()), dtype=torch.uint8).float()
+    assert (tuned - pixels(names["image"])).abs().max() > 3, "the LoRA changes the image"
 
 
-def test_the_folder_is_complete_and_its_card_valid(make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_folder_is_complete_valid_and_private(make_run: Callable[..., Path], tmp_path: Path) -> None:
     run, out = make_run(tiny.save_flux_kontext(tmp_path / "base")), tmp_path / "out"
+    assert str(tmp_path) in (run / "config.yaml").read_text()
     export_run(run, out)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "before-after.png", "pytorch_lora_weights.safetensors",
-    ]  # fmt: skip
+    names = ["README.md", "before-after.png", "pytorch_lora_weights.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    for path in out.iterdir():
+        for secret in (str(tmp_path), tmp_path.name, "secret-folder", str(Path.home()) + "/", f"/{getpass.getuser()}/"):
+            assert secret.encode() not in path.read_bytes(), (path.name, secret)
     card = ModelCard.load(out / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "image-to-image")
     assert "lora" in card.data.tags and card.data.license == "other" and card.data.base_model is None
-    scores = {name: json.loads((run / "evaluation" / name / "scores.json").read_text()) for name in ("base", "tuned")}
-    base, tuned = (scores[name]["means"]["identity"] for name in ("base", "tuned"))
-    row = f"| identity | reward | {base:.2f} | {tuned:.2f} | {tuned - base:+.2f} |"
-    assert row in card.text
-    assert "| copy-paste | watched |" in card.text
-    assert "](before-after.png)" in card.text and "TODO: choose a licence" in card.text
+    base, tuned = (json.loads((run / f"evaluation/{n}/scores.json").read_text())["means"] for n in ("base", "tuned"))
+    change = tuned["identity"] - base["identity"]
+    assert f"| identity | reward | {base['identity']:.2f} | {tuned['identity']:.2f} | {change:+.2f} |" in card.text
+    assert "| copy-paste | monitor |" in card.text
+    assert "](before-after.png)" in card.text and "TODO: choose a license" in card.text
     recipe = re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)
-    assert recipe is not None
-    assert yaml.safe_load(recipe[1])["method"]["shaping"] == "sars"
-    prompts = json.loads((run / "samples" / "iteration-000003" / "index.json").read_text())["pairs"]
+    assert recipe is not None and yaml.safe_load(recipe[1])["method"]["shaping"] == "sars"
+    prompts = json.loads((run / "samples/iteration-000003/index.json").read_text())["pairs"]
     assert f"- {prompts[0]['prompt']}" in card.text
     with safe_open(out / "pytorch_lora_weights.safetensors", "pt") as file:
         assert len(list(file.keys())) > 10
 
 
-def test_nothing_of_this_machine_gets_in(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    run, out = make_run(tiny.save_flux_kontext(tmp_path / "base")), tmp_path / "out"
-    config = (run / "config.yaml").read_text()
-    assert str(tmp_path) in config
-    export_run(run, out)
-    for path in out.iterdir():
-        content = path.read_bytes()
-        for secret in (str(tmp_path), tmp_path.name, "secret-folder", str(Path.home()) + "/", f"/{getpass.getuser()}/"):
-            assert secret.encode() not in content, (path.name, secret)
-
-
 @pytest.mark.parametrize(
-    ("text", "seen"),
+    ("text", "shown"),
     [
-        ("/home/jane/pairs.jsonl", "<local path>"),
         ("/home/Jane Doe/my pairs.jsonl", "<local path>"),
         ("~/pairs.jsonl", "<local path>"),
         ("~jane/pairs.jsonl", "<local path>"),
@@ -138,43 +124,38 @@ def test_nothing_of_this_machine_gets_in(make_run: Callable[..., Path], tmp_path
         ("--root=/home/jane/x", "--root=<local path>"),
         ("https://jane:secret@10.0.0.7:8000/v1?key=1", "<address>"),
         ("see http://10.0.0.7/v1 there", "see <address> there"),
-        ("hf_abcdefghijklmnopqrstuvwxyz", "<secret>"),
         ("my sk-abcdefghijklmnopqrst key", "my <secret> key"),
         ("facebook/dinov2-base", "facebook/dinov2-base"),
-        ("embedded/pipeline", "embedded/pipeline"),
         ("rewards.py:colourful", "rewards.py:colourful"),
         ("a cat and/or a dog", "a cat and/or a dog"),
-        ("pairs.jsonl", "pairs.jsonl"),
     ],
 )
-def test_texts_are_redacted(text: str, seen: str) -> None:
-    assert redact_text(text) == seen
+def test_texts_are_redacted(text: str, shown: str) -> None:
+    assert redact_text(text) == shown
 
 
-def test_values_under_secret_keys_are_left_out_wherever_they_stand() -> None:
+def test_values_under_secret_keys_are_removed() -> None:
     options = {"api_key": "abc", "headers": {"X-Auth": "abc"}, "token": ["abc"], "max_tokens": 7, "keyboard": "qwerty"}
-    seen = redact({"rewards": [{"options": options}]})["rewards"][0]["options"]
-    assert "abc" not in str(seen)
-    assert (seen["max_tokens"], seen["keyboard"]) == (7, "qwerty")
+    shown = redact({"rewards": [{"options": options}]})["rewards"][0]["options"]
+    assert "abc" not in str(shown)
+    assert (shown["max_tokens"], shown["keyboard"]) == (7, "qwerty")
 
 
-def test_a_base_model_of_the_hub_is_named_with_its_licence() -> None:
+def test_a_base_model_of_the_hub_is_named() -> None:
     policy = embedded(PolicyConfig, path="black-forest-labs/FLUX.1-Kontext-dev")
-    card = model_card(embedded(Config, policy=policy), None, [], None)
-    data = yaml.safe_load(card.content.split("---")[1])
-    assert data["base_model"] == "black-forest-labs/FLUX.1-Kontext-dev"
-    assert "FLUX.1 [dev] Non-Commercial License" in card.text
-    assert "before-after.png" not in card.text
-    assert 'BASE = "black-forest-labs/FLUX.1-Kontext-dev"' in card.text
+    card = model_card(embedded(Config, policy=policy))
+    assert yaml.safe_load(card.content.split("---")[1])["base_model"] == "black-forest-labs/FLUX.1-Kontext-dev"
+    assert "https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev" in card.text
+    assert 'BASE = "black-forest-labs/FLUX.1-Kontext-dev"' in snippet(card.content)
+    assert "before-after.png" not in card.text and "cgrpo evaluate RUN" in card.text
 
 
 def test_prompts_and_names_cannot_break_the_card() -> None:
-    prompt = 'a "dog"\\ that\'s\nred'
-    code = snippet(embedded(Config), prompt)
-    compile(code, "snippet", "exec")
-    assert repr(prompt) in code
-    card = model_card(embedded(Config), Scores([("a | b", True, 1.0, math.nan)], 2), ["a dog\n# in a hat"], None)
-    assert "| a   b | watched | 1.00 | - | - |" in card.text
+    prompt = 'a "dog"\\ that\'s\nred {{ x }}'
+    scores = Evaluation({"a | b": [1.0]}, []), Evaluation({"a | b": [math.nan]}, [])
+    card = model_card(embedded(Config), scores, [prompt, "a dog\n# in a hat"])
+    assert repr(prompt) in snippet(card.content) and 'resolve("embedded/pipeline")' in card.text
+    assert "| a   b | reward | 1.00 | - | - |" in card.text
     assert "- a dog # in a hat\n" in card.text
 
 
@@ -188,36 +169,27 @@ def test_prompts_and_names_cannot_break_the_card() -> None:
 )
 def test_true_guidance_is_in_the_snippet(kind: str, lines: list[str]) -> None:
     policy = embedded(PolicyConfig, kind=kind, path="someone/base", true_cfg=4.0, negative_prompt="a {blur}")
-    code = snippet(embedded(Config, policy=policy), "a dog")
-    compile(code, "snippet", "exec")
+    code = snippet(model_card(embedded(Config, policy=policy)).content)
     assert all(line in code for line in lines), code
 
 
-def test_a_lora_that_started_from_unos_needs_no_adapter() -> None:
-    def code(way: str) -> str:
-        settings = {"kind": "uno", "path": "someone/base", "adapter": "dit_lora.safetensors", "adapter_as": way}
-        return snippet(embedded(Config, policy=embedded(PolicyConfig, **settings)), "a dog")
-
-    assert "ADAPTER" in code("fused") and "adapter" not in code("start").lower()
-
-
-def test_the_embedded_models_snippet_names_it() -> None:
-    code = snippet(embedded(Config), "a dog")
-    assert 'resolve("embedded/pipeline")' in code
-    compile(code, "snippet", "exec")
+@pytest.mark.parametrize(("adapter_as", "needed"), [("fused", True), ("start", False)])
+def test_only_a_fused_adapter_is_needed_again(adapter_as: str, needed: bool) -> None:
+    settings = {"kind": "uno", "path": "someone/base", "adapter": "dit_lora.safetensors", "adapter_as": adapter_as}
+    code = snippet(model_card(embedded(Config, policy=embedded(PolicyConfig, **settings))).content)
+    assert ("adapter" in code.lower()) == needed
 
 
-def test_unfinished_runs_full_tunings_and_taken_folders_are_refused(
+def test_unfinished_runs_full_tunings_and_full_folders_are_refused(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = make_run(tiny.save_flux_kontext(tmp_path / "base"))
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "file").touch()
-    with pytest.raises(ConfigError, match=r"taken: holds something already; give another --out"):
-        export_run(run, taken)
-    assert [path.name for path in taken.iterdir()] == ["file"]
-    (run / "lora").rename(run / "kept")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConfigError, match=r"full: is not empty; give another --out"):
+        export_run(run, tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
+    (run / "lora").rename(run / "moved")
     with pytest.raises(ConfigError, match=r"not finished, 0 of 3 .* cgrpo train --resume"):
         export_run(run, tmp_path / "out")
     (run / "lora" / "transformer").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A merged pipeline, loaded by its own class, draws what the base with the run's change draws."""
+"""A merged pipeline, loaded by its own class, generates the same images as the base with the run's LoRA."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def draw(policy: Policy, photo: Image.Image) -> torch.Tensor:
     [("flux-kontext", {}), ("flux2", {}), ("flux-kontext", {"lora": None})],
     ids=["flux-kontext", "flux2", "full"],
 )
-def test_a_merged_pipeline_draws_the_runs_pictures(
+def test_a_merged_pipeline_generates_the_runs_images(
     kind: str, settings: dict[str, object], make_run: Callable[..., Path], tmp_path: Path, photo: Image.Image
 ) -> None:
     base = KINDS[kind](tmp_path / "base")
@@ -78,7 +78,7 @@ def test_a_sum_in_half_precision_is_rounded_once(make_run: Callable[..., Path], 
 
 def test_what_cannot_be_merged_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run(tiny.save_flux_kontext(tmp_path / "base"))
-    with pytest.raises(ConfigError, match="holds something already"):
+    with pytest.raises(ConfigError, match="is not empty"):
         merge_run(run, run)
     policy = build_policy(load_config(run / "config.yaml").policy)
     save_checkpoint(

@@ -1,4 +1,4 @@
-"""A run of the embedded model whose LoRA was moved by nobody but this file."""
+"""A run of the embedded model whose LoRA is random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from customized_grpo.policies import build_policy
 
 
 @pytest.fixture(scope="session")
-def moved_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run, config = tmp_path_factory.mktemp("demo") / "run", embedded(Config)
     run.mkdir()
     save_config(config, run / "config.yaml")

@@ -1,10 +1,8 @@
-"""What the page draws and refuses, without a page."""
+"""Images, scores and errors of the demo, without its page."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import re
 import struct
 import zlib
 from pathlib import Path
@@ -20,84 +18,47 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.evaluation.generate import generate
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
-from customized_grpo.serve.demo import serve_demo, uploads
-from customized_grpo.serve.demo.results import error_line, results
-from customized_grpo.serve.demo.studio import MOST_SEED, Ask, AskError, Column, Studio
-from customized_grpo.serve.demo.uploads import read_masks, read_photos, rewrite_photos
+from customized_grpo.serve.demo import serve_demo, studio
+from customized_grpo.serve.demo.studio import AskError, Studio, read_photos
 from customized_grpo.trainer.parts import build_judges, policy_with_adapter
 from customized_grpo.utils.pixels import to_tensor
 
-
-@pytest.fixture(scope="module")
-def studio(moved_run: Path) -> Studio:
-    return Studio(load_config(moved_run / "config.yaml"), moved_run)
+PROMPT, PHOTO = "a dog in the snow", Image.radial_gradient("L").convert("RGB")
 
 
 @pytest.fixture(scope="module")
-def ask() -> Ask:
-    photo = Image.radial_gradient("L").convert("RGB")
-    return Ask("a dog in the snow", [photo], seed=3, steps=2, images=2)
+def opened(random_run: Path) -> Studio:
+    return Studio(load_config(random_run / "config.yaml"), random_run)
 
 
-def test_both_models_draw_from_the_same_noise_as_generate_does(studio: Studio, ask: Ask, moved_run: Path) -> None:
-    columns = studio.draw(ask)
+def test_both_models_generate_and_score_as_the_commands_do(opened: Studio, random_run: Path) -> None:
+    columns = opened.draw(PROMPT, [PHOTO], seed=3, steps=2, images=2)
     assert [column.name for column in columns] == ["base", "tuned"]
-    config = load_config(moved_run / "config.yaml")
-    for column, run in zip(columns, (None, moved_run), strict=True):
-        policy = policy_with_adapter(config, run)
-        expected = generate(policy, ask.prompt, ask.references, steps=2, seed=3, images=2)
-        for drawn, other in zip(column.pictures, expected, strict=True):
-            assert np.array_equal(np.asarray(drawn), np.asarray(other))
-    assert columns[0].pictures[0].tobytes() != columns[1].pictures[0].tobytes()
-    assert columns[0].pictures[0].tobytes() != columns[0].pictures[1].tobytes()
-
-
-def test_the_scores_are_those_of_rewards_and_monitors(studio: Studio, ask: Ask) -> None:
-    column = studio.draw(ask)[1]
-    config = load_config()
-    assert list(column.scores) == ["identity", "prompt", "identity (independent)", "prompt (independent)", "copy-paste"]
-    assert studio.guards == {"copy-paste"}
-    pair = Pair("other key", ask.prompt, tuple(ask.references), (None,))
-    pixels = torch.stack([to_tensor(picture) for picture in column.pictures])
-    expected = score(build_judges(config, studio.policy.device).all, pixels, [pair, pair])
-    for name, values in expected.items():
-        assert column.scores[name] == pytest.approx(values.tolist(), abs=1e-4)
-
-
-def test_a_mask_reaches_the_judges_and_several_photos_the_model(studio: Studio, ask: Ask) -> None:
-    plain = studio.draw(ask)[0]
-    mask = Image.new("L", ask.references[0].size)
-    mask.paste(255, (60, 60, 200, 200))
-    masked = studio.draw(dataclasses.replace(ask, masks=[mask]))[0]
-    assert masked.pictures[0].tobytes() == plain.pictures[0].tobytes()
-    assert masked.scores["copy-paste"] != plain.scores["copy-paste"]
-    two = dataclasses.replace(ask, references=[*ask.references, Image.new("RGB", (50, 60), "red")])
-    assert studio.draw(two)[0].pictures[0].tobytes() != plain.pictures[0].tobytes()
+    config = load_config(random_run / "config.yaml")
+    pair = Pair("other key", PROMPT, (PHOTO,), (None,))
+    for column, run in zip(columns, (None, random_run), strict=True):
+        expected = generate(policy_with_adapter(config, run), PROMPT, [PHOTO], steps=2, seed=3, images=2)
+        assert all(np.array_equal(*map(np.asarray, pair)) for pair in zip(column.images, expected, strict=True))
+        pixels = torch.stack([to_tensor(image) for image in column.images])
+        scores = score(build_judges(config, opened.policy.device).all, pixels, [pair, pair])
+        assert column.scores.keys() == scores.keys()
+        assert all(column.scores[name] == pytest.approx(values.tolist(), abs=1e-4) for name, values in scores.items())
+    assert columns[0].images[0].tobytes() != columns[1].images[0].tobytes()
+    two = opened.draw(PROMPT, [PHOTO, Image.new("RGB", (50, 60), "red")], seed=3, steps=2, images=1)
+    assert two[0].images[0].tobytes() != columns[0].images[0].tobytes(), "the second photo reaches the model"
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({"prompt": " \n"}, "The prompt is empty"),
-        ({"prompt": "a" * 1001}, "1001 characters"),
-        ({"references": []}, "There is no photo"),
-        ({"references": [Image.new("RGB", (9, 9))] * 5}, "5 photos are too many"),
-        ({"masks": [Image.new("L", (9, 9))] * 2}, "more masks than photos"),
-        ({"steps": 0}, "steps is 0: give 1 to 100"),
-        ({"steps": 101}, "steps is 101"),
-        ({"images": 5}, "images is 5: give 1 to 4"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": MOST_SEED + 1}, "seed is"),
-    ],
+    ("prompt", "photos", "message"),
+    [(" \n", [PHOTO], "prompt is empty"), ("a" * 1001, [PHOTO], "1001 characters"), (PROMPT, [], "There is no photo")],
 )
-def test_what_is_out_of_bounds_is_one_line(studio: Studio, ask: Ask, changed: dict[str, Any], told: str) -> None:
-    with pytest.raises(AskError, match=told) as caught:
-        studio.draw(dataclasses.replace(ask, **changed))
-    assert "\n" not in str(caught.value)
+def test_what_is_missing_or_too_long_is_one_line(opened: Studio, prompt: str, photos: list[Any], message: str) -> None:
+    with pytest.raises(AskError, match=message):
+        opened.draw(prompt, photos, seed=0, steps=2, images=1)
 
 
 def bomb(path: Path, side: int = 50_000) -> Path:
-    """A PNG of few bytes whose header promises side x side pixels."""
+    """Write a PNG of few bytes whose header promises side x side pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -108,80 +69,41 @@ def bomb(path: Path, side: int = 50_000) -> Path:
     return path
 
 
-def test_bad_files_are_told_of_by_their_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = tmp_path / "photo.jpg"
-    text.write_text("no picture")
-    vector = tmp_path / "photo.svg"
-    vector.write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
-    for path, told in (
-        (text, "not an image of a known format"),
-        (vector, "not an image"),
-        (bomb(tmp_path / "bomb.png"), "above the bound of 67 million"),
-        (tmp_path / "gone.png", "is no longer there"),
-    ):
-        with pytest.raises(AskError, match=told) as caught:
-            read_photos([path])
-        assert str(caught.value).startswith(path.name) and str(tmp_path) not in str(caught.value)
+def test_rejected_files_are_named_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "vector.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
     good = tmp_path / "good.png"
-    Image.new("RGB", (40, 30), "red").save(good)
-    with pytest.raises(AskError, match="5 files are too many"):
+    for name, message in (
+        ("text.jpg", "not an image of a known format"),
+        ("vector.svg", "not an image"),
+        (bomb(tmp_path / "bomb.png").name, "67 million"),
+        ("gone.png", "was removed"),
+    ):
+        PHOTO.save(good)
+        with pytest.raises(AskError, match=message) as caught:
+            read_photos([good, tmp_path / name])
+        assert str(caught.value).startswith(name) and str(tmp_path) not in str(caught.value)
+        assert not good.exists() and not (tmp_path / name).exists(), "nothing of a rejected upload stays"
+    with pytest.raises(AskError, match="5 photos are too many"):
         read_photos([good] * 5)
-    with pytest.raises(AskError, match="marks no pixel"):
-        read_masks([_black(tmp_path / "black.png")], read_photos([good]))
-    with pytest.raises(AskError, match="more masks than photos"):
-        read_masks([good, good], read_photos([good]))
-    monkeypatch.setattr(uploads, "MOST_BYTES", 10)
+    PHOTO.save(good)
+    monkeypatch.setattr(studio, "MOST_BYTES", 10)
     with pytest.raises(AskError, match=r"good\.png: more than"):
         read_photos([good])
 
 
-def _black(path: Path) -> Path:
-    Image.new("L", (8, 8)).save(path)
-    return path
-
-
-def test_masks_take_the_size_of_their_photos(tmp_path: Path) -> None:
-    mask = Image.new("L", (10, 10))
-    mask.paste(255, (0, 0, 5, 10))
-    mask.save(tmp_path / "mask.png")
-    (read,) = read_masks([tmp_path / "mask.png"], [Image.new("RGB", (40, 20)), Image.new("RGB", (9, 9))])
-    assert (read.mode, read.size) == ("L", (40, 20))
-    assert read.getpixel((2, 2)) == 255 and read.getpixel((38, 2)) == 0
-
-
-def test_the_results_escape_what_they_show_and_know_missing_scores() -> None:
-    picture = Image.new("RGB", (4, 4))
-    columns = [
-        Column("<base>", [picture], {"<b>name</b>": [1.0], "gone": [float("nan")]}),
-        Column("tuned", [picture], {"<b>name</b>": [3.5], "gone": [2.0]}),
-    ]
-    shown = results(columns, {"gone"})
-    assert "<b>name" not in shown and "&lt;b&gt;name" in shown and "&lt;base&gt;" in shown
-    row = re.search(r'<tr><th scope="row">gone</th>(.*?)</tr>', shown)
-    assert row is not None and row[1] == '<td>-</td><td>2.0</td><td class="">-</td>'
-    assert '<td class="up">+2.5</td>' in shown
-    assert error_line("a <script>\nb") == '<p class="problem" role="alert">a &lt;script&gt; b</p>'
-
-
-def test_an_upload_is_written_over_and_can_still_be_drawn_by_its_name(tmp_path: Path) -> None:
-    """Who presses the button at once asks for the file as it was sent."""
+def test_a_photo_is_replaced_by_its_pixels(tmp_path: Path) -> None:
     path, exif = tmp_path / "photo.jpg", Image.Exif()
     exif[0x010E] = "a secret place"
-    Image.radial_gradient("L").convert("RGB").save(path, exif=exif)
-    (seen,) = rewrite_photos([path])
+    PHOTO.save(path, exif=exif)
+    (first,) = read_photos([path])
     assert path.read_bytes().startswith(b"\x89PNG") and b"a secret place" not in path.read_bytes()
     (again,) = read_photos([path])
-    assert again.tobytes() == seen.tobytes()
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG no picture")
-    with pytest.raises(AskError, match=r"broken\.png"):
-        rewrite_photos([path, tmp_path / "broken.png"])
-    assert not list(tmp_path.iterdir()), "nothing of what is refused stays"
+    assert again.tobytes() == first.tobytes()
 
 
 def test_without_gradio_it_is_one_line_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else found(name))
-    with pytest.raises(
-        ConfigError, match=r"needs Gradio, which is not installed; pip install 'customized-grpo\[demo\]'"
-    ):
-        serve_demo(None, ["policy.path=./nowhere"], None, "127.0.0.1", 7860, None)  # type: ignore[arg-type]
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
+    with pytest.raises(ConfigError, match=r"needs Gradio, which is not installed; pip install -e '\.\[demo\]'"):
+        serve_demo([], ["policy.path=./nowhere"], None, "127.0.0.1", 7860, None)  # type: ignore[arg-type]

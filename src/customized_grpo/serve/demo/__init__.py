@@ -1,4 +1,4 @@
-"""A page to try a model on: a photo, a prompt, base and tuned side by side with their scores."""
+"""A page to try a model on: photos, a prompt, base and tuned model side by side with their scores."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ __all__ = ["serve_demo"]
 def serve_demo(
     config: Sequence[Path], overrides: Sequence[str], run: Path | None, host: str, port: int, console: Console
 ) -> None:
-    """Serve the page until interrupted: the base model, and beside it that of `run` where one is given.
+    """Serve the page until interrupted, and print its address with the token that it requires.
 
-    The run's own configuration holds where no other is given, as in `cgrpo generate`. The address that is printed has
-    the token that the page asks for.
+    Args:
+        config: Configuration files. Default: that of the run.
+        overrides: Settings, KEY=VALUE.
+        run: Folder of a finished run to show beside the base model.
+        host: Address to listen on.
+        port: Port to listen on.
+        console: Console for messages.
 
     Raises:
-        ConfigError: Gradio is missing, the folder is no finished run, the token is no good, or the port is taken.
-        ModelError: a model cannot be loaded.
+        ConfigError: Gradio is missing, the folder is no finished run, the token is invalid, or the port is in use.
+        ModelError: A model cannot be loaded.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise ConfigError("the demo needs Gradio, which is not installed; pip install 'customized-grpo[demo]'")
+        raise ConfigError("the demo needs Gradio, which is not installed; pip install -e '.[demo]'")
     if run is not None:
         open_run(run)
     elif finished := sorted(Path("runs").glob(f"*/{LORA}"), key=lambda path: path.stat().st_mtime):
-        console.print(f"the base model alone; to see a run beside it: cgrpo demo --lora {finished[-1].parent}")
+        console.print(f"the base model only; to compare a run with it: cgrpo demo --lora {finished[-1].parent}")
     resolved = load_config(config or ([run / CONFIG] if run is not None else []), overrides)
-    # Not at the top: Gradio takes seconds to import, and reads its environment as it is.
+    # Not at the top: Gradio takes seconds to import, and reads its environment variables then.
     from customized_grpo.serve.demo.guard import read_token
     from customized_grpo.serve.demo.page import serve
     from customized_grpo.serve.demo.studio import Studio

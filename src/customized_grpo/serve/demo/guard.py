@@ -1,71 +1,83 @@
-"""Who may use the page, and how much and how long a request may be; before Gradio sees any of it."""
+"""Middleware that checks who may use the page and limits requests, before Gradio reads them."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import os
+import re
 import secrets
-from urllib.parse import parse_qsl, urlencode
 
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from customized_grpo.config import ConfigError
 
-#: Environment variable of the token; without it each start has one of its own.
+#: Environment variable of the token. Without it, each start has a new token.
 TOKEN_VARIABLE = "CGRPO_DEMO_TOKEN"  # noqa: S105 - a name
-MOST_BYTES = 2**20  #: of a request that is no upload: the page sends texts and names of files
+MOST_BYTES = 2**20  #: of a request that is no upload: the page sends text and names of files
 ARRIVAL = 60.0  #: seconds that a request may take to arrive
-_SHORTEST = 16  # letters of a token that someone has chosen
-_UPLOADS = "/upload"  # the end of their path; Gradio bounds their bytes
-#: What Gradio asks itself as it starts, and what a browser asks for without cookies; they tell and change nothing.
+_UPLOADS = "/upload"  # end of the path; Gradio limits their bytes
+#: Gradio requests the first from itself, and browsers the second without cookies. They change nothing.
 _OPEN = ("/gradio_api/startup-events", "/manifest.json")
 _REFUSAL = "open the address that cgrpo demo has printed, with its token"
-
-
-class _Late(Exception):
-    pass
-
-
-class _TooLong(Exception):
-    pass
+_HEADERS = {
+    # All from this server or inline: whatever Gradio or one of its libraries would load from elsewhere is blocked.
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def read_token() -> str:
-    """The token of the environment, else a new one. Raises ConfigError where it is short, or holds odd letters."""
+    """Return the token of the environment, or a new one.
+
+    Raises:
+        ConfigError: The token is too short or has other characters than letters, digits, - and _.
+    """
     given = os.environ.get(TOKEN_VARIABLE, "").strip()
-    if not given:
-        return secrets.token_urlsafe(24)
-    if len(given) < _SHORTEST or not given.isascii() or not given.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"{TOKEN_VARIABLE}: give {_SHORTEST} letters, digits, - and _ or more, or unset it")
-    return given
+    if given and not re.fullmatch(r"[A-Za-z0-9_-]{16,}", given):
+        raise ConfigError(f"{TOKEN_VARIABLE}: give 16 or more letters, digits, - and _, or unset it")
+    return given or secrets.token_urlsafe(24)
 
 
 class Guard:
-    """Lets those in who bring the token, by `?token=` in the address once, then by a cookie; no other request.
+    """Admit requests with the token only: once as `?token=` in the address, then as a cookie.
 
-    Of those, what is longer than `most` bytes or takes longer than `arrival` seconds to come is refused.
+    Args:
+        app: The application to protect.
+        token: The token.
+        port: Port of the server. It is part of the cookie's name, because cookies are shared by all ports.
+        most: Bytes of a request, except for uploads.
+        arrival: Seconds that a request may take to arrive.
     """
 
     def __init__(
         self, app: ASGIApp, token: str, port: int, *, most: int = MOST_BYTES, arrival: float = ARRIVAL
     ) -> None:
         self._app, self._token, self._most, self._arrival = app, token, most, arrival
-        self._cookie = f"cgrpo-demo-{port}"  # cookies know of no ports
+        self._cookie = f"cgrpo-demo-{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        asked = HTTPConnection(scope)
-        given = asked.query_params.get("token")
-        if given is not None and scope["type"] == "http" and scope["method"] == "GET" and self._fits(given):
-            await self._welcome(scope)(scope, receive, send)
-        elif self._fits(asked.cookies.get(self._cookie, "")) or scope["path"] in _OPEN:
-            await self._bounded(scope, receive, send)
+        request = HTTPConnection(scope)
+        is_get = scope["type"] == "http" and scope["method"] == "GET"
+        if is_get and self._fits(request.query_params.get("token", "")):
+            # Neither the browser's history nor a referrer gets the token.
+            query = request.url.remove_query_params("token").query
+            path = "/" + scope["path"].lstrip("/")  # "//host" would lead to another host
+            response = RedirectResponse(path + (f"?{query}" if query else ""), 303)
+            response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
+            await response(scope, receive, send)
+        elif self._fits(request.cookies.get(self._cookie, "")) or scope["path"] in _OPEN:
+            await self._app(scope, self._limited(scope, receive), _with_headers(send))
         elif scope["type"] == "websocket":
             await WebSocketClose(1008, _REFUSAL)(scope, receive, send)
         else:
@@ -74,43 +86,33 @@ class Guard:
     def _fits(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token.encode())
 
-    def _welcome(self, scope: Scope) -> Response:
-        """The same address without the token, which is a cookie now: neither history nor referrer keep it."""
-        rest = [(key, value) for key, value in parse_qsl(scope["query_string"].decode("latin-1")) if key != "token"]
-        path = "/" + scope["path"].lstrip("/")  # "//host" would lead elsewhere
-        answer = RedirectResponse(path + (f"?{urlencode(rest)}" if rest else ""), 303)
-        answer.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
-        return answer
-
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
         end = asyncio.get_running_loop().time() + self._arrival
         left = float("inf") if scope["path"].endswith(_UPLOADS) else self._most
-        arriving, answered = scope["type"] == "http", False
+        arriving = scope["type"] == "http"
 
         async def received() -> Message:
             nonlocal left, arriving
-            if not arriving:  # what comes now is that the client is gone
+            if not arriving:  # the next message is the client's disconnection
                 return await receive()
             try:
                 async with asyncio.timeout_at(end):
                     message = await receive()
             except TimeoutError:
-                raise _Late from None
+                raise HTTPException(408, f"did not arrive within {self._arrival:g} s") from None
             left -= len(message.get("body", b""))
             if left < 0:
-                raise _TooLong
+                raise HTTPException(413, f"more than {self._most} bytes")
             arriving = bool(message.get("more_body"))
             return message
 
-        async def sent(message: Message) -> None:
-            nonlocal answered
-            answered = answered or message["type"] == "http.response.start"
-            await send(message)
+        return received
 
-        try:
-            await self._app(scope, received, sent)
-        except (_Late, _TooLong) as error:
-            if not answered:
-                late = isinstance(error, _Late)
-                told = f"not here within {self._arrival:g} s" if late else f"more than {self._most} bytes"
-                await PlainTextResponse(told, 408 if late else 413)(scope, receive, send)
+
+def _with_headers(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(_HEADERS)
+        await send(message)
+
+    return sent

@@ -1,11 +1,13 @@
-"""The page itself, by Gradio: asks nothing of other hosts, tells nothing to them, and draws one thing at a time."""
+"""The page, made with Gradio. It loads nothing from other hosts and generates for one request at a time."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import wraps
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,37 +18,28 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 
 import gradio as gr
 from PIL import Image
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from customized_grpo.config import ConfigError
 from customized_grpo.serve.demo.guard import Guard
-from customized_grpo.serve.demo.results import EMPTY, error_line, results
-from customized_grpo.serve.demo.studio import (
-    MOST_REFERENCES,
-    MOST_WORDS,
-    Ask,
-    Studio,
-)
-from customized_grpo.serve.demo.uploads import MOST_BYTES, read_masks, read_photos, rewrite_photos
+from customized_grpo.serve.demo.studio import MOST_BYTES, MOST_LETTERS, MOST_PHOTOS, Column, Studio, read_photos
+from customized_grpo.utils.terminal import ABSENT
 
-_WAITING = 16  # drawings in the queue; more are refused
-_KEPT = 3600  # seconds that uploads stay on the disk, at most
+_WAITING = 16  # requests in the queue; more are refused
+_STORED = 3600  # seconds after which uploads are removed
 _LOCAL = ("127.0.0.1", "localhost")
-# Everything from here and inline, nothing from elsewhere: what Gradio or a library of its would fetch, is blocked.
-_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors 'self'"
-)
 
 Sent = Sequence[tuple[str, str | None]] | None
-"""A gallery's files as Gradio hands them over: (path, caption)."""
+"""A gallery's files: (path, caption)."""
 
 
 def serve(studio: Studio, host: str, port: int, token: str, console: Console) -> None:
-    """Serve the page until interrupted, to those who have the token. Raises ConfigError where the port is taken."""
+    """Serve the page until interrupted, for requests with the token. Raise ConfigError if the port is in use."""
+    middleware = [Middleware(Guard, token=token, port=port)]
+    if host in _LOCAL:  # refuse other host names that lead here (DNS rebinding)
+        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOCAL)))
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     with tempfile.TemporaryDirectory(prefix="cgrpo-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(studio)
@@ -60,132 +53,90 @@ def serve(studio: Studio, host: str, port: int, token: str, console: Console) ->
                 prevent_thread_lock=True,
                 max_file_size=MOST_BYTES,
                 ssr_mode=False,
-                enable_monitoring=False,
-                mcp_server=False,
-                pwa=False,
                 footer_links=[],
-                theme=gr.themes.Base(
-                    primary_hue="blue",
-                    neutral_hue="slate",
-                    font=["system-ui", "sans-serif"],
-                    font_mono=["ui-monospace", "monospace"],
-                ).set(body_text_color_subdued="*neutral_600", input_placeholder_color="*neutral_500"),  # contrast
-                css_paths=Path(__file__).with_name("page.css"),
-                app_kwargs={"middleware": _middleware(host, port, token)},
+                # Text with enough contrast.
+                theme=theme.set(body_text_color_subdued="*neutral_600", input_placeholder_color="*neutral_500"),
+                app_kwargs={"middleware": middleware},
             )
         except OSError as error:
-            raise ConfigError(f"cannot listen at {host}, port {port}; give another --host or --port") from error
+            raise ConfigError(f"cannot listen on {host}, port {port}; give another --host or --port") from error
         console.print(f"open {url}?token={token}", soft_wrap=True)
         if host not in _LOCAL:
-            console.print(f"whoever reaches {host} and has this token can use the page", soft_wrap=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # also then the folder is to be removed
+            console.print(f"anyone who can reach {host} and has this token can use the page", soft_wrap=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary folder is removed
         page.block_thread()
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    """The page, not served yet."""
-    with gr.Blocks(title="Customized-GRPO", analytics_enabled=False, delete_cache=(_KEPT // 6, _KEPT)) as page:
-        models = "base and tuned side by side, from the same noise" if studio.tuned else "the base model alone"
-        gr.HTML(
-            f"<h1>This subject, that prompt</h1><p>{escape(studio.model)}: {models}.</p>",
-            elem_id="heading",
-            padding=False,
-        )
+    """Build the page."""
+    models = "base and tuned model side by side, from the same noise" if studio.tuned else "the base model only"
+    heads = ["score", "base", "tuned", "change"] if studio.tuned else ["score", "base"]
+    with gr.Blocks(title="Customized-GRPO", analytics_enabled=False, delete_cache=(_STORED // 6, _STORED)) as page:
+        gr.HTML(f"<h1>This subject, that prompt</h1><p>{escape(studio.model)}: {models}.</p>", elem_id="heading")
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=320):
-                photos = _gallery(f"Photos of the subject, up to {MOST_REFERENCES}", "photos", 220)
-                prompt = gr.Textbox(
-                    label="Prompt", lines=2, max_length=MOST_WORDS, placeholder="a dog wearing a red hat in the snow",
-                    elem_id="prompt",
+                # By path, because uploads must not be decoded by Gradio.
+                photos = gr.Gallery(
+                    label=f"Photos of the subject, up to {MOST_PHOTOS}", elem_id="photos", type="filepath", height=220,
+                    file_types=["image"], sources=["upload", "clipboard"], columns=3, fit_columns=False,
+                    object_fit="contain", buttons=[], interactive=True,
                 )  # fmt: skip
-                draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                message = gr.HTML(elem_id="message", padding=False)
-                # Their bounds are those of `Ask`, whose line of error says more than Gradio's.
-                with gr.Row():
-                    steps = gr.Number(studio.steps, label="Steps", precision=0, min_width=80, elem_id="steps")
-                    images = gr.Number(1, label="Pictures", precision=0, min_width=80, elem_id="images")
-                    seed = gr.Number(0, label="Seed", precision=0, min_width=80, elem_id="seed")
-                with gr.Accordion("Masks", open=False):
-                    gr.Markdown("White on the subject, one for each photo, in their order. Only judges look at them.")
-                    masks = _gallery("Masks", "masks", 160)
+                prompt = gr.Textbox(
+                    label="Prompt", lines=2, max_length=MOST_LETTERS, elem_id="prompt",
+                    placeholder="a dog wearing a red hat in the snow",
+                )  # fmt: skip
+                draw = gr.Button("Generate", variant="primary", elem_id="draw")
+                steps = gr.Slider(1, max(100, studio.steps), studio.steps, step=1, label="Steps")
+                images = gr.Slider(1, 4, 1, step=1, label="Images")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
             with gr.Column(scale=6, min_width=320):
-                shown = gr.HTML(EMPTY, elem_id="results", padding=False)
+                shown = gr.Gallery(
+                    label="Images", columns=len(heads) // 2, object_fit="contain", format="png", interactive=False,
+                    elem_id="results",
+                )  # fmt: skip
+                scores = gr.Dataframe(headers=heads, interactive=False, elem_id="scores")
 
-        def answer(
-            sent: Sent, text: str, seed: int | None, steps: int | None, images: int | None, sent_masks: Sent
-        ) -> tuple[str, str]:
-            pictures = read_photos(_paths(sent))
-            drawn_masks = read_masks(_paths(sent_masks), pictures)
-            ask = Ask(text or "", pictures, drawn_masks, seed or 0, steps or 0, images or 0)
-            return "", results(studio.draw(ask), studio.guards)
+        def answer(sent: Sent, text: str, seed: int | None, steps: float, images: float) -> tuple[list[Any], list[Any]]:
+            columns = studio.draw(text, _photos(sent), seed=seed or 0, steps=int(steps), images=int(images))
+            # A row for each noise, a column for each model.
+            captioned = [(column.images[i], column.name) for i in range(int(images)) for column in columns]
+            return captioned, _table(columns)
+
+        def check(sent: Sent) -> None:
+            _photos(sent)
 
         event: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        inputs = [photos, prompt, seed, steps, images, masks]
-        gr.on(
-            [draw.click, prompt.submit],
-            _told(answer, EMPTY),
-            inputs,
-            [message, shown],
-            show_progress="full",
-            show_progress_on=[shown],
-            trigger_mode="once",
-            **event,
-        )
-        for gallery in (photos, masks):
-            gallery.upload(_told(_reencoded, None), gallery, [message, gallery], **event)
+        inputs, outputs = [photos, prompt, seed, steps, images], [shown, scores]
+        gr.on([draw.click, prompt.submit], _one_line_errors(answer), inputs, outputs, trigger_mode="once", **event)
+        photos.upload(_one_line_errors(check), photos, **event).failure(lambda: None, None, photos, **event)
     return page
 
 
-def _gallery(label: str, name: str, height: int) -> gr.Gallery:
-    # By path: Gradio is not to decode what was sent. PNG: what it writes itself is without loss.
-    return gr.Gallery(
-        label=label, elem_id=name, type="filepath", format="png", file_types=["image"], interactive=True,
-        sources=["upload", "clipboard"], columns=3, fit_columns=False, height=height,
-        object_fit="contain", buttons=[],
-    )  # fmt: skip
+def _photos(sent: Sent) -> list[Image.Image]:
+    return read_photos([Path(path) for path, _ in sent or ()])
 
 
-def _reencoded(sent: Sent) -> tuple[str, list[Image.Image]]:
-    """What was sent, decoded, to be written again as PNG."""
-    return "", rewrite_photos(_paths(sent))
+def _table(columns: Sequence[Column]) -> list[list[str]]:
+    """Return the mean of each score, and its change."""
+    rows = []
+    for name in columns[0].scores:
+        means = []
+        for column in columns:
+            known = [value for value in column.scores[name] if math.isfinite(value)]
+            means.append(sum(known) / len(known) if known else math.nan)
+        cells = [f"{mean:.1f}" for mean in means] + [f"{mean - means[0]:+.1f}" for mean in means[1:]]
+        rows.append([name, *(ABSENT if cell.endswith("nan") else cell for cell in cells)])
+    return rows
 
 
-def _paths(sent: Sent) -> list[Path]:
-    return [Path(path) for path, _ in sent or ()]
+def _one_line_errors(action: Callable[..., Any]) -> Callable[..., Any]:
+    """Show errors of the action as one line on the page."""
 
-
-def _told(action: Callable[..., tuple[str, Any]], instead: Any) -> Callable[..., tuple[str, Any]]:
-    """The action, its errors as the page's one line, with `instead` as its result."""
-
-    def tell(*arguments: Any) -> tuple[str, Any]:
+    @wraps(action)
+    def shown(*arguments: Any) -> Any:
         try:
             return action(*arguments)
         except (ValueError, OSError) as error:
-            return error_line(str(error)), instead
+            raise gr.Error(escape(" ".join(str(error).split())), duration=None, print_exception=False) from error
 
-    return tell
-
-
-def _middleware(host: str, port: int, token: str) -> list[Middleware]:
-    guards = [Middleware(_Headers)]
-    if host in _LOCAL:  # another site's name that leads here (DNS rebinding) is refused
-        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOCAL)))
-    return [*guards, Middleware(Guard, token=token, port=port)]
-
-
-class _Headers:
-    """Sends `_POLICY` along with every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = _POLICY
-                headers["Referrer-Policy"] = "no-referrer"
-                headers["X-Content-Type-Options"] = "nosniff"
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
+    return shown

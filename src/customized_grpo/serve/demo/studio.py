@@ -1,4 +1,4 @@
-"""What the page asks for: pictures of a subject by the base and the tuned model, from the same noise, and scores."""
+"""Images of a subject by the base and the tuned model, from the same noise, with scores."""
 
 from __future__ import annotations
 
@@ -11,69 +11,41 @@ import torch
 from PIL import Image
 
 from customized_grpo.config import Config
+from customized_grpo.data.errors import DataError
+from customized_grpo.data.pictures import load
 from customized_grpo.evaluation.generate import generate
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
-from customized_grpo.trainer.credit import reward_name
 from customized_grpo.trainer.parts import build_judges, policy_with_adapter
 from customized_grpo.utils.pixels import to_tensor
 from customized_grpo.utils.prompts import has_letters
 
-MOST_REFERENCES, MOST_IMAGES, MOST_STEPS, MOST_WORDS, MOST_SEED = 4, 4, 100, 1000, 2**31 - 1
+MOST_PHOTOS, MOST_LETTERS = 4, 1000
+MOST_BYTES = 20 * 2**20  #: of one file; `data.pictures` limits the pixels
 
 
 class AskError(ValueError):
-    """What cannot be drawn; its text is one line that says what to change."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What to draw. `masks` are those of the first references, 255 on the subject; there may be fewer of them."""
-
-    prompt: str
-    references: Sequence[Image.Image]
-    masks: Sequence[Image.Image] = ()
-    seed: int = 0
-    steps: int = 10
-    images: int = 1
-
-    def check(self) -> None:
-        """Raises AskError where a value is missing or out of bounds."""
-        if not self.references:
-            raise AskError("There is no photo: drop one of the subject.")
-        if len(self.references) > MOST_REFERENCES:
-            raise AskError(f"{len(self.references)} photos are too many: give at most {MOST_REFERENCES}.")
-        if len(self.masks) > len(self.references):
-            raise AskError("There are more masks than photos: give one for each photo at most.")
-        if not has_letters(self.prompt):
-            raise AskError("The prompt is empty: say what the picture should show.")
-        if len(self.prompt) > MOST_WORDS:
-            raise AskError(f"The prompt has {len(self.prompt)} characters: give at most {MOST_WORDS}.")
-        bounds = {"steps": (self.steps, 1, MOST_STEPS), "images": (self.images, 1, MOST_IMAGES),
-                  "seed": (self.seed, 0, MOST_SEED)}  # fmt: skip
-        for name, (value, least, most) in bounds.items():
-            if not least <= value <= most:
-                raise AskError(f"{name} is {value}: give {least} to {most}.")
+    """A request that cannot be answered. The message is one line with a remedy."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One model's pictures, and the scores of each by the judge's name; a missing score is NaN."""
+    """One model's images, and their scores by the reward's name; a missing score is NaN."""
 
     name: str
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     scores: dict[str, list[float]]
 
 
 class Studio:
-    """A policy with its judges; draws one thing at a time, whoever asks.
+    """A policy with its rewards and monitors.
 
     Args:
-        config: the policy, the rewards and monitors.
-        run: whose LoRA, or tuned weights, stand beside the base model; the base model alone where it is None.
+        config: Configuration of the policy, the rewards and the monitors.
+        run: Folder of a run, whose LoRA or tuned weights are compared with the base model.
 
     Raises:
-        ConfigError, ModelError, RewardError: a part cannot be opened.
+        ConfigError, ModelError, RewardError: A part cannot be loaded.
     """
 
     def __init__(self, config: Config, run: Path | None) -> None:
@@ -81,30 +53,65 @@ class Studio:
         self.steps = config.evaluation.steps
         self.model = config.policy.path
         self.tuned = run is not None
-        self.guards = {reward_name(monitor) for monitor in config.evaluation.monitors if monitor.role == "guard"}
         self._judges = build_judges(config, self.policy.device).all
         self._lock = threading.Lock()
 
-    def draw(self, ask: Ask) -> list[Column]:
-        """The base model's column, and the tuned one's where there is a run.
+    def draw(self, prompt: str, photos: Sequence[Image.Image], *, seed: int, steps: int, images: int) -> list[Column]:
+        """Generate and score images: a column of the base model, and one of the tuned model if there is a run.
 
         Raises:
-            AskError: see `Ask.check`.
-            ModelError, RewardError: the model refuses the photos, or a judge fails.
+            AskError: There is no photo, no prompt, or too much of one.
+            ModelError, RewardError: The model rejects the photos, or a reward fails.
         """
-        ask.check()
-        masks = [*ask.masks, *[None] * (len(ask.references) - len(ask.masks))]
-        pair = Pair(ask.prompt, ask.prompt, tuple(ask.references), tuple(masks))
-        with self._lock:
-            with self.policy.reference():
-                columns = [self._column("base", ask, pair)]
-            if self.tuned:
-                columns.append(self._column("tuned", ask, pair))
-        return columns
+        if not photos:
+            raise AskError("There is no photo: add one of the subject.")
+        if not has_letters(prompt):
+            raise AskError("The prompt is empty: describe the image.")
+        if len(prompt) > MOST_LETTERS:
+            raise AskError(f"The prompt has {len(prompt)} characters: use at most {MOST_LETTERS}.")
+        pair = Pair(prompt, prompt, tuple(photos), (None,) * len(photos))
+        with self._lock, torch.no_grad():
 
-    @torch.no_grad()
-    def _column(self, name: str, ask: Ask, pair: Pair) -> Column:
-        pictures = generate(self.policy, ask.prompt, ask.references, steps=ask.steps, seed=ask.seed, images=ask.images)
-        pixels = torch.stack([to_tensor(picture) for picture in pictures])
-        scores = score(self._judges, pixels.to(self.policy.device), [pair] * len(pictures))
-        return Column(name, pictures, {judge: values.tolist() for judge, values in scores.items()})
+            def column(name: str) -> Column:
+                found = generate(self.policy, prompt, photos, steps=steps, seed=seed, images=images)
+                pixels = torch.stack([to_tensor(image) for image in found]).to(self.policy.device)
+                scores = score(self._judges, pixels, [pair] * images)
+                return Column(name, found, {reward: values.tolist() for reward, values in scores.items()})
+
+            with self.policy.reference():
+                columns = [column("base")]
+            return [*columns, column("tuned")] if self.tuned else columns
+
+
+def read_photos(paths: Sequence[Path]) -> list[Image.Image]:
+    """Decode uploaded photos, and replace their files by PNG files without metadata, under the same names.
+
+    If one photo is rejected, all files are removed.
+
+    Raises:
+        AskError: There are too many photos, or one is too large, damaged or no image.
+    """
+    try:
+        if len(paths) > MOST_PHOTOS:
+            raise AskError(f"{len(paths)} photos are too many: use at most {MOST_PHOTOS}.")
+        photos = [_read(path) for path in paths]
+    except AskError:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+    for path, photo in zip(paths, photos, strict=True):
+        plain = photo.copy()
+        plain.info.clear()
+        plain.save(path, format="PNG", compress_level=1)
+    return photos
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise AskError(f"{path.name}: more than {MOST_BYTES // 2**20} MB; reduce it")
+        return load(path)
+    except OSError as error:
+        raise AskError(f"{path.name}: was removed; add it again") from error
+    except DataError as error:
+        raise AskError(str(error).replace(str(path), path.name)) from error
