@@ -166,7 +166,7 @@ def test_a_set_of_images_gives_a_pair_for_each_prompt(folder: Path) -> None:
 )  # fmt: skip
 def test_spellings_of_one_pair(folder: Path, prompt: str, references: str, wrapped: bool) -> None:
     value: Any = "green.png" if references in ("image_path", "reference") else ["green.png", "red.png"]
-    record = {prompt: "a toy", references: value, "image_tgt_path": "nowhere.png"}
+    record = {prompt: "a toy", references: value, "image_tgt_path": "nowhere.png", "subject": None}
     pair = open_dataset(write_json(folder, {"version": 1, "data": [record]} if wrapped else [record]))[0]
     assert (pair.key, pair.prompt, pair.columns) == ("data.json[0]", "a toy", {"image_tgt_path": "nowhere.png"})
     assert [mask is not None for mask in pair.masks] == ([True] if isinstance(value, str) else [True, False])
@@ -179,14 +179,14 @@ def test_problems_of_json_name_the_record(folder: Path) -> None:
         {"filenames": ["red.png"], "prompts": ["a"]},
         {"filenames": ["red.png", "blue.png"], "prompts": ["a"]},
         {"filenames": ["red.png", "none.png"], "prompts": ["a", "b"]},
-        {"prompt": "a", "caption": "b", "images": ["red.png"]},
+        {"prompt": "a", "mask": "m.png", "masks": ["m.png"], "images": ["red.png"]},
     ]))  # fmt: skip
     expected = [
         "[1]: not a JSON object",
         "[2]: 1 prompts for 1",
         "[3]: 1 prompts for 2",
         "[4].0: ",
-        "[5]: 'prompt' and",
+        "[5]: 'masks' and",
     ]
     assert len(found) == 5
     assert all(any(problem.startswith(f"data.json{start}") for problem in found) for start in expected)

@@ -119,7 +119,7 @@ def read_photos(folder: Path) -> dict[str, tuple[Path, ...]]:
 def read_list(path: Path) -> Listing:
     """Parse `prompts_and_classes.txt`. Raises DataError with FILE:LINE for each problem."""
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError([f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"]) from error
     classes: dict[str, str] = {}

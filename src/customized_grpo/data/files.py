@@ -34,7 +34,7 @@ def open_file(path: Path, root: Path | None = None) -> FilePairs:
     lines = path.suffix.lower() != ".json"
     parts: list[tuple[str, Any]]
     if lines:
-        rows = enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+        rows = enumerate(content.split(b"\n"), start=1)
         parts = [(f":{number}", row) for number, row in rows if row.strip()]
     else:
         items = parse_json(content, str(path), "a file of JSON lines ends in .jsonl")

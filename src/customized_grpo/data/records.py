@@ -48,7 +48,7 @@ def _paths(value: object, info: ValidationInfo) -> tuple[Path | None, ...]:
     values = value if isinstance(value, list) else [value]
     if not values:
         raise ValueError("is an empty list; give one path or more")
-    root: Path = info.context  # type: ignore[assignment]  # always given by `validate`
+    root = Path(info.context or "")
     return tuple(None if one is None and info.field_name == "masks" else _path(one, root) for one in values)
 
 
@@ -68,7 +68,7 @@ Paths = Annotated[tuple[Path, ...], PlainValidator(_paths)]
 
 
 class RecordModel(BaseModel):
-    """Base of the models of records: for each field the keys that may give it. All other keys are columns."""
+    """Base of the models of records: for each field the keys that may give it; the first one present does."""
 
     keys: ClassVar[Mapping[str, Sequence[str]]]
 
@@ -107,10 +107,10 @@ M = TypeVar("M", bound=RecordModel)
 def validate(model: type[M], where: str, item: Mapping[str, Any], root: Path) -> tuple[M, dict[str, Any]]:
     """Validate a decoded JSON object; its paths start from `root` and stay inside.
 
-    Returns the record, and the other keys as columns. Raises DataError, one line that begins with `where` each.
+    Returns the record, and the unused keys as columns. Raises DataError, one line that begins with `where` each.
     """
     given = {field: [key for key in keys if item.get(key) is not None] for field, keys in model.keys.items()}
-    if twice := [keys for keys in given.values() if len(keys) > 1]:
+    if twice := [keys for keys in given.values() if keys[1:2] in (["reference"], ["mask"])]:
         raise DataError(f"{where}: {keys[0]!r} and {keys[1]!r} are both given; keep one" for keys in twice)
     values = {field: item[keys[0]] for field, keys in given.items() if keys}
     try:
@@ -124,14 +124,14 @@ def validate(model: type[M], where: str, item: Mapping[str, Any], root: Path) ->
                 f"{where}: {given[field][0]!r} {message}" if given[field] else f"{where}: no {field!r}; add it"
             )
         raise DataError(problems) from error
-    known = {key for keys in model.keys.values() for key in keys}
-    return record, {key: value for key, value in item.items() if key not in known}
+    used = {keys[0] if keys else name for name, keys in given.items()}
+    return record, {key: value for key, value in item.items() if key not in used}
 
 
 def parse_json(content: bytes, where: str, remedy: str) -> Any:
     """Decode JSON. Raises DataError for bad UTF-8, bad JSON, deep nesting and a key that is given twice."""
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_repeats)
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
         raise DataError([f"{where}: not UTF-8 at byte {error.start}; save it as UTF-8"]) from error
     except (ValueError, RecursionError) as error:
@@ -140,9 +140,9 @@ def parse_json(content: bytes, where: str, remedy: str) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file. Raises DataError, one line."""
+    """Read a file without its byte order mark. Raises DataError, one line."""
     try:
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise DataError([f"{path}: cannot be read ({error.strerror}); correct the path"]) from error
 

@@ -100,7 +100,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path, recipe: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         find_system(str(recipe), overrides=["policy.path=./nowhere"])
     shutil.copyfile(recipe, tmp_path / "config.yaml")
-    with pytest.raises(ConfigError, match="holds no lora yet; finish it"):
+    with pytest.raises(ConfigError, match="has no lora yet; finish it"):
         find_system(str(tmp_path))
 
 
