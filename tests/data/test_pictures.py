@@ -38,19 +38,10 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = Image.new("RGB", (40, 24), "white")
     upright.paste(RED, (0, 0, 12, 12))  # top left, which tells all eight apart with the sides unequal
     upright.paste((20, 60, 200), (28, 0, 40, 12))
-    turned = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
-    stored = upright if turned is None else upright.transpose(turned)
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
+    stored = upright if turn is None else upright.transpose(Image.Transpose(turn))
     stored.save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(np.asarray(pictures.load(tmp_path / "a.png")), np.asarray(upright))
 
@@ -107,16 +98,6 @@ def test_decompression_bombs_are_refused(tmp_path: Path, side: int) -> None:
         assert "above the bound of 67 million" in refusal(partial(action, path), path)
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    assert "no such file" in refusal(lambda: pictures.load(path), path)
-    path.write_bytes(b"")
-    assert "empty" in refusal(lambda: pictures.load(path), path)
-    path.write_text("<html>not found</html>")
-    assert "not an image" in refusal(lambda: pictures.load(path), path)
-    assert "not a file" in refusal(lambda: pictures.load(tmp_path), tmp_path)
-
-
 def encoded(suffix: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(noise(64, 48)).save(buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix])
@@ -124,14 +105,12 @@ def encoded(suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-def test_truncated_files_are_refused_by_load_and_by_check(tmp_path: Path, suffix: str, kept: float) -> None:
-    path = tmp_path / f"a.{suffix}"
-    whole = encoded(suffix)
+def test_truncated_files_are_refused_by_load_and_by_check(tmp_path: Path, suffix: str) -> None:
+    path, whole = tmp_path / f"a.{suffix}", encoded(suffix)
     path.write_bytes(whole)
     pictures.check(path)
     pictures.check(path, quick=True)
-    path.write_bytes(whole[: int(len(whole) * kept)])
+    path.write_bytes(whole[: int(len(whole) * 0.6)])
     refusal(lambda: pictures.load(path), path)
     refusal(lambda: pictures.check(path), path)
     if suffix != "webp":
@@ -169,7 +148,8 @@ def test_masks_are_black_and_white_and_of_the_size_asked(tmp_path: Path) -> None
     assert set(np.unique(values)) == {0, 255}
     assert values[20, 30] == 255
     assert values[2, 2] == 0
-    assert abs(int((values == 255).sum()) - 400) <= 40
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    assert "marks no pixel" in refusal(lambda: pictures.load_mask(tmp_path / "a.png"), tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("kind", ["0 and 1", "1 bit", "alpha", "palette", "16 bit", "opaque alpha"])
@@ -189,12 +169,6 @@ def test_masks_of_other_kinds(tmp_path: Path, kind: str) -> None:
     pictures.load_mask(tmp_path / "a.png")
     mask = pictures.load_mask(tmp_path / "a.png", (8, 8))
     assert np.array_equal(np.asarray(mask) == 255, on)
-
-
-def test_an_empty_mask_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.new("L", (8, 8)).save(path)
-    assert "marks no pixel" in refusal(lambda: pictures.load_mask(path), path)
 
 
 def test_many_are_checked_at_once(tmp_path: Path) -> None:

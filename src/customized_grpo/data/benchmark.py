@@ -40,16 +40,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Cases and their images.
+    """Cases and their images; `digest` is a hash of all prompts and images, `masked` whether every image has a mask.
 
-    Attributes:
-        name: Name in reports.
-        units: Name of its subjects, in the plural.
-        cases: All cases.
-        digest: Hash of all prompts and images.
-        masked: Whether every image has a mask.
-        shown: Returns the pair that the model sees: one image of each subject, and the prompt.
-        views: Returns all images of each of the case's subjects, one pair for each subject.
+    `shown` returns the pair that the model sees: one image of each subject, and the prompt. `views` returns all images
+    of the case's subjects, one pair for each subject.
     """
 
     name: str
@@ -71,16 +65,10 @@ class _Question(NamedTuple):
 
 
 def open_benchmark(path: str, *, two_subjects: bool = False, combined: Path | None = None) -> Benchmark:
-    """Open a benchmark.
+    """Open a DreamBench folder, or any other data that `data.path` may name. Raises DataError.
 
-    Args:
-        path: A DreamBench folder, or any other data that `data.path` may name.
-        two_subjects: Ask for two of DreamBench's subjects in one image, by `default_combinations`.
-        combined: JSON file of combinations instead: a list of [SUBJECT, SUBJECT], or records of `prompt` and
-            `image_paths` as in UNO's `dreambench_multiip.json`.
-
-    Raises:
-        DataError: The data cannot be used; one line for each problem.
+    `two_subjects` asks for two of DreamBench's subjects in one image, by `default_combinations` or by the JSON file
+    `combined`: a list of [SUBJECT, SUBJECT], or records of `prompt` and `image_paths`, as UNO has them.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():

@@ -51,7 +51,7 @@ def open_file(path: Path, root: Path | None = None) -> FilePairs:
             item = parse_json(part, f"{path}{place}", "write one object a line") if lines else part
             if not isinstance(item, dict):
                 raise DataError([f"{path}{place}: not a JSON object; see docs/data.md for the form of a record"])
-            if lines:
+            if lines and "filenames" not in item:
                 _check_keys(f"{path}{place}", item)
             records += _records(f"{path}{place}", f"{path.name}{place}", item, root or path.parent)
         except DataError as error:

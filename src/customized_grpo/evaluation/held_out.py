@@ -37,14 +37,7 @@ def shown_pairs(count: int) -> list[int]:
 
 
 def evaluation_grid(path: Path, pairs: PairDataset, images: int, columns: Mapping[str, Evaluation]) -> None:
-    """Write a PNG of a few pairs, evenly spread: the reference, and the first image of each evaluation.
-
-    Args:
-        path: The PNG.
-        pairs: The evaluated pairs.
-        images: Number of images per pair in the evaluations.
-        columns: Evaluations by heading.
-    """
+    """Write a PNG of a few pairs: the reference, and the first of the `images` per pair of each evaluation."""
     shown = shown_pairs(len(pairs))
     rows = [
         [pairs[i].references[0], *(Image.open(one.pictures[i * images]) for one in columns.values())] for i in shown

@@ -54,7 +54,7 @@ def test_metrics_are_skipped_with_the_reason(dino: Path, tmp_path: Path, monkeyp
         ({"colour": 1}, "colour"),
         ({"diversity": "redness"}, "diversity: 'redness' is no metric of identity"),
         ({"prompt_axis": ["CLIP-T"]}, "prompt_axis: no metric is named 'CLIP-T'"),
-        ({"metrics": [{"name": "a", "kind": "dino", "role": "identity"}] * 2}, "two have one name"),
+        ({"metrics": [{"name": "a", "kind": kind, "role": "identity"} for kind in "xy"]}, "two have one name"),
     ],
 )
 def test_protocols_that_are_none(protocol: Path, tmp_path: Path, change: dict[str, object], told: str) -> None:

@@ -37,20 +37,10 @@ def compare(
     template: str | None = None,
     beside: bool = True,
 ) -> None:
-    """Run `cgrpo compare`: evaluate the systems in folders under `out`, then show all of them together.
+    """Run `cgrpo compare`: evaluate systems in folders under `out`, then show them and their differences to the first.
 
-    Args:
-        given: Systems, as `find_system` takes them. Differences are to the first.
-        task: Benchmark and metrics.
-        out: Folder of the comparison. What it contains already is not generated again.
-        console: Where to print.
-        files: Configuration files for a LoRA or a pipeline.
-        overrides: Settings as KEY=VALUE, for all systems.
-        template: Names of other systems' images.
-        beside: Whether to show the published points beside the plane, on DreamBench.
-
-    Raises:
-        ConfigError, DataError, ModelError: Before anything is generated.
+    `beside` shows the published points beside the plane, on DreamBench; other arguments as for `find_system`. Raises
+    ConfigError, DataError or ModelError before anything is generated.
     """
     template = TEMPLATE if template is None else template
     check_template(template, task.protocol.images)

@@ -147,14 +147,10 @@ def evaluate_on(
 
 
 def evaluate_system(system: System, task: Task, out: Path, console: Console) -> Evaluated | None:
-    """Generate and score what the folder `out` does not contain yet. An earlier evaluation by the same metrics is read.
+    """Generate and score what the folder `out` lacks; None if other processes still have work to do.
 
-    Returns:
-        The scores, or None if other processes still have work to do.
-
-    Raises:
-        ConfigError: The folder contains something else.
-        DataError: Images of another system are missing.
+    An earlier evaluation by the same metrics is only read. Raises ConfigError if the folder contains something else,
+    and DataError if images of another system are missing.
     """
     metrics = {name: metric.model_dump(mode="json") for name, metric in task.metrics.items()}
     settings: dict[str, object] = {"benchmark": task.benchmark.digest, "metrics": metrics}
@@ -254,11 +250,8 @@ def _score(system: System, task: Task, source: PictureFolder, folder: Evaluation
 def measure(
     reward: Reward, metric: Metric, images: Sequence[Image.Image], benchmark: Benchmark, case: Case
 ) -> list[float]:
-    """Score the images of a case by one metric. Identity is the mean over the case's subjects.
-
-    Diversity is 100 minus the mean similarity of an image to the others; its mean over the images is 100 minus the mean
-    over all pairs of them.
-    """
+    """Score the images of a case by one metric. Identity is the mean over the case's subjects; diversity of an image is
+    100 minus its mean similarity to the others."""
     if metric.against == "others":
         others = [tuple(image for j, image in enumerate(images) if j != i) for i in range(len(images))]
         pairs = [Pair(f"{case.key}/without-{i}", case.text, o, (None,) * len(o)) for i, o in enumerate(others)]

@@ -94,15 +94,7 @@ class EvaluationProtocol(Section):
 
 
 def load_protocol(name: str, **numbers: int | None) -> EvaluationProtocol:
-    """Load a shipped protocol by name, or a YAML file.
-
-    Args:
-        name: One of `PROTOCOLS`, or a path.
-        numbers: `images`, `steps` and `seed` to use instead of the file's; None keeps the file's.
-
-    Raises:
-        ConfigError: One line for each problem.
-    """
+    """Load a shipped protocol or a YAML file, with other numbers if they are given. Raises ConfigError."""
     path = _FOLDER / "protocols" / f"{name}.yaml" if name in PROTOCOLS else Path(name).expanduser()
     if not path.is_file():
         raise ConfigError(f"--protocol {name}: no such file; give {', '.join(PROTOCOLS)} or a YAML file")

@@ -59,19 +59,11 @@ class System:
 def find_system(
     given: str, files: Sequence[Path] = (), overrides: Sequence[str] = (), template: str = TEMPLATE
 ) -> System:
-    """Find the system that an argument of the command line names. Nothing is loaded yet.
+    """Find the system that PATH or NAME=PATH names; nothing is loaded yet. Raises ConfigError or ModelError.
 
-    Args:
-        given: PATH or NAME=PATH. A PATH is the folder of a finished run, of an earlier evaluation, of a diffusers
-            pipeline, of a LoRA or of images; a LoRA's .safetensors; a YAML configuration (its policy untrained); or
-            `embedded/NAME`.
-        files: Configuration files for a LoRA or a pipeline.
-        overrides: Settings as KEY=VALUE, for all systems.
-        template: Names of another system's images.
-
-    Raises:
-        ConfigError: There is no such system.
-        ModelError: Its model is a local one that does not exist.
+    A PATH is the folder of a finished run, of an earlier evaluation, of a diffusers pipeline, of a LoRA or of images; a
+    LoRA's .safetensors; a YAML configuration, whose policy is untrained; or `embedded/NAME`. A LoRA and a pipeline take
+    their other settings from `files`; `overrides` apply to all.
     """
     name, sign, rest = given.partition("=")
     if not sign or not name or Path(given).exists():
