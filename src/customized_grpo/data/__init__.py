@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Subset
 
 from customized_grpo.config import DataConfig
 from customized_grpo.data.dreambench import dreambench_folder, open_dreambench
@@ -11,27 +13,12 @@ from customized_grpo.data.errors import DataError
 from customized_grpo.data.files import open_file
 from customized_grpo.data.records import FilePairs
 from customized_grpo.data.world import WORLDS, WorldPairs
-from customized_grpo.protocols import Pair, PairDataset
+from customized_grpo.protocols import PairDataset
 from customized_grpo.utils.named import told
 
 __all__ = ["WORLDS", "DataError", "open_dataset"]
 
 WORLD_SIZE = 4096  #: default number of pairs of the built-in world
-
-
-@dataclass
-class Subset:
-    """Some pairs of another dataset."""
-
-    pairs: PairDataset
-    indices: list[int]
-    config: DataConfig | None = None
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> Pair:
-        return self.pairs[self.indices[index]]
 
 
 def open_dataset(config: DataConfig) -> PairDataset:
@@ -50,7 +37,7 @@ def open_dataset(config: DataConfig) -> PairDataset:
     """
     if config.path is None:
         raise DataError(["data.path is not set; give --data pairs.jsonl, a DreamBench folder, or world (built in)"])
-    pairs: FilePairs | WorldPairs | Subset
+    pairs: Any
     if config.path in WORLDS:
         size = config.size or WORLD_SIZE
         pairs = WorldPairs(config.split, size, config.seed, recoloured=WORLDS[config.path])
@@ -62,7 +49,8 @@ def open_dataset(config: DataConfig) -> PairDataset:
         if config.size is not None and config.size < len(pairs):
             pairs = Subset(pairs, [i * len(pairs) // config.size for i in range(config.size)])
     pairs.config = config
-    return pairs
+    dataset: PairDataset = pairs
+    return dataset
 
 
 def _open_path(path: Path, root: Path | None) -> FilePairs:

@@ -78,7 +78,8 @@ def open_benchmark(path: str, *, two_subjects: bool = False, combined: Path | No
         config = DataConfig(path=path, split="held-out", size=96, seed=1) if path in WORLDS else DataConfig(path=path)
         return _each_pair(f"the built-in {path}" if path in WORLDS else folder.name, open_dataset(config))
     folder = dreambench.dreambench_folder(folder)
-    listing, photos = dreambench.read_list(folder / dreambench.LIST), dreambench.read_photos(folder)
+    listing = dreambench.read_list(folder / dreambench.LIST)
+    photos = dreambench.read_photos(folder, listing)
 
     def ask(*subjects: str) -> list[_Question]:
         shown = tuple(photos[subject][0] for subject in subjects)
@@ -116,7 +117,7 @@ def _dreambench(
         hasher.update(photo.name.encode() + photo.read_bytes() + (mask.read_bytes() if mask else b""))
     subjects_of = {"+".join(question.subjects): question.subjects for question in questions}
     index = {subject: i for i, subject in enumerate(photos)}
-    read = lru_cache(maxsize=4)(all_photos.__getitem__)  # a subject's cases follow each other
+    read = lru_cache(maxsize=2)(all_photos.__getitem__)  # a subject's cases follow each other
     alone = all(len(question.subjects) == 1 for question in questions)
     return Benchmark(
         name="DreamBench" if alone else "DreamBench, two subjects",

@@ -93,21 +93,23 @@ def open_dreambench(folder: Path) -> FilePairs:
     A pair's key is SUBJECT/NN with the number of the prompt in its list. `masks/NAME.png` in a subject's folder is the
     mask of its photo. Raises DataError if the list cannot be read or a subject has no photos.
     """
-    listing, photos = read_list(folder / LIST), read_photos(folder)
+    listing = read_list(folder / LIST)
     return FilePairs(
         [
             Record(str(folder / LIST), f"{subject}/{i:02}", prompt, found[:1], (mask_beside(found[0]),), word)
-            for (subject, word), found in zip(listing.classes.items(), photos.values(), strict=True)
+            for (subject, word), found in zip(
+                listing.classes.items(), read_photos(folder, listing).values(), strict=True
+            )
             for i, prompt in enumerate(listing.prompts(subject))
         ],
         str(folder / LIST),
     )
 
 
-def read_photos(folder: Path) -> dict[str, tuple[Path, ...]]:
+def read_photos(folder: Path, listing: Listing) -> dict[str, tuple[Path, ...]]:
     """Return the photos of each listed subject in name order. Raises DataError if a subject has none."""
     found: dict[str, tuple[Path, ...]] = {}
-    for subject in read_list(folder / LIST).classes:
+    for subject in listing.classes:
         inside = (folder / subject).iterdir() if (folder / subject).is_dir() else ()
         found[subject] = tuple(sorted(path for path in inside if path.suffix.lower() in _SUFFIXES))
     if missing := [subject for subject, photos in found.items() if not photos]:

@@ -184,9 +184,9 @@ def evaluate_system(system: System, task: Task, out: Path, console: Console) -> 
 def _collect(system: System, task: Task, folder: EvaluationFolder) -> Evaluated | None:
     """Return all scores of the system's present images, or None if any is missing."""
     source, scores = system.pictures or folder.pictures, folder.scores()
-    if task.unscored(source, task.cases, scores):
+    found = [scores.get((case.key, source.checksums(case, task.protocol.images)), {}) for case in task.cases]
+    if any(name not in one for one in found for name in task.metrics):
         return None
-    found = [scores[case.key, source.checksums(case, task.protocol.images)] for case in task.cases]
     return Evaluated(system, Scores(task.cases, {name: [one[name] for one in found] for name in task.metrics}), source)
 
 
