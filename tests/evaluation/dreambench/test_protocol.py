@@ -47,7 +47,7 @@ def test_metrics_are_skipped_with_the_reason(dino: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "text"),
     [
         ({"metrics": []}, "metrics"),
         ({"images": 0}, "images"),
@@ -57,11 +57,11 @@ def test_metrics_are_skipped_with_the_reason(dino: Path, tmp_path: Path, monkeyp
         ({"metrics": [{"name": "a", "kind": kind, "role": "identity"} for kind in "xy"]}, "two have one name"),
     ],
 )
-def test_protocols_that_are_none(protocol: Path, tmp_path: Path, change: dict[str, object], told: str) -> None:
+def test_protocols_that_are_none(protocol: Path, tmp_path: Path, change: dict[str, object], text: str) -> None:
     values = yaml.safe_load(protocol.read_text(encoding="utf-8"))
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump({**values, **change}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=text) as caught:
         load_protocol(str(path))
     assert "\n" not in str(caught.value)
 

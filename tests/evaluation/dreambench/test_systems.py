@@ -1,4 +1,4 @@
-"""What a word of the command line stands for, and that each form of one model draws the same."""
+"""Systems of the command line: each form of one model generates the same images."""
 
 from __future__ import annotations
 

@@ -206,7 +206,8 @@ def _generate(system: System, task: Task, folder: EvaluationFolder, console: Con
         return
     if task.process == 0:  # a scorer that cannot be loaded should be reported before generating, which may take days
         for metric in task.metrics.values():
-            build_reward(metric.reward(), "cpu")
+            if metric.against != "others":  # by the model of another metric
+                build_reward(metric.reward(), "cpu")
     with _progress(console, f"{system.name}: generating {len(todo)} images", len(todo)) as advance:
         policy = system.open()
         sigmas = policy.sigmas(task.protocol.steps).to(policy.device)
