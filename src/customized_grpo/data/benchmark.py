@@ -6,12 +6,10 @@ DreamBench, alone or in combinations of two subjects; or any other dataset, each
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from customized_grpo.config import DataConfig
 from customized_grpo.data import WORLDS, dreambench, open_dataset
@@ -25,13 +23,14 @@ class Case:
     """One subject, or combination of subjects, and one prompt.
 
     `prompt` is the number of `text` among the subject's prompts; `kind` is one of `dreambench.PROMPT_KINDS`, or None if
-    the data has no kinds.
+    the data has no kinds; `photos` are those of DreamBench that the model is shown, one of each subject.
     """
 
     subject: str
     prompt: int
     text: str
     kind: str | None = None
+    photos: tuple[Path, ...] = ()
 
     @property
     def key(self) -> str:
@@ -55,15 +54,6 @@ class Benchmark:
     views: Callable[[Case], list[Pair]]
 
 
-class _Question(NamedTuple):
-    """A case of DreamBench: its subjects, the photo of each that the model is shown, and the prompt."""
-
-    subjects: tuple[str, ...]
-    photos: tuple[Path, ...]
-    text: str
-    kind: str
-
-
 def open_benchmark(path: str, *, two_subjects: bool = False, combined: Path | None = None) -> Benchmark:
     """Open a DreamBench folder, or any other data that `data.path` may name. Raises DataError.
 
@@ -81,52 +71,44 @@ def open_benchmark(path: str, *, two_subjects: bool = False, combined: Path | No
     listing = dreambench.read_list(folder / dreambench.LIST)
     photos = dreambench.read_photos(folder, listing)
 
-    def ask(*subjects: str) -> list[_Question]:
-        shown = tuple(photos[subject][0] for subject in subjects)
-        kinds = map(dreambench.prompt_kind, listing.templates(subjects))
-        return [_Question(subjects, shown, *one) for one in zip(listing.prompts(*subjects), kinds, strict=True)]
+    def ask(*subjects: str) -> list[Case]:
+        name, shown = "+".join(subjects), tuple(photos[subject][0] for subject in subjects)
+        texts = zip(listing.prompts(*subjects), listing.templates(subjects), strict=True)
+        return [
+            Case(name, number, text, dreambench.prompt_kind(template), shown)
+            for number, (text, template) in enumerate(texts)
+        ]
 
     if combined is not None:
-        return _dreambench(folder, listing, photos, _read_combinations(combined, folder, listing, ask))
+        return _dreambench(listing, photos, _read_combinations(combined, folder, listing, ask))
     groups = default_combinations(folder) if two_subjects else [(subject,) for subject in listing.classes]
-    return _dreambench(folder, listing, photos, [question for group in groups for question in ask(*group)])
+    return _dreambench(listing, photos, [case for group in groups for case in ask(*group)])
 
 
-def _dreambench(
-    folder: Path, listing: dreambench.Listing, photos: dict[str, tuple[Path, ...]], questions: list[_Question]
-) -> Benchmark:
+def _dreambench(listing: dreambench.Listing, photos: dict[str, tuple[Path, ...]], cases: list[Case]) -> Benchmark:
     masks = {photo: mask_beside(photo) for found in photos.values() for photo in found}
 
-    def record(subjects: tuple[str, ...], files: tuple[Path, ...], key: str, text: str) -> Record:
-        word = " and ".join(listing.classes[subject] for subject in subjects)
-        return Record(key, key, text, files, tuple(map(masks.get, files)), word)
+    def record(key: str, text: str, files: tuple[Path, ...]) -> Record:
+        words = " and ".join(listing.classes[subject] for subject in dict.fromkeys(file.parent.name for file in files))
+        return Record(key, key, text, files, tuple(map(masks.get, files)), words)
 
-    numbers = Counter[str]()
-    shown: dict[str, Record] = {}
-    cases = []
+    all_photos = FilePairs([record(f"{subject}/photos", subject, found) for subject, found in photos.items()], "")
     hasher = hashlib.blake2b(digest_size=8)
-    for question in questions:
-        subject = "+".join(question.subjects)
-        case = Case(subject, numbers[subject], question.text, question.kind)
-        numbers[subject] += 1
-        cases.append(case)
-        shown[case.key] = record(question.subjects, question.photos, case.key, case.text)
-        hasher.update(repr((case.key, case.text, [photo.name for photo in question.photos])).encode())
-    all_photos = FilePairs([record((s,), found, f"{s}/photos", s) for s, found in photos.items()], str(folder))
+    for case in cases:
+        hasher.update(repr((case.key, case.text, [photo.name for photo in case.photos])).encode())
     for photo, mask in masks.items():
         hasher.update(photo.name.encode() + photo.read_bytes() + (mask.read_bytes() if mask else b""))
-    subjects_of = {"+".join(question.subjects): question.subjects for question in questions}
     index = {subject: i for i, subject in enumerate(photos)}
     read = lru_cache(maxsize=2)(all_photos.__getitem__)  # a subject's cases follow each other
-    alone = all(len(question.subjects) == 1 for question in questions)
+    alone = all(len(case.photos) == 1 for case in cases)
     return Benchmark(
         name="DreamBench" if alone else "DreamBench, two subjects",
         units="subjects" if alone else "combinations",
         cases=tuple(cases),
         digest=hasher.hexdigest(),
         masked=all(masks.values()),
-        shown=lambda case: shown[case.key].load(),
-        views=lambda case: [replace(read(index[name]), prompt=case.text) for name in subjects_of[case.subject]],
+        shown=lambda case: record(case.key, case.text, case.photos).load(),
+        views=lambda case: [replace(read(index[photo.parent.name]), prompt=case.text) for photo in case.photos],
     )
 
 
@@ -180,12 +162,12 @@ def select(benchmark: Benchmark, subjects: Iterable[str], prompts: Iterable[int]
 
 
 def _read_combinations(
-    path: Path, folder: Path, listing: dreambench.Listing, ask: Callable[..., list[_Question]]
-) -> list[_Question]:
+    path: Path, folder: Path, listing: dreambench.Listing, ask: Callable[..., list[Case]]
+) -> list[Case]:
     entries = parse_json(read_bytes(path), str(path), "correct it")
     if not isinstance(entries, list) or not entries:
         raise DataError([f"{path}: not a list; write [[SUBJECT, SUBJECT], ...] or records of prompt and image_paths"])
-    questions: list[_Question] = []
+    cases: list[Case] = []
     problems = []
     for number, entry in enumerate(entries, start=1):
         try:
@@ -198,9 +180,11 @@ def _read_combinations(
                 photos = tuple(folder / name / Path(file).name for name, file in zip(names, files, strict=True))
                 if absent := [photo for photo in photos if not photo.is_file()]:
                     raise ValueError(f"no such file {absent[0]}; restore it or name another photo")
-                questions.append(_Question(tuple(names), photos, text, listing.kind(text)))
+                subject = "+".join(names)
+                number = sum(case.subject == subject for case in cases)
+                cases.append(Case(subject, number, text, listing.kind(text), photos))
             else:
-                questions += ask(*names)
+                cases += ask(*names)
         except (KeyError, TypeError):
             form = "write [SUBJECT, SUBJECT], or an object with prompt and two image_paths"
             problems.append(f"{path}: entry {number}: {shown(entry)} is of no known form; {form}")
@@ -208,4 +192,4 @@ def _read_combinations(
             problems.append(f"{path}: entry {number}: {error}")
     if problems:
         raise DataError(problems)
-    return questions
+    return cases
