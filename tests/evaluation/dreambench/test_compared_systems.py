@@ -21,7 +21,7 @@ from customized_grpo.evaluation.dreambench import compare, open_task
 from customized_grpo.evaluation.dreambench.comparison import shown_cases
 from customized_grpo.evaluation.dreambench.scores import Scores
 
-REAL = Path(os.environ.get("DREAMBENCH", Path(__file__).parents[3] / "shared" / "dreambench"))
+REAL = Path(os.environ.get("DREAMBENCH", Path(__file__).parents[4] / "shared" / "dreambench"))
 NAN = float("nan")
 
 
