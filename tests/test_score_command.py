@@ -114,13 +114,13 @@ def test_what_could_not_be_scored_stays_empty_and_out_of_the_mean(folder: Path) 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--reward", "dino"], "no picture to score; give --image"),
+        (["--reward", "dino"], "no image to score; give --image"),
         (["--image", "drawn/a.png"], "no --reward; give a kind such as dino"),
         (["--reward", "dyno", "--image", "drawn/a.png"], "unknown kind 'dyno'; did you mean 'dino'?"),
         (["--reward", "copy-paste", "--image", "nowhere.png"], "nowhere.png: no such file"),
         (["--reward", "copy-paste", "--image", "broken.png"], "broken.png: not an image of a known format"),
         (["--reward", "copy-paste", "--images", "nowhere"], "nowhere: no such folder"),
-        (["--reward", "copy-paste", "--images", "out"], "out: holds no picture"),
+        (["--reward", "copy-paste", "--images", "out"], "out: no image in it"),
         (
             ["--reward", "copy-paste", "--image", "drawn/a.png"],
             "reward 'copy-paste' needs a reference, and pair 'score' has none",

@@ -78,8 +78,8 @@ def _scores() -> Iterator[Case]:
 
     image = ("--image", "good.png")
     yield case("no reward", "no --reward; give a kind", *image)
-    yield case("no picture", "no picture to score; give --image", "--reward", "copy-paste")
-    yield case("an empty folder", "holds no picture", "--reward", "copy-paste", "--images", "empty")
+    yield case("no picture", "no image to score; give --image", "--reward", "copy-paste")
+    yield case("an empty folder", "no image in it", "--reward", "copy-paste", "--images", "empty")
     yield case("no such folder", "gone: no such folder", "--reward", "copy-paste", "--images", "gone")
     yield case("no such kind", "unknown kind 'dyno'; did you mean 'dino'?", "--reward", "dyno", *image)
     yield case("a reward twice", "--reward 'dino' is given twice", "--reward", "dino", "--reward", "dino", *image)

@@ -31,7 +31,7 @@ def json_lines() -> Iterator[Case]:
         expected = ((f"pairs.jsonl:1: {told}",),) if isinstance(told, str) else told
         return Case("JSON lines", name, _opened(*lines, **options), expected)
 
-    utf8 = "not UTF-8; save the file as UTF-8"
+    utf8 = "not UTF-8 at byte "
     yield case("bad UTF-8", b'{"prompt": "\xe9t\xe9", "reference": "good.png"}', told=utf8)
     yield case("UTF-16", json.dumps(GOOD).encode("utf-16"), told=(("pairs.jsonl:1: not UTF-8",),))
     yield case("cut inside a letter", json.dumps({**GOOD, "prompt": "é"}, ensure_ascii=False).encode()[:13], told=utf8)
@@ -68,7 +68,7 @@ def json_lines() -> Iterator[Case]:
     yield case("a key of line breaks", {**GOOD, "a\nb": 1}, told="unknown key 'a\\nb'; a column needs a name")
     yield case("an empty key", {**GOOD, "": 1}, told="unknown key ''; a column needs a name of 1 to")
     yield case("no prompt", {"reference": "good.png"}, told="no 'prompt'; add it")
-    yield case("no reference", {"prompt": "a cat"}, told="no 'references' or 'reference'; add it")
+    yield case("no reference", {"prompt": "a cat"}, told="no 'references'; add it")
     yield case("an empty object", {}, told=(("pairs.jsonl:1: no 'prompt'",), ("pairs.jsonl:1: no 'references'",)))
     for value in (5, 1.5, True, ["a cat"], {"text": "a cat"}):
         yield case(f"prompt is {json.dumps(value)}", {**GOOD, "prompt": value}, told="'prompt' is ")
@@ -91,8 +91,12 @@ def json_lines() -> Iterator[Case]:
     yield case("half a surrogate pair", '{"prompt": "\\ud800", "reference": "good.png"}', told="'prompt' holds half a")
     for path in ("../good.png", "a/../../good.png", "/etc/hostname", "/etc/passwd", "../../../../../../etc/shadow",
                  "./../pairs.jsonl", "//etc/hostname"):  # fmt: skip
-        yield case(f"the path {path}", {**GOOD, "reference": path}, told=f"'reference': '{path}' leaves the folder")
-        yield case(f"a mask of the path {path}", {**GOOD, "mask": path}, told=f"'mask': '{path}' leaves the folder")
+        yield case(
+            f"the path {path}", {**GOOD, "reference": path}, told=f"'reference' is '{path}', which leaves the folder"
+        )
+        yield case(
+            f"a mask of the path {path}", {**GOOD, "mask": path}, told=f"'mask' is '{path}', which leaves the folder"
+        )
     for path in ("missing.png", "no/such/folder.png", "~/good.png", "$HOME/good.png", "C:\\photos\\cat.png",
                  "https://example.org/cat.png", "file:///etc/hostname", "data:image/png;base64,AAAA"):  # fmt: skip
         yield case(f"the path {path}", {**GOOD, "reference": path}, told=(("pairs.jsonl:1: ", "no such file"),))
@@ -181,22 +185,26 @@ def syncd() -> Iterator[Case]:
         return Case("SynCD JSON", name, _opened(raw, file="data.json"), tuple((line,) for line in told))
 
     first = "data.json[0]: "
-    yield case("no JSON", "nonsense", "data.json:1: not valid JSON")
-    yield case("cut", '[{"prompt": "a"', "data.json:2: not valid JSON")
+    yield case("no JSON", "nonsense", "data.json: not valid JSON")
+    yield case("cut", '[{"prompt": "a"', "data.json: not valid JSON")
     yield case("bad UTF-8", b'["\xff"]', "not UTF-8 at byte 2")
     yield case("deeply nested", "[" * 100_000, "data.json: not valid JSON")
-    yield case("an empty file", "", "data.json:2: not valid JSON")
+    yield case("an empty file", "", "data.json: not valid JSON")
     yield case("an empty list", [], "data.json: holds no pairs")
     yield case("a number", 5, "data.json: neither a list of records nor")
     yield case("an object of two lists", {"a": [], "b": []}, "data.json: neither a list of records nor")
-    yield case("a list of numbers", [1, 2], "data.json[0]: not an object", "data.json[1]: not an object")
-    yield case("no prompt", [{"reference": "good.png"}], first + "no 'prompt' or 'caption'")
+    yield case("a list of numbers", [1, 2], "data.json[0]: not a JSON object", "data.json[1]: not a JSON object")
+    yield case("no prompt", [{"reference": "good.png"}], first + "no 'prompt'; add it")
     yield case("a prompt of a number", [{**GOOD, "prompt": 5}], first + "'prompt' is 5")
-    yield case("prompt and caption", [{**GOOD, "caption": "a"}], first + "'prompt' and 'caption' are both given")
+    yield case(
+        "two references", [{**GOOD, "references": ["good.png"]}], first + "'references' and 'reference' are both"
+    )
     yield case("a picture that is gone", [{**GOOD, "reference": "gone.png"}], first)
-    yield case("a path that leaves", [{**GOOD, "reference": "../a.png"}], first + "'reference': '../a.png' leaves")
+    yield case(
+        "a path that leaves", [{**GOOD, "reference": "../a.png"}], first + "'reference' is '../a.png', which leaves"
+    )
     yield case("filenames of a text", [{"filenames": 5, "prompts": ["a"]}], first + "'filenames' holds 5")
-    yield case("one image alone", [{"filenames": ["good.png"], "prompts": ["a"]}], first + "one image alone")
+    yield case("one image alone", [{"filenames": ["good.png"], "prompts": ["a"]}], first + "1 prompts for 1")
     yield case("prompts too few", [{"filenames": ["good.png"] * 2, "prompts": ["a"]}], first + "1 prompts for 2")
     yield case("prompts of a text", [{"filenames": ["good.png"] * 2, "prompts": "a"}], first + "'prompts' is 'a'")
     yield case("a number of 10,000 digits", "[" + "9" * 10_000 + "]", "data.json: not valid JSON")
@@ -245,7 +253,7 @@ def dreambench() -> Iterator[Case]:
     )
     for name in ("..", "../dog", "/etc", "a/b", "."):
         yield case(f"the subject {name}", LISTED.replace("dog,dog", f"dog,dog\n{name},cat"), f"{where}:5: '{name}' is")
-    yield case("a subject without a folder", LISTED.replace("dog,dog", "dog,dog\ncat,cat"), "bench/cat: 0 photos")
+    yield case("a subject without a folder", LISTED.replace("dog,dog", "dog,dog\ncat,cat"), "bench/cat: no photos")
     yield case("lines of Windows", LISTED.replace("\n", "\r\n"))
     yield case("a mark of byte order", "\ufeff" + LISTED)
 

@@ -64,7 +64,7 @@ def test_a_dataset_remembers_its_config(
 
 
 @pytest.mark.parametrize(
-    ("opened", "told"),
+    ("opened", "text"),
     [
         (
             lambda folder: datasets.from_jsonl(folder / "pairs.json"),
@@ -78,7 +78,7 @@ def test_a_dataset_remembers_its_config(
         (lambda folder: datasets.world(seed=-1), "seed: -1; input should be greater than or equal to 0"),
     ],
 )
-def test_what_cannot_be_opened_is_told_in_one_line(opened: Callable[[Path], Any], told: str, folder: Path) -> None:
+def test_problems_are_one_line(opened: Callable[[Path], Any], text: str, folder: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(folder)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert text in str(caught.value) and "\n" not in str(caught.value)

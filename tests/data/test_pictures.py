@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,41 +33,17 @@ def refusal(action: Callable[[], object], path: Path) -> str:
     return text
 
 
-def test_a_png_is_read_as_it_is(tmp_path: Path) -> None:
-    values = noise(9, 7)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    picture = pictures.load(tmp_path / "a.png")
-    assert picture.mode == "RGB"
-    assert np.array_equal(np.asarray(picture), values)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = Image.new("RGB", (40, 24), "white")
     upright.paste(RED, (0, 0, 12, 12))  # top left, which tells all eight apart with the sides unequal
     upright.paste((20, 60, 200), (28, 0, 40, 12))
-    turned = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
-    stored = upright if turned is None else upright.transpose(turned)
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
+    stored = upright if turn is None else upright.transpose(Image.Transpose(turn))
     stored.save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(np.asarray(pictures.load(tmp_path / "a.png")), np.asarray(upright))
-
-
-def test_cmyk_has_the_colours_of_rgb(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16), RED).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
-    picture = pictures.load(tmp_path / "a.jpg")
-    assert picture.mode == "RGB"
-    assert np.abs(np.asarray(picture).astype(int) - RED).max() <= 4
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -86,45 +61,6 @@ def test_float_tiffs(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, np.nan, 1]], dtype=np.float32)).save(path)
     assert "not finite" in refusal(lambda: pictures.load(path), path)
     assert "not finite" in refusal(lambda: pictures.check(path), path)
-
-
-def test_alpha_lies_over_white(tmp_path: Path) -> None:
-    image = Image.new("RGBA", (3, 1))
-    image.putdata([(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 128)])
-    image.save(tmp_path / "a.png")
-    found = np.asarray(pictures.load(tmp_path / "a.png"))[0].tolist()
-    assert found[:2] == [[200, 0, 0], [255, 255, 255]]
-    assert found[2] == [127, 127, 127]
-
-
-@pytest.mark.parametrize("mode", ["P", "L", "RGB", "LA"])
-def test_other_kinds_of_transparency(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "a.png"
-    if mode == "P":
-        image = Image.new("P", (2, 1))
-        image.putpalette([0, 0, 0, *RED])
-        image.putpixel((1, 0), 1)
-        image.save(path, transparency=0)
-    elif mode == "LA":
-        image = Image.new("LA", (2, 1), (0, 0))
-        image.putpixel((1, 0), (30, 255))
-        image.save(path)
-    else:
-        image = Image.new(mode, (2, 1), 0)
-        image.putpixel((1, 0), 30 if mode == "L" else RED)
-        image.save(path, transparency=0 if mode == "L" else (0, 0, 0))
-    left, right = np.asarray(pictures.load(path))[0].tolist()
-    assert left == [255, 255, 255]
-    assert right == (list(RED) if mode in ("P", "RGB") else [30, 30, 30])
-
-
-@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
-def test_of_an_animation_the_first_frame(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, "blue", "green")]
-    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
-    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
-    assert np.asarray(pictures.load(path))[4, 4].tolist() == list(RED)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK", "F"])
@@ -162,22 +98,6 @@ def test_decompression_bombs_are_refused(tmp_path: Path, side: int) -> None:
         assert "above the bound of 67 million" in refusal(partial(action, path), path)
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    assert "no such file" in refusal(lambda: pictures.load(path), path)
-    path.write_bytes(b"")
-    assert "empty" in refusal(lambda: pictures.load(path), path)
-    path.write_text("<html>not found</html>")
-    assert "not an image" in refusal(lambda: pictures.load(path), path)
-    assert "not a file" in refusal(lambda: pictures.load(tmp_path), tmp_path)
-
-
-def test_postscript_is_not_run(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    assert "not an image" in refusal(lambda: pictures.load(path), path)
-
-
 def encoded(suffix: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(noise(64, 48)).save(buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix])
@@ -185,14 +105,12 @@ def encoded(suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-def test_truncated_files_are_refused_by_load_and_by_check(tmp_path: Path, suffix: str, kept: float) -> None:
-    path = tmp_path / f"a.{suffix}"
-    whole = encoded(suffix)
+def test_truncated_files_are_refused_by_load_and_by_check(tmp_path: Path, suffix: str) -> None:
+    path, whole = tmp_path / f"a.{suffix}", encoded(suffix)
     path.write_bytes(whole)
     pictures.check(path)
     pictures.check(path, quick=True)
-    path.write_bytes(whole[: int(len(whole) * kept)])
+    path.write_bytes(whole[: int(len(whole) * 0.6)])
     refusal(lambda: pictures.load(path), path)
     refusal(lambda: pictures.check(path), path)
     if suffix != "webp":
@@ -230,7 +148,8 @@ def test_masks_are_black_and_white_and_of_the_size_asked(tmp_path: Path) -> None
     assert set(np.unique(values)) == {0, 255}
     assert values[20, 30] == 255
     assert values[2, 2] == 0
-    assert abs(int((values == 255).sum()) - 400) <= 40
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    assert "marks no pixel" in refusal(lambda: pictures.load_mask(tmp_path / "a.png"), tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("kind", ["0 and 1", "1 bit", "alpha", "palette", "16 bit", "opaque alpha"])
@@ -247,15 +166,9 @@ def test_masks_of_other_kinds(tmp_path: Path, kind: str) -> None:
         "opaque alpha": lambda: alpha.convert("RGBA"),
     }[kind]()
     image.save(tmp_path / "a.png")
-    pictures.check_mask(tmp_path / "a.png")
+    pictures.load_mask(tmp_path / "a.png")
     mask = pictures.load_mask(tmp_path / "a.png", (8, 8))
     assert np.array_equal(np.asarray(mask) == 255, on)
-
-
-def test_an_empty_mask_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.new("L", (8, 8)).save(path)
-    assert "marks no pixel" in refusal(lambda: pictures.check_mask(path), path)
 
 
 def test_many_are_checked_at_once(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Rows of other datasets as pairs: every form of an image, columns, keys, and problems told with row and column."""
+"""Rows of other datasets as pairs: forms of images, columns, keys, and problems with row and column."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def rows() -> Rows:
 
 
 class Torch(torch.utils.data.Dataset[dict[str, Any]]):
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+    def __init__(self, rows: Rows, broken: int | None = None) -> None:
+        self.rows, self.broken = rows, broken
         self.read: list[int] = []
 
     def __len__(self) -> int:
@@ -57,6 +57,8 @@ class Torch(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self.read.append(index)
+        if index == self.broken:
+            raise RuntimeError("bad\nsector")
         return self.rows[index]
 
 
@@ -80,12 +82,9 @@ def test_every_form_of_an_image(tmp_path: Path) -> None:
         {"bytes": content(photo("red")), "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")},
         photo("red").convert("P"), Image.new("RGBA", (12, 8), "red"),
     ]  # fmt: skip
-    for form in forms:
-        for value in (form, [form], (form,)):
-            pair = datasets.from_dataset([{"prompt": "a dog", "references": value}])[0]
-            assert (
-                pair.references[0].mode == "RGB" and pair.references[0].size == (12, 8) and pixel(pair) == [255, 0, 0]
-            )
+    pairs = datasets.from_dataset([{"prompt": "a", "references": v} for form in forms for v in (form, [form], (form,))])
+    for pair in (pairs[i] for i in range(len(pairs))):
+        assert (pair.references[0].mode, pair.references[0].size, pixel(pair)) == ("RGB", (12, 8), [255, 0, 0])
 
 
 def test_images_that_pillow_has_read_stay_as_they_are() -> None:
@@ -126,8 +125,8 @@ def test_all_prompts_and_keys_of_a_list_are_checked_at_once_images_when_they_are
     many[7] = {**many[7], "prompt": 5}
     many[8] = {**many[8], "id": 3}
     assert problems(many, key="id") == [
-        "row 6, column 'prompt' is empty; say what the picture should show",
-        "row 7, column 'prompt' is 5; give a text",
+        "row 6, column 'prompt' is ' '; give a text that is not empty",
+        "row 7, column 'prompt' is 5; give a text that is not empty",
         "row 8, column 'id' is '3', as in row 3; give each row its own",
     ]
     late = Torch([rows[0]] * 6 + [{**rows[0], "references": b"no image"}])
@@ -138,7 +137,7 @@ def test_all_prompts_and_keys_of_a_list_are_checked_at_once_images_when_they_are
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "text"),
     [
         ({"references": None}, "column 'references' has no value; give one or remove the row"),
         ({"references": []}, "column 'references' is an empty list; give one image or more"),
@@ -153,46 +152,31 @@ def test_all_prompts_and_keys_of_a_list_are_checked_at_once_images_when_they_are
         ({"word": 3}, "column 'word' is 3; give a text"),
     ],
 )
-def test_a_row_that_cannot_be_used(change: dict[str, Any], told: str) -> None:
+def test_a_row_that_cannot_be_used(change: dict[str, Any], text: str) -> None:
     row = {"prompt": "a dog", "references": photo(), "mask": None, "word": "dog"}
     (found,) = problems([row, {**row, **change}], masks="mask", subject="word")
-    assert found.startswith("row 1, ") and told in found
-
-
-class Broken(Torch):
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if index:
-            raise RuntimeError("bad\nsector")
-        return self.rows[index]
-
-
-def generated(rows: Rows) -> Iterator[dict[str, Any]]:
-    yield from rows
+    assert found.startswith("row 1, ") and text in found
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "text"),
     [
-        (lambda rows: [], "from_dataset: the list holds no rows; add one"),
-        (lambda rows: {"train": rows, "test": rows}, "a dict of 'train', 'test' has no rows; give one of its values"),
-        (generated, "a generator has no length; give a dataset with rows by index"),
-        (lambda rows: {"a", "b"}, "a set has no rows by index"),
+        (lambda rows: [], "from_dataset: a list without rows by index; give a list, one split"),
+        (lambda rows: {"train": rows, "test": rows}, "a dict without rows by index; give a list, one split"),
+        (lambda rows: (row for row in rows), "a generator without rows by index"),
         (lambda rows: [("a dog", photo())], "row 0 is a tuple; give rows that are dicts"),
-        (Broken, "row 1 cannot be read (RuntimeError: bad sector); correct or remove it"),
+        (lambda rows: Torch(rows, broken=1), "row 1 cannot be read (RuntimeError: bad sector); correct or remove it"),
     ],
 )
-def test_what_has_no_rows(rows: Rows, made: Callable[[Rows], Any], told: str) -> None:
+def test_what_has_no_rows(rows: Rows, made: Callable[[Rows], Any], text: str) -> None:
     (found,) = problems(made(rows))
-    assert told in found
+    assert text in found
 
 
 def test_a_column_that_is_not_there(rows: Rows) -> None:
-    names = "'prompt', 'references', 'target', 'note'"
-    assert problems(rows, prompt="promt", references="photos", key="index") == [
-        "from_dataset: prompt is 'promt', which is no column; did you mean 'prompt'?",
-        f"from_dataset: references is 'photos', which is no column; name one of {names}",
-        f"from_dataset: key is 'index', which is no column; name one of {names}",
-    ]
+    first, second = problems(rows, prompt="promt", references="photos")
+    assert first == "from_dataset: prompt is 'promt', which is not a column; did you mean 'prompt'?"
+    assert second.endswith("which is not a column; name one of 'prompt', 'references', 'target', 'note'")
 
 
 def test_a_hugging_face_dataset(tmp_path: Path) -> None:
@@ -228,5 +212,5 @@ def test_a_hugging_face_dataset(tmp_path: Path) -> None:
     empty = library.Dataset.from_dict({**table, "caption": [" "] * 6}, features=features)
     late = library.concatenate_datasets([dataset, empty])
     assert len(problems(late, prompt="caption", references="photos")) == 6
-    assert "a DatasetDict of 'train' has no rows" in problems(library.DatasetDict(train=dataset))[0]
-    assert "has no length" in problems(dataset.to_iterable_dataset(), prompt="caption")[0]
+    assert "a DatasetDict without rows by index" in problems(library.DatasetDict(train=dataset))[0]
+    assert "without rows by index" in problems(dataset.to_iterable_dataset(), prompt="caption")[0]

@@ -1,4 +1,4 @@
-"""What an evaluation keeps where judges have no answer."""
+"""The evaluation of held-out pairs when scorers have no answer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from customized_grpo.rewards import RewardError
 CONFIG = embedded(EvaluationConfig, data=embedded(DataConfig, split="held-out", size=3, seed=1), steps=2, monitors=[])
 
 
-class Judge:
-    """Scores by the pairs' number, but those it does not answer for."""
+class Numbers:
+    """Scores an image by its number, if it answers for that number."""
 
-    def __init__(self, name: str, answers: Callable[[int], bool]) -> None:
+    def __init__(self, name: str, answers: Callable[[int], bool] = lambda i: True) -> None:
         self.name, self._answers, self._seen = name, answers, 0
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
@@ -41,29 +41,25 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return build_policy(config)
 
 
-def evaluated(policy: Policy, folder: Path, *judges: Judge) -> dict[str, list[float]]:
-    return evaluate(policy, open_dataset(CONFIG.data), judges, CONFIG, folder, batch_size=2).scores
+def evaluated(policy: Policy, folder: Path, *scorers: Numbers) -> dict[str, list[float]]:
+    return evaluate(policy, open_dataset(CONFIG.data), scorers, CONFIG, folder, batch_size=2).scores
 
 
-def test_a_few_missing_scores_are_kept_as_missing(policy: Policy, tmp_path: Path) -> None:
-    scores = evaluated(policy, tmp_path, Judge("some", lambda i: i != 1), Judge("all", lambda i: True))
+def test_missing_scores_are_stored_as_missing(policy: Policy, tmp_path: Path) -> None:
+    scores = evaluated(policy, tmp_path, Numbers("some", lambda i: i != 1), Numbers("all"))
     assert scores["all"] == [0, 1, 2]
     assert scores["some"][::2] == [0, 2] and math.isnan(scores["some"][1])
     kept = read_evaluation(tmp_path, CONFIG)
     assert kept is not None and kept.mean("some") == 1
 
 
-def test_an_evaluation_that_a_judge_says_nothing_of_is_none(policy: Policy, tmp_path: Path) -> None:
-    """Kept, it would stand for the base of every later one."""
-    with pytest.raises(RewardError, match="none of 3 pictures of the evaluation has a score by 'mute'; correct it"):
-        evaluated(policy, tmp_path, Judge("all", lambda i: True), Judge("mute", lambda i: False))
-    assert read_evaluation(tmp_path, CONFIG) is None
-
-
-def test_pictures_that_are_no_numbers_are_told_of(
+def test_an_evaluation_without_any_score_of_a_scorer_is_an_error(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """If it were stored, it would be the base of every later one."""
+    with pytest.raises(RewardError, match=r"score by 'mute'"):
+        evaluated(policy, tmp_path, Numbers("all"), Numbers("mute", lambda i: False))
+    assert read_evaluation(tmp_path, CONFIG) is None
     monkeypatch.setattr(policy, "decode", lambda latents: torch.full((len(latents), 3, 16, 16), math.inf))
-    judges = [Judge(name, lambda i: True) for name in "ab"]
-    with pytest.raises(RewardError, match=r"by 'a', 'b'; not finite are 3 of them: set policy\.dtype to float32"):
-        evaluated(policy, tmp_path, *judges)
+    with pytest.raises(RewardError, match=r"'a', 'b'.*policy\.dtype to float32"):
+        evaluated(policy, tmp_path, Numbers("a"), Numbers("b"))

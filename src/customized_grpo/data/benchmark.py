@@ -1,49 +1,48 @@
-"""What a benchmark asks of a model: subjects, prompts, photos to show it and photos to hold its pictures against.
+"""Benchmarks: cases (subject and prompt), the images that a model is shown, and those that its images are compared to.
 
-DreamBench, alone or in combinations of two subjects; or the pairs of any other dataset, each a subject of its own.
+DreamBench, alone or in combinations of two subjects; or any other dataset, each pair of which is a subject of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
 
 from customized_grpo.config import DataConfig
-from customized_grpo.data import WORLDS, dreambench, open_dataset, pictures
+from customized_grpo.data import WORLDS, dreambench, open_dataset
 from customized_grpo.data.errors import DataError
-from customized_grpo.data.records import mask_beside, read_text
+from customized_grpo.data.records import FilePairs, Record, clean_text, mask_beside, parse_json, read_bytes, shown
 from customized_grpo.protocols import Pair, PairDataset
-
-SUBJECTS_JOINED = "+"  #: between the names of a combination
 
 
 @dataclass(frozen=True)
 class Case:
     """One subject, or combination of subjects, and one prompt.
 
-    `subject` is the name of a folder; `prompt` is the number of `text` among the subject's prompts; `kind` is one of
-    `dreambench.PROMPT_KINDS`, or None where the data knows of none.
+    `prompt` is the number of `text` among the subject's prompts; `kind` is one of `dreambench.PROMPT_KINDS`, or None if
+    the data has no kinds; `photos` are those of DreamBench that the model is shown, one of each subject.
     """
 
     subject: str
     prompt: int
     text: str
     kind: str | None = None
+    photos: tuple[Path, ...] = ()
 
     @property
     def key(self) -> str:
         return f"{self.subject}/{self.prompt:02}"
 
 
-class Benchmark(Protocol):
-    """`units` is what its subjects are called, in the plural; `digest` is another where any prompt or photo is;
-    `masked` says whether every photo has a mask.
+@dataclass(frozen=True)
+class Benchmark:
+    """Cases and their images; `digest` is a hash of all prompts and images, `masked` whether every image has a mask.
+
+    `shown` returns the pair that the model sees: one image of each subject, and the prompt. `views` returns all images
+    of the case's subjects, one pair for each subject.
     """
 
     name: str
@@ -51,170 +50,107 @@ class Benchmark(Protocol):
     cases: tuple[Case, ...]
     digest: str
     masked: bool
-
-    def shown(self, case: Case) -> Pair:
-        """What the model sees: one photo of each subject, and the prompt."""
-        ...
-
-    def views(self, case: Case) -> list[Pair]:
-        """All photos of each of the case's subjects, one pair for each subject."""
-        ...
-
-
-class DreamBench:
-    """DreamBench's subjects, or `groups` of them, by all prompts of its list.
-
-    The model sees the first photo of a subject in name order, unless `asked` says otherwise: (subjects, their photos,
-    prompt) of every case. Raises DataError where a photo is missing or damaged.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        groups: Sequence[tuple[str, ...]] | None = None,
-        asked: Sequence[tuple[tuple[str, ...], tuple[Path, ...], str]] | None = None,
-    ) -> None:
-        self._listing = dreambench.read_list(folder / dreambench.LIST)
-        self._photos = {name: tuple(dreambench.photos_of(folder / name)) for name in self._listing.classes}
-        problems = [
-            f"{folder / name}: no photos of a subject of {dreambench.LIST}; restore its folder or remove its line"
-            for name, photos in self._photos.items()
-            if not photos
-        ]
-        photos = [photo for found in self._photos.values() for photo in found]
-        masks = {photo: mask_beside(photo) for photo in photos}
-        problems += pictures.problems(photos, pictures.check).values()
-        problems += pictures.problems((mask for mask in masks.values() if mask), pictures.check_mask).values()
-        if problems:
-            raise DataError(problems)
-        self._masks = masks
-        self.masked = all(masks.values())
-        self._shown: dict[str, tuple[tuple[str, Path], ...]] = {}
-        self.cases = self._asked(asked) if asked else self._all(groups or [(name,) for name in self._listing.classes])
-        alone = all(len(parts) == 1 for parts in self._shown.values())
-        self.name = "DreamBench" if alone else "DreamBench, two subjects"
-        self.units = "subjects" if alone else "combinations"
-        hasher = hashlib.blake2b(digest_size=8)
-        for case in self.cases:
-            hasher.update(repr((case.key, case.text, [photo.name for _, photo in self._shown[case.key]])).encode())
-        for photo, mask in masks.items():
-            hasher.update(photo.name.encode() + photo.read_bytes())
-            hasher.update(mask.read_bytes() if mask else b"")
-        self.digest = hasher.hexdigest()
-
-    def shown(self, case: Case) -> Pair:
-        parts = self._shown[case.key]
-        read = [self._read(photo) for _, photo in parts]
-        references, masks = zip(*read, strict=True)
-        return Pair(case.key, case.text, references, masks, self._word([name for name, _ in parts]))
-
-    def views(self, case: Case) -> list[Pair]:
-        found = []
-        for name, _ in self._shown[case.key]:
-            references, masks = zip(*map(self._read, self._photos[name]), strict=True)
-            found.append(Pair(f"{name}/photos", case.text, references, masks, self._word([name])))
-        return found
-
-    def _all(self, groups: Sequence[tuple[str, ...]]) -> tuple[Case, ...]:
-        cases = []
-        for group in groups:
-            subject = SUBJECTS_JOINED.join(group)
-            templates = self._listing.templates(group)
-            for i, (text, template) in enumerate(zip(self._listing.prompts(*group), templates, strict=True)):
-                cases.append(Case(subject, i, text, dreambench.prompt_kind(template)))
-                self._shown[cases[-1].key] = tuple((name, self._photos[name][0]) for name in group)
-        return tuple(cases)
-
-    def _asked(self, asked: Sequence[tuple[tuple[str, ...], tuple[Path, ...], str]]) -> tuple[Case, ...]:
-        cases: list[Case] = []
-        for group, photos, text in asked:
-            subject = SUBJECTS_JOINED.join(group)
-            number = sum(case.subject == subject for case in cases)
-            cases.append(Case(subject, number, text, self._listing.kind(text)))
-            self._shown[cases[-1].key] = tuple(zip(group, photos, strict=True))
-        return tuple(cases)
-
-    def _word(self, names: Sequence[str]) -> str:
-        return " and ".join(self._listing.classes[name] for name in names)
-
-    @lru_cache(maxsize=16)  # noqa: B019 - photos of a few subjects; a benchmark lives as long as its process
-    def _read(self, photo: Path) -> tuple[Any, Any]:
-        picture, mask = pictures.load(photo), self._masks[photo]
-        return picture, pictures.load_mask(mask, picture.size) if mask else None
-
-
-class EachPair:
-    """Any dataset: each pair is a subject of its own, with its one prompt; its references are all its photos."""
-
-    def __init__(self, name: str, pairs: PairDataset) -> None:
-        self.name, self.units = name, "pairs"
-        self._pairs = pairs
-        self.masked = True
-        cases = []
-        hasher = hashlib.blake2b(digest_size=8)
-        for i in range(len(pairs)):  # one at a time: they may not all fit into memory
-            pair = pairs[i]
-            cases.append(Case(f"{i:05}", 0, pair.prompt))
-            self.masked &= all(mask is not None for mask in pair.masks)
-            hasher.update(pair.prompt.encode())
-            for picture in (*pair.references, *pair.masks):
-                hasher.update(b"" if picture is None else picture.tobytes())
-        self.cases = tuple(cases)
-        self.digest = hasher.hexdigest()
-
-    def shown(self, case: Case) -> Pair:
-        return self._pairs[int(case.subject)]
-
-    def views(self, case: Case) -> list[Pair]:
-        return [self.shown(case)]
+    shown: Callable[[Case], Pair]
+    views: Callable[[Case], list[Pair]]
 
 
 def open_benchmark(path: str, *, two_subjects: bool = False, combined: Path | None = None) -> Benchmark:
-    """DreamBench in the folder `path`; of any other data that `data.path` may name, each pair.
+    """Open a DreamBench folder, or any other data that `data.path` may name. Raises DataError.
 
-    `two_subjects` asks for pictures of two of DreamBench's subjects together: the combinations of the file `combined`
-    (see `_read_combinations`), or those of `default_combinations`. Raises DataError, one line for each problem.
+    `two_subjects` asks for two of DreamBench's subjects in one image, by `default_combinations` or by the JSON file
+    `combined`: a list of [SUBJECT, SUBJECT], or records of `prompt` and `image_paths`, as UNO has them.
     """
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        root = next((one for one in (folder, folder / "dataset") if (one / dreambench.LIST).is_file()), None)
-        if root is None:
-            raise DataError([f"{folder}: has no {dreambench.LIST}; give a DreamBench folder"])
-        if combined is not None:
-            groups, asked = _read_combinations(combined, root)
-            return DreamBench(root, groups, asked)
-        return DreamBench(root, default_combinations(root) if two_subjects else None)
-    if two_subjects or combined is not None:
-        raise DataError([f"{path}: two subjects are asked of DreamBench alone; give its folder"])
-    # Of the built-in world the same pairs as a run's evaluation has.
-    config = DataConfig(path=path, split="held-out", size=96, seed=1) if path in WORLDS else DataConfig(path=path)
-    return EachPair(f"the built-in {path}" if path in WORLDS else folder.name, open_dataset(config))
+    if not folder.is_dir():
+        if two_subjects or combined is not None:
+            raise DataError([f"{path}: two subjects need DreamBench; give its folder"])
+        # The built-in world has the same pairs as in the evaluation of a run.
+        config = DataConfig(path=path, split="held-out", size=96, seed=1) if path in WORLDS else DataConfig(path=path)
+        return _each_pair(f"the built-in {path}" if path in WORLDS else folder.name, open_dataset(config))
+    folder = dreambench.dreambench_folder(folder)
+    listing = dreambench.read_list(folder / dreambench.LIST)
+    photos = dreambench.read_photos(folder, listing)
+
+    def ask(*subjects: str) -> list[Case]:
+        name, shown = "+".join(subjects), tuple(photos[subject][0] for subject in subjects)
+        texts = zip(listing.prompts(*subjects), listing.templates(subjects), strict=True)
+        return [
+            Case(name, number, text, dreambench.prompt_kind(template), shown)
+            for number, (text, template) in enumerate(texts)
+        ]
+
+    if combined is not None:
+        return _dreambench(listing, photos, _read_combinations(combined, folder, listing, ask))
+    groups = default_combinations(folder) if two_subjects else [(subject,) for subject in listing.classes]
+    return _dreambench(listing, photos, [case for group in groups for case in ask(*group)])
+
+
+def _dreambench(listing: dreambench.Listing, photos: dict[str, tuple[Path, ...]], cases: list[Case]) -> Benchmark:
+    masks = {photo: mask_beside(photo) for found in photos.values() for photo in found}
+
+    def record(key: str, text: str, files: tuple[Path, ...]) -> Record:
+        words = " and ".join(listing.classes[subject] for subject in dict.fromkeys(file.parent.name for file in files))
+        return Record(key, key, text, files, tuple(map(masks.get, files)), words)
+
+    all_photos = FilePairs([record(f"{subject}/photos", subject, found) for subject, found in photos.items()], "")
+    hasher = hashlib.blake2b(digest_size=8)
+    for case in cases:
+        hasher.update(repr((case.key, case.text, [photo.name for photo in case.photos])).encode())
+    for photo, mask in masks.items():
+        hasher.update(photo.name.encode() + photo.read_bytes() + (mask.read_bytes() if mask else b""))
+    index = {subject: i for i, subject in enumerate(photos)}
+    read = lru_cache(maxsize=2)(all_photos.__getitem__)  # a subject's cases follow each other
+    alone = all(len(case.photos) == 1 for case in cases)
+    return Benchmark(
+        name="DreamBench" if alone else "DreamBench, two subjects",
+        units="subjects" if alone else "combinations",
+        cases=tuple(cases),
+        digest=hasher.hexdigest(),
+        masked=all(masks.values()),
+        shown=lambda case: record(case.key, case.text, case.photos).load(),
+        views=lambda case: [replace(read(index[photo.parent.name]), prompt=case.text) for photo in case.photos],
+    )
+
+
+def _each_pair(name: str, pairs: PairDataset) -> Benchmark:
+    cases, masked = [], True
+    hasher = hashlib.blake2b(digest_size=8)
+    for i in range(len(pairs)):  # one at a time, because they may not all fit into memory
+        pair = pairs[i]
+        cases.append(Case(f"{i:05}", 0, pair.prompt))
+        masked &= None not in pair.masks
+        hasher.update(pair.prompt.encode())
+        for image in (*pair.references, *pair.masks):
+            hasher.update(b"" if image is None else image.tobytes())
+    return Benchmark(
+        name, "pairs", tuple(cases), hasher.hexdigest(), masked,
+        shown=lambda case: pairs[int(case.subject)], views=lambda case: [pairs[int(case.subject)]],
+    )  # fmt: skip
 
 
 def default_combinations(folder: Path) -> list[tuple[str, str]]:
-    """As many combinations of two as there are subjects, each subject in two of them.
+    """Return as many combinations of two as there are subjects, each subject in two of them.
 
-    Each goes with the one that stands so many places after it in the benchmark's list, the last with the first: the
-    least number of places at which no two of one class meet. Of the 30 subjects that makes 30 combinations, the
-    published number; which ones others took is not written in the benchmark. Raises DataError where there is no such
-    number.
+    Each subject is combined with the one that follows it at a fixed distance in the benchmark's list (the last with the
+    first): the smallest distance at which no two of one class meet. The 30 subjects give 30 combinations, the published
+    number; the benchmark does not define them. Raises DataError if there is no such distance.
     """
     classes = dreambench.read_list(folder / dreambench.LIST).classes
     names = list(classes)
-    for apart in range(1, (len(names) + 1) // 2):
-        found = [(name, names[(i + apart) % len(names)]) for i, name in enumerate(names)]
+    for distance in range(1, (len(names) + 1) // 2):
+        found = list(zip(names, names[distance:] + names[:distance], strict=True))
         if all(classes[one] != classes[other] for one, other in found):
             return found
     raise DataError([f"{folder}: no combinations of two classes for all subjects; name them in a file, --combinations"])
 
 
 def select(benchmark: Benchmark, subjects: Iterable[str], prompts: Iterable[int]) -> tuple[Case, ...]:
-    """The cases of these subjects and of prompts of these numbers; of all, where none is named. Raises DataError."""
+    """Return the cases of these subjects and numbers of prompts; an empty selection means all. Raises DataError."""
     names, numbers = list(subjects), list(prompts)
-    known = list(dict.fromkeys(case.subject for case in benchmark.cases))
+    known = dict.fromkeys(case.subject for case in benchmark.cases)
     if unknown := [name for name in names if name not in known]:
-        has = ", ".join(known[:40])
-        raise DataError([f"--subject {unknown[0]!r}: {benchmark.name} has no such subject; it has {has}"])
+        some = ", ".join(list(known)[:40])
+        raise DataError([f"--subject {unknown[0]!r}: {benchmark.name} has no such subject; it has {some}"])
     most = max(case.prompt for case in benchmark.cases)
     if outside := [number for number in numbers if not 0 <= number <= most]:
         raise DataError([f"--prompt {outside[0]}: {benchmark.name} has prompts 0 to {most}"])
@@ -226,50 +162,34 @@ def select(benchmark: Benchmark, subjects: Iterable[str], prompts: Iterable[int]
 
 
 def _read_combinations(
-    path: Path, folder: Path
-) -> tuple[list[tuple[str, ...]] | None, list[tuple[tuple[str, ...], tuple[Path, ...], str]] | None]:
-    """(combinations, None) of a JSON list of [subject, subject]; (None, cases) of a list of records.
-
-    A record is one case as UNO's `dreambench_multiip.json` has it, with the keys `prompt` and `image_paths`: the last
-    two parts of a path are the subject and its photo, which is looked for in `folder`. Raises DataError.
-    """
-    try:
-        entries = json.loads(read_text(path))
-    except ValueError as error:
-        raise DataError([f"{path}: not valid JSON ({error}); correct it"]) from error
+    path: Path, folder: Path, listing: dreambench.Listing, ask: Callable[..., list[Case]]
+) -> list[Case]:
+    entries = parse_json(read_bytes(path), str(path), "correct it")
     if not isinstance(entries, list) or not entries:
         raise DataError([f"{path}: not a list; write [[SUBJECT, SUBJECT], ...] or records of prompt and image_paths"])
-    known = dreambench.read_list(folder / dreambench.LIST).classes
-    problems: list[str] = []
-    groups: list[tuple[str, ...]] = []
-    asked: list[tuple[tuple[str, ...], tuple[Path, ...], str]] = []
+    cases: list[Case] = []
+    problems = []
     for number, entry in enumerate(entries, start=1):
-        where = f"{path}: entry {number}"
-        record = isinstance(entry, dict)
-        named = entry.get("image_paths") if record else entry
-        texts = named if isinstance(named, list) and all(isinstance(one, str) for one in named) else []
-        parts = [Path(one).parent.name for one in texts] if record else texts
-        if len(set(parts)) != 2 or len(parts) != 2:
-            problems.append(f"{where}: names no two subjects; write [SUBJECT, SUBJECT], or prompt and two image_paths")
-            continue
-        if unknown := [name for name in parts if name not in known]:
-            problems.append(f"{where}: {unknown[0]!r} is no subject of {dreambench.LIST}; correct it")
-            continue
-        if not record:
-            groups.append(tuple(parts))
-            continue
-        photos = tuple(folder / name / Path(one).name for name, one in zip(parts, texts, strict=True))
-        if not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
-            problems.append(f"{where}: no prompt; add it")
-        elif absent := [photo for photo in photos if not photo.is_file()]:
-            problems.append(f"{where}: {absent[0]} is not there; restore it or name another photo")
-        else:
-            asked.append((tuple(parts), photos, " ".join(entry["prompt"].split())))
-    if groups and asked:
-        problems.append(f"{path}: holds both combinations and records; keep one kind")
-    for one, other in combinations(groups, 2):
-        if set(one) == set(other):
-            problems.append(f"{path}: {SUBJECTS_JOINED.join(one)} is named twice; remove one")
+        try:
+            files = entry["image_paths"] if isinstance(entry, dict) else None
+            names = [Path(file).parent.name for file in files] if files else entry
+            if len(names) != 2 or not set(names) <= listing.classes.keys() or names[0] == names[1]:
+                raise ValueError(f"{shown(names)} are not two subjects of {dreambench.LIST}; correct it")
+            if files:
+                text = " ".join(clean_text(entry["prompt"]).split())
+                photos = tuple(folder / name / Path(file).name for name, file in zip(names, files, strict=True))
+                if absent := [photo for photo in photos if not photo.is_file()]:
+                    raise ValueError(f"no such file {absent[0]}; restore it or name another photo")
+                subject = "+".join(names)
+                number = sum(case.subject == subject for case in cases)
+                cases.append(Case(subject, number, text, listing.kind(text), photos))
+            else:
+                cases += ask(*names)
+        except (KeyError, TypeError):
+            form = "write [SUBJECT, SUBJECT], or an object with prompt and two image_paths"
+            problems.append(f"{path}: entry {number}: {shown(entry)} is of no known form; {form}")
+        except ValueError as error:
+            problems.append(f"{path}: entry {number}: {error}")
     if problems:
         raise DataError(problems)
-    return (groups, None) if groups else (None, asked)
+    return cases

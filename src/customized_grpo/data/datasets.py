@@ -1,4 +1,4 @@
-"""Datasets of pairs, from Python. Each checks its content when it is opened, and raises DataError with all problems."""
+"""Datasets of pairs, from Python. All are checked when they are opened; DataError lists all problems."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from customized_grpo.config import DataConfig
-from customized_grpo.data import WORLDS, DataError, open_dataset
+from customized_grpo.data import DataError, open_dataset
 from customized_grpo.data.rows import RowPairs, Rows
 from customized_grpo.protocols import PairDataset
 
@@ -49,8 +49,7 @@ def world(
         seed: Another seed gives other pairs.
         recoloured: Whether every prompt asks for the subject in another colour.
     """
-    name = next(name for name, colours in WORLDS.items() if colours == recoloured)
-    return open_dataset(_config(path=name, split=split, size=size, seed=seed))
+    return _open("world-recoloured" if recoloured else "world", (), split=split, size=size, seed=seed)
 
 
 def from_dataset(
@@ -80,11 +79,8 @@ def from_dataset(
 def _open(path: str | Path, suffixes: tuple[str, ...], **values: object) -> PairDataset:
     if suffixes and Path(path).suffix.lower() not in suffixes:
         raise DataError([f"{path}: the name does not end in {' or '.join(suffixes)}; give such a file"])
-    return open_dataset(_config(path=str(path), **values))
-
-
-def _config(**values: object) -> DataConfig:
     try:
-        return DataConfig.model_validate(values)
+        config = DataConfig.model_validate({"path": str(path), **values})
     except ValidationError as error:
         raise DataError(f"{one['loc'][0]}: {one['input']!r}; {one['msg'].lower()}" for one in error.errors()) from error
+    return open_dataset(config)

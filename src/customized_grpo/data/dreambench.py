@@ -1,8 +1,7 @@
-"""DreamBench, the benchmark of DreamBooth (arXiv 2208.12242): 30 subjects x 25 prompts.
+"""DreamBench, the benchmark of DreamBooth (arXiv 2208.12242): 30 subjects by 25 prompts.
 
-The folder has one folder of photos for each subject and `prompts_and_classes.txt`, the benchmark's
-own file: a table of subjects and class words, and two lists of 25 prompts, for objects and for live
-subjects.
+The folder contains one folder of photos for each subject and the benchmark's own file `prompts_and_classes.txt`: a
+table of subjects and class words, and two lists of 25 prompts, for objects and for live subjects.
 """
 
 from __future__ import annotations
@@ -13,50 +12,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo.data.errors import DataError
-from customized_grpo.data.records import FilePairs, Record, mask_beside, read_text
+from customized_grpo.data.records import FilePairs, Record, mask_beside, read_bytes
 
 LIST = "prompts_and_classes.txt"
-#: Classes that get the live prompts: the paper counts 9 live subjects, its cats and dogs. Plush
-#: animals are objects.
+#: Classes with the live prompts: the paper counts 9 live subjects, its cats and dogs. Plush animals are objects.
 LIVE = frozenset({"cat", "dog"})
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _TEMPLATE = re.compile(r"""(['"])(?P<text>.*)\1\s*\.format\(\s*unique_token\s*,\s*class_token\s*\)\s*,?""")
-
-
-#: The subject's place in a template: its article, what is said of it before its name, and the name.
+#: The subject in a template: its article, the words before its name, and the name.
 _NAMED = re.compile(r"\b(?P<article>an?) (?P<before>(?:(?!\ban? )[^{}])*)\{0\} \{1\}")
 _STYLE = re.compile(r"\b(style|painting|drawing|sketch|sculpture)\b")
 _ACCESSORY = re.compile(r"\b(wearing|outfit)\b")
-#: Kinds of prompts, in the order in which they are told of. DreamBench's own have no style among them.
+#: Kinds of prompts, in the order of reports. DreamBench's own lists have no style.
 PROMPT_KINDS = ("place", "property", "accessory", "style")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What the list says: class words by subject, and templates with {1} for the class word."""
+    """Content of the list: class words by subject, and templates with {1} for the class word."""
 
     classes: dict[str, str]
     objects: tuple[str, ...]
     live: tuple[str, ...]
 
     def templates(self, subjects: Sequence[str]) -> tuple[str, ...]:
-        """Those for live subjects where all of the subjects are live, else those for objects."""
+        """Return the live templates if all subjects are live, else those for objects."""
         return self.live if all(self.classes[subject] in LIVE for subject in subjects) else self.objects
 
     def prompts(self, *subjects: str) -> list[str]:
-        """The prompts of one subject, or of several together: "a cat and a vase in the jungle", "a red cat and a red
-        vase". Without DreamBooth's unique token."""
-        return [self._filled(template, subjects) for template in self.templates(subjects)]
-
-    def kind(self, prompt: str) -> str:
-        """The kind of a prompt of any of the templates, see `prompt_kind`; that of others as far as words tell it."""
-        for template in (*self.objects, *self.live):
-            before = _said_before(template)
-            if before and re.match(rf"an? {re.escape(before)} ", prompt):
-                return "property"
-        return prompt_kind(prompt)
-
-    def _filled(self, template: str, subjects: Sequence[str]) -> str:
+        """Return the prompts of one or several subjects: "a red cat and a red vase". There is no unique token."""
         words = [self.classes[subject] for subject in subjects]
 
         def name(found: re.Match[str]) -> str:
@@ -65,16 +49,23 @@ class Listing:
                 f"{article if before else 'an' if word[0] in 'aeiou' else 'a'} {before}{word}" for word in words
             )
 
-        text = _NAMED.sub(name, template, count=1)
-        return " ".join(text.replace("{0}", "").replace("{1}", " and ".join(words)).split())
+        texts = [_NAMED.sub(name, template, count=1) for template in self.templates(subjects)]
+        return [" ".join(text.replace("{0}", "").replace("{1}", " and ".join(words)).split()) for text in texts]
+
+    def kind(self, prompt: str) -> str:
+        """Return the kind of a finished prompt (see `prompt_kind`), by the templates' properties and by its words."""
+        properties = filter(None, map(_said_before, (*self.objects, *self.live)))
+        if any(re.match(rf"an? {re.escape(words)} ", prompt) for words in properties):
+            return "property"
+        return prompt_kind(prompt)
 
 
 def prompt_kind(template: str) -> str:
-    """What a prompt asks for beside the subject itself: "place", "property", "accessory" or "style".
+    """Classify a prompt template by its words as "place", "property", "accessory" or "style".
 
-    Read off its words: a style is named as one, an accessory is worn or an outfit, a property stands before the
-    subject's name, and all else is a place. On the benchmark's own lists that gives what its paper counts: 20 places
-    ("recontextualisation") and 5 properties for objects; 10 places, 10 accessories and 5 properties for live subjects.
+    A style is named as one, an accessory is worn or an outfit, a property precedes the subject's name, and all else is
+    a place. On the benchmark's lists this gives the paper's counts: 20 places and 5 properties for objects; 10 places,
+    10 accessories and 5 properties for live subjects.
     """
     if _STYLE.search(template):
         return "style"
@@ -88,64 +79,71 @@ def _said_before(template: str) -> str:
     return found["before"].strip() if found else ""
 
 
-def open_dreambench(folder: Path, reference: int = 0) -> FilePairs:
-    """The benchmark in `folder`, each subject shown by its photo number `reference` in name order.
+def dreambench_folder(path: Path, where: str = "") -> Path:
+    """Return `path` or its folder `dataset`, whichever has the list. Raises DataError that begins with `where`."""
+    for folder in (path, path / "dataset"):  # the benchmark's repository has it one folder down
+        if (folder / LIST).is_file():
+            return folder
+    raise DataError([f"{where}{path} has no {LIST}; give a DreamBench folder or a .jsonl file"])
 
-    A subject's key is SUBJECT/NN, NN the number of the prompt in its list. `masks/NAME.png` in a
-    subject's folder is the mask of its photo. Raises DataError where the list cannot be read or
-    subjects are missing.
+
+def open_dreambench(folder: Path) -> FilePairs:
+    """Open the benchmark with the first photo of each subject, in name order, as its reference.
+
+    A pair's key is SUBJECT/NN with the number of the prompt in its list. `masks/NAME.png` in a subject's folder is the
+    mask of its photo. Raises DataError if the list cannot be read or a subject has no photos.
     """
-    path = folder / LIST
-    listing = read_list(path)
-    problems = []
-    records = []
-    for subject in listing.classes:
-        photos = photos_of(folder / subject)
-        if len(photos) <= reference:
-            problems.append(
-                f"{folder / subject}: {len(photos)} photos, but {LIST} names the subject and photo"
-                f" {reference} is needed; restore its folder or remove its line"
+    listing = read_list(folder / LIST)
+    return FilePairs(
+        [
+            Record(str(folder / LIST), f"{subject}/{i:02}", prompt, found[:1], (mask_beside(found[0]),), word)
+            for (subject, word), found in zip(
+                listing.classes.items(), read_photos(folder, listing).values(), strict=True
             )
-            continue
-        shown = (photos[reference],)
-        masks = (mask_beside(photos[reference]),)
-        word = listing.classes[subject]
-        for i, prompt in enumerate(listing.prompts(subject)):
-            records.append(Record(str(path), f"{subject}/{i:02}", prompt, shown, masks, word))
-    if problems:
-        raise DataError(problems)
-    return FilePairs(records, str(path))
+            for i, prompt in enumerate(listing.prompts(subject))
+        ],
+        str(folder / LIST),
+    )
+
+
+def read_photos(folder: Path, listing: Listing) -> dict[str, tuple[Path, ...]]:
+    """Return the photos of each listed subject in name order. Raises DataError if a subject has none."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for subject in listing.classes:
+        inside = (folder / subject).iterdir() if (folder / subject).is_dir() else ()
+        found[subject] = tuple(sorted(path for path in inside if path.suffix.lower() in _SUFFIXES))
+    if missing := [subject for subject, photos in found.items() if not photos]:
+        remedy = "restore its folder or remove its line"
+        raise DataError(f"{folder / name}: no photos, but {LIST} names the subject; {remedy}" for name in missing)
+    return found
 
 
 def read_list(path: Path) -> Listing:
-    """Parses `prompts_and_classes.txt`. Raises DataError, FILE:LINE for each problem."""
+    """Parse `prompts_and_classes.txt`. Raises DataError with FILE:LINE for each problem."""
+    try:
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError([f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"]) from error
     classes: dict[str, str] = {}
     prompts: dict[str, list[str]] = {"object prompts": [], "live subject prompts": []}
     problems: list[str] = []
     section = ""
-    for number, raw in enumerate(read_text(path).splitlines(), start=1):
-        line = raw.strip()
-        title = line.lower()
-        if title in ("classes", "prompts", *prompts):
-            section = title
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        problem = None
+        if line.lower() in ("classes", "prompts", *prompts):
+            section = line.lower()
         elif section == "classes" and line and line != "subject_name,class":
             problem = _add_subject(line, classes)
-            if problem:
-                problems.append(f"{path}:{number}: {problem}")
         elif section in prompts and line and line not in ("prompt_list = [", "]"):
             match = _TEMPLATE.fullmatch(line)
             if match is None or "{1}" not in match["text"]:
-                problems.append(
-                    f"{path}:{number}: {line!r} is no prompt;"
-                    " write 'a {0} {1} ...'.format(unique_token, class_token)"
-                )
+                problem = f"{line!r} is no prompt; write 'a {{0}} {{1}} ...'.format(unique_token, class_token)"
             else:
                 prompts[section].append(match["text"])
+        problems += [f"{path}:{number}: {problem}"] if problem else []
     objects, live = prompts.values()
     if not problems and not (classes and objects and live):
-        problems.append(
-            f"{path}: lacks the classes or one of the two lists of prompts; restore the benchmark's own file"
-        )
+        problems = [f"{path}: lacks the classes or one of the two lists of prompts; restore the benchmark's own file"]
     if problems:
         raise DataError(problems)
     return Listing(classes, tuple(objects), tuple(live))
@@ -161,10 +159,3 @@ def _add_subject(line: str, classes: dict[str, str]) -> str | None:
         return f"the subject {subject!r} is given twice; remove one"
     classes[subject] = word
     return None
-
-
-def photos_of(folder: Path) -> list[Path]:
-    """A subject's photos in name order; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)

@@ -1,4 +1,4 @@
-"""What is raised where data cannot be used."""
+"""Error for data that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on.
+    """Data that cannot be used, with every problem found.
 
-    `problems` has one line each: where, what is wrong, the remedy. Its text is all of them.
+    Args:
+        problems: One line each: file and line, what is wrong, and the remedy.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
-        # A file name may hold a line break; a problem may not.
+        # A file name may contain a line break; a problem may not.
         self.problems = tuple("\\n".join(problem.splitlines()) for problem in problems)
         super().__init__(self.problems)
 

@@ -1,9 +1,7 @@
-"""The built-in world as a dataset: pair i is drawn from (seed, split, i) alone, nothing is
-stored."""
+"""Dataset of the built-in world: pair i is a function of (seed, split, i), rendered when it is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,27 +15,18 @@ from customized_grpo.embedded.subjects import Subject, draw_subject
 from customized_grpo.protocols import Pair
 
 Split = Literal["train", "held-out"]
-#: What the two worlds are called, by whether all their prompts ask for another colour.
-NAMES = {False: "world", True: "world-recoloured"}
+#: Names of the two worlds, and whether every prompt asks for another colour.
+WORLDS = {"world": False, "world-recoloured": True}
 _STREAMS: dict[Split, int] = {"train": 0, "held-out": 1}
 
 
-@dataclass(frozen=True)
-class Draft:
-    """What pair i is about. The reference's place is never the place wished for."""
-
-    subject: Subject
-    wish: Wish
-    reference_place: str
-
-
 class WorldPairs:
-    """A PairDataset of `size` pairs of the built-in world, 64 x 64 pixels.
+    """Dataset of `size` pairs of the built-in world, 64 x 64 pixels.
 
-    "train" has the training sprites and wishes. "held-out" has the sprites that no training pair
-    shows; every second of its pairs asks for a combination of wishes that none asks for, either.
-    A smaller size is the beginning of a larger one. Where `recoloured`, every prompt wants the subject in another
-    colour than its reference has: what identity and prompt cannot both have. Raises DataError for a negative seed.
+    "train" contains the training sprites and combinations of prompt attributes. "held-out" contains only sprites that
+    no training pair shows; every second of its pairs also asks for a combination that no training pair asks for. A
+    smaller size is the beginning of a larger one. With `recoloured`, every prompt asks for the subject in another
+    colour than that of its reference, so that identity and prompt compete. Raises DataError for a negative seed.
     """
 
     config: DataConfig | None = None
@@ -45,40 +34,30 @@ class WorldPairs:
     def __init__(self, split: Split, size: int, seed: int, *, recoloured: bool = False) -> None:
         if seed < 0:
             raise DataError([f"data.seed: {seed} is negative; give 0 or more"])
-        self._split = split
-        self._size = size
-        self._seed = seed
-        self._recoloured = recoloured
+        self._split, self._size, self._seed, self._recoloured = split, size, seed, recoloured
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index: int, /) -> Pair:
-        index = self._place(index)
-        draft, rng = self._draw(index)
-        scene = render_reference(draft.subject, draft.reference_place, rng)
+        subject, wish, place, rng = self.draft(index)
+        scene = render_reference(subject, place, rng)
+        name = "world-recoloured" if self._recoloured else "world"
         return Pair(
-            key=f"{NAMES[self._recoloured]}/{self._split}/{self._seed}/{index}",
-            prompt=draft.wish.prompt(draft.subject.word),
+            key=f"{name}/{self._split}/{self._seed}/{index % self._size}",
+            prompt=wish.prompt(subject.word),
             references=(Image.fromarray(scene.image),),
             masks=(Image.fromarray(scene.mask.astype(np.uint8) * 255),),
-            subject=draft.subject.word,
+            subject=subject.word,
         )
 
-    def draft(self, index: int) -> Draft:
-        """The subject, the wish and the reference's place of pair `index`, without painting
-        them."""
-        return self._draw(self._place(index))[0]
-
-    def _place(self, index: int) -> int:
+    def draft(self, index: int) -> tuple[Subject, Wish, str, np.random.Generator]:
+        """Return a pair's subject, prompt attributes and place of the reference, and the generator to render it."""
         if not -self._size <= index < self._size:
             raise IndexError(f"pair {index} of {self._size}")
-        return index % self._size
-
-    def _draw(self, index: int) -> tuple[Draft, np.random.Generator]:
+        index %= self._size
         rng = np.random.default_rng([self._seed, _STREAMS[self._split], index])
         held_out = self._split == "held-out"
         subject = draw_subject(rng, held_out=held_out)
         wish = draw_wish(rng, held_out=held_out and index % 2 == 1, recoloured=self._recoloured)
-        other = str(rng.choice([place for place in PLACES if place != wish.place]))
-        return Draft(subject, wish, other), rng
+        return subject, wish, str(rng.choice([place for place in PLACES if place != wish.place])), rng

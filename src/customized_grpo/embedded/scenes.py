@@ -1,4 +1,4 @@
-"""A whole picture of the embedded world: a subject, what it wears, where it stands, and the words for it."""
+"""Images of the embedded world: a subject, its accessory, its position and place, and the prompt for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from customized_grpo.embedded.places import PLACES, SIDE, paint
 from customized_grpo.embedded.subjects import COLOURS, SUBJECT_SIDE, Subject, picture
 
-#: Where a target's subject stands (left edge in pixels), and the words that ask for it.
+#: Left edge of a target's subject in pixels, and the words of the prompt for it.
 POSITIONS: dict[str, tuple[int, str]] = {
     "left": (0, "on the left"),
     "middle": (16, "in the middle"),
@@ -20,15 +20,15 @@ POSITIONS: dict[str, tuple[int, str]] = {
 }
 _TARGET_TOP = 24
 _REFERENCE_CORNER = (16, 8)
-#: How far a pair's subject strays from those corners, the same way in both of its pictures. So what lies between
-#: them is always a whole number of the policy's 8-pixel tokens, and a shape can be carried over by attention alone.
+#: Largest offset of a subject from those corners, equal in both images of a pair: so the distance between them is
+#: always a whole number of the policy's 8-pixel tokens, and attention alone can copy a shape.
 _STRAY = 2
 _UP = 4  # accessories are drawn this much larger, then reduced
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a prompt asks of a picture; None where it leaves that open."""
+    """Attributes that a prompt asks for; None for an open one."""
 
     place: str
     position: str | None = None
@@ -36,7 +36,7 @@ class Wish:
     colour: str | None = None
 
     def prompt(self, word: str) -> str:
-        """The prompt for a subject of class `word`, e.g. "a purple bird wearing a red hat in the snow on the left"."""
+        """Return the prompt for a class word: "a purple bird wearing a red hat in the snow on the left"."""
         colour = f"{self.colour} " if self.colour else ""
         article = "an" if (colour or word)[0] in "aeiou" else "a"
         worn = f" wearing {ACCESSORIES[self.accessory][0]}" if self.accessory else ""
@@ -45,7 +45,7 @@ class Wish:
 
     @property
     def held_out(self) -> bool:
-        """True for the combinations of two wishes that no training picture shows (about one pair in eight)."""
+        """Whether a combination of two attributes is one that no training image shows (about one pair in eight)."""
         parts = [self.place, self.accessory, self.colour]
         pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i + 1 :] if a and b]
         return any(hashlib.sha256(f"{a}+{b}".encode()).digest()[0] < 32 for a, b in pairs)
@@ -53,14 +53,14 @@ class Wish:
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered picture: `image` uint8 (64, 64, 3) and `mask` bool (64, 64), true on the subject itself."""
+    """A rendered image: `image` uint8 (64, 64, 3) and `mask` bool (64, 64), true on the subject."""
 
     image: np.ndarray
     mask: np.ndarray
 
 
 def draw_wish(rng: np.random.Generator, *, held_out: bool, recoloured: bool = False) -> Wish:
-    """A random wish, of the held-out combinations or of all the others; where `recoloured`, one that names a colour."""
+    """Sample attributes, of the held-out combinations or of all others; with `recoloured` always with a colour."""
     while True:
         wish = Wish(
             place=str(rng.choice(list(PLACES))),
@@ -73,7 +73,7 @@ def draw_wish(rng: np.random.Generator, *, held_out: bool, recoloured: bool = Fa
 
 
 def render_target(subject: Subject, wish: Wish, rng: np.random.Generator, stray: tuple[int, int] = (0, 0)) -> Scene:
-    """The picture that the wish asks for. What it leaves open (position, the place's details) is drawn from `rng`."""
+    """Render the image that the attributes ask for; open ones and the place's details are sampled from `rng`."""
     position = wish.position or str(rng.choice(list(POSITIONS)))
     corner = (POSITIONS[position][0] + stray[0], _TARGET_TOP + stray[1])
     return _compose(subject, paint(wish.place, rng), corner, wish.accessory, wish.colour)
@@ -82,29 +82,25 @@ def render_target(subject: Subject, wish: Wish, rng: np.random.Generator, stray:
 def render_reference(
     subject: Subject, place: str, rng: np.random.Generator, stray: tuple[int, int] | None = None
 ) -> Scene:
-    """The subject as a reference photo shows it: bare, higher up than any target, in a place of its own."""
+    """Render a reference image: the subject without accessories, higher up than in any target, in another place."""
     stray = draw_stray(rng) if stray is None else stray
     corner = (_REFERENCE_CORNER[0] + stray[0], _REFERENCE_CORNER[1] + stray[1])
     return _compose(subject, paint(place, rng), corner, None, None)
 
 
 def draw_stray(rng: np.random.Generator) -> tuple[int, int]:
-    """How far (right, down) in pixels a pair's subject stands from its usual corners."""
+    """Sample the offset (right, down) in pixels of a pair's subject from its usual corners."""
     return int(rng.integers(-_STRAY, _STRAY + 1)), int(rng.integers(-_STRAY, _STRAY + 1))
 
 
 def draw_pair(subject: Subject, wish: Wish, rng: np.random.Generator) -> tuple[Scene, Scene]:
-    """(reference, target) of one subject; the reference's place is never the target's."""
+    """Render (reference, target) of one subject; the reference's place is never the target's."""
     other, stray = str(rng.choice([place for place in PLACES if place != wish.place])), draw_stray(rng)
     return render_reference(subject, other, rng, stray), render_target(subject, wish, rng, stray)
 
 
 def _compose(
-    subject: Subject,
-    background: np.ndarray,
-    corner: tuple[int, int],
-    accessory: str | None,
-    colour: str | None,
+    subject: Subject, background: np.ndarray, corner: tuple[int, int], accessory: str | None, colour: str | None
 ) -> Scene:
     layer = np.zeros((SIDE, SIDE, 4), dtype=np.float32)
     sprite = picture(subject, colour)
@@ -121,10 +117,27 @@ def _compose(
     return Scene(np.asarray(np.round(image * 255), dtype=np.uint8), mask)
 
 
+def _wear(accessory: str, mask: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return the accessory as a layer over the image, float32 (64, 64, 4) in [0, 1]."""
+    ys, xs = np.nonzero(mask)
+    top, bottom = float(ys.min()), float(ys.max() + 1)
+    head = xs[ys < top + 0.3 * (bottom - top)]
+    canvas = Image.new("RGBA", (SIDE * _UP, SIDE * _UP))
+    box = (v * _UP for v in (xs.min(), xs.max() + 1, top, bottom, (head.min() + head.max() + 1) / 2))
+    _, on_body, draw = ACCESSORIES[accessory]
+    draw(_Body(ImageDraw.Draw(canvas), *box))
+    layer = np.asarray(canvas.convert("RGBa").reduce(_UP).convert("RGBA"), dtype=np.float32) / 255
+    if on_body:  # clothes end where the subject ends
+        layer = layer.copy()
+        layer[..., 3] *= alpha
+    return layer
+
+
 @dataclass(frozen=True)
 class _Body:
-    """Where things are worn, in enlarged pixels: the box of the subject's mask, and the middle of its head."""
+    """Box of the subject's mask and middle of its head, in enlarged pixels; a method for each accessory."""
 
+    draw: ImageDraw.ImageDraw
     left: float
     right: float
     top: float
@@ -134,92 +147,62 @@ class _Body:
     def down(self, fraction: float) -> float:
         return self.top + fraction * (self.bottom - self.top)
 
+    def box(self, dx0: float, y0: float, dx1: float, y1: float) -> list[float]:
+        """Return a box around the head's middle, in image pixels sideways and enlarged pixels downwards."""
+        return [self.head + dx0 * _UP, y0, self.head + dx1 * _UP, y1]
 
-def _wear(accessory: str, mask: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The accessory as a layer over the picture, float32 (64, 64, 4) in [0, 1]."""
-    ys, xs = np.nonzero(mask)
-    top, bottom = float(ys.min()), float(ys.max() + 1)
-    head = xs[ys < top + 0.3 * (bottom - top)]
-    body = _Body(*(v * _UP for v in (xs.min(), xs.max() + 1, top, bottom, (head.min() + head.max() + 1) / 2)))
-    canvas = Image.new("RGBA", (SIDE * _UP, SIDE * _UP))
-    _, on_body, draw = ACCESSORIES[accessory]
-    draw(ImageDraw.Draw(canvas), body)
-    layer = np.asarray(canvas.convert("RGBa").reduce(_UP).convert("RGBA"), dtype=np.float32) / 255
-    if on_body:  # clothes end where the subject ends
-        layer = layer.copy()
-        layer[..., 3] *= alpha
-    return layer
+    def red_hat(self) -> None:
+        base = self.top + 3 * _UP
+        self.draw.pieslice(self.box(-8, base - 9 * _UP, 8, base + 9 * _UP), 180, 360, fill=(216, 24, 32, 255))
+        self.draw.rounded_rectangle(self.box(-12, base - 2 * _UP, 12, base + 1 * _UP), 4, fill=(150, 8, 20, 255))
 
+    def santa_hat(self) -> None:
+        base = self.top + 3 * _UP
+        tip = (self.head + 10 * _UP, base - 13 * _UP)
+        self.draw.polygon([(self.head - 8 * _UP, base), tip, (self.head + 8 * _UP, base)], fill=(206, 20, 30, 255))
+        self.draw.rounded_rectangle(self.box(-10, base - 3 * _UP, 10, base + 2 * _UP), 10, fill=(250, 250, 250, 255))
+        ball = [tip[0] - 3 * _UP, tip[1] - 3 * _UP, tip[0] + 3 * _UP, tip[1] + 3 * _UP]
+        self.draw.ellipse(ball, fill=(250, 250, 250, 255))
 
-def _box(body: _Body, dx0: float, y0: float, dx1: float, y1: float) -> list[float]:
-    """A box about the head's middle, in picture pixels sideways and enlarged pixels downwards."""
-    return [body.head + dx0 * _UP, y0, body.head + dx1 * _UP, y1]
+    def top_hat(self) -> None:
+        base = self.top + 3 * _UP
+        self.draw.rectangle(self.box(-7, base - 13 * _UP, 7, base), fill=(18, 18, 22, 255))
+        self.draw.rectangle(self.box(-7, base - 4 * _UP, 7, base - 2 * _UP), fill=(230, 230, 230, 255))
+        self.draw.rounded_rectangle(self.box(-12, base - 2 * _UP, 12, base + 1 * _UP), 4, fill=(18, 18, 22, 255))
 
+    def pink_glasses(self) -> None:
+        y = self.down(0.38)
+        self.draw.rectangle(self.box(-11, y - 1 * _UP, 11, y + 1 * _UP), fill=(255, 60, 160, 255))
+        for side in (-6, 6):
+            lens = self.box(side - 5, y - 5 * _UP, side + 5, y + 5 * _UP)
+            self.draw.ellipse(lens, fill=(255, 190, 225, 255), outline=(255, 40, 150, 255), width=7)
 
-def _red_hat(draw: ImageDraw.ImageDraw, body: _Body) -> None:
-    base = body.top + 3 * _UP
-    draw.pieslice(_box(body, -8, base - 9 * _UP, 8, base + 9 * _UP), 180, 360, fill=(216, 24, 32, 255))
-    draw.rounded_rectangle(_box(body, -12, base - 2 * _UP, 12, base + 1 * _UP), 4, fill=(150, 8, 20, 255))
+    def rainbow_scarf(self) -> None:
+        colours = [(230, 40, 40), (250, 150, 30), (250, 225, 50), (60, 180, 75), (50, 110, 230), (150, 60, 200)]
+        y, height = self.down(0.6), 6 * _UP
+        width = (self.right - self.left) / 6
+        for i, colour in enumerate(colours):
+            self.draw.rectangle(
+                [self.left + i * width, y, self.left + (i + 1) * width, y + height], fill=(*colour, 255)
+            )
+        for i, colour in enumerate(colours):
+            top = y + height + i * 1.5 * _UP
+            self.draw.rectangle(self.box(3, top, 8, top + 1.5 * _UP), fill=(*colour, 255))
 
-
-def _santa_hat(draw: ImageDraw.ImageDraw, body: _Body) -> None:
-    base = body.top + 3 * _UP
-    tip = (body.head + 10 * _UP, base - 13 * _UP)
-    draw.polygon([(body.head - 8 * _UP, base), tip, (body.head + 8 * _UP, base)], fill=(206, 20, 30, 255))
-    draw.rounded_rectangle(_box(body, -10, base - 3 * _UP, 10, base + 2 * _UP), 10, fill=(250, 250, 250, 255))
-    draw.ellipse(
-        [tip[0] - 3 * _UP, tip[1] - 3 * _UP, tip[0] + 3 * _UP, tip[1] + 3 * _UP],
-        fill=(250, 250, 250, 255),
-    )
-
-
-def _top_hat(draw: ImageDraw.ImageDraw, body: _Body) -> None:
-    base = body.top + 3 * _UP
-    draw.rectangle(_box(body, -7, base - 13 * _UP, 7, base), fill=(18, 18, 22, 255))
-    draw.rectangle(_box(body, -7, base - 4 * _UP, 7, base - 2 * _UP), fill=(230, 230, 230, 255))
-    draw.rounded_rectangle(_box(body, -12, base - 2 * _UP, 12, base + 1 * _UP), 4, fill=(18, 18, 22, 255))
-
-
-def _pink_glasses(draw: ImageDraw.ImageDraw, body: _Body) -> None:
-    y = body.down(0.38)
-    draw.rectangle(_box(body, -11, y - 1 * _UP, 11, y + 1 * _UP), fill=(255, 60, 160, 255))
-    for side in (-6, 6):
-        lens = _box(body, side - 5, y - 5 * _UP, side + 5, y + 5 * _UP)
-        draw.ellipse(lens, fill=(255, 190, 225, 255), outline=(255, 40, 150, 255), width=7)
+    def yellow_shirt(self) -> None:
+        y = self.down(0.58)
+        self.draw.rectangle([self.left, y, self.right, self.bottom], fill=(252, 214, 20, 255))
+        middle = (self.left + self.right) / 2
+        collar = [(middle - 5 * _UP, y), (middle, y + 5 * _UP), (middle + 5 * _UP, y)]
+        self.draw.line(collar, fill=(190, 140, 0, 255), width=5)
 
 
-def _rainbow_scarf(draw: ImageDraw.ImageDraw, body: _Body) -> None:
-    colours = [
-        (230, 40, 40),
-        (250, 150, 30),
-        (250, 225, 50),
-        (60, 180, 75),
-        (50, 110, 230),
-        (150, 60, 200),
-    ]
-    y, height = body.down(0.6), 6 * _UP
-    width = (body.right - body.left) / 6
-    for i, colour in enumerate(colours):
-        draw.rectangle([body.left + i * width, y, body.left + (i + 1) * width, y + height], fill=(*colour, 255))
-    for i, colour in enumerate(colours):
-        top = y + height + i * 1.5 * _UP
-        draw.rectangle(_box(body, 3, top, 8, top + 1.5 * _UP), fill=(*colour, 255))
-
-
-def _yellow_shirt(draw: ImageDraw.ImageDraw, body: _Body) -> None:
-    y = body.down(0.58)
-    draw.rectangle([body.left, y, body.right, body.bottom], fill=(252, 214, 20, 255))
-    middle = (body.left + body.right) / 2
-    collar = [(middle - 5 * _UP, y), (middle, y + 5 * _UP), (middle + 5 * _UP, y)]
-    draw.line(collar, fill=(190, 140, 0, 255), width=5)
-
-
-#: What a prompt calls each accessory, whether it is cut to the subject's outline, and its painter.
-ACCESSORIES: dict[str, tuple[str, bool, Callable[[ImageDraw.ImageDraw, _Body], None]]] = {
-    "red hat": ("a red hat", False, _red_hat),
-    "santa hat": ("a santa hat", False, _santa_hat),
-    "top hat": ("a black top hat", False, _top_hat),
-    "pink glasses": ("pink glasses", False, _pink_glasses),
-    "rainbow scarf": ("a rainbow scarf", False, _rainbow_scarf),
-    "yellow shirt": ("a yellow shirt", True, _yellow_shirt),
+#: Words for each accessory, whether it is cut to the subject's outline, and its painter.
+ACCESSORIES: dict[str, tuple[str, bool, Callable[[_Body], None]]] = {
+    "red hat": ("a red hat", False, _Body.red_hat),
+    "santa hat": ("a santa hat", False, _Body.santa_hat),
+    "top hat": ("a black top hat", False, _Body.top_hat),
+    "pink glasses": ("pink glasses", False, _Body.pink_glasses),
+    "rainbow scarf": ("a rainbow scarf", False, _Body.rainbow_scarf),
+    "yellow shirt": ("a yellow shirt", True, _Body.yellow_shirt),
 }

@@ -17,7 +17,7 @@ _COLUMNS = 20
 
 @dataclass(frozen=True)
 class Subject:
-    """One identity: a sprite and how it is varied. The same values always give the same looks."""
+    """One identity: a sprite and its variation."""
 
     sprite: int
     hue: float = 0.0  # turns round the colour circle
@@ -27,7 +27,7 @@ class Subject:
 
     @property
     def word(self) -> str:
-        """The class word that a prompt uses for it."""
+        """Class word in prompts."""
         return str(_index()[self.sprite]["class"])
 
     @property
@@ -36,12 +36,12 @@ class Subject:
 
 
 def sprites(*, held_out: bool) -> list[int]:
-    """The sprites kept from every training (held out), or all the others."""
+    """Return the sprites that are held out of training, or all others."""
     return [i for i, entry in enumerate(_index()) if entry["held_out"] is held_out]
 
 
 def draw_subject(rng: np.random.Generator, *, held_out: bool) -> Subject:
-    """A random identity: any sprite of the split, usually recoloured, turned by up to 20 degrees."""
+    """Sample an identity: any sprite of the split, usually recoloured, turned by up to 20 degrees."""
     pool = sprites(held_out=held_out)
     return Subject(
         sprite=int(pool[int(rng.integers(len(pool)))]),
@@ -53,10 +53,7 @@ def draw_subject(rng: np.random.Generator, *, held_out: bool) -> Subject:
 
 
 def picture(subject: Subject, colour: str | None = None) -> np.ndarray:
-    """The subject alone, float32 (32, 32, 4) in [0, 1], colour not premultiplied.
-
-    `colour` is one that `COLOURS` names ("a purple cat"): its hue takes the place of the subject's own.
-    """
+    """Render the subject alone, float32 (32, 32, 4) in [0, 1], not premultiplied; `colour` replaces its own hue."""
     sprite = _atlas()[subject.sprite]
     image = Image.fromarray(sprite, "RGBA").convert("RGBa")
     if subject.flip:
@@ -83,34 +80,22 @@ def picture(subject: Subject, colour: str | None = None) -> np.ndarray:
     return np.concatenate([rgb, rgba[..., 3:]], axis=-1)
 
 
-#: The colours a prompt may ask for, as hues (fractions of the colour circle).
-COLOURS: dict[str, float] = {
-    "red": 0.0,
-    "yellow": 0.145,
-    "green": 0.34,
-    "blue": 0.61,
-    "purple": 0.79,
-}
+#: Colours that a prompt may ask for, as hues (fractions of the colour circle).
+COLOURS: dict[str, float] = {"red": 0.0, "yellow": 0.145, "green": 0.34, "blue": 0.61, "purple": 0.79}
 
 
 def _rotate_hue(rgb: np.ndarray, turns: float) -> np.ndarray:
     """Rotate colours about the grey axis: keeps brightness order, so that the drawing stays readable."""
     cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
     third, root = 1 / 3, np.sqrt(1 / 3)
-    diagonal, plus, minus = (
-        cos + third * (1 - cos),
-        third * (1 - cos) + root * sin,
-        third * (1 - cos) - root * sin,
-    )
-    turn = np.array(
-        [[diagonal, minus, plus], [plus, diagonal, minus], [minus, plus, diagonal]],
-        dtype=np.float32,
-    )
+    diagonal, rest = cos + third * (1 - cos), third * (1 - cos)
+    plus, minus = rest + root * sin, rest - root * sin
+    turn = np.array([[diagonal, minus, plus], [plus, diagonal, minus], [minus, plus, diagonal]], dtype=np.float32)
     return np.asarray(np.clip(rgb @ turn.T, 0, 1), dtype=np.float32)
 
 
 def _tint(rgb: np.ndarray, hue: float) -> np.ndarray:
-    """Every pixel in one hue, its brightness kept: dark parts stay dark, white becomes a light tint."""
+    """Give every pixel one hue and keep its brightness: dark parts stay dark, white becomes a light tint."""
     pure = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1).astype(np.float32)
     value = rgb @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     value = value[..., None]

@@ -1,4 +1,4 @@
-"""Pictures of a subject by a prompt, as `cgrpo generate` and the page to try a run on draw them."""
+"""Images of a subject for one prompt, as `cgrpo generate` and the demo generate them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def generate(
     seed: int,
     images: int,
 ) -> list[Image.Image]:
-    """Pictures of the subject of `references` that follow the prompt, by deterministic sampling."""
+    """Generate images of the subject of `references` that follow the prompt, by deterministic sampling."""
     conditions = Conditions.join([policy.encode(prompt, references)] * images)
     noise = torch.cat([image_noise(policy, 1, seed, "generate", i) for i in range(images)])
     sigmas = policy.sigmas(steps).to(policy.device)
-    return [to_image(picture) for picture in sample_pictures(policy, conditions, noise, sigmas)]
+    return [to_image(image) for image in sample_pictures(policy, conditions, noise, sigmas)]

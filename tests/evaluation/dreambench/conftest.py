@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -112,25 +111,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_run(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Callable[[], Path]:
-    """Makes a finished run, whose LoRA was moved by nobody but this file."""
-
-    def make() -> Path:
-        run = tmp_path_factory.mktemp("runs") / "tuned"
-        run.mkdir()
-        save_config(config, run / "config.yaml")
-        policy = build_policy(config.policy)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in policy.trainable().values():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-        policy.save(run / "lora")
-        return run
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tuned(make_run: Callable[[], Path]) -> Path:
-    """Such a run. Not to be changed."""
-    return make_run()
+def tuned(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
+    """A finished run with a random LoRA. Not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "tuned"
+    run.mkdir()
+    save_config(config, run / "config.yaml")
+    policy = build_policy(config.policy)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    policy.save(run / "lora")
+    return run

@@ -1,4 +1,4 @@
-"""What a word of the command line stands for, and that each form of one model draws the same."""
+"""Systems of the command line: each form of one model generates the same images."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path, recipe: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         find_system(str(recipe), overrides=["policy.path=./nowhere"])
     shutil.copyfile(recipe, tmp_path / "config.yaml")
-    with pytest.raises(ConfigError, match="holds no lora yet; finish it"):
+    with pytest.raises(ConfigError, match="has no lora yet; finish it"):
         find_system(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""DreamBench's protocol on any system: a model, a run, a LoRA, or pictures that another system made."""
+"""DreamBench's protocol for any system: a model, a run, a LoRA, or images that another system made."""
 
 from customized_grpo.evaluation.dreambench.comparison import compare
 from customized_grpo.evaluation.dreambench.evaluation import evaluate_on, open_task

@@ -1,7 +1,8 @@
-"""One system on a benchmark: what is missing is drawn and scored, then all of it summed up.
+"""Evaluation of one system on a benchmark: missing images are generated and scored, then everything is summarised.
 
-Several processes share the cases: each takes those of its number, and none waits for another. The one that finds
-nothing left to do anywhere sums up.
+An image is a function of (seed, subject, prompt, index) alone. Images go through the model one at a time, so that not
+even rounding depends on the others, on the number of processes or on an interruption. Several processes share the cases
+without waiting for each other; the one that finds nothing left to do anywhere writes the summary.
 """
 
 from __future__ import annotations
@@ -11,50 +12,57 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
 
 from customized_grpo.config import ConfigError
+from customized_grpo.data import pictures
 from customized_grpo.data.benchmark import Benchmark, Case, open_benchmark, select
-from customized_grpo.evaluation.dreambench.drawing import draw, undrawn
 from customized_grpo.evaluation.dreambench.folder import (
     TEMPLATE,
     EvaluationFolder,
+    Found,
     PictureFolder,
+    Record,
     check_template,
     difference,
 )
-from customized_grpo.evaluation.dreambench.protocol import EvaluationProtocol, load_protocol
-from customized_grpo.evaluation.dreambench.scoring import Measures, checksums, score_cases, unscored
-from customized_grpo.evaluation.dreambench.summary import Scores, as_markdown, show, summary
+from customized_grpo.evaluation.dreambench.protocol import EvaluationProtocol, Metric, load_protocol
+from customized_grpo.evaluation.dreambench.scores import Scores, shown
 from customized_grpo.evaluation.dreambench.systems import System, find_system
+from customized_grpo.evaluation.files import score_loaded
+from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward
+from customized_grpo.trainer.rollout import image_noise, sample_pictures
 from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.pixels import to_image
 from customized_grpo.utils.records import write_bytes, write_json
 
-_LINES = 20  # of progress in a log file
-_FEW = 10  # subjects: with fewer, resampled means stay too close together
+_FEW = 10  # subjects: with fewer, bootstrap intervals are too narrow
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all systems of one command are put to.
+    """Benchmark, cases and metrics of a command.
 
-    `process` of `processes` works at every so many-th case.
+    `skipped` has the reasons for the metrics that are not measured. Process number `process` of `processes` works on
+    every `processes`-th case.
     """
 
     benchmark: Benchmark
     cases: tuple[Case, ...]
-    measures: Measures
+    protocol: EvaluationProtocol
+    metrics: dict[str, Metric]
+    skipped: dict[str, str]
     process: int = 0
     processes: int = 1
-
-    @property
-    def protocol(self) -> EvaluationProtocol:
-        return self.measures.protocol
 
     @property
     def own(self) -> tuple[Case, ...]:
@@ -62,26 +70,29 @@ class Task:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the scores must know."""
-        benchmark, units = self.benchmark, self.benchmark.units
+        """Information for a reader of the scores."""
+        units, whole = self.benchmark.units, len(self.benchmark.cases)
         count = len({case.subject for case in self.cases})
-        whole = len(benchmark.cases)
         part = f"all {whole}" if len(self.cases) == whole else f"{len(self.cases)} of {whole}"
-        few = f"; of so few {units} they are too narrow" if count < _FEW else ""
-        told = [
-            f"{benchmark.name}: {count} {units}, {part} prompts, {self.protocol.images} pictures of each prompt",
-            f"intervals hold 95% of bootstrap means over {units}{few}",
-            f"protocol {self.protocol.title}: "
-            + "; ".join(
-                f"{m.name} by {m.kind}{f' of {m.path}' if m.path else ''}" for m in self.measures.metrics.values()
-            ),
+        few = f"; for so few {units} they are too narrow" if count < _FEW else ""
+        scorers = (f"{m.name} by {m.kind}{f' of {m.path}' if m.path else ''}" for m in self.metrics.values())
+        return [
+            f"{self.benchmark.name}: {count} {units}, {part} prompts, {self.protocol.images} images per prompt",
+            f"intervals are 95% bootstrap intervals over {units}{few}",
+            f"protocol {self.protocol.title}: {'; '.join(scorers)}",
+            *(f"{name} is skipped: {reason}" for name, reason in self.skipped.items()),
         ]
-        return told + [f"{name} is left out: {reason}" for name, reason in self.measures.left_out.items()]
+
+    def unscored(self, source: PictureFolder, cases: Sequence[Case], found: Found) -> list[tuple[Case, list[str]]]:
+        """Return the cases that lack scores of their present images, and the names of those scores."""
+        known = [found.get((case.key, source.checksums(case, self.protocol.images)), {}) for case in cases]
+        lacking = [[name for name in self.metrics if name not in scores] for scores in known]
+        return [(case, names) for case, names in zip(cases, lacking, strict=True) if names]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A system with all its scores and the folder of its pictures."""
+    """A system with its scores and images."""
 
     system: System
     scores: Scores
@@ -100,11 +111,11 @@ def open_task(
     steps: int | None = None,
     seed: int | None = None,
 ) -> Task:
-    """Read the protocol and the benchmark. Raises ConfigError, DataError or ModelError, before anything is loaded."""
+    """Read the protocol and the benchmark; no model is loaded. Raises ConfigError, DataError or ModelError."""
     read = load_protocol(protocol, images=images, steps=steps, seed=seed)
     opened = open_benchmark(benchmark, two_subjects=two_subjects, combined=combined)
-    process, processes = _share()
-    return Task(opened, select(opened, subjects, prompts), Measures.of(read, opened), process, processes)
+    cases = select(opened, subjects, prompts)
+    return Task(opened, cases, read, *read.measured(opened.masked), *_share())
 
 
 def evaluate_on(
@@ -117,124 +128,156 @@ def evaluate_on(
     overrides: Sequence[str] = (),
     template: str | None = None,
 ) -> None:
-    """`cgrpo evaluate` on a benchmark: a folder with pictures, scores, summary.json and table.md."""
+    """Run `cgrpo evaluate` on a benchmark: write a folder with images, scores, summary.json and table.md."""
     template = TEMPLATE if template is None else template
     check_template(template, task.protocol.images)
     system = find_system(given, files, overrides, template)
     folder = out or (system.run / "benchmark" if system.run else Path("evaluations") / system.name)
     found = evaluate_system(system, task, folder, console)
-    if found is not None:
-        show(console, found.scores, task.notes)
-        console.print(f"look at {folder / 'table.md'}, summary.json, {found.pictures.root}", soft_wrap=True)
+    if found is None:
+        return
+    table = Table("score", *found.scores.sections)
+    for name in found.scores.values:
+        cells = [shown(found.scores.estimate(name, kind)) for kind in found.scores.sections.values()]
+        table.add_row(Text(name), *map(Text, cells))
+    console.print(table)
+    for note in task.notes:
+        console.print(Text(note), soft_wrap=True)
+    console.print(f"look at {folder / 'table.md'}, summary.json, {found.pictures.root}", soft_wrap=True)
 
 
 def evaluate_system(system: System, task: Task, out: Path, console: Console) -> Evaluated | None:
-    """Draw and score what the folder `out` does not hold yet; None where other processes still have work to do.
+    """Generate and score what the folder `out` lacks; None if other processes still have work to do.
 
-    An earlier evaluation by the same measures is only read. Raises ConfigError where the folder is of something else,
-    and DataError where pictures of another system are missing.
+    An earlier evaluation by the same metrics is only read. Raises ConfigError if the folder contains something else,
+    and DataError if images of another system are missing.
     """
-    measures, images = task.measures, task.protocol.images
-    settings: dict[str, object] = {"benchmark": task.benchmark.digest, "metrics": measures.settings()}
+    metrics = {name: metric.model_dump(mode="json") for name, metric in task.metrics.items()}
+    settings: dict[str, object] = {"benchmark": task.benchmark.digest, "metrics": metrics}
     if system.evaluation is not None:
-        folder = EvaluationFolder(system.evaluation)
-        kept = folder.settings() or {}
-        if difference(kept, settings) is None:
-            found = collect(system, task, folder)
-            if found is not None:
-                return found
+        earlier = EvaluationFolder(system.evaluation)
+        if difference(earlier.settings() or {}, settings) is None and (found := _collect(system, task, earlier)):
+            return found
     source = system.pictures
     if source is None:
         settings |= {"seed": task.protocol.seed, "steps": task.protocol.steps}
     else:
-        source.check(task.cases, images)
+        source.check(task.cases, task.protocol.images)
     folder = EvaluationFolder(out, task.process)
     folder.begin({**settings, "system": system.settings()})
     if source is None:
         source = folder.pictures
-        _draw(system, task, folder, console)
-    records = folder.records()
-    todo = unscored(source, task.own, measures, records)
-    if todo:
-        with _progress(console, f"{system.name}: scoring {len(todo) * images} pictures", len(todo)) as advance:
-            device = device_of(system.config.policy.device)
-            score_cases(todo, task.benchmark, source, measures, device, folder, advance)
-    found = collect(replace(system, pictures=source), task, folder)
+        _generate(system, task, folder, console)
+    _score(system, task, source, folder, console)
+    found = _collect(replace(system, pictures=source), task, folder)
     if found is None:
-        left = len(unscored(source, task.cases, measures, folder.records()))
+        left = len(task.unscored(source, task.cases, folder.scores()))
         console.print(f"{system.name}: {left} subjects and prompts are left to other processes", markup=False)
         return None
     sums = {"system": system.name, "benchmark": task.benchmark.name, "protocol": task.protocol.model_dump(mode="json"),
-            "left out": measures.left_out, **summary(found.scores)}  # fmt: skip
+            "left out": task.skipped, **found.scores.summary()}  # fmt: skip
     write_json(out / "summary.json", sums)
-    write_bytes(out / "table.md", f"# {system.name}\n\n{as_markdown(found.scores, task.notes)}".encode())
+    write_bytes(out / "table.md", f"# {system.name}\n\n{found.scores.markdown(task.notes)}".encode())
     return found
 
 
-def collect(system: System, task: Task, folder: EvaluationFolder) -> Evaluated | None:
-    """All scores of the system's pictures as they are now; None where any is missing."""
-    source = system.pictures or folder.pictures
-    records, images = folder.records(), task.protocol.images
-    values: dict[str, list[list[float]]] = {name: [] for name in task.measures.names}
-    for case in task.cases:
-        scores = records.scores(case, checksums(source, case, images))
-        if any(name not in scores for name in values):
-            return None
-        for name, column in values.items():
-            column.append(scores[name])
-    return Evaluated(system, Scores(task.cases, values), source)
+def _collect(system: System, task: Task, folder: EvaluationFolder) -> Evaluated | None:
+    """Return all scores of the system's present images, or None if any is missing."""
+    source, scores = system.pictures or folder.pictures, folder.scores()
+    found = [scores.get((case.key, source.checksums(case, task.protocol.images)), {}) for case in task.cases]
+    if any(name not in one for one in found for name in task.metrics):
+        return None
+    return Evaluated(system, Scores(task.cases, {name: [one[name] for one in found] for name in task.metrics}), source)
 
 
-def _draw(system: System, task: Task, folder: EvaluationFolder, console: Console) -> None:
-    todo = undrawn(folder, task.own, task.protocol.images, folder.records())
-    count = sum(len(indices) for _, indices in todo)
-    if not count:
+def _generate(system: System, task: Task, folder: EvaluationFolder, console: Console) -> None:
+    """Generate the images that are missing, damaged, or other than those that were scored."""
+    scored: dict[str, set[tuple[int | None, ...]]] = {}
+    for key, checksums in folder.scores():
+        scored.setdefault(key, set()).add(checksums)
+    todo = []
+    for case in task.own:
+        now = folder.pictures.checksums(case, task.protocol.images)
+        for index, checksum in enumerate(now):
+            known = {checksums[index] for checksums in scored.get(case.key, ()) if index < len(checksums)}
+            if (known and checksum not in known) or not folder.pictures.sound(case, index):
+                todo.append((case, index))
+    if not todo:
         return
-    if task.process == 0:
-        # A judge that cannot be loaded should be known before the drawing, which may take days.
-        for metric in task.measures.metrics.values():
-            build_reward(metric.reward(), "cpu")
-    with _progress(console, f"{system.name}: drawing {count} pictures", count) as advance:
-        steps, seed = task.protocol.steps, task.protocol.seed
-        draw(system.open(), task.benchmark, todo, folder, steps=steps, seed=seed, on_picture=advance)
-    gc.collect()  # the policy's memory, for the judges
+    if task.process == 0:  # a scorer that cannot be loaded should be reported before generating, which may take days
+        for metric in task.metrics.values():
+            if metric.against != "others":  # by the model of another metric
+                build_reward(metric.reward(), "cpu")
+    with _progress(console, f"{system.name}: generating {len(todo)} images", len(todo)) as advance:
+        policy = system.open()
+        sigmas = policy.sigmas(task.protocol.steps).to(policy.device)
+        encoded = None
+        for case, index in todo:
+            if case is not encoded:
+                pair, encoded = task.benchmark.shown(case), case
+                conditions = policy.encode(pair.prompt, pair.references)
+            noise = image_noise(policy, 1, task.protocol.seed, "benchmark", case.key, index)
+            (image,) = sample_pictures(policy, conditions, noise, sigmas)
+            folder.pictures.write(case, index, to_image(image))
+            advance()
+    del policy, conditions
+    gc.collect()  # the policy's memory, for the scorers
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
 
 
-def _share() -> tuple[int, int]:
-    """(number of this process, how many there are) as launchers such as torchrun and accelerate tell them.
+def _score(system: System, task: Task, source: PictureFolder, folder: EvaluationFolder, console: Console) -> None:
+    """Score the images of each case together, so that scores do not depend on what else is scored, and store them."""
+    todo = task.unscored(source, task.own, folder.scores())
+    if not todo:
+        return
+    device, images = device_of(system.config.policy.device), task.protocol.images
+    rewards: dict[str, Reward] = {}  # by content, because diversity is measured by the model of another metric
+    with _progress(console, f"{system.name}: scoring {len(todo) * images} images", len(todo)) as advance:
+        for case, names in todo:
+            checksums = source.checksums(case, images)
+            loaded = [pictures.load(source.path(case, index)) for index in range(images)]
+            scores = {}
+            for name in names:
+                metric = task.metrics[name]
+                content = metric.model_dump_json(exclude={"name", "against"})
+                if content not in rewards:
+                    rewards[content] = build_reward(metric.reward(), device)
+                scores[name] = measure(rewards[content], metric, loaded, task.benchmark, case)
+            folder.add(Record(case=case.key, pictures=[one for one in checksums if one is not None], scores=scores))
+            advance()
 
-    Makes the accelerator of that number on this machine the present one. Raises ConfigError where they make no sense.
-    """
-    try:
-        process, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-    except ValueError as error:
-        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers ({error}); unset them") from error
+
+def measure(
+    reward: Reward, metric: Metric, images: Sequence[Image.Image], benchmark: Benchmark, case: Case
+) -> list[float]:
+    """Score the images of a case by one metric. Identity is the mean over the case's subjects; diversity of an image is
+    100 minus its mean similarity to the others."""
+    if metric.against == "others":
+        others = [tuple(image for j, image in enumerate(images) if j != i) for i in range(len(images))]
+        pairs = [Pair(f"{case.key}/without-{i}", case.text, o, (None,) * len(o)) for i, o in enumerate(others)]
+        return [100 - value for value in score_loaded(reward, images, pairs)]
+    by_photos = metric.role == "identity" and metric.against == "photos"
+    views = benchmark.views(case) if by_photos else [benchmark.shown(case)]
+    scores = [score_loaded(reward, images, [view] * len(images)) for view in views]
+    found: list[float] = torch.tensor(scores).mean(0).tolist()
+    return found
+
+
+def _share() -> tuple[int, int]:
+    """Return the number of this process and of all processes, as launchers set them; select its accelerator."""
+    process, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if not 0 <= process < processes:
         raise ConfigError(f"RANK is {process} of WORLD_SIZE {processes}; it must be below it")
     if processes > 1 and torch.accelerator.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.accelerator.set_device_index(local % torch.accelerator.device_count())
     return process, processes
 
 
 @contextmanager
 def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, a few lines in a log; what is yielded is called after each of `total` steps."""
-    if console.is_terminal:
-        with Progress(console=console) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda: bar.advance(task)
-        return
+    """Show a bar on a terminal, the title in a log; call the yielded function after each of `total` steps."""
     console.print(title, soft_wrap=True, markup=False)
-    done, every = 0, max(1, total // _LINES)
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if done % every == 0 and total > 5 * _LINES:
-            console.print(f"{done}/{total}")
-            console.file.flush()
-
-    yield advance
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield partial(bar.advance, bar.add_task("", total=total))

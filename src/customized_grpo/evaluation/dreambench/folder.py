@@ -1,11 +1,11 @@
-"""An evaluation on the disk: one PNG for each (subject, prompt, index), and their scores as JSON lines.
+"""Files of an evaluation.
 
-OUT/settings.json     what the pictures are of: benchmark, system, seed, steps, metrics
-OUT/pictures/         SUBJECT/PP_I.png, PP the number of the prompt and I that of the picture
-OUT/scores/           one file of records for each process, one record for each subject and prompt
+OUT/settings.json     benchmark, system, seed, steps and metrics
+OUT/pictures/         SUBJECT/PP_I.png, with the number PP of the prompt and I of the image
+OUT/scores/           JSON lines, one file for each process and one record for each prompt of a subject
 OUT/summary.json      means and intervals: overall, by kind of prompt, by subject; table.md shows the same
 
-A process may die at any moment: a picture or record is whole or not there.
+A process may be killed at any moment: an image or record is complete or absent.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
-import string
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config import ConfigError
 from customized_grpo.data import pictures
@@ -30,14 +29,13 @@ from customized_grpo.data.errors import DataError
 from customized_grpo.utils.records import append_record, read_records, write_bytes, write_json
 
 SETTINGS, PICTURES, SCORES = "settings.json", "pictures", "scores"
-#: How pictures are named, those of other systems too where nothing else is said.
+#: Default names of images, also for those of other systems.
 TEMPLATE = "{subject}/{prompt:02}_{index}.png"
-_FIELDS = ("subject", "prompt", "index")
 
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """Pictures of cases in a folder, named by a template of {subject}, {prompt} and {index}, numbers from 0."""
+    """Images of cases in a folder, named by a template of {subject}, {prompt} and {index}, numbers from 0."""
 
     root: Path
     template: str = TEMPLATE
@@ -45,70 +43,65 @@ class PictureFolder:
     def path(self, case: Case, index: int) -> Path:
         return self.root / self.template.format(subject=case.subject, prompt=case.prompt, index=index)
 
+    def checksums(self, case: Case, images: int) -> tuple[int | None, ...]:
+        """Return the checksums of a case's image files, None where there is no file."""
+        paths = [self.path(case, index) for index in range(images)]
+        return tuple(zlib.crc32(path.read_bytes()) if path.is_file() else None for path in paths)
+
     def check(self, cases: Iterable[Case], images: int) -> None:
-        """Raises DataError that names every picture that is missing or damaged."""
+        """Raise DataError with every image that is missing or damaged."""
         paths = [self.path(case, index) for case in cases for index in range(images)]
-        absent = [path for path in paths if not path.is_file()]
-        problems = [f"{path}: no such picture; draw it, or say by --pictures-as how they are named" for path in absent]
+        problems = [
+            f"{path}: no such image; generate it, or describe the names by --pictures-as"
+            for path in paths
+            if not path.is_file()
+        ]
         problems += pictures.problems((path for path in paths if path.is_file()), pictures.check).values()
         if problems:
             raise DataError(problems)
 
-    def write(self, case: Case, index: int, picture: Image.Image) -> None:
+    def sound(self, case: Case, index: int) -> bool:
+        """Return whether an image is there and complete, by its own checksums."""
+        try:
+            pictures.check(self.path(case, index), quick=True)
+        except DataError:
+            return False
+        return True
+
+    def write(self, case: Case, index: int, image: Image.Image) -> None:
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
+        image.save(buffer, format="PNG")
         write_bytes(self.path(case, index), buffer.getvalue())
 
 
 def check_template(template: str, images: int) -> None:
-    """Raises ConfigError where a template is not of the three names, or would give two pictures one name."""
+    """Raise ConfigError if a template uses other fields, or gives two images one name."""
+    numbers = [(subject, prompt, index) for subject in "ab" for prompt in (1, 2) for index in (1, 2)[:images]]
     try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ConfigError(f"--pictures-as {template!r}: {error}; write it as {TEMPLATE}") from error
-    for _, name, form, conversion in parts:
-        number = name != "subject" and re.fullmatch(r"(0\d+)?", form or "")
-        if name not in _FIELDS or conversion or not (number or not form):
-            raise ConfigError(f"--pictures-as {template!r}: {name!r} is none of {', '.join(_FIELDS)}; as {TEMPLATE}")
-    named = {name for _, name, _, _ in parts}
-    for name in _FIELDS:
-        if name not in named and not (name == "index" and images == 1):
-            raise ConfigError(f"--pictures-as {template!r}: lacks {{{name}}}, which tells pictures apart; add it")
+        names = {template.format(subject=s, prompt=p, index=i) for s, p, i in numbers}
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"--pictures-as {template!r}: not a template ({error}); write it as {TEMPLATE}") from error
+    if len(names) < len(numbers):
+        raise ConfigError(
+            f"--pictures-as {template!r}: two images would have one name; "
+            "use {subject}, {prompt} and, for several images per prompt, {index}"
+        )
 
 
-@dataclass(frozen=True)
-class Record:
-    """Scores by metric of the pictures of one case, NaN where one is missing, and the pictures' checksums."""
+class Record(BaseModel):
+    """Scores by metric of the images of one case (NaN for a missing score), and the images' checksums."""
 
-    key: str
-    checksums: list[int]
-    scores: dict[str, list[float]]
+    case: str
+    pictures: list[int]
+    scores: dict[str, list[float | None]]
 
 
-class Records:
-    """The records of an evaluation, of whichever process and time."""
-
-    def __init__(self, records: Iterable[Record]) -> None:
-        self._by_case: dict[str, list[Record]] = {}
-        for record in records:
-            self._by_case.setdefault(record.key, []).append(record)
-
-    def scores(self, case: Case, checksums: Sequence[int | None]) -> dict[str, list[float]]:
-        """Scores by metric of these very pictures of the case; empty where there are none."""
-        found: dict[str, list[float]] = {}
-        for record in self._by_case.get(case.key, ()):
-            if record.checksums == list(checksums):
-                found.update(record.scores)
-        return found
-
-    def altered(self, case: Case, index: int, now: int) -> bool:
-        """Whether that picture was scored once, but never as it is now."""
-        known = [r.checksums[index] for r in self._by_case.get(case.key, ()) if index < len(r.checksums)]
-        return bool(known) and now not in known
+#: Scores by metric of the images of a case, by the case's key and the images' checksums.
+Found = dict[tuple[str, tuple[int | None, ...]], dict[str, list[float]]]
 
 
 class EvaluationFolder:
-    """The folder of one system's evaluation. Processes write records to files of their own, by `process`."""
+    """Folder of one system's evaluation. Each process writes records to a file of its own."""
 
     def __init__(self, path: Path, process: int = 0) -> None:
         self.path = path
@@ -116,7 +109,7 @@ class EvaluationFolder:
         self._own = path / SCORES / f"{process}.jsonl"
 
     def settings(self) -> dict[str, Any] | None:
-        """What the folder was begun with, or None where it holds no evaluation."""
+        """Return the settings that the evaluation was started with, or None if there is no evaluation."""
         try:
             kept = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -126,40 +119,41 @@ class EvaluationFolder:
         return kept if isinstance(kept, dict) else None
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Note what the folder is of. Raises ConfigError where it was begun with something else.
+        """Store the settings. Raises ConfigError if the folder was started with others.
 
         Metrics that it does not have yet are added; those that it has must be measured alike.
         """
         kept = self.settings()
         if kept is None and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError(f"{self.path}: holds something else than an evaluation; give another --out")
+            raise ConfigError(f"{self.path}: contains something other than an evaluation; give another --out")
         now = json.loads(json.dumps(settings))
         if kept is not None:
-            other = difference(kept, now)
-            if other is not None:
-                raise ConfigError(f"{self.path}: was begun with another {other}; give another --out, or remove it")
+            if other := difference(kept, now):
+                raise ConfigError(f"{self.path}: was started with another {other}; give another --out, or remove it")
             now["metrics"] = {**kept["metrics"], **now["metrics"]}
         if now != kept:
             write_json(self.path / SETTINGS, now)
 
-    def records(self) -> Records:
-        """All of its records. Raises ConfigError where one is none."""
-        found = []
+    def scores(self) -> Found:
+        """Read the scores of all processes. Raises ConfigError for a line that is no record of them."""
+        found: Found = {}
         for path in sorted((self.path / SCORES).glob("*.jsonl")):
             for number, one in enumerate(read_records(path), start=1):
                 try:
-                    scores = {n: [math.nan if v is None else float(v) for v in s] for n, s in one["scores"].items()}
-                    found.append(Record(str(one["case"]), [int(c) for c in one["pictures"]], scores))
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    record = Record.model_validate(one)
+                except ValidationError as error:
                     raise ConfigError(f"{path}:{number}: not a record of scores; remove the line") from error
-        return Records(found)
+                known = found.setdefault((record.case, tuple(record.pictures)), {})
+                for name, values in record.scores.items():
+                    known[name] = [math.nan if value is None else value for value in values]
+        return found
 
     def add(self, record: Record) -> None:
-        append_record(self._own, {"case": record.key, "pictures": record.checksums, "scores": record.scores})
+        append_record(self._own, record.model_dump())
 
 
 def difference(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first part of two evaluations' settings in which they differ, or None; of metrics, those that both have."""
+    """Return the first setting in which two evaluations differ, if any; of metrics, those that both have count."""
     for key, value in now.items():
         if key == "metrics":
             for name, metric in value.items():
@@ -168,20 +162,3 @@ def difference(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         elif kept.get(key) != value:
             return key
     return None
-
-
-def checksum(path: Path) -> int | None:
-    """Of a file's bytes; None where there is no file."""
-    try:
-        return zlib.crc32(path.read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def sound(path: Path) -> bool:
-    """Whether the picture is there and whole, by its own checksums."""
-    try:
-        pictures.check(path, quick=True)
-    except DataError:
-        return False
-    return True

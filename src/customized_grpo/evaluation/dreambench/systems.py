@@ -1,4 +1,4 @@
-"""What is evaluated: a model, a run, a LoRA, or pictures that another system made."""
+"""Systems that can be evaluated: a model, a run, a LoRA, or images that another system made."""
 
 from __future__ import annotations
 
@@ -17,19 +17,17 @@ from customized_grpo.protocols import Policy
 from customized_grpo.trainer.folder import CONFIG, LORA
 from customized_grpo.utils.hub import EMBEDDED, fingerprint, resolve
 
-#: Settings of a policy that leave its pictures what they are.
-_NO_MATTER = {
+#: Settings of a policy that do not change its images.
+_IRRELEVANT = {
     "device", "lora", "conditions", "offload", "offload_activations", "gradient_checkpointing", "compile",
 }  # fmt: skip
-_INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
 class System:
-    """One of the columns of a comparison.
+    """One column of a comparison: a policy, with trained weights if it has an `adapter`, or only images.
 
-    `config` and, where something was trained, `adapter` make a policy; `pictures` are those of a system that is only
-    known by them; `evaluation` is the folder of an earlier evaluation, whose pictures they then are.
+    `pictures` are those of a system that is known only by them, or those of an earlier `evaluation`.
     """
 
     name: str
@@ -40,14 +38,18 @@ class System:
     run: Path | None = None
 
     def settings(self) -> dict[str, object]:
-        """All that its pictures depend on but the benchmark, the seed and the steps."""
+        """Return everything that its images depend on, besides benchmark, seed and steps."""
         if self.pictures is not None:
             return {"pictures": str(self.pictures.root.resolve()), "template": self.pictures.template}
-        policy = self.config.policy.model_dump(mode="json", exclude=_NO_MATTER)
-        return {"policy": policy, "adapter": None if self.adapter is None else _digest(self.adapter)}
+        policy = self.config.policy.model_dump(mode="json", exclude=_IRRELEVANT)
+        if self.adapter is None:
+            return {"policy": policy, "adapter": None}
+        file = lora_file(self.adapter)  # a whole transformer is identified by names, sizes and times of its files
+        content = file.read_bytes() if file.is_file() else fingerprint(str(self.adapter)).encode()
+        return {"policy": policy, "adapter": hashlib.blake2b(content, digest_size=8).hexdigest()}
 
     def open(self) -> Policy:
-        """Raises ModelError where it cannot be loaded."""
+        """Load its policy. Raises ModelError."""
         policy = build_policy(self.config.policy)
         if self.adapter is not None:
             policy.load(self.adapter)
@@ -57,58 +59,39 @@ class System:
 def find_system(
     given: str, files: Sequence[Path] = (), overrides: Sequence[str] = (), template: str = TEMPLATE
 ) -> System:
-    """What a word of the command line stands for, as PATH or NAME=PATH.
+    """Find the system that PATH or NAME=PATH names; nothing is loaded yet. Raises ConfigError or ModelError.
 
-    A PATH is the folder of a finished run, of an earlier evaluation, of a diffusers pipeline, of a LoRA or of pictures;
-    a LoRA's .safetensors; a YAML configuration, which is its policy untrained; or embedded/pipeline. A LoRA and a
-    pipeline take their other settings from `files`; `overrides` apply to all. Raises ConfigError or ModelError.
+    A PATH is the folder of a finished run, of an earlier evaluation, of a diffusers pipeline, of a LoRA or of images; a
+    LoRA's .safetensors; a YAML configuration, whose policy is untrained; or `embedded/NAME`. A LoRA and a pipeline take
+    their other settings from `files`; `overrides` apply to all.
     """
     name, sign, rest = given.partition("=")
     if not sign or not name or Path(given).exists():
         name, rest = "", given
     path = Path(rest).expanduser()
+    pipeline = [*overrides, f"policy.path={json.dumps(rest if rest.startswith(f'{EMBEDDED}/') else str(path))}"]
+    name = name or (path.stem if path.is_file() else path.resolve().name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return _of_model(System(name or path.stem, load_config([*files, path], overrides)))
-    if path.suffix == ".safetensors" and path.is_file():
-        return _lora(name or path.stem, path, load_config(files, overrides))
-    if rest.startswith(f"{EMBEDDED}/"):
-        return _pipeline(name or rest.replace("/", "-"), rest, files, overrides)
-    if not path.is_dir():
-        raise ConfigError(f"{rest}: no such run, model, LoRA, configuration or folder of pictures; correct the path")
-    name = name or path.resolve().name
-    if (path / CONFIG).is_file():
+        system = System(name, load_config([*files, path], overrides))
+    elif rest.startswith(f"{EMBEDDED}/"):
+        name = name if given != rest else rest.replace("/", "-")
+        system = System(name, load_config(files, pipeline))
+    elif not path.is_dir() and not (path.suffix == ".safetensors" and path.is_file()):
+        raise ConfigError(f"{rest}: no such run, model, LoRA, configuration or folder of images; correct the path")
+    elif (path / CONFIG).is_file():
         if not (path / LORA).exists():
-            raise ConfigError(f"{path}: holds no {LORA} yet; finish it by cgrpo train --resume {path}")
-        return _of_model(System(name, load_config(path / CONFIG, overrides), adapter=path / LORA, run=path))
-    config = load_config(files, overrides)
-    if (path / SETTINGS).is_file() and (path / PICTURES).is_dir():
-        return System(name, config, pictures=PictureFolder(path / PICTURES), evaluation=path)
-    if (path / _INDEX).is_file():
-        return _pipeline(name, str(path), files, overrides)
-    if lora_file(path).is_file():
-        return _lora(name, path, config)
-    return System(name, config, pictures=PictureFolder(path, template))
-
-
-def _pipeline(name: str, path: str, files: Sequence[Path], overrides: Sequence[str]) -> System:
-    return _of_model(System(name, load_config(files, [*overrides, f"policy.path={json.dumps(path)}"])))
-
-
-def _lora(name: str, path: Path, config: Config) -> System:
-    policy = config.policy.model_copy(update={"lora": lora_settings(path)})
-    return _of_model(System(name, config.model_copy(update={"policy": policy}), adapter=path))
-
-
-def _of_model(system: System) -> System:
-    """The same. Raises ModelError where its model can only be local and is not there; nothing is loaded yet."""
-    if ":" not in system.config.policy.kind:
+            raise ConfigError(f"{path}: has no {LORA} yet; finish it with cgrpo train --resume {path}")
+        system = System(name, load_config(path / CONFIG, overrides), adapter=path / LORA, run=path)
+    elif (path / SETTINGS).is_file() and (path / PICTURES).is_dir():
+        return System(name, load_config(files, overrides), pictures=PictureFolder(path / PICTURES), evaluation=path)
+    elif (path / "model_index.json").is_file():
+        system = System(name, load_config(files, pipeline))
+    elif lora_file(path).is_file():
+        config = load_config(files, overrides)
+        policy = config.policy.model_copy(update={"lora": lora_settings(path)})
+        system = System(name, config.model_copy(update={"policy": policy}), adapter=path)
+    else:
+        return System(name, load_config(files, overrides), pictures=PictureFolder(path, template))
+    if ":" not in system.config.policy.kind:  # a kind of the user's own resolves its path itself
         resolve(system.config.policy.path)
     return system
-
-
-def _digest(adapter: Path) -> str:
-    """Another for other weights: of a LoRA by its bytes, of a whole transformer by names, sizes and times of files."""
-    file = lora_file(adapter)
-    if file.is_file():
-        return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
-    return hashlib.blake2b(fingerprint(str(adapter)).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,211 @@
+"""Files of pairs, JSON lines and SynCD's JSON: their content, and problems with their lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from customized_grpo.config import DataConfig
+from customized_grpo.data import DataError, open_dataset
+from customized_grpo.protocols import PairDataset
+
+COLOURS = ["red", "green", "blue"]
+GOOD = {"prompt": "a cat", "reference": "a.jpg"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "inside"
+    (inside / "masks").mkdir(parents=True)
+    Image.new("RGB", (20, 12), "red").save(inside / "a.jpg")
+    Image.new("L", (10, 6), 255).save(inside / "m.png")
+    for colour in COLOURS:
+        Image.new("RGB", (9, 9), colour).save(inside / f"{colour}.png")
+    Image.new("L", (9, 9), 255).save(inside / "masks" / "green.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "outside.png")
+    return inside
+
+
+def write(folder: Path, *lines: Any, ending: str = "\n", start: bytes = b"") -> DataConfig:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (folder / "pairs.jsonl").write_bytes(start + ending.join([*texts, ""]).encode())
+    return DataConfig(path=str(folder / "pairs.jsonl"))
+
+
+def write_json(folder: Path, content: Any) -> DataConfig:
+    (folder / "data.json").write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return DataConfig(path=str(folder / "data.json"))
+
+
+def problems(config: DataConfig) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        open_dataset(config)
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return [problem.removeprefix(f"{Path(str(config.path)).parent}/") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(("start", "ending"), [(b"", "\n"), (b"\xef\xbb\xbf", "\r\n")])
+def test_lines_become_pairs(folder: Path, start: bytes, ending: str) -> None:
+    full = {"prompt": " un chat \u2028 été ", "references": ["a.jpg", "red.png"], "masks": ["m.png", None], "task": [1]}
+    short = {**GOOD, "mask": "m.png", "subject": "cat", "key": "mine", "image_prompt": {"x": 1}}
+    dataset = open_dataset(write(folder, full, "", short, ending=ending, start=start))
+    assert isinstance(dataset, PairDataset) and len(dataset) == 2
+    first, second = dataset[0], dataset[1]
+    assert (first.key, first.prompt, first.subject) == ("pairs.jsonl:1", "un chat \u2028 été", None)
+    assert [image.size for image in first.references] == [(20, 12), (9, 9)]
+    assert first.masks[0] is not None and first.masks[0].size == (20, 12) and first.masks[1] is None
+    assert (second.key, second.prompt, second.subject) == ("mine", "a cat", "cat")
+    assert first.columns == {"task": [1], "image_prompt": None}, "every pair has the columns of all"
+    assert second.columns == {"task": None, "image_prompt": {"x": 1}}
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_all_problems_are_reported_at_once(folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"x")
+    lines: list[tuple[Any, list[str]]] = [
+        (GOOD, []),
+        ("{not json", ["not valid JSON"]),
+        ("[1]", ["not a JSON object"]),
+        ({"promt": "a cat", "reference": "a.jpg"}, ["unknown key 'promt'; did you mean 'prompt'?"]),
+        ({"prompt": "  ", "references": []}, ["'prompt' is '  '; give a text", "'references' is an empty list"]),
+        ({**GOOD, "references": ["a.jpg"]}, ["'references' and 'reference' are both given"]),
+        ({"prompt": "a", "references": ["a.jpg", "red.png"], "masks": ["m.png"]}, ["'masks' has 1 for 2"]),
+        ({"prompt": 5, "reference": 6}, ["'prompt' is 5; give a text", "'reference' holds 6; give the path"]),
+        ({}, ["no 'prompt'; add it", "no 'references'; add it"]),
+        ({"prompt": "a", "reference": "missing.png"}, ["missing.png: no such file; correct the path"]),
+        ({"prompt": "a", "reference": "broken.png"}, ["broken.png: not an image"]),
+        ('{"prompt": "a", "prompt": "b", "reference": "a.jpg"}', ["the key 'prompt' is given twice"]),
+        ({"prompt": "\ud800", "reference": "a.jpg"}, ["'prompt' holds half a surrogate pair"]),
+        ({"prompt": "a", "reference": "../outside.png"}, ["'reference' is '../outside.png', which leaves the folder"]),
+        ({"prompt": "a", "reference": "/etc/hostname"}, ["leaves the folder"]),
+        ({"prompt": "a", "reference": "a\0.jpg"}, ["'reference' holds"]),
+        ({**GOOD, "key": "k"}, []),
+        ({**GOOD, "key": "k"}, ["the key 'k' is that of "]),
+        ("[" * 200_000, ["nested too deeply"]),
+    ]
+    found = problems(write(folder, *(line for line, _ in lines)))
+    expected = [(number, text) for number, (_, texts) in enumerate(lines, start=1) for text in texts]
+    assert len(found) == len(expected)
+    for number, text in expected:
+        assert any(problem.startswith(f"pairs.jsonl:{number}: ") and text in problem for problem in found), text
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("refrences", "references"), ("Prompt", "prompt"), ("subjects", "subject"), ("maks", "masks"), ("keys", "key")],
+)
+def test_a_key_that_is_nearly_a_known_one_is_no_column(folder: Path, name: str, meant: str) -> None:
+    (found,) = problems(write(folder, {**GOOD, name: "a.jpg"}))
+    assert f"unknown key {name!r}; did you mean {meant!r}? If not, give the column another name" in found
+
+
+def test_root_is_where_paths_start(folder: Path) -> None:
+    config = write(folder, {"prompt": "a", "reference": "outside.png"})
+    assert len(open_dataset(config.model_copy(update={"root": folder.parent}))) == 1
+    with pytest.raises(DataError, match=r"data\.root: no folder"):
+        open_dataset(config.model_copy(update={"root": folder / "nowhere"}))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+def test_an_empty_file(folder: Path, content: bytes) -> None:
+    (folder / "pairs.jsonl").write_bytes(content)
+    assert problems(DataConfig(path=str(folder / "pairs.jsonl"))) == ["pairs.jsonl: holds no pairs; add one"]
+
+
+def test_another_encoding(folder: Path) -> None:
+    (folder / "pairs.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')
+    assert problems(DataConfig(path=str(folder / "pairs.jsonl")))[0].startswith("pairs.jsonl:1: not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("nowhere", "no file or folder"), ("pairs.csv", "no known kind"), (".", "has no prompts")],
+)
+def test_paths_of_no_known_kind(folder: Path, name: str, text: str) -> None:
+    (folder / "pairs.csv").write_text("x")
+    with pytest.raises(DataError, match=text):
+        open_dataset(DataConfig(path=str(folder / name)))
+
+
+def test_a_size_takes_pairs_of_a_file_evenly_spread(folder: Path) -> None:
+    config = write(folder, *({**GOOD, "prompt": str(i)} for i in range(10)))
+    few = open_dataset(config.model_copy(update={"size": 4}))
+    assert [few[i].prompt for i in range(len(few))] == ["0", "2", "5", "7"]
+    assert len(open_dataset(config.model_copy(update={"size": 40}))) == 10
+
+
+def test_a_set_of_images_gives_a_pair_for_each_prompt(folder: Path) -> None:
+    record = {
+        "filenames": [f"{colour}.png" for colour in COLOURS],
+        "prompts": [f"a {colour} toy" for colour in COLOURS],
+        "category": "toy",
+        "dino_scores": [[1.0]],
+    }
+    dataset = open_dataset(write_json(folder, [record]))
+    shown = {"a red toy": (0, 128, 0), "a green toy": (0, 0, 255), "a blue toy": (255, 0, 0)}
+    pairs = [dataset[i] for i in range(len(dataset))]
+    assert {pair.prompt for pair in pairs} == set(shown) and len({pair.key for pair in pairs}) == 3
+    for pair in pairs:
+        assert np.asarray(pair.references[0])[0, 0].tolist() == list(shown[pair.prompt])
+        assert (pair.subject, pair.columns) == ("toy", {"dino_scores": [[1.0]]})
+        assert (pair.masks[0] is not None) == (pair.prompt == "a red toy"), "whose reference is green"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "references", "wrapped"),
+    [
+        ("prompt", "references", False), ("caption", "reference_images", True), ("prompt", "images", False),
+        ("prompt", "image_paths", True), ("caption", "image_path", False), ("caption", "reference", False),
+    ],
+)  # fmt: skip
+def test_spellings_of_one_pair(folder: Path, prompt: str, references: str, wrapped: bool) -> None:
+    value: Any = "green.png" if references in ("image_path", "reference") else ["green.png", "red.png"]
+    record = {prompt: "a toy", references: value, "image_tgt_path": "nowhere.png", "subject": None}
+    pair = open_dataset(write_json(folder, {"version": 1, "data": [record]} if wrapped else [record]))[0]
+    assert (pair.key, pair.prompt, pair.columns) == ("data.json[0]", "a toy", {"image_tgt_path": "nowhere.png"})
+    assert [mask is not None for mask in pair.masks] == ([True] if isinstance(value, str) else [True, False])
+
+
+def test_problems_of_json_name_the_record(folder: Path) -> None:
+    found = problems(write_json(folder, [
+        {"prompt": "a", "references": ["red.png"]},
+        3,
+        {"filenames": ["red.png"], "prompts": ["a"]},
+        {"filenames": ["red.png", "blue.png"], "prompts": ["a"]},
+        {"filenames": ["red.png", "none.png"], "prompts": ["a", "b"]},
+        {"prompt": "a", "mask": "m.png", "masks": ["m.png"], "images": ["red.png"]},
+    ]))  # fmt: skip
+    expected = [
+        "[1]: not a JSON object",
+        "[2]: 1 prompts for 1",
+        "[3]: 1 prompts for 2",
+        "[4].0: ",
+        "[5]: 'masks' and",
+    ]
+    assert len(found) == 5
+    assert all(any(problem.startswith(f"data.json{start}") for problem in found) for start in expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "not valid JSON (Expecting property name enclosed in double quotes: line 1"),
+        ("[]", "holds no pairs"),
+        ('{"a": [], "b": []}', "neither a list"),
+        ('"x"', "neither a list"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_json_of_another_form(folder: Path, content: str, text: str) -> None:
+    (found,) = problems(write_json(folder, content))
+    assert found.startswith("data.json: ") and text in found
+
+
+def test_a_problem_is_a_line() -> None:
+    assert str(DataError(["a\nb", "c"])) == "a\\nb\nc"
