@@ -1,4 +1,4 @@
-"""What an iteration drew, group by group, for whoever looks on."""
+"""Images, scores and advantages of an iteration's groups, for callbacks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from customized_grpo.trainer.credit import Credit
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of one process: its pairs, and all that was drawn and found out of them.
+    """Groups of one process.
 
-    `pictures` (groups, G, 3, H, W) in [0, 1] and `scores` (name -> (groups, G)) on the CPU; `credit` as
-    `assign_credit` made it; `learned` (groups, G) is what the policy learnt from: the mean of the advantages
-    of an image's trained steps. Of the `guards` among the scores, high is bad.
+    Attributes:
+        pairs: The groups' pairs.
+        pictures: Images (groups, G, 3, H, W) in [0, 1], on the CPU.
+        scores: Scores (groups, G) by reward name.
+        credit: Advantages per role.
+        learned: Mean advantage of each image's trained steps, (groups, G).
+        guards: Names of the scores of guards, for which high is bad.
     """
 
     pairs: Sequence[Pair]
@@ -38,7 +42,7 @@ class Groups:
         learned: Tensor,
         guards: frozenset[str] = frozenset(),
     ) -> Groups:
-        """The groups `shown`, by their numbers: `pictures` (shown * G, ...) is theirs, the rest that of all groups."""
+        """Select the groups `shown`, by number. `pictures` are theirs; the other arguments are those of all groups."""
         rows = list(shown)
         images = torch.arange(learned.numel()).view_as(learned)[rows]
         return Groups(
@@ -51,17 +55,20 @@ class Groups:
         )
 
 
-def group_diversity(pictures: Tensor, group_size: int) -> float:
-    """How much the pictures of a group differ: 0 where all are the same, at most 1.
+def group_diversity(images: Tensor, group_size: int) -> float:
+    """Return the root mean square difference of two images of a group, averaged over all twos and groups.
 
-    The root mean square difference of two pictures' values, averaged over all twos of a group, then over
-    groups. `pictures` is (groups * G, 3, H, W) in [0, 1]. A group of one picture has 0, and so have no groups.
+    Args:
+        images: (groups * group_size, 3, H, W) in [0, 1].
+        group_size: Images per group. Groups of one image have diversity 0, as do no groups.
+
+    Returns:
+        0, where all images are the same, to 1.
     """
-    if group_size < 2 or not len(pictures):
+    if group_size < 2 or not len(images):
         return 0.0
-    values = pictures.reshape(len(pictures) // group_size, group_size, -1)
-    # Not by matrix products, which lose the small differences of pictures that are nearly the same.
+    values = images.reshape(len(images) // group_size, group_size, -1)
+    # Not by matrix products, which lose the small differences of nearly equal images.
     distances = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
-    twos = group_size * (group_size - 1)
-    mean = float((distances.sum((1, 2)) / twos).mean())
+    mean = float((distances.sum((1, 2)) / (group_size * (group_size - 1))).mean())
     return mean / math.sqrt(values.shape[-1])
