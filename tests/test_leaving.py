@@ -133,8 +133,9 @@ def test_a_stop_waits_while_it_is_forbidden_and_saves_where_it_is_allowed(
 
 def test_without_a_request_nothing_is_changed(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(ZeroDivisionError), Stopping(tmp_path) as stopping:
+    with Stopping(tmp_path) as stopping:
         stopping.allow(lambda: pytest.fail("nobody asked"))
+    with pytest.raises(ZeroDivisionError), Stopping(tmp_path):
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 

@@ -16,6 +16,7 @@ from test_cli import SHORT
 from customized_grpo.cli.run import train_run
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
+from customized_grpo.config.redaction import flat
 from customized_grpo.trainer import trackers
 from customized_grpo.utils.records import read_records
 
@@ -88,3 +89,7 @@ def test_a_missing_package_is_one_line_before_anything_is_opened(
     with pytest.raises(ConfigError, match=rf"^train\.trackers: {name} is not installed; pip install {name}, or"):
         train_run(config, tmp_path / "run", Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_configuration_is_flat_for_trackers_that_want_it_so() -> None:
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": "{}", "d": "[1, 2]"}

@@ -55,7 +55,7 @@ def test_a_few_missing_scores_are_kept_as_missing(policy: Policy, tmp_path: Path
 
 def test_an_evaluation_that_a_judge_says_nothing_of_is_none(policy: Policy, tmp_path: Path) -> None:
     """Kept, it would stand for the base of every later one."""
-    with pytest.raises(RewardError, match="none of 3 pictures of the evaluation has a score by 'mute'; correct it"):
+    with pytest.raises(RewardError, match="none of 3 images of the evaluation has a score by 'mute'; see the"):
         evaluated(policy, tmp_path, Judge("all", lambda i: True), Judge("mute", lambda i: False))
     assert read_evaluation(tmp_path, CONFIG) is None
 

@@ -21,7 +21,7 @@ from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Rew
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.memory import BatchSize, measure_drawing
 from customized_grpo.trainer.processes import ALONE, Processes
-from customized_grpo.trainer.rollout import batches, image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, in_batches, sample_pictures
 from customized_grpo.trainer.scoring import finite_images, score_images, why_stop
 from customized_grpo.utils.pixels import to_image
 from customized_grpo.utils.records import write_json
@@ -85,6 +85,42 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_main:
         (folder / _SCORES).unlink(missing_ok=True)  # it marks a complete evaluation
+    scores, own, overflowed = _sample_and_score(policy, dataset, rewards, config, folder, batch_size, processes)
+    scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
+    overflowed = int(processes.sum(torch.tensor(overflowed)))
+    unscored = [repr(reward.name) for reward, row in zip(rewards, scores, strict=True) if not row.isfinite().any()]
+    if unscored:
+        remedy = f"not finite are {overflowed} of them: set policy.dtype to float32"
+        raise RewardError(
+            f"none of {scores.shape[1]} images of the evaluation has a score by {', '.join(unscored)}; "
+            + (remedy if overflowed else "see the reward's warnings")
+        )
+    names = [_name(number, config.images) for number in range(scores.shape[1])]
+    by_reward = {reward.name: row.tolist() for reward, row in zip(rewards, scores, strict=True)}
+    result = Evaluation(by_reward, [folder / name for name in names])
+    if processes.is_main:
+        settings = config.model_dump(mode="json")
+        stored = {"means": result.means, "scores": result.scores, "pictures": names, "settings": settings}
+        write_json(folder / _SCORES, stored)
+    processes.wait()
+    return result
+
+
+def _sample_and_score(
+    policy: Policy,
+    dataset: PairDataset,
+    rewards: Sequence[Reward],
+    config: EvaluationConfig,
+    folder: Path,
+    batch_size: int | Literal["auto"],
+    processes: Processes,
+) -> tuple[Tensor, list[int], int]:
+    """Generate, score and save this process's share of the images, in whole batches.
+
+    Returns:
+        Scores (rewards, images) with NaN for other processes' images; numbers of this process's images; how many of
+        them are not finite.
+    """
     sigmas = policy.sigmas(config.steps).to(policy.device)
     sharded = any(map(is_sharded, policy.trainable().values()))
     size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
@@ -114,25 +150,7 @@ def evaluate(
         reason = why_stop(0, 1, failure, 1.0, processes.sum)
         if reason is not None:
             raise RewardError(reason) from failure
-    scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
-    overflowed = int(processes.sum(torch.tensor(overflowed)))
-    unscored = [repr(reward.name) for reward, row in zip(rewards, scores, strict=True) if not row.isfinite().any()]
-    if unscored:
-        remedy = f"not finite are {overflowed} of them: set policy.dtype to float32"
-        raise RewardError(
-            f"none of {scores.shape[1]} images of the evaluation has a score by {', '.join(unscored)}; "
-            + (remedy if overflowed else "see the reward's warnings")
-        )
-    names = [_name(number, config.images) for number in range(scores.shape[1])]
-    result = Evaluation(
-        {reward.name: row.tolist() for reward, row in zip(rewards, scores, strict=True)}, [folder / n for n in names]
-    )
-    if processes.is_main:
-        settings = config.model_dump(mode="json")
-        stored = {"means": result.means, "scores": result.scores, "pictures": names, "settings": settings}
-        write_json(folder / _SCORES, stored)
-    processes.wait()
-    return result
+    return scores, own, overflowed
 
 
 def _generate(
@@ -149,18 +167,13 @@ def _generate(
     noise = torch.cat(
         [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
     )
-    images: dict[int, Tensor] = {}
 
     def draw(rows: Sequence[int]) -> Tensor:
         return sample_pictures(policy, Conditions.join([conditions[i] for i in rows]), noise[rows], sigmas)
 
-    together = batches(conditions, size.size)
-    waits = rounds(len(together)) - len(together)
-    for rows in together:
-        drawn = torch.cat(list(size.run(len(rows), lambda part, rows=rows: draw(rows[part]))))  # type: ignore[misc]
-        images |= dict(zip(rows, drawn, strict=True))
-    for _ in range(waits):
-        draw(together[0])
+    images = {
+        i: one for rows, part in in_batches(conditions, size, rounds, draw) for i, one in zip(rows, part, strict=True)
+    }
     return torch.stack([images[i] for i in range(len(conditions))])
 
 

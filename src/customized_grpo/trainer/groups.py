@@ -33,27 +33,6 @@ class Groups:
     learned: Tensor
     guards: frozenset[str] = frozenset()
 
-    @staticmethod
-    def of(
-        shown: Mapping[int, Pair],
-        pictures: Tensor,
-        scores: Mapping[str, Tensor],
-        credit: Credit,
-        learned: Tensor,
-        guards: frozenset[str] = frozenset(),
-    ) -> Groups:
-        """Select the groups `shown`, by number. `pictures` are theirs; the other arguments are those of all groups."""
-        rows = list(shown)
-        images = torch.arange(learned.numel()).view_as(learned)[rows]
-        return Groups(
-            list(shown.values()),
-            pictures.cpu().view(*images.shape, *pictures.shape[1:]),
-            {name: values[rows] for name, values in scores.items()},
-            credit.of(images),
-            learned[rows],
-            guards,
-        )
-
 
 def group_diversity(images: Tensor, group_size: int) -> float:
     """Return the root mean square difference of two images of a group, averaged over all twos and groups.

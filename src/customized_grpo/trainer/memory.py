@@ -1,7 +1,7 @@
 """Batch sizes: as configured, or as many items as fit the free memory; halved when memory runs out.
 
-A probe of one item measures its need: on a GPU by the allocator's peak, on a CPU by the tensors alive at one time. Buffers
-inside CPU kernels and other programs are not seen; a share of the free memory is left for them.
+A probe of one item measures its need: on a GPU by the allocator's peak, on a CPU by the tensors alive at one time. A
+share of the free memory is left for buffers inside CPU kernels and for other programs.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 from customized_grpo.config import ConfigError, RolloutConfig
 from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.trainer.memory import BatchSize
+from customized_grpo.trainer.memory import BatchSize, Result
 from customized_grpo.utils.noise import normal
 
 
@@ -85,6 +85,25 @@ def batches(conditions: Sequence[Conditions], size: int) -> list[list[int]]:
     return [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
 
 
+def in_batches(
+    conditions: Sequence[Conditions],
+    size: BatchSize,
+    rounds: Callable[[int], int],
+    draw: Callable[[Sequence[int]], Result],
+) -> Iterator[tuple[Sequence[int], Result]]:
+    """Yield indices and result of `draw` for batches of at most `size`, smaller ones if memory runs out.
+
+    `rounds` maps this process's number of batches to that of all. The excess repeats the first batch and is dropped; it
+    keeps processes in step that share a sharded model.
+    """
+    together = batches(conditions, size.size)
+    ahead = rounds(len(together)) - len(together)
+    for rows in together:
+        yield from size.run(len(rows), lambda part, rows=rows: (rows[part], draw(rows[part])))  # type: ignore[misc]
+    for _ in range(ahead):
+        draw(together[0])
+
+
 def draw_images(
     policy: Policy,
     conditions: Sequence[Conditions],
@@ -112,8 +131,7 @@ def draw_images(
         trained: Steps to store, (images, S); all stochastic ones if None.
         means: Whether to store the mean of each step.
         size: Batch size, which shrinks if memory runs out; that of `config` if not given.
-        rounds: Maps this process's number of batches to that of all; the excess repeats the first and is dropped. It
-            keeps processes in step that share a sharded model.
+        rounds: See `in_batches`.
     """
     size = size or BatchSize("rollout.batch_size", config.batch_size)
 
@@ -140,12 +158,8 @@ def draw_images(
             condition_rows=torch.tensor([list(shared).index(id(conditions[i])) for i in images]),
         )
 
-    together = batches(conditions, size.size)
-    ahead = rounds(len(together)) - len(together)
-    for images in together:
-        yield from size.run(len(images), lambda part, images=images: draw(images[part]))  # type: ignore[misc]
-    for _ in range(ahead):
-        draw(together[0])
+    for _, part in in_batches(conditions, size, rounds, draw):
+        yield part
 
 
 def _starts(

@@ -1,7 +1,7 @@
 """Experiment trackers: TensorBoard, Weights & Biases and Trackio, by accelerate.
 
-They get metrics, images, and the configuration without paths, addresses and secrets. Their own environment variables set
-the account, the project and the offline mode.
+They get metrics, images, and the configuration without paths, addresses and secrets. Their own environment variables
+set the account, the project and the offline mode.
 """
 
 from __future__ import annotations

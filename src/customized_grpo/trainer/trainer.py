@@ -307,9 +307,16 @@ class CustomizedGRPOTrainer(BaseTrainer):
         if self._evaluation_due(batch.iteration + 1):
             learned = self.processes.grouped({"": advantages.mean}, batch.numbers, rollout)[""]
             if self.is_main:
-                shown = {i: self.train_dataset[batch.groups[i]] for i in self.processes.groups(rollout.pairs)}
-                guards = frozenset(term.name for term in self.terms if term.role == "guard")
-                self._groups = Groups.of(shown, images, scores.values, advantages.credit, learned, guards)
+                own = list(self.processes.groups(rollout.pairs))
+                numbers = torch.arange(learned.numel()).view_as(learned)[own]
+                self._groups = Groups(
+                    [self.train_dataset[batch.groups[group]] for group in own],
+                    images.cpu().view(*numbers.shape, *images.shape[1:]),
+                    {name: values[own] for name, values in scores.values.items()},
+                    advantages.credit.of(numbers),
+                    learned[own],
+                    frozenset(term.name for term in self.terms if term.role == "guard"),
+                )
         return self.processes.mean({"diversity": group_diversity(images, rollout.group_size)}, len(images))
 
     def _measure_sizes(self, batch: Batch) -> None:

@@ -98,7 +98,7 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content in one move; it is on the disk when this returns. On errors the old file is unchanged."""
+    """Replace a file in one move; it is on the disk when this returns. On errors the old file is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
