@@ -91,18 +91,15 @@ def reward_terms(rewards: Sequence[RewardConfig], device: torch.device) -> list[
 
 def _with_defaults(config: Config, callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
     """Add the default callbacks that none of the given ones replaces; checkpoints are saved after all others."""
-    given = {type(callback) for callback in callbacks}
-    train, defaults = config.train, list[TrainerCallback]()
-    if train.ema > 0 and EMACallback not in given:
-        defaults.append(EMACallback(train.ema))
-    if MetricsCallback not in given:
-        defaults.append(MetricsCallback())
-    if ProgressCallback not in given:
-        defaults.append(ProgressCallback())
-    if TrackerCallback not in given:
-        defaults.append(TrackerCallback(train.trackers))
-    last = [] if CheckpointCallback in given else [CheckpointCallback(train.checkpoint_every)]
-    return [*defaults, *callbacks, *last]
+    given, train = {type(callback) for callback in callbacks}, config.train
+    first: list[TrainerCallback] = [EMACallback(train.ema)] if train.ema > 0 else []
+    first += [MetricsCallback(), ProgressCallback(), TrackerCallback(train.trackers)]
+    last = [CheckpointCallback(train.checkpoint_every)]
+    return [
+        *(callback for callback in first if type(callback) not in given),
+        *callbacks,
+        *(callback for callback in last if type(callback) not in given),
+    ]
 
 
 def _describe(

@@ -84,16 +84,23 @@ def save_checkpoint(
     return final
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path, *, warns: bool = True) -> Path | None:
     """Return the newest intact checkpoint, with a warning about newer ones that are damaged; None if there is none.
 
     Raises:
         CheckpointError: All checkpoints are damaged; starting anew would overwrite the run.
     """
-    newest, faults = _newest(folder)
-    if newest is not None and faults:
-        _LOG.warning("%s; resuming from %s", "; ".join(faults), newest.name)
-    return newest
+    faults: list[str] = []
+    for candidate in reversed(_folders(folder)):
+        fault = fault_of(candidate)
+        if fault is None:
+            if faults and warns:
+                _LOG.warning("%s; resuming from %s", "; ".join(faults), candidate.name)
+            return candidate
+        faults.append(f"{candidate}: {fault}")
+    if faults:
+        raise CheckpointError(f"{faults[0]}; put back a copy of it, or start a new run in another folder")
+    return None
 
 
 def fault_of(folder: Path) -> str | None:
@@ -118,7 +125,7 @@ def fault_of(folder: Path) -> str | None:
 
 def checkpointed_iterations(run: Path) -> int:
     """Return the iterations in a run's newest intact checkpoint, or 0; raise as `newest_checkpoint` does."""
-    newest, _ = _newest(run / "checkpoints")
+    newest = newest_checkpoint(run / "checkpoints", warns=False)
     return 0 if newest is None else int(newest.name)
 
 
@@ -174,19 +181,6 @@ def _folders(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, oldest first."""
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in paths if path.name.isdigit() and path.is_dir()), key=lambda path: int(path.name))
-
-
-def _newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest intact checkpoint, and the faults of newer ones."""
-    faults: list[str] = []
-    for candidate in reversed(_folders(folder)):
-        fault = fault_of(candidate)
-        if fault is None:
-            return candidate, faults
-        faults.append(f"{candidate}: {fault}")
-    if faults:
-        raise CheckpointError(f"{faults[0]}; put back a copy of it, or start a new run in another folder")
-    return None, []
 
 
 def _hash(path: Path) -> str:

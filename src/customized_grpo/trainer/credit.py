@@ -26,14 +26,10 @@ from customized_grpo.utils.noise import generator
 
 @dataclass(frozen=True)
 class Credit:
-    """Advantages of an iteration's images, all (groups, G); 0 for images that do not count.
+    """Advantages by role and shaping term (`bonus`) of an iteration's images, (groups, G); 0 for those not counted.
 
-    Attributes:
-        advantages: Group-relative advantages by role.
-        bonus: Shaping term (SARS).
-        valid: Images that count: all scores are there and no guard vetoes them.
-        scored: Images with all scores.
-        of_sum: Advantages of the rewards' sum, used instead of the roles' and the bonus (`method.normalise: sum`).
+    `scored` marks images with all scores, `valid` those of them that no guard vetoes. `of_sum`, with `method.normalise:
+    sum`, are the advantages of the rewards' sum, used in place of the others.
     """
 
     advantages: dict[Role, Tensor]
@@ -55,10 +51,7 @@ class Credit:
     def at(self, method: MethodConfig, total_steps: int, weights_at: Tensor) -> Tensor:
         """Return the advantage of each trained step, (images, S).
 
-        Args:
-            method: Settings of the method.
-            total_steps: Number of denoising steps.
-            weights_at: Denoising step whose TDW weights each trained step takes, (images, S).
+        `weights_at` (images, S) is the denoising step whose TDW weights each trained step takes.
         """
         if self.of_sum is not None:
             bound = method.advantage_clip

@@ -117,9 +117,8 @@ def _sample_and_score(
 ) -> tuple[Tensor, list[int], int]:
     """Generate, score and save this process's share of the images, in whole batches.
 
-    Returns:
-        Scores (rewards, images) with NaN for other processes' images; numbers of this process's images; how many of
-        them are not finite.
+    Returns scores (rewards, images) with NaN for other processes' images, the numbers of this process's images, and how
+    many of them are not finite.
     """
     sigmas = policy.sigmas(config.steps).to(policy.device)
     sharded = any(map(is_sharded, policy.trainable().values()))

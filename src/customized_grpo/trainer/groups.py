@@ -15,15 +15,10 @@ from customized_grpo.trainer.credit import Credit
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of one process.
+    """Groups of one process: their `pairs`, `pictures` (groups, G, 3, H, W) in [0, 1] on the CPU, and results.
 
-    Attributes:
-        pairs: The groups' pairs.
-        pictures: Images (groups, G, 3, H, W) in [0, 1], on the CPU.
-        scores: Scores (groups, G) by reward name.
-        credit: Advantages per role.
-        learned: Mean advantage of each image's trained steps, (groups, G).
-        guards: Names of the scores of guards, for which high is bad.
+    `scores` are (groups, G) by reward name; `guards` are those for which high is bad. `credit` has the advantages per
+    role, `learned` (groups, G) the mean advantage of each image's trained steps.
     """
 
     pairs: Sequence[Pair]
@@ -35,14 +30,9 @@ class Groups:
 
 
 def group_diversity(images: Tensor, group_size: int) -> float:
-    """Return the root mean square difference of two images of a group, averaged over all twos and groups.
+    """Return the root mean square difference of two images of a group, averaged over all twos and groups: 0 to 1.
 
-    Args:
-        images: (groups * group_size, 3, H, W) in [0, 1].
-        group_size: Images per group. Groups of one image have diversity 0, as do no groups.
-
-    Returns:
-        0, where all images are the same, to 1.
+    `images` are (groups * group_size, 3, H, W) in [0, 1]. Groups of one image have diversity 0, as do no groups.
     """
     if group_size < 2 or not len(images):
         return 0.0

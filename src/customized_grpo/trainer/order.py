@@ -22,12 +22,8 @@ def pairs_of_iteration(dataset_size: int, pairs: int, seed: int, iteration: int)
 def image_numbers(pairs: Sequence[int], images: Sequence[int], group_size: int) -> list[int]:
     """Number each image among all images of its pair in the iteration; its noise depends on that number.
 
-    An iteration may hold a pair twice. The second group continues counting, so that it has other noise.
-
-    Args:
-        pairs: Dataset indices of the iteration's groups.
-        images: Image i is number i % group_size of group i // group_size.
-        group_size: Images per group.
+    `pairs` are the dataset indices of the iteration's groups. An iteration may hold a pair twice: its second group
+    continues counting, so that it has other noise.
     """
     split = [divmod(image, group_size) for image in images]
     return [pairs[:group].count(pairs[group]) * group_size + number for group, number in split]

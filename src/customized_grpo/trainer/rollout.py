@@ -20,18 +20,11 @@ from customized_grpo.utils.noise import normal
 class Trajectories:
     """Trajectories of B images, enough to replay their stored steps. Deterministic steps carry no policy gradient.
 
-    Attributes:
-        images: Numbers of the images in the iteration, (B,).
-        first: First stochastic step.
-        starts: Images of equal numbers below B have one state and conditioning before `first`, (B,).
-        steps: Stored stochastic steps of each image in rising order, (B, S).
-        places: Place in `latents` of the state before each stored step, (B, S); the state after it follows.
-        latents: States before and after stored steps, each once, float32 (B, K, ...).
-        mean: Mean of each stored step, (B, S, ...), if it is stored.
-        log_density: Log-density of each stored step, (B, S).
-        clean: Clean latents, (B, ...).
-        conditions: Conditioning, shared by a group.
-        condition_rows: Row of `conditions` of each image, (B,).
+    `steps` (B, S) are the stored stochastic steps of each image, in rising order, with their `log_density` (B, S) and,
+    if stored, `mean` (B, S, ...). `latents` (B, K, ...) float32 are the states before and after them, each once: that
+    before the j-th is at `places[:, j]` (B, S), that after it follows. Images of equal `starts` (B,), numbers below B,
+    have one state and conditioning before the first stochastic step, `first`. `condition_rows` (B,) is each image's row
+    of `conditions`, which its group shares; `clean` (B, ...) are its clean latents, `images` (B,) its number.
     """
 
     images: Tensor

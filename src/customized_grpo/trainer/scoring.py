@@ -88,13 +88,9 @@ def why_stop(
 ) -> str | None:
     """Return why training cannot continue, the same on all processes, or None.
 
-    Args:
-        missing: Images of this process that lack a score.
-        images: Images of this process.
-        failure: Error of a reward that failed altogether on this process.
-        limit: Share of all processes' images that may lack a score.
-        reduce: Sums a tensor over processes.
-        overflowed: Images of this process that are not finite, for the message.
+    Of this process's `images`, `missing` lack a score and `overflowed` are not finite; `failure` is the error of a
+    reward that failed altogether. `limit` is the share of all processes' images that may lack a score. `reduce` sums
+    over processes.
     """
     counts = torch.tensor([missing, images, float(failure is not None)], dtype=torch.float64)
     lost, sampled, failed = reduce(counts).tolist()

@@ -41,15 +41,9 @@ from customized_grpo.trainer.windows import stochastic_steps
 class Batch:
     """Images that this process samples in one iteration.
 
-    Attributes:
-        iteration: Number of the iteration, counted from 0.
-        groups: Dataset indices of all processes' groups.
-        numbers: Numbers of this process's images among all groups * G; the following are in their order.
-        pairs: Pair of each image.
-        keys: Pair key and number within the pair of each image.
-        conditions: Conditioning of each image, one row.
-        stochastic: Stochastic denoising steps.
-        trained: Trained steps of each image, (images, S).
+    `groups` are the dataset indices of all processes' groups, `numbers` those of this process's images among all
+    groups * G. In their order are the images' `pairs`, `keys` (pair key, number within the pair), `conditions` (one row
+    each) and trained steps `trained` (images, S). `stochastic` are the stochastic denoising steps.
     """
 
     iteration: int
@@ -86,14 +80,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Advantages:
-    """Advantages of all images by role, and of this process's trained steps.
+    """Advantages by role of all images (`credit`), and of this process's trained steps, `trained` (images, S).
 
-    Attributes:
-        credit: Advantages by role, (groups, G).
-        trained: Advantages of trained steps, (images, S), or (images, S, 2) by role with gradient surgery.
-        mean: Mean advantage of each image's trained steps, (images,).
-        valid: Images that count, (images,).
-        metrics: Metrics of the scores.
+    With gradient surgery `trained` is (images, S, 2), by role. `mean` (images,) is the mean over trained steps, `valid`
+    (images,) marks the images that count.
     """
 
     credit: Credit

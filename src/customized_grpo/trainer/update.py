@@ -33,15 +33,11 @@ class DivergenceError(ValueError):
 class Items:
     """N transitions of equal shapes to evaluate under the present policy.
 
-    Attributes:
-        latents, next_latents: States before and after the step, (N, ...).
-        sigma, sigma_next: Noise levels, (N,).
-        mean: Mean of the step when it was sampled, (N, ...), if stored.
-        log_density: Log-density of the step when it was sampled, (N,).
-        advantages: Advantages, (N,), or (N, 2) with two objectives.
-        conditions: Conditioning; rows are copied for one micro-batch at a time, as they can exceed the latents.
-        condition_rows: Row of `conditions` of each item, (N,).
-        same: Items of equal numbers have one velocity, and differ only in what follows, (N,).
+    `latents` and `next_latents` (N, ...) are the states before and after the step, `sigma` and `sigma_next` (N,) its
+    noise levels; `log_density` (N,) and, if stored, `mean` (N, ...) are those of sampling. `advantages` are (N,), or
+    (N, 2) with two objectives. `condition_rows` (N,) are rows of `conditions`, copied for one micro-batch at a time
+    because they can exceed the latents. Items of equal numbers in `same` (N,) have one velocity, and differ only in
+    what follows.
     """
 
     latents: Tensor
@@ -210,15 +206,10 @@ class Updater:
         self.optimizer.clear()
 
     def update(self, groups: list[Items], sigma_max: Tensor, idle: Items | None = None) -> dict[str, float]:
-        """Take one optimizer step on the mean over all items of all processes, and return its metrics.
+        """Estimate KL divergence and velocity drift from the reference policy on one step of a few finite images.
 
-        There is no step without items, nor where the gradient is not finite. If memory runs out, the update starts
-        again with smaller micro-batches.
-
-        Args:
-            groups: This process's items.
-            sigma_max: Second noise level, which bounds the sampler's noise.
-            idle: Item that is processed without effect while other processes have more micro-batches.
+        Returns `kl` in nats per latent element, `drift`, the squared change of the velocity over its square (1 for a
+        velocity of zero, 2 for an unrelated one of the same length), and the number of images.
         """
         total = self.processes.sum(torch.tensor(float(sum(map(len, groups))), device=self.policy.device))
         if not float(total):
@@ -253,9 +244,8 @@ class Updater:
     ) -> tuple[Tensor, float]:
         """Accumulate the gradients of this process's items, by micro-batches of `size`.
 
-        Returns:
-            Sums (4,) of loss, clipped items, KL and items whose KL was measured; and the largest difference between a
-            log-density and the one stored when sampling.
+        Returns sums (4,) of loss, clipped items, KL and items whose KL was measured; and the largest difference between
+        a log-density and the one stored when sampling.
         """
         device = self.policy.device
         self.optimizer.clear()
