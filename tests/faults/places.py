@@ -9,12 +9,13 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .bench import ITERATIONS, Bench, broken_promises, new_run
+from .bench import EVERY, ITERATIONS, Bench, broken_promises, new_run
 from .kills import Reference
 
 NEWEST = f"checkpoints/{ITERATIONS:06d}"
@@ -68,9 +69,11 @@ def in_use(bench: Bench, whole: Reference) -> list[str]:
     folder = bench.place("in-use")
     first = bench.train(folder)
     first.until("sampling")
+    first.kill(signal.SIGSTOP)
     second = bench.run(["train", "--resume", "run"], folder)
     wrong = second.lacks_line(f"in use by process {first.pid}", "run")
     wrong += bench.run(new_run(), folder).lacks_line("holds something already", "run")
+    first.kill(signal.SIGCONT)
     ended = first.wait()
     wrong += [f"the first ended with {ended.code}: {ended.output[-300:]}"] * (ended.code != 0)
     return wrong + bench.ends_differently(folder, whole.result)
@@ -96,7 +99,7 @@ def damaged(bench: Bench, whole: Reference, count: int | None, chance: random.Ra
         if (
             ended.code != 0
             or "damaged" not in ended.output
-            or f"resuming from {ITERATIONS - 1:06d}" not in ended.output
+            or f"resuming from {ITERATIONS - EVERY:06d}" not in ended.output
         ):
             wrong.append(f"{file}: ended with {ended.code}: {ended.output[-500:]}")
         kept = newest.with_name(f"{newest.name}.damaged")

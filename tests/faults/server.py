@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from commands import leave_with, run_typed
+from commands import import_libraries, leave_with, run_typed
 
 from . import sites
 
 
 def main() -> None:
+    import_libraries()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         asked = json.loads(line)

@@ -206,10 +206,10 @@ class Updater:
         self.optimizer.clear()
 
     def update(self, groups: list[Items], sigma_max: Tensor, idle: Items | None = None) -> dict[str, float]:
-        """Estimate KL divergence and velocity drift from the reference policy on one step of a few finite images.
+        """Take one optimizer step on the mean over all items of all processes, and return its metrics.
 
-        Returns `kl` in nats per latent element, `drift`, the squared change of the velocity over its square (1 for a
-        velocity of zero, 2 for an unrelated one of the same length), and the number of images.
+        There is no step without items, nor where the gradient is not finite. If memory runs out, the update starts
+        again with smaller micro-batches. `idle` is processed without effect while other processes have more of them.
         """
         total = self.processes.sum(torch.tensor(float(sum(map(len, groups))), device=self.policy.device))
         if not float(total):
@@ -296,9 +296,8 @@ class Updater:
     def probe(self, batches: Sequence[Trajectories], trained: Tensor, sigmas: Tensor) -> tuple[dict[str, float], int]:
         """Estimate KL divergence and velocity drift from the reference policy on one step of a few finite images.
 
-        Returns:
-            `kl` in nats per latent element, and `drift`, the squared change of the velocity over its square (1 for a
-            velocity of zero, 2 for an unrelated one of the same length); and the number of images.
+        Returns `kl` in nats per latent element, `drift`, the squared change of the velocity over its square (1 for a
+        velocity of zero, 2 for an unrelated one of the same length), and the number of images.
         """
         batch, finite = _first_finite(batches)
         every = finite if len(finite) else torch.zeros(1, dtype=torch.long)  # a sharded model is called by all
