@@ -98,13 +98,15 @@ def test_a_stop_request_saves_what_is_done_and_the_run_resumes_bit_for_bit(
     done: int,
 ) -> None:
     """While it samples, while it updates, before an evaluation, and while it logs."""
-    monkeypatch.setattr(stopping, "PATIENCE", 600.0)  # seconds after which this process would end
+    monkeypatch.setattr(stopping, "PATIENCE", 600.0)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    config = make_config(checkpoint_every=10, sample_every=2)
+    trainer = make_trainer(make_config(checkpoint_every=10, sample_every=2), tmp_path, [Ask(event, iteration)])
     try:
         with pytest.raises(Stopped, match="saved and stopped by SIGTERM; resume with --resume") as stopped:
-            make_trainer(config, tmp_path, [Ask(event, iteration)]).train()
+            trainer.train()
     finally:
+        if trainer._stopping._end is not None:
+            trainer._stopping._end.cancel()  # it would end this process
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert stopped.value.code == 128 + signal.SIGTERM
