@@ -8,6 +8,7 @@ that is forked from a process that has looked for one.
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import runpy
@@ -78,10 +79,17 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
+def import_libraries() -> None:
+    """Import what most commands need, which takes longer than what they do in the tests."""
+    for name in ("cli.run", "planning", "policies.flux_kontext", "rewards.clip", "rewards.dino"):
+        importlib.import_module(f"customized_grpo.{name}")  # not `import`, which a linter would remove as unused
+
+
 def _serve() -> None:
     from customized_grpo.cli.app import quiet
 
-    quiet()  # which says nothing to what has been imported
+    quiet()  # before the libraries are imported
+    import_libraries()
     sys.path.append(str(Path(__file__).parents[1]))  # `experiments` and `benchmarks`, as from the clone's folder
 
     answers = os.fdopen(os.dup(1), "w")

@@ -1,4 +1,4 @@
-"""What the experiments share: the small run that is broken, processes that train it, what must hold of its folder."""
+"""The small run that is broken, processes that train it, and what must hold of its folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from customized_grpo.utils.records import read_records
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
-ITERATIONS, EVERY = 5, 2
-#: The embedded model, all rewards and judges, a moving average; few small pictures in few steps.
+ITERATIONS, EVERY = 4, 2
+#: The embedded model, all rewards and monitors, a moving average; few small images in few steps.
 SETTINGS = {
     "train.iterations": ITERATIONS, "train.checkpoint_every": EVERY, "train.sample_every": 3, "train.updates": 2,
     "train.ema": 0.5, "rollout.steps": 3, "rollout.group_size": 2, "rollout.pairs": 2, "data.size": 4,
@@ -31,28 +31,36 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def settings(**changes: object) -> list[str]:
-    """As options of the command; a keyword replaces a key, its dots written as two underscores."""
+def new_run(**changes: object) -> list[str]:
+    """Arguments of a new run; a keyword replaces a setting, with two underscores for a dot."""
     values = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
-    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    options = (part for key, value in values.items() for part in ("--set", f"{key}={value}"))
+    return ["train", "--out", "run", *options]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code, below 0 the signal; its seconds of processor time; all that it said."""
+    """How a process ended: its exit code (below 0 the signal), its seconds of processor time, its output."""
 
     code: int
     processor: float
-    said: str
+    output: str
 
     @property
     def errors(self) -> list[str]:
-        return [line for line in self.said.splitlines() if line.startswith("error:")]
+        return [line for line in self.output.splitlines() if line.startswith("error:")]
+
+    def lacks_line(self, *parts: str) -> list[str]:
+        """Return what is wrong unless it ended with code 2 and one line that has all parts."""
+        fits = self.code == 2 and len(self.errors) == 1 and "Traceback" not in self.output
+        if fits and all(part in self.errors[0] for part in parts):
+            return []
+        return [f"expected one line with {parts}, got {self.code}: {self.output[-800:]}"]
 
 
 @dataclass
 class Process:
-    """One that is under way."""
+    """A process that is running."""
 
     bench: Bench
     pid: int
@@ -64,7 +72,7 @@ class Process:
             os.kill(self.pid, number)
 
     def work(self, seconds: float) -> None:
-        """Wait until it has used so much processor time, which does not depend on what else runs; or has ended."""
+        """Wait until it has used so much processor time, which does not depend on other load, or has ended."""
         stat = Path(f"/proc/{self.pid}/stat")
         while stat.exists():
             state, *fields = stat.read_text().rpartition(")")[2].split()
@@ -73,20 +81,17 @@ class Process:
             time.sleep(0.002)
 
     @property
-    def stage(self) -> str:
-        return self._entered()[0]
-
-    def _entered(self) -> tuple[str, int]:
-        """The stage that it is in, and for what time in its life."""
+    def stage(self) -> tuple[str, int]:
+        """The stage that it is in, and how often it has entered it."""
         file = self.watch / "stage"
         name, _, number = (file.read_text().strip() if file.exists() else "").partition(" ")
         return (name, int(number)) if number else ("start", 1)
 
     def until(self, stage: str, number: int = 1, limit: float = 120) -> None:
-        """Wait until it is in a stage that it has entered for the n-th time, or a later one that is not missed."""
+        """Wait until it is in a stage that it has entered for at least the n-th time."""
         end = time.monotonic() + limit
         while time.monotonic() < end:
-            name, entered = self._entered()
+            name, entered = self.stage
             if name == stage and entered >= number:
                 return
             time.sleep(0.001)
@@ -103,17 +108,16 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._made = 0
-        environment = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{HERE.parent}", "TQDM_DISABLE": "1"}
         # Bits must depend neither on how many threads share a sum nor on a GPU; COLUMNS keeps lines whole.
-        environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        self.environment = {**environment, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
+        settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
+        settings |= {"PYTHONPATH": f"{SOURCE}{os.pathsep}{HERE.parent}", "TQDM_DISABLE": "1"}
         self._server = subprocess.Popen(
             [sys.executable, "-m", f"{HERE.name}.server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=self.environment,
+            env={**os.environ, **settings},
         )
 
     def __enter__(self) -> Self:
@@ -131,60 +135,47 @@ class Bench:
         return json.loads(self._server.stdout.readline())
 
     def place(self, name: str) -> Path:
-        """A new empty folder."""
+        """Return a new empty folder."""
         self._made += 1
         folder = self.folder / f"{self._made:03d}-{name}"
         folder.mkdir(parents=True)
         return folder
 
-    def start(
-        self,
-        arguments: list[str],
-        folder: Path,
-        *,
-        fault: dict[str, Any] | None = None,
-        largest: int | None = None,
-        pictures: bool = True,
-        patience: float | None = None,
-    ) -> Process:
-        """`cgrpo` with the arguments.
+    def start(self, arguments: list[str], folder: Path, **how: Any) -> Process:
+        """Start `cgrpo` with the arguments.
 
-        `fault` as `sites.arm` takes it, `largest` the bytes that a file may have, `patience` that of
-        `stopping.PATIENCE`. Without `pictures` a run ends before its charts, which take longer than all the rest.
+        `how` may hold `fault` as `sites.arm` takes it, `largest`, the bytes that a file may have, `patience`, that of
+        `stopping.PATIENCE`, and `pictures`: without them a run ends before its report, which takes longest.
         """
         watch = folder / "watch"
         watch.mkdir(exist_ok=True)
         self._made += 1
         output = watch / f"output-{self._made}.txt"
         (watch / "stage").unlink(missing_ok=True)
-        asked = {
-            "arguments": arguments, "folder": str(folder), "output": str(output), "watch": str(watch), "fault": fault,
-            "largest": largest, "pictures": pictures, "patience": patience,
-        }  # fmt: skip
-        return Process(self, self.ask({"start": asked})["pid"], output, watch)
+        paths = {"folder": str(folder), "output": str(output), "watch": str(watch)}
+        return Process(self, self.ask({"start": {"arguments": arguments, **paths, **how}})["pid"], output, watch)
 
     def run(self, arguments: list[str], folder: Path, **how: Any) -> Ended:
         return self.start(arguments, folder, **how).wait()
 
-    def train(self, folder: Path, *options: str, **how: Any) -> Process:
-        """Start the run `folder`/run, or go on with it where it has begun."""
+    def train(self, folder: Path, **how: Any) -> Process:
+        """Start the run `folder`/run, or resume it if it has begun."""
         begun = (folder / "run" / "config.yaml").exists()
-        return self.start(["train", "--resume", "run"] if begun else new_run(*options), folder, **how)
+        return self.start(["train", "--resume", "run"] if begun else new_run(), folder, **how)
 
-    def command(self, arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-        """The same as a process that the interpreter started itself."""
-        command = [sys.executable, "-m", "customized_grpo", *arguments]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=folder, env=self.environment, **streams)  # type: ignore[call-overload, no-any-return]
-
-
-def new_run(*options: str) -> list[str]:
-    return ["train", "--out", "run", *(options or settings())]
+    def ends_differently(self, folder: Path, expected: Result) -> list[str]:
+        """Resume a run to its end; return how it differs from what is expected."""
+        ended = self.train(folder).wait()
+        if ended.code != 0:
+            return [f"cannot be resumed: {ended.output[-500:]}"]
+        run = folder / "run"
+        left = [f"{path.relative_to(run)} is left" for path in run.rglob(".*") if not path.name.startswith(".lock")]
+        return left + [f"{name} differs" for name in Result.of(run).differences(expected)]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has come to: every tensor of its last checkpoint and its LoRA, its records and scores, by names."""
+    """Tensors of a run's last checkpoint and LoRA by name, its records and evaluation scores."""
 
     tensors: dict[str, torch.Tensor]
     records: list[dict[str, Any]]
@@ -201,32 +192,32 @@ class Result:
         return Result(tensors, records_of(run), scores)
 
     def differences(self, other: Result) -> list[str]:
-        """What differs in a single bit; times are not compared, nor the random state that a new process begins with."""
-        names = [name for name in self.tensors | other.tensors if not name.endswith("/rng")]
-        found = [name for name in names if not _same(self.tensors.get(name), other.tensors.get(name))]
+        """Return what differs in a single bit, except times and the random state that a process begins with."""
+        own, others = ({k: v.numpy().tobytes() for k, v in r.tensors.items()} for r in (self, other))
+        found = [name for name in own | others if own.get(name) != others.get(name) and not name.endswith("/rng")]
         found += ["metrics"] * (self.records != other.records)
         return found + ["evaluation"] * (self.scores != other.scores)
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
-    """Its metrics, without their times."""
+    """Return a run's metrics without times."""
     records = read_records(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     return [{k: v for k, v in record.items() if not k.startswith("seconds/")} for record in records]
 
 
-def broken_promises(folder: Path, reference: Result) -> list[str]:
-    """What of a killed run's folder is not as promised, before anything mends it."""
+def broken_promises(folder: Path, expected: Result) -> list[str]:
+    """Return what of a killed run's folder is not as promised, before anything repairs it."""
     run, found = folder / "run", []
+    finished = {"checkpoint": 0, "record": 0}
     events = folder / "watch" / "events"
-    told = [line.split() for line in events.read_text().splitlines()] if events.exists() else []
-    checkpoints, finished = run / "checkpoints", {"checkpoint": 0, "record": 0}
-    for kind, number in told:
+    for line in events.read_text().splitlines() if events.exists() else ():
+        kind, number = line.split()
         finished[kind] = max(finished[kind], int(number))
     try:
-        newest = newest_checkpoint(checkpoints)
+        newest = newest_checkpoint(run / "checkpoints")
     except ValueError as error:
         return [str(error)]
-    for checkpoint in checkpoints.glob("[0-9]*") if checkpoints.exists() else ():
+    for checkpoint in (run / "checkpoints").glob("[0-9]*"):
         fault = fault_of(checkpoint)
         if fault is not None:
             found.append(f"checkpoint {checkpoint.name} is there and not whole: {fault}")
@@ -236,17 +227,6 @@ def broken_promises(folder: Path, reference: Result) -> list[str]:
     records = records_of(run)
     if len(records) < max(kept, finished["checkpoint"]):
         found.append(f"{len(records)} records of {max(kept, finished['checkpoint'])} iterations")
-    if records != reference.records[: len(records)]:
+    if records != expected.records[: len(records)]:
         found.append("records differ from those of the uninterrupted run")
     return found
-
-
-def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    # As bytes: two NaN of the same bits are the same.
-    return (
-        one is not None
-        and other is not None
-        and one.dtype == other.dtype
-        and one.shape == other.shape
-        and one.numpy().tobytes() == other.numpy().tobytes()
-    )

@@ -1,4 +1,4 @@
-"""Forks processes that train: each runs the command as a user types it, without paying for the imports again.
+"""Forks processes that train: each runs the command as a user types it, without importing everything again.
 
 A line of JSON asks, a line answers: {"start": {...}} gives {"pid": N}, {"wait": N} gives {"code": N, "processor": S}.
 The server itself computes nothing, so that its children start as a process of their own would.
@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from commands import leave_with, run_typed
+from commands import import_libraries, leave_with, run_typed
 
 from . import sites
 
 
 def main() -> None:
-
+    import_libraries()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         asked = json.loads(line)
@@ -30,8 +30,7 @@ def main() -> None:
                 _child(**asked["start"])
             answer: dict[str, Any] = {"pid": pid}
         else:
-            pid = asked["wait"]
-            _, status, used = os.wait4(pid, 0)
+            _, status, used = os.wait4(asked["wait"], 0)
             answer = {"code": os.waitstatus_to_exitcode(status), "processor": used.ru_utime + used.ru_stime}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -42,32 +41,29 @@ def _child(
     folder: str,
     output: str,
     watch: str,
-    fault: dict[str, Any] | None,
-    largest: int | None,
-    pictures: bool,
-    patience: float | None,
+    fault: dict[str, Any] | None = None,
+    largest: int | None = None,
+    pictures: bool = False,
+    patience: float | None = None,
 ) -> None:
     """Run `cgrpo` with the arguments in a folder; never returns."""
 
     def run() -> int:
         os.chdir(folder)
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+        for stream, file in enumerate((os.open(os.devnull, os.O_RDONLY), descriptor, descriptor)):
+            os.dup2(file, stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-        from customized_grpo.runs import train
-
+        from customized_grpo.reporting import callbacks
         from customized_grpo.utils import stopping
 
-        sites.arm(Path(watch), fault)
         if not pictures:
-            train.show = lambda *_: None
+            callbacks.show = lambda *_: None
+        sites.arm(Path(watch), fault)
         if patience is not None:
             stopping.PATIENCE = patience
-
         return run_typed(arguments)
 
     leave_with(run)

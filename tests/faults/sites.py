@@ -1,4 +1,4 @@
-"""Inside a process that is to be broken: where it is, how often it came to each place, and dying at one of them."""
+"""Inside a process that is to be broken: where it is, how often it came to each site, and dying at one of them."""
 
 from __future__ import annotations
 
@@ -11,53 +11,73 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: What a process can be killed at: the n-th time it comes there.
+#: Where a process can be killed, the n-th time it comes there.
 SITES = (
-    "before a forward pass", "before scoring", "before an optimiser step", "after an optimiser step",
+    "before a forward pass", "before scoring", "before an optimizer step", "after an optimizer step",
     "inside a metrics line", "inside a file of tensors", "inside the state", "inside a rewritten file",
     "before a flush", "before a move", "after a move", "inside a removal",
 )  # fmt: skip
-#: Where a process may be when time runs out for it.
-STAGES = ("start", "loading", "evaluation", "sampling", "scoring", "updating", "metrics", "checkpoint", "ending")
-_LINES, _TEXTS = ("metrics.jsonl",), ("state.json", "manifest.json")
+_TEXTS = ("state.json", "manifest.json")
 
 
 def arm(watch: Path, fault: dict[str, Any] | None) -> None:
-    """Have this process tell in the folder `watch` where it is and what it has finished, and die at the fault.
+    """Have this process report in the folder `watch` where it is and what it has finished, and die at the fault.
 
-    `fault` is {"site": one of SITES, "number": N}; with None it counts instead, into `watch`/counts.json. One of the
-    site "a gradient of NaN" does not kill: the gradients of `count` updates from the N-th on have a NaN.
+    `fault` is {"site": one of SITES, "number": N}; with None it counts instead, into `watch`/counts.json. The site
+    "a gradient of NaN" does not kill: the gradients of `count` updates from the N-th on have a NaN.
     """
+    import torch
+
+    from customized_grpo.policies.pipelines import PipelinePolicy
+    from customized_grpo.reporting import callbacks as reporting
+    from customized_grpo.trainer import assembly, base, callbacks, rollout, scoring, update
+
     watch.mkdir(parents=True, exist_ok=True)
     stage = os.open(watch / "stage", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    events = os.open(watch / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     counts: Counter[str] = Counter()
     # With the number of its entry: scoring inside an evaluation hides that stage for a while, which is then no new one.
     stack, entered = ["start 1"], Counter[str]()
 
     def came(site: str) -> bool:
-        """Whether this is the moment to die; what is left to do before it is the caller's."""
+        """Return whether this is the moment to die; what is left to do before it is up to the caller."""
         counts[site] += 1
         if fault is None and site in SITES:
             (watch / "counts.json").write_bytes(json.dumps(counts).encode())
         return fault is not None and fault["site"] == site and counts[site] == fault["number"]
 
-    def show() -> None:
-        os.pwrite(stage, stack[-1].ljust(24).encode(), 0)
+    def die_at(site: str) -> None:
+        if came(site):
+            die()
 
     def enter(name: str) -> None:
         entered[name] += 1
         stack.append(f"{name} {entered[name]}")
-        show()
+        os.pwrite(stage, stack[-1].ljust(24).encode(), 0)
 
     def leave() -> None:
         stack.pop()
-        show()
+        os.pwrite(stage, stack[-1].ljust(24).encode(), 0)
 
-    show()
-    _tell_stages(enter, leave)
-    _tell_events(events)
-    _calls(came)
+    _finished(watch, base, callbacks)
+    for owner, name, what in (
+        (assembly, "build_policy", "loading"),
+        (base, "evaluate", "evaluation"),
+        (rollout, "sample_trajectories", "sampling"),
+        (scoring, "score", "scoring"),
+        (update.Updater, "update", "updating"),
+        (callbacks, "append_record", "metrics"),
+        (base, "save_checkpoint", "checkpoint"),
+        (reporting, "show", "ending"),
+    ):
+        _around(owner, name, lambda what=what: enter(what), leave)
+    for owner, name, before, after in (
+        (PipelinePolicy, "velocity", "before a forward pass", ""),
+        (scoring, "score", "before scoring", ""),
+        (torch.optim.AdamW, "step", "before an optimizer step", "after an optimizer step"),
+        (os, "fsync", "before a flush", ""),
+        (os, "replace", "before a move", "after a move"),
+    ):
+        _around(owner, name, lambda site=before: die_at(site), lambda site=after: die_at(site))
     _files(came)
     if fault is not None and "count" in fault:
         _poison(range(fault["number"], fault["number"] + fault["count"]))
@@ -80,79 +100,36 @@ def _around(owner: Any, name: str, before: Callable[[], object], after: Callable
     setattr(owner, name, outer)
 
 
-def _tell_stages(enter: Callable[[str], None], leave: Callable[[], None]) -> None:
-    from customized_grpo.reporting import callbacks
-    from customized_grpo.trainer import assembly, base, rollout, scoring, update
-
-    for owner, name, stage in (
-        (assembly, "build_policy", "loading"),
-        (base, "evaluate", "evaluation"),
-        (rollout, "sample_trajectories", "sampling"),
-        (scoring, "score", "scoring"),
-        (update.Updater, "update", "updating"),
-        (base, "append_record", "metrics"),
-        (base, "save_checkpoint", "checkpoint"),
-        (callbacks, "show", "ending"),
-    ):
-        _around(owner, name, lambda stage=stage: enter(stage), leave)
-
-
-def _tell_events(events: int) -> None:
-    """One line for each checkpoint and record that is finished, which nothing may lose."""
-    from customized_grpo.trainer import base
-
-    save, append = base.save_checkpoint, base.append_record
+def _finished(watch: Path, base: Any, callbacks: Any) -> None:
+    """Write one line for each checkpoint and record that is finished, which nothing may lose."""
+    events = os.open(watch / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    save, append = base.save_checkpoint, callbacks.append_record
 
     def save_checkpoint(folder: Path, iteration: int, *rest: Any) -> Path:
-        path = save(folder, iteration, *rest)
+        path: Path = save(folder, iteration, *rest)
         os.write(events, f"checkpoint {iteration}\n".encode())
         return path
 
     def append_record(path: Path, record: Any) -> None:
         append(path, record)
-        if "iteration" in record:
-            os.write(events, f"record {record['iteration']}\n".encode())
+        os.write(events, f"record {record['iteration']}\n".encode())
 
-    base.save_checkpoint, base.append_record = save_checkpoint, append_record
-
-
-def _calls(came: Callable[[str], bool]) -> None:
-    """Deaths before or after whole calls."""
-    import torch
-
-    from customized_grpo.policies.pipelines import PipelinePolicy
-    from customized_grpo.trainer import scoring
-
-    def at(site: str) -> Callable[[], None]:
-        return lambda: die() if came(site) else None
-
-    def nothing() -> None:
-        pass
-
-    _around(PipelinePolicy, "velocity", at("before a forward pass"), nothing)
-    _around(scoring, "score", at("before scoring"), nothing)
-    _around(torch.optim.AdamW, "step", at("before an optimiser step"), at("after an optimiser step"))
-    _around(os, "fsync", at("before a flush"), nothing)
-    _around(os, "replace", at("before a move"), at("after a move"))
+    base.save_checkpoint, callbacks.append_record = save_checkpoint, append_record
 
 
 def _files(came: Callable[[str], bool]) -> None:
-    """Deaths that leave half a file behind, or half a folder."""
-    import safetensors.torch
-
+    """Die with half a file or half a folder left."""
     from customized_grpo.trainer import checkpoint
 
-    whole = safetensors.torch.save_file
+    whole, write_text, open_path = checkpoint.save_file, Path.write_text, Path.open
+    unlink, rmtree = os.unlink, shutil.rmtree
+    inside: list[str] = []
 
-    def save_file(tensors: Any, path: Any, *rest: Any, **named: Any) -> None:
-        whole(tensors, path, *rest, **named)
+    def save_file(tensors: Any, path: Any, *rest: Any) -> None:
+        whole(tensors, path, *rest)
         if came("inside a file of tensors"):
             os.truncate(path, os.path.getsize(path) // 2)
             die()
-
-    safetensors.torch.save_file = checkpoint.save_file = save_file
-
-    write_text, open_path, unlink, rmtree = Path.write_text, Path.open, os.unlink, shutil.rmtree
 
     def write(self: Path, text: str, *rest: Any, **named: Any) -> int:
         if self.name in _TEXTS and came("inside the state"):
@@ -162,11 +139,9 @@ def _files(came: Callable[[str], bool]) -> None:
 
     def opened(self: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
         file = open_path(self, mode, *rest, **named)
-        if self.name in _LINES and mode == "a+b":
+        if self.name == "metrics.jsonl" and mode == "a+b":
             return _Half(file, "inside a metrics line", came)
         return _Half(file, "inside a rewritten file", came) if self.suffix == ".tmp" and mode == "wb" else file
-
-    inside: list[str] = []
 
     def remove(*given: Any, **named: Any) -> None:
         unlink(*given, **named)
@@ -180,6 +155,7 @@ def _files(came: Callable[[str], bool]) -> None:
         finally:
             inside.pop()
 
+    checkpoint.save_file = save_file
     Path.write_text, Path.open, os.unlink, shutil.rmtree = write, opened, remove, removed  # type: ignore[assignment]
 
 
@@ -202,7 +178,7 @@ def _poison(updates: range) -> None:
 
 
 class _Half:
-    """A file of which only a half is written where `came` says so."""
+    """A file of which only a half is written where `came` returns true."""
 
     def __init__(self, file: Any, site: str, came: Callable[[str], bool]) -> None:
         self._file, self._site, self._came = file, site, came

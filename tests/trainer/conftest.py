@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from embedded import embedded
+from running import run_training
 from tiny import save_flux_kontext
 
 from customized_grpo.config import (
@@ -19,6 +20,8 @@ from customized_grpo.config import (
     RolloutConfig,
     TrainConfig,
 )
+from customized_grpo.policies import build_policy
+from customized_grpo.protocols import Policy
 
 REWARDS = '''
 def redness(images, pairs):
@@ -49,25 +52,12 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
     """A small configuration; keywords replace keys of its rollout and train sections."""
 
     def make(**changes: object) -> Config:
-        rollout = {
-            "sampler": "dance",
-            "eta": 0.7,
-            "shift": 1.0,
-            "steps": 4,
-            "group_size": 3,
-            "pairs": 3,
-            "batch_size": 6,
-        }
-        train = {
-            "iterations": 4,
-            "updates": 2,
-            "ratio": "plain",
-            "learning_rate": 1e-3,
-            "checkpoint_every": 2,
-            "batch_size": 4,
-        }
+        rollout: dict[str, object] = {"sampler": "dance", "eta": 0.7, "shift": 1.0, "steps": 4}
+        rollout |= {"group_size": 3, "pairs": 3, "batch_size": 6}
+        train: dict[str, object] = {"iterations": 4, "updates": 2, "ratio": "plain", "learning_rate": 1e-3}
+        train |= {"checkpoint_every": 2, "batch_size": 4}
         for name, value in changes.items():
-            (rollout if name in RolloutConfig.model_fields and name != "batch_size" else train)[name] = value  # type: ignore[assignment]
+            (rollout if name in RolloutConfig.model_fields and name != "batch_size" else train)[name] = value
         return embedded(
             Config,
             policy=embedded(
@@ -92,3 +82,16 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def policy(make_config: Callable[..., Config]) -> Policy:
+    return build_policy(make_config().policy)
+
+
+@pytest.fixture(scope="session")
+def whole(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four iterations of the small configuration that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_training(make_config(), folder)
+    return folder

@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from running import metrics_of, tensors_of
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import save_config
-from customized_grpo.trainer.checkpoint import newest_checkpoint
-from customized_grpo.utils.records import read_records
 
 FILES = Path(__file__).parents[2] / "recipes" / "accelerate"
 
@@ -77,32 +75,24 @@ def train_together(
     assert code == 0, told[-3000:]
 
 
-def same(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False) -> None:
-    """The newest checkpoints hold the same, and the records say the same, but for rounding.
+def alike(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False) -> None:
+    """Checkpoints and records are the same but for rounding.
 
-    Where all weights are tuned, some have a gradient that is nothing but rounding, of which not even the sign is told:
-    one of a thousand may be off by whole steps of the rate.
+    Where all weights are trained, some have a gradient that is only rounding, of which not even the sign is known: one
+    of a thousand may be off by whole steps of the rate.
     """
-    checkpoints = [newest_checkpoint(run / "checkpoints") for run in (one, other)]
-    assert None not in checkpoints
-    first, second = ({f.name: load_file(f) for f in c.rglob("*.safetensors")} for c in checkpoints if c is not None)
-    assert first.keys() == second.keys() and len(first) == 2
-    for name, tensors in first.items():
-        assert tensors.keys() == second[name].keys()
-        for key in tensors.keys() - {"rng"}:
-            # Adam divides rounding by gradients near zero: a tenth of one step of the rate is the least
-            # that tells rounding from a share of the gradient that went missing (measured: 2e-5 against 3e-3).
-            expected, found = tensors[key], second[name][key]
-            if all_weights:
-                off = (found - expected).abs() > 1e-4 + 1e-3 * expected.abs()
-                assert int(off.sum()) <= max(1, off.numel() // 1000), (name, key, int(off.sum()), off.numel())
-                torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-            else:
-                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    for single, double in zip(*(read_records(run / "metrics.jsonl") for run in (one, other)), strict=True):
+    first, second = tensors_of(one), tensors_of(other)
+    assert first.keys() == second.keys()
+    for name, expected in first.items():
+        # Adam divides rounding by gradients near zero: a tenth of one step of the rate is the least
+        # that tells rounding from a share of the gradient that went missing (measured: 2e-5 against 3e-3).
+        if all_weights:
+            off = (second[name] - expected).abs() > 1e-4 + 1e-3 * expected.abs()
+            assert int(off.sum()) <= max(1, off.numel() // 1000), (name, int(off.sum()), off.numel())
+            torch.testing.assert_close(second[name], expected, rtol=0, atol=2e-3)
+        else:
+            torch.testing.assert_close(second[name], expected, rtol=1e-3, atol=1e-4)
+    for single, double in zip(metrics_of(one), metrics_of(other), strict=True):
         assert single.keys() == double.keys()
-        for key in (
-            single.keys() - {"drift"} - (set() if kl else {"kl"})
-        ):  # of some images of each, where it is not trained on
-            if not key.startswith("seconds/"):
-                assert double[key] == pytest.approx(single[key], rel=2e-3, abs=1e-5), key
+        for key in single.keys() - {"drift"} - (set() if kl else {"kl"}):  # each process measures some of its images
+            assert double[key] == pytest.approx(single[key], rel=2e-3, abs=1e-5), key

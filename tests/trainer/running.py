@@ -1,4 +1,4 @@
-"""One training of a configuration into a folder, without evaluations."""
+"""Trainings of a configuration without evaluations, and batches of sampled images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
@@ -16,7 +19,12 @@ from customized_grpo.policies import build_policy
 from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.callbacks import ProgressCallback, TrainerCallback
+from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.trainer.memory import BatchSize
+from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+from customized_grpo.trainer.update import draw_trained_steps
+from customized_grpo.utils.records import read_records
 
 
 class OnStep(TrainerCallback):
@@ -63,3 +71,55 @@ def run_training(
     trainer = make_trainer(config, run, [OnStep(on_step)], accelerator=accelerator)
     trainer.train(resume_from_checkpoint=True)
     return trainer.policy
+
+
+def draw(
+    policy: Policy,
+    config: Config,
+    rows: Sequence[int] = range(6),
+    *,
+    stochastic: range | None = None,
+    size: int | None = None,
+    batch_size: BatchSize | None = None,
+    sparse: bool = False,
+    **options: Any,
+) -> tuple[list[Trajectories], Tensor, Tensor]:
+    """Sample some of the six images of two groups: their batches, trained steps (rows, S) and the noise levels."""
+    dataset, rollout = open_dataset(config.data), config.rollout
+    pairs = [dataset[row // 3] for row in rows]
+    encoded = {pair.key: policy.encode(pair.prompt, pair.references) for pair in pairs}
+    keys = [(pair.key, row % 3) for pair, row in zip(pairs, rows, strict=True)]
+    sigmas = noise_levels(policy, rollout.steps, rollout.shift)
+    stochastic = stochastic or range(rollout.steps - 1)
+    trained = draw_trained_steps(stochastic, config.train.trained_fraction, 0, 0, keys)
+    if sparse:
+        options["trained"] = trained
+    rollout = rollout if size is None else rollout.model_copy(update={"batch_size": size})
+    conditions = [encoded[pair.key] for pair in pairs]
+    batches = draw_images(
+        policy, conditions, keys, rollout, sigmas, stochastic, seed=0, iteration=0, size=batch_size, **options
+    )
+    return list(batches), trained, sigmas
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    """A run's records without times."""
+    records = read_records(run / "metrics.jsonl")
+    return [{key: value for key, value in record.items() if not key.startswith("seconds/")} for record in records]
+
+
+def tensors_of(run: Path) -> dict[str, Tensor]:
+    """Weights and optimizer state of the newest checkpoint."""
+    newest = newest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    tensors = {
+        f"{file.name}:{name}": tensor
+        for file in newest.rglob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(":rng")}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether tensors by name are equal, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -1,31 +1,28 @@
-"""Numbers that are none: which updates are skipped, what stops a run, what a policy's drift is."""
+"""Numbers that are not finite: which updates are skipped, what stops a run, and a policy's drift."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from running import run_training
+from running import draw, metrics_of, run_training
 
-from customized_grpo.config import Config, ConfigError
+from customized_grpo.config import Config
+from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.trainer.checkpoint import newest_checkpoint
-from customized_grpo.trainer.divergence import DivergenceError, check_drift, check_skipped
-from customized_grpo.trainer.rollout import noise_levels
-from customized_grpo.trainer.scoring import why_stop
+from customized_grpo.trainer.optimizer import build_optimizer
+from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
-from customized_grpo.trainer.update import Updater
-from customized_grpo.utils.records import read_records
+from customized_grpo.trainer.update import DivergenceError, Items, Updater, check_drift
 
-
-@pytest.fixture(scope="module")
-def policy(make_config: Callable[..., Config]) -> Policy:
-    return build_policy(make_config().policy)
+Make = Callable[..., Config]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, updates: range) -> None:
@@ -44,35 +41,25 @@ def poison(monkeypatch: pytest.MonkeyPatch, updates: range) -> None:
     monkeypatch.setattr(Updater, "update", update)
 
 
-def test_an_update_without_a_finite_gradient_leaves_the_weights_and_is_counted(
-    make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_updates_without_a_finite_gradient_are_skipped_and_too_many_end_the_run(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, range(0, 3))  # both of the first iteration, one of the second
     fresh = {name: weight.clone() for name, weight in build_policy(make_config().policy).trainable().items()}
-    tuned = run_training(make_config(iterations=1), tmp_path / "one")
-    assert all(torch.equal(weight, fresh[name]) for name, weight in tuned.trainable().items())
-    poison(monkeypatch, range(0, 3))
-    tuned = run_training(make_config(iterations=2), tmp_path / "two")
-    assert [record["share/skipped"] for record in read_records(tmp_path / "two" / "metrics.jsonl")] == [1.0, 0.5]
-    assert all(bool(weight.isfinite().all()) for weight in tuned.trainable().values())
-    assert any(not torch.equal(weight, fresh[name]) for name, weight in tuned.trainable().items())
-
-
-def test_too_many_in_a_row_end_the_run_and_leave_the_last_checkpoint(
-    make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(iterations=8, max_skipped=2)
+    poison(monkeypatch, range(0, 3))  # both of the first iteration, one of the second
+    policy = run_training(make_config(iterations=2, max_skipped=3), tmp_path / "few")
+    assert [record["share/skipped"] for record in metrics_of(tmp_path / "few")] == [1.0, 0.5]
+    assert all(bool(weight.isfinite().all()) for weight in policy.trainable().values())
+    assert any(not torch.equal(weight, fresh[name]) for name, weight in policy.trainable().items())
     poison(monkeypatch, range(5, 100))
     with pytest.raises(DivergenceError, match=r"iteration 4: 3 updates in a row .*, more than train.max_skipped=2"):
-        run_training(config, tmp_path)
-    newest = newest_checkpoint(tmp_path / "checkpoints")
+        run_training(make_config(iterations=8, max_skipped=2), tmp_path / "many")
+    newest = newest_checkpoint(tmp_path / "many" / "checkpoints")
     assert newest is not None and newest.name == "000002"
-    check_skipped(2, 2, 1, tmp_path)
 
 
 @pytest.mark.parametrize("rate", [1.0, 1e30])
 def test_a_learning_rate_too_high_ends_the_run_in_its_first_iteration(
-    make_config: Callable[..., Config], tmp_path: Path, rate: float
+    make_config: Make, tmp_path: Path, rate: float
 ) -> None:
     with pytest.raises(DivergenceError, match=r"iteration 1: .*lower train.learning_rate.* in .*config.yaml"):
         run_training(make_config(learning_rate=rate, checkpoint_every=1), tmp_path)
@@ -87,52 +74,51 @@ def test_a_drift_is_bounded_by_the_setting_and_must_be_a_number(tmp_path: Path) 
             check_drift(drift, limit, 1, tmp_path)
 
 
+def updater_of(policy: Policy, config: Config) -> Updater:
+    optimizer = build_optimizer(list(policy.trainable().values()), config.train, ALONE)
+    return Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
+
+
 @pytest.mark.parametrize("sampler", ["dance", "flow", "cps"])
 def test_drift_is_the_change_of_the_velocity_over_its_own_size(
-    make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+    policy: Policy, make_config: Make, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """Of a policy whose velocity is a multiple of the base model's, by any sampler."""
-    found: list[float] = []
-    probe = Updater.probe
+    """By any sampler, for a policy whose velocity is 1.5 times the base model's."""
+    config = make_config(sampler=sampler)
+    batches, trained, sigmas = draw(policy, config)
+    velocity, factor = policy.velocity, [1.5]
 
-    def stretched(self: Updater, *given: object) -> dict[str, float]:
-        velocity = type(self.policy).velocity
-        reference = self.policy.reference
+    @contextmanager
+    def reference() -> Iterator[None]:
+        factor[0] = 1.0
+        yield
+        factor[0] = 1.5
 
-        class Inside:
-            factor = 1.5
-
-        def enter() -> object:
-            class Context:
-                def __enter__(self) -> None:
-                    Inside.factor = 1.0
-                    inner.__enter__()
-
-                def __exit__(self, *error: object) -> None:
-                    inner.__exit__(*error)
-                    Inside.factor = 1.5
-
-            inner = reference()
-            return Context()
-
-        with monkeypatch.context() as patch:
-            patch.setattr(self.policy, "reference", enter)
-            patch.setattr(type(self.policy), "velocity", lambda *a: Inside.factor * velocity(*a))
-            for weight in self.policy.trainable().values():
-                weight.data.zero_()
-            found.append(probe(self, *given)[0]["drift"])  # type: ignore[arg-type]
-        return {"kl": 0.0, "drift": found[-1]}, 1
-
-    monkeypatch.setattr(Updater, "probe", stretched)
-    run_training(make_config(iterations=1, sampler=sampler), tmp_path)
-    assert found == [pytest.approx(0.25, rel=1e-3)]
+    monkeypatch.setattr(policy, "velocity", lambda *given: factor[0] * velocity(*given))
+    monkeypatch.setattr(policy, "reference", reference)
+    probed, _ = updater_of(policy, config).probe(batches, trained, sigmas)
+    assert probed["drift"] == pytest.approx(0.25, rel=1e-3)
 
 
-def test_pictures_that_overflowed_are_not_judged(
-    make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_that_are_not_finite_are_not_probed(policy: Policy, make_config: Make) -> None:
+    batches, trained, sigmas = draw(policy, make_config(), size=3, means=True)
+    for batch, rows in ((batches[0], slice(None)), (batches[1], slice(0, 1))):
+        batch.latents[rows] = torch.nan
+        batch.log_density[rows] = torch.nan
+    updater = updater_of(policy, make_config())
+    probed, count = updater.probe(batches, trained, sigmas)
+    assert count == 2, "the second batch's other two"
+    assert probed == {"kl": pytest.approx(0.0, abs=1e-6), "drift": pytest.approx(0.0, abs=1e-6)}
+    assert Items.idle(batches, sigmas).latents.isfinite().all()
+    probed, count = updater.probe(batches[:1], trained, sigmas)
+    assert count == 0
+    assert all(math.isnan(value) for value in ALONE.mean(probed, count).values()), "nothing is known"
+
+
+def test_images_that_overflowed_are_not_scored(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One picture of NaN has no score, whatever a judge would make of it; the policy learns from the others."""
-    config = make_config(iterations=1, max_missing=0.2)
+    """An image of NaN has no score, whatever a reward would make of it; the policy learns from the others."""
     decode, spoil = CustomizedGRPOTrainer._decode, [True, False, True, False]
 
     def spoilt(self: CustomizedGRPOTrainer, clean: torch.Tensor) -> torch.Tensor:
@@ -142,16 +128,9 @@ def test_pictures_that_overflowed_are_not_judged(
         return images
 
     monkeypatch.setattr(CustomizedGRPOTrainer, "_decode", spoilt)
-    tuned = run_training(config, tmp_path / "run")
-    (record,) = read_records(tmp_path / "run" / "metrics.jsonl")
+    tuned = run_training(make_config(iterations=1, max_missing=0.2), tmp_path / "run")
+    (record,) = metrics_of(tmp_path / "run")
     assert record["share/missing"] == pytest.approx(1 / 9)
     assert all(bool(weight.isfinite().all()) for weight in tuned.trainable().values())
-    with pytest.raises(RewardError, match=r"1 of 9 images have no score.*; 1 are no finite numbers: set policy.dtype"):
+    with pytest.raises(RewardError, match=r"1 of 9 images have no score.*; 1 images are not finite: set policy.dtype"):
         run_training(make_config(iterations=1, max_missing=0.0), tmp_path / "none")
-    assert why_stop(1, 9, None, 0.2, lambda counts: counts, 1) is None
-
-
-def test_noise_levels_that_coincide_are_refused(policy: Policy) -> None:
-    assert bool((noise_levels(policy, 25, 1000.0).diff() < 0).all())
-    with pytest.raises(ConfigError, match=r"rollout\.shift: 1e\+09 makes two of 6 noise levels the same"):
-        noise_levels(policy, 6, 1e9)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import make_trainer
+from running import make_trainer, metrics_of
 
 from customized_grpo.config import Config
 from customized_grpo.policies import build_policy
@@ -19,7 +19,6 @@ from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.credit import Credit
 from customized_grpo.trainer.groups import Groups, group_diversity
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
-from customized_grpo.utils.records import read_records
 
 
 def test_diversity_is_the_mean_distance_of_two_pictures() -> None:
@@ -60,7 +59,7 @@ def test_groups_are_those_of_the_record(make_config: Callable[..., Config], tmp_
 
     make_trainer(config, tmp_path, [See()], policy=policy).train()
     assert list(seen) == [2, 3], "every second one and the last"
-    records = {record["iteration"]: record for record in read_records(tmp_path / "metrics.jsonl")}
+    records = {record["iteration"]: record for record in metrics_of(tmp_path)}
     for iteration, groups in seen.items():
         assert groups.pictures.shape == (3, 3, 3, 16, 16)
         again = score(rewards, groups.pictures.flatten(0, 1), [pair for pair in groups.pairs for _ in range(3)])

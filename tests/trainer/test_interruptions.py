@@ -1,18 +1,19 @@
-"""What is exchanged or under way for a while when a signal, a judge or a number that is none comes in between."""
+"""Interruptions: by signals, failing rewards, and errors while weights are exchanged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from embedded import embedded
-from running import make_trainer
+from running import make_trainer, metrics_of, run_training, same, tensors_of
 
 from customized_grpo.config import Config, TrainConfig
 from customized_grpo.data import open_dataset
-from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.exchange import undone
 from customized_grpo.policies.tuning import _exchanged
@@ -25,9 +26,8 @@ from customized_grpo.trainer.groups import Groups
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.order import image_numbers
 from customized_grpo.trainer.processes import ALONE
-from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
-from customized_grpo.trainer.update import Items, Updater, draw_trained_steps
-from customized_grpo.utils.records import read_records
+from customized_grpo.utils import stopping
+from customized_grpo.utils.stopping import Stopped
 
 Make = Callable[..., Config]
 
@@ -48,39 +48,18 @@ class EndsHalfWay(dict[str, torch.Tensor]):
         return super().__getitem__(name)
 
 
-@pytest.fixture(scope="module")
-def policy(make_config: Make) -> Policy:
-    return build_policy(make_config().policy)
-
-
-def numbers(policy: Policy) -> dict[str, torch.Tensor]:
+def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in policy.trainable().items()}
 
 
-def others(policy: Policy) -> EndsHalfWay:
-    return EndsHalfWay({name: weight + 1 for name, weight in numbers(policy).items()})
-
-
-def unchanged(policy: Policy, before: Mapping[str, torch.Tensor]) -> bool:
-    return all(torch.equal(weight, before[name]) for name, weight in policy.trainable().items())
-
-
-def test_weights_of_an_exchange_that_is_cut_off_are_given_back(policy: Policy) -> None:
-    before, transformer = numbers(policy), torch.nn.Module()
-    with pytest.raises(Interrupted), _exchanged(transformer, policy.trainable(), others(policy)):
-        raise AssertionError("it was not cut off")
-    assert unchanged(policy, before)
-
-
-def test_averages_whose_coming_is_cut_off_go_again(policy: Policy) -> None:
-    before, average = numbers(policy), MovingAverage(policy, 0.5)
-    average._average = others(policy)
-    with pytest.raises(Interrupted), average.applied():
-        raise AssertionError("it was not cut off")
-    assert unchanged(policy, before)
-
-
-def test_giving_back_that_is_cut_off_is_done_again() -> None:
+def test_an_exchange_of_weights_that_is_cut_off_is_undone(policy: Policy) -> None:
+    before, average = weights_of(policy), MovingAverage(policy, 0.5)
+    others = {name: weight + 1 for name, weight in before.items()}
+    average._average = EndsHalfWay(others)
+    for exchange in (_exchanged(torch.nn.Module(), policy.trainable(), EndsHalfWay(others)), average.applied()):
+        with pytest.raises(Interrupted), exchange:
+            raise AssertionError("it was not cut off")
+        assert same(weights_of(policy), before)
     calls: list[str] = []
 
     def give_back() -> None:
@@ -94,7 +73,51 @@ def test_giving_back_that_is_cut_off_is_done_again() -> None:
     assert calls == ["begun", "begun", "done"]
 
 
-def test_a_judge_that_fails_in_held_out_samples_costs_no_iteration(make_config: Make, tmp_path: Path) -> None:
+class Ask(TrainerCallback):
+    """Sends this process a SIGTERM at an event of an iteration."""
+
+    def __init__(self, event: str, iteration: int) -> None:
+        def ask(trainer: object, *_: object) -> None:
+            if trainer.iteration == iteration:  # type: ignore[attr-defined]
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        setattr(self, event, ask)
+
+
+@pytest.mark.parametrize(
+    ("event", "iteration", "done"),
+    [("on_step_begin", 1, 1), ("on_optimizer_step", 1, 2), ("on_groups", 2, 2), ("on_step_end", 2, 2)],
+)
+def test_a_stop_request_saves_what_is_done_and_the_run_resumes_bit_for_bit(
+    make_config: Make,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    event: str,
+    iteration: int,
+    done: int,
+) -> None:
+    """While it samples, while it updates, before an evaluation, and while it logs."""
+    monkeypatch.setattr(stopping, "PATIENCE", 600.0)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    trainer = make_trainer(make_config(checkpoint_every=10, sample_every=2), tmp_path, [Ask(event, iteration)])
+    try:
+        with pytest.raises(Stopped, match="saved and stopped by SIGTERM; resume with --resume") as stopped:
+            trainer.train()
+    finally:
+        if trainer._stopping._end is not None:
+            trainer._stopping._end.cancel()  # it would end this process
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == f"{done:06d}"
+    assert metrics_of(tmp_path) == metrics_of(whole)[:done]
+    run_training(make_config(), tmp_path)
+    assert same(tensors_of(tmp_path), tensors_of(whole)) and metrics_of(tmp_path) == metrics_of(whole)
+
+
+def test_a_reward_that_fails_in_an_evaluation_costs_no_iteration(make_config: Make, tmp_path: Path) -> None:
     config = make_config(iterations=4, checkpoint_every=10, sample_every=3, ema=0.5)
     policy = build_policy(config.policy)
 
@@ -105,91 +128,48 @@ def test_a_judge_that_fails_in_held_out_samples_costs_no_iteration(make_config: 
     held_out = open_dataset(config.evaluation.data)
     with pytest.raises(RewardError, match="has gone"):
         make_trainer(config, tmp_path, [Gone()], policy=policy, held_out=held_out).train()
-    assert [record["iteration"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    kept = newest_checkpoint(tmp_path / "checkpoints")
-    assert kept is not None and kept.name == "000003"
+    assert [record["iteration"] for record in metrics_of(tmp_path)] == [1, 2, 3]
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == "000003"
     saved = build_policy(config.policy)
-    load_checkpoint(kept, saved, build_optimizer(list(saved.trainable().values()), config.train, ALONE))
-    assert unchanged(policy, numbers(saved)), "the weights themselves, not their average"
+    load_checkpoint(newest, saved, build_optimizer(list(saved.trainable().values()), config.train, ALONE))
+    assert same(weights_of(policy), weights_of(saved)), "the weights themselves, not their average"
 
 
-def drawn(policy: Policy, config: Config) -> tuple[list[Trajectories], torch.Tensor, torch.Tensor]:
-    """Two batches of three images, the first of which are not finite, their trained steps and the noise levels."""
-    dataset, rollout = open_dataset(config.data), config.rollout
-    pairs = [dataset[i // 3] for i in range(6)]
-    keys = [(pair.key, i % 3) for i, pair in enumerate(pairs)]
-    sigmas, stochastic = noise_levels(policy, rollout.steps, rollout.shift), range(rollout.steps - 1)
-    trained = draw_trained_steps(stochastic, 1.0, 0, 0, keys)
-    conditions = [policy.encode(pair.prompt, pair.references) for pair in pairs]
-    with torch.no_grad():
-        batches = list(
-            draw_images(
-                policy, conditions, keys, rollout.model_copy(update={"batch_size": 3}), sigmas, stochastic,
-                seed=0, iteration=0, trained=trained, means=True,
-            )
-        )  # fmt: skip
-    for failed in (batches[0], batches[1]):
-        rows = slice(None) if failed is batches[0] else slice(0, 1)
-        failed.latents[rows] = torch.nan
-        failed.log_density[rows] = torch.nan
-    return batches, trained, sigmas
-
-
-def test_images_that_are_not_finite_are_neither_probed_nor_waited_with(policy: Policy, make_config: Make) -> None:
-    config = make_config()
-    batches, trained, sigmas = drawn(policy, config)
-    optimizer = build_optimizer(list(policy.trainable().values()), config.train, ALONE)
-    updater = Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
-    probed, count = updater.probe(batches, trained, sigmas)
-    assert count == 2, "the second batch's other two"
-    assert probed == {"kl": pytest.approx(0.0, abs=1e-6), "drift": pytest.approx(0.0, abs=1e-6)}
-    assert Items.idle(batches, sigmas).latents.isfinite().all()
-    probed, count = updater.probe(batches[:1], trained, sigmas)
-    assert count == 0
-    assert all(value != value for value in ALONE.mean(probed, count).values()), "nothing is known, so it says NaN"
-
-
-def test_weights_that_are_too_coarse_for_small_steps_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    """Of 2e-5, a published rate, a step is below half of what tells bfloat16 numbers near 0.03 apart."""
+def test_weights_too_coarse_for_small_steps_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """At 2e-5, a published learning rate, a step is below half of what separates bfloat16 numbers near 0.03."""
     for dtype in (torch.float32, torch.bfloat16):
         weight = torch.nn.Parameter(torch.full((8,), 0.03, dtype=dtype))
         optimizer = build_optimizer([weight], embedded(TrainConfig, learning_rate=2e-5, weight_decay=0.0), ALONE)
         optimizer.backward(weight.sum())
         optimizer.step()
         stays = bool((weight == torch.full((8,), 0.03, dtype=dtype)).all())
-        told = [record.message for record in caplog.records]
-        assert stays == bool(told) == (dtype == torch.bfloat16), dtype
-    assert told[0].startswith("policy.dtype: all weights are trained in bfloat16")
+        warnings = [record.message for record in caplog.records]
+        assert stays == bool(warnings) == (dtype == torch.bfloat16), dtype
+    assert warnings[0].startswith("policy.dtype: all weights are trained in bfloat16")
 
 
-def test_a_pair_drawn_twice_has_pictures_of_its_own() -> None:
+def test_a_pair_sampled_twice_has_two_different_groups(make_config: Make, tmp_path: Path) -> None:
     assert image_numbers([7, 2, 7, 7], range(8), 2) == [0, 1, 0, 1, 2, 3, 4, 5]
-    assert image_numbers([7, 2, 7], [3, 4], 2) == [1, 2], "whichever process draws it"
-
-
-def test_a_run_of_one_pair_draws_different_groups(make_config: Make, tmp_path: Path) -> None:
+    assert image_numbers([7, 2, 7], [3, 4], 2) == [1, 2], "whichever process samples it"
     config = make_config(iterations=1, pairs=2)
-    dataset = open_dataset(config.data)
     seen: list[Groups] = []
 
     class See(TrainerCallback):
         def on_groups(self, trainer: object, groups: Groups) -> None:
             seen.append(groups)
 
-    make_trainer(config, tmp_path, [See()], dataset=[dataset[0]]).train()
+    make_trainer(config, tmp_path, [See()], dataset=[open_dataset(config.data)[0]]).train()
     first, second = seen[0].pictures
     assert not torch.equal(first, second)
 
 
-def test_settings_changed_before_a_run_goes_on_hold(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(iterations=1, checkpoint_every=1)
-    policy = build_policy(config.policy)
-    make_trainer(config, tmp_path, policy=policy).train()
-    changed = config.train.model_copy(update={"betas": (0.5, 0.6), "weight_decay": 0.25})
+def test_settings_changed_before_a_run_is_resumed_apply(policy: Policy, make_config: Make, whole: Path) -> None:
+    changed = make_config(betas=(0.5, 0.6), weight_decay=0.25).train
     optimizer = build_optimizer(list(policy.trainable().values()), changed, ALONE)
-    kept = newest_checkpoint(tmp_path / "checkpoints")
-    assert kept is not None
-    load_checkpoint(kept, policy, optimizer)
+    newest = newest_checkpoint(whole / "checkpoints")
+    assert newest is not None
+    load_checkpoint(newest, policy, optimizer)
     state = optimizer.state_dict()
     assert state["param_groups"][0]["betas"] == (0.5, 0.6) and state["param_groups"][0]["weight_decay"] == 0.25
-    assert state["state"][0]["step"] == config.train.updates and state["state"][0]["exp_avg"].abs().sum() > 0
+    assert state["state"][0]["step"] == 8 and state["state"][0]["exp_avg"].abs().sum() > 0

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 from accelerate.commands.config.config_args import load_config_from_file
 from embedded import embedded
-from launching import FILES, begun, free_port, launch, planned, same, train_together
+from launching import FILES, alike, begun, free_port, launch, planned, train_together
 from running import run_training
-from torch import nn
 
 from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutConfig
 from customized_grpo.config.loading import save_config
@@ -45,7 +43,7 @@ class Standing(Processes):
 
 
 @pytest.mark.parametrize("layout", ["groups", "spread"])
-@pytest.mark.parametrize(("pairs", "size", "count"), [(3, 3, 2), (4, 12, 8), (5, 7, 3), (1, 3, 3), (2, 2, 1)])
+@pytest.mark.parametrize(("pairs", "size", "count"), [(3, 3, 2), (5, 7, 3), (1, 3, 3)])
 def test_every_image_is_drawn_by_one_process(layout: str, pairs: int, size: int, count: int) -> None:
     rollout = embedded(RolloutConfig, pairs=pairs, group_size=size, layout=layout)
     if layout == "groups" and pairs < count:
@@ -77,13 +75,6 @@ def test_surgery_needs_whole_gradients() -> None:
     Processes().check(config)
     with pytest.raises(ConfigError, match=r"method\.surgery: pcgrad needs whole gradients .*; set it to none"):
         InParts(0, 2).check(config)
-
-
-def test_one_process_sums_nothing_and_gives_every_weight_a_gradient() -> None:
-    weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
-    weights[0].grad = torch.full((2,), 2.0)
-    Processes().sum_gradients(weights)
-    assert [weight.grad.tolist() for weight in weights if weight.grad is not None] == [[2, 2], [0, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -135,14 +126,12 @@ def configs(make_config: Make) -> dict[str, Config]:
     # Three groups of three images, in batches of six, micro-batches of two: little divides evenly.
     common = {"iterations": 4, "checkpoint_every": 2, "schedule": "constant", "batch_size": 2}
     batch = MethodConfig(spread="batch")
-    spread = make_config(layout="spread", trained_fraction=0.6, **{**common, "iterations": 2, "checkpoint_every": 1})
+    short = {**common, "iterations": 2, "checkpoint_every": 1}
+    spread = make_config(layout="spread", ratio="guard", trained_fraction=0.6, **short)
     return {
         "groups": make_config(**common),
         "spread": spread.model_copy(update={"method": batch}),
-        "surgery": make_config(**{**common, "iterations": 2}).model_copy(
-            update={"method": MethodConfig(surgery="pcgrad", gamma_last=0.0)}
-        ),
-        "few": make_config(layout="spread", pairs=1, ratio="guard", **{**common, "iterations": 1}),
+        "surgery": make_config(**short).model_copy(update={"method": MethodConfig(surgery="pcgrad", gamma_last=0.0)}),
     }
 
 
@@ -165,13 +154,13 @@ def together(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.T
     return folder
 
 
-@pytest.mark.parametrize("name", ["groups", "spread", "surgery", "few"])
+@pytest.mark.parametrize("name", ["groups", "spread", "surgery"])
 def test_two_processes_learn_what_one_learns(alone: Path, together: Path, name: str) -> None:
-    same(alone / name, together / name)
+    alike(alone / name, together / name)
 
 
 def test_two_processes_go_on_where_one_stopped(alone: Path, together: Path) -> None:
-    same(alone / "groups", together / "taken over")
+    alike(alone / "groups", together / "taken over")
 
 
 def test_one_process_goes_on_where_two_stopped(
@@ -179,23 +168,7 @@ def test_one_process_goes_on_where_two_stopped(
 ) -> None:
     begun(together / "groups", tmp_path)
     run_training(configs["groups"], tmp_path)
-    same(alone / "groups", tmp_path)
-
-
-def test_gradients_are_summed_once_an_update(together: Path) -> None:
-    """A message for the number of items, one for each objective's gradients, one for the log: of any micro-batches."""
-    for name, objectives in (("groups", 1), ("spread", 1), ("surgery", 2)):
-        seen = [json.loads((together / name / f"process-{index}.json").read_text()) for index in (0, 1)]
-        assert max(update["micro-batches"] for one in seen for update in one["updates"]) > 2
-        for one in seen:
-            assert {tuple(update["messages"]) for update in one["updates"]} == {
-                (1, *[one["weights"]] * objectives, 4 + 2)
-            }
-
-
-def test_processes_wait_as_long_as_configured(configs: dict[str, Config], together: Path) -> None:
-    seen = json.loads((together / "groups" / "process-1.json").read_text())
-    assert seen["timeout"] == 60 * configs["groups"].train.timeout == 1800
+    alike(alone / "groups", tmp_path)
 
 
 def test_an_evaluation_is_the_same_by_any_number_of_processes(alone: Path, together: Path) -> None:
@@ -236,7 +209,7 @@ def sharded(configs: dict[str, Config], full: Config, alone: Path, tmp_path_fact
 
 def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(alone: Path, sharded: Sharded) -> None:
     folder = sharded.folder
-    same(alone / "groups", folder / "lora")
+    alike(alone / "groups", folder / "lora")
     seen = [json.loads((folder / "lora" / f"process-{index}.json").read_text()) for index in (0, 1)]
     assert all(one["sharded"] for one in seen)
     assert seen[0]["here"] + seen[1]["here"] == seen[0]["weights"]
@@ -250,7 +223,7 @@ def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(alone: Pa
 def test_all_weights_in_shards_learn_what_they_learn_whole(full: Config, tmp_path: Path, sharded: Sharded) -> None:
     """With a KL term, for which the untuned weights take the place of the shards and leave it again."""
     run_training(full, tmp_path)
-    same(tmp_path, sharded.folder / "full", kl=True, all_weights=True)
+    alike(tmp_path, sharded.folder / "full", kl=True, all_weights=True)
     assert [record["kl"] > 0 for record in read_records(tmp_path / "metrics.jsonl")] == [True, True]
 
 
@@ -294,11 +267,11 @@ def test_a_process_that_is_killed_ends_the_others(make_config: Make, tmp_path: P
     assert killed.returncode == -signal.SIGKILL, last_words[-3000:]
     told = left.communicate(timeout=60)[1].decode().splitlines()
     assert left.returncode == 2, told
-    assert told[-1].startswith("error: another process of this run ended"), told
+    assert told[-1].startswith("error: another process of this run exited or did not respond"), told
     assert not any("Traceback" in line for line in told)
 
 
-def test_what_processes_wait_for_in_vain_is_one_line() -> None:
+def test_an_error_of_a_collective_is_one_line() -> None:
     waited = "[/x/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 5ms for recv to complete"
     words = r"\((Timed out waiting 5ms|NCCL error)"
     for error in (RuntimeError(waited), dist.DistBackendError("NCCL error\nmore")):

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from running import run_training
-from safetensors.torch import load_file
+from running import draw, metrics_of, run_training, same, tensors_of
 from torch import Tensor
 
 from customized_grpo.config import Config, MethodConfig, RewardConfig
 from customized_grpo.data import open_dataset
-from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Pair, Policy, Reward
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.credit import assign_credit
-from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.trainer.rollout import Trajectories
 from customized_grpo.trainer.scoring import BatchScores, Scoring, why_stop
-from customized_grpo.utils.records import read_records
 
 
 class Redness:
@@ -44,40 +41,15 @@ class Broken:
         raise ConnectionError("nobody answers")
 
 
-@pytest.fixture(scope="module")
-def policy(make_config: Callable[..., Config]) -> Policy:
-    return build_policy(make_config().policy)
-
-
 @pytest.fixture
-def batches(policy: Policy, make_config: Callable[..., Config]) -> Callable[..., Iterator[Trajectories]]:
-    """Two groups of three images, in batches of two, or of the size given."""
-    config = make_config().rollout
-    pairs = two_pairs(make_config)
-    conditions = [policy.encode(pair.prompt, pair.references) for pair in pairs for _ in range(3)]
-    keys = [(pair.key, number) for pair in pairs for number in range(3)]
-    sigmas = noise_levels(policy, config.steps, config.shift)
-
-    def draw(size: int = 2) -> Iterator[Trajectories]:
-        cut = config.model_copy(update={"batch_size": size})
-        return draw_images(policy, conditions, keys, cut, sigmas, range(2), seed=0, iteration=0)
-
-    return draw
-
-
-def two_pairs(make_config: Callable[..., Config]) -> list[Pair]:
+def pairs(make_config: Callable[..., Config]) -> list[Pair]:
     dataset = open_dataset(make_config().data)
-    return [dataset[0], dataset[1]]
-
-
-def of_images(pairs: list[Pair]) -> list[Pair]:
-    """The pair of each image, of groups of three."""
-    return [pair for pair in pairs for _ in range(3)]
+    return [dataset[i // 3] for i in range(6)]
 
 
 def scored(
     policy: Policy,
-    batches: Iterator[Trajectories],
+    batches: Iterable[Trajectories],
     rewards: Sequence[Reward],
     pairs: list[Pair],
     *,
@@ -95,29 +67,28 @@ def scores_of(parts: list[BatchScores], name: str) -> Tensor:
     return torch.cat([part.scores[name] for part in parts])
 
 
-def test_overlapped_scores_are_the_same(
-    policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]]
-) -> None:
-    pairs = two_pairs(make_config)
+def test_overlapped_scores_are_the_same(policy: Policy, make_config: Callable[..., Config], pairs: list[Pair]) -> None:
     one, other = Redness(), Redness()
-    plain_images, plain = scored(policy, batches(), [one], of_images(pairs))
-    images, beside = scored(policy, batches(), [other], of_images(pairs), overlap=True)
+    batches, _, _ = draw(policy, make_config(), size=2)
+    plain_images, plain = scored(policy, batches, [one], pairs)
+    images, beside = scored(policy, batches, [other], pairs, overlap=True)
     assert one.threads == {"MainThread"} and "MainThread" not in other.threads
-    assert one.seen == other.seen == [[pairs[0].key] * 2, [pairs[0].key, pairs[1].key], [pairs[1].key] * 2]
+    assert one.seen == other.seen == [[pair.key for pair in pairs[i : i + 2]] for i in (0, 2, 4)]
     assert torch.equal(scores_of(plain, "redness"), scores_of(beside, "redness"))
     assert torch.equal(plain_images, images)
     assert scores_of(plain, "redness").shape == (6,)
     torch.testing.assert_close(plain_images[:, 0].mean((1, 2)), scores_of(plain, "redness"))
 
 
-def test_drawing_does_not_run_ahead_of_the_scores(
-    policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]]
+def test_sampling_does_not_run_ahead_of_the_scores(
+    policy: Policy, make_config: Callable[..., Config], pairs: list[Pair]
 ) -> None:
-    """At most two batches wait: the fourth is not drawn while the first has no score."""
+    """At most two batches wait: the fourth is not sampled while the first has no score."""
+    batches, _, _ = draw(policy, make_config(), size=1)
     asked_for_fourth = threading.Event()
 
     def watched() -> Iterator[Trajectories]:
-        for number, batch in enumerate(batches(1), start=1):
+        for number, batch in enumerate(batches, start=1):
             if number == 4:
                 asked_for_fourth.set()
             yield batch
@@ -128,16 +99,16 @@ def test_drawing_does_not_run_ahead_of_the_scores(
                 assert not asked_for_fourth.wait(0.3)
             return super().__call__(images, pairs)
 
-    _, parts = scored(policy, watched(), [Slow()], of_images(two_pairs(make_config)), overlap=True)
+    _, parts = scored(policy, watched(), [Slow()], pairs, overlap=True)
     assert all(part.failure is None for part in parts) and asked_for_fourth.is_set()
 
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_reward_that_dies_leaves_its_batches_without_scores(
-    policy: Policy, make_config: Callable[..., Config], batches: Callable[..., Iterator[Trajectories]], overlap: bool
+    policy: Policy, make_config: Callable[..., Config], pairs: list[Pair], overlap: bool
 ) -> None:
-    rewards = [Redness(), Broken()]
-    _, parts = scored(policy, batches(), rewards, of_images(two_pairs(make_config)), overlap=overlap)
+    batches, _, _ = draw(policy, make_config(), size=2)
+    _, parts = scored(policy, batches, [Redness(), Broken()], pairs, overlap=overlap)
     assert "reward 'broken' failed on pair" in str(parts[0].failure)
     assert bool(scores_of(parts, "broken").isnan().all())
 
@@ -240,9 +211,7 @@ def flaky(make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytes
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    newest = newest_checkpoint(run / "checkpoints")
-    assert newest is not None
-    return load_file(next(newest.rglob("pytorch_lora_weights.safetensors")))
+    return {name: tensor for name, tensor in tensors_of(run).items() if name.startswith("pytorch_lora")}
 
 
 def test_a_few_missing_scores_are_counted_and_training_goes_on(
@@ -251,28 +220,9 @@ def test_a_few_missing_scores_are_counted_and_training_goes_on(
     monkeypatch.setenv("FAULT", "2")
     train = flaky.train.model_copy(update={"max_missing": 0.3})
     run_training(flaky.model_copy(update={"train": train}), tmp_path / "run")
-    missing = [record["share/missing"] for record in read_records(tmp_path / "run" / "metrics.jsonl")]
+    missing = [record["share/missing"] for record in metrics_of(tmp_path / "run")]
     assert missing == pytest.approx([0, 0, 2 / 9, 0])
     assert all(bool(value.isfinite().all()) for value in weights(tmp_path / "run").values())
-
-
-def test_a_run_that_scores_beside_its_drawing_learns_the_same(
-    make_config: Callable[..., Config], tmp_path: Path
-) -> None:
-    config = make_config(iterations=2)
-    for overlap in (False, True):
-        rollout = config.rollout.model_copy(update={"overlap": overlap})
-        run_training(config.model_copy(update={"rollout": rollout}), tmp_path / str(overlap))
-    plain, beside = (
-        [
-            {key: value for key, value in record.items() if not key.startswith("seconds/")}
-            for record in read_records(tmp_path / str(overlap) / "metrics.jsonl")
-        ]
-        for overlap in (False, True)
-    )
-    assert len(plain) == 2 and plain == beside
-    one, other = weights(tmp_path / "False"), weights(tmp_path / "True")
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_run_learns_nothing_of_what_its_guard_vetoes(make_config: Callable[..., Config], tmp_path: Path) -> None:
@@ -286,7 +236,7 @@ def test_a_run_learns_nothing_of_what_its_guard_vetoes(make_config: Callable[...
         run_training(
             config.model_copy(update={"rewards": [redness, light, guard.model_copy(update={"limit": limit})]}), run
         )
-        (record,) = read_records(run / "metrics.jsonl")
+        (record,) = metrics_of(run)
         return record, weights(run)
 
     free, all_vetoed = train_below(1e6), train_below(-1e6)
@@ -297,19 +247,15 @@ def test_a_run_learns_nothing_of_what_its_guard_vetoes(make_config: Callable[...
     assert any(not torch.equal(some[1][name], free[1][name]) for name in free[1])
 
 
-@pytest.mark.parametrize(("fault", "told"), [("2", "2 of 9 images have no score"), ("raise", "nobody answers")])
+@pytest.mark.parametrize(("fault", "reason"), [("2", "2 of 9 images have no score"), ("raise", "nobody answers")])
 def test_a_run_that_stops_for_its_rewards_loses_nothing(
-    flaky: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
+    flaky: Config, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
 ) -> None:
     monkeypatch.setenv("FAULT", fault)
-    with pytest.raises(RewardError, match=rf"{told}.*in iteration 3; those before are kept: --resume"):
+    with pytest.raises(RewardError, match=rf"{reason}.*in iteration 3; earlier ones are saved: --resume"):
         run_training(flaky, tmp_path / "run")
     newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert newest is not None and newest.name == "000002"
-    assert [record["iteration"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    assert metrics_of(tmp_path / "run") == metrics_of(whole)[:2]
     run_training(flaky, tmp_path / "run")  # the fault is past
-    monkeypatch.setenv("CALLS", "100")
-    run_training(flaky, tmp_path / "whole")
-    resumed, whole = weights(tmp_path / "run"), weights(tmp_path / "whole")
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert same(weights(tmp_path / "run"), weights(whole))

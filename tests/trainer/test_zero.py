@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import begun, same, train_together
+from launching import alike, begun, train_together
 from running import run_training
-from safetensors.torch import load_file
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.processes import start_processes
 
 pytest.importorskip("deepspeed")
@@ -40,24 +37,21 @@ def alone(configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def shared(
-    request: pytest.FixtureRequest, configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+@pytest.fixture(scope="module")
+def shared(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left by themselves, and where they went on from a checkpoint of one."""
     folder = tmp_path_factory.mktemp("shared")
-    stage = ["--zero_stage", str(request.param)]
-    train_together(folder, "zero2.yaml", configs, taken_over=alone / "lora", options=stage)
+    train_together(folder, "zero2.yaml", configs, taken_over=alone / "lora")
     return folder
 
 
 @pytest.mark.parametrize("name", ["lora", "kl", "full"])
 def test_parts_learn_what_the_whole_learns(alone: Path, shared: Path, name: str) -> None:
-    same(alone / name, shared / name, kl=name != "lora", all_weights=name == "full")
+    alike(alone / name, shared / name, kl=name != "lora", all_weights=name == "full")
 
 
 def test_parts_go_on_where_the_whole_stopped(alone: Path, shared: Path) -> None:
-    same(alone / "lora", shared / "taken over")
+    alike(alone / "lora", shared / "taken over")
 
 
 def test_the_whole_goes_on_where_parts_stopped(
@@ -65,36 +59,26 @@ def test_the_whole_goes_on_where_parts_stopped(
 ) -> None:
     begun(shared / "lora", tmp_path)
     run_training(configs["lora"], tmp_path)
-    same(alone / "lora", tmp_path)
+    alike(alone / "lora", tmp_path)
 
 
-def test_averages_are_shared_out_and_no_pickle_is_left(shared: Path) -> None:
-    seen = [json.loads((shared / "lora" / f"process-{index}.json").read_text()) for index in (0, 1)]
-    assert [one["averages"] for one in seen] == [pytest.approx(seen[0]["weights"], rel=0.05)] * 2, "half of two each"
-    checkpoint = newest_checkpoint(shared / "lora" / "checkpoints")
-    assert checkpoint is not None
-    state = load_file(checkpoint / "state.safetensors")
-    assert sum(tensor.numel() for name, tensor in state.items() if name.endswith("exp_avg")) == seen[0]["weights"]
-    files = {path for path in shared.rglob("*") if path.is_file() and path.name != ".lock"}
+def test_no_pickle_is_left(shared: Path) -> None:
+    files = {path for path in shared.rglob("*") if path.is_file() and not path.name.startswith(".lock")}
     assert {path.suffix for path in files} <= {".json", ".jsonl", ".safetensors", ".yaml"}
 
 
 @pytest.mark.parametrize(
     ("stage", "told"),
-    [("3", "ZeRO of stage 3 is not supported; set zero_stage to 1 or 2, or launch .*fsdp2"), ("0", "ZeRO of stage 0")],
+    [
+        ("3", "ZeRO of stage 3 is not supported; set zero_stage to 1 or 2, or launch .*fsdp2"),
+        ("0", "ZeRO of stage 0"),
+        ("2", r"train\.batch_size: auto does not go with DeepSpeed; give a number"),
+    ],
 )
-def test_other_stages_are_refused(
+def test_what_does_not_go_with_it_is_refused(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, told: str
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     with pytest.raises(ConfigError, match=told):
-        start_processes(make_config())
-
-
-def test_micro_batches_by_free_memory_are_refused(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match=r"train\.batch_size: auto does not go with DeepSpeed; give a number"):
-        start_processes(make_config(batch_size="auto"))
+        start_processes(make_config(batch_size="auto" if stage == "2" else 4))

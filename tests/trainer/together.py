@@ -11,12 +11,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from running import run_training
@@ -26,57 +24,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
 from customized_grpo.policies.sharding import is_sharded, local
 from customized_grpo.rewards import build_reward
-from customized_grpo.trainer import optimizer, update
 from customized_grpo.trainer.processes import Processes, start_processes
-
-COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast", "reduce_scatter_tensor")
-messages: list[int] = []
-updates: list[dict[str, Any]] = []
-made: list[torch.optim.AdamW] = []
-
-
-def counted(collective: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        given = (*args, *kwargs.values())  # torch 2.9 gives some by name
-        messages.append(max(x.numel() for x in given if isinstance(x, torch.Tensor)))
-        return collective(*args, **kwargs)
-
-    return call
-
-
-def count_messages() -> None:
-    """Note the length of every collective's tensor, and which of them an update makes, by how many micro-batches."""
-    for name in COLLECTIVES:
-        setattr(dist, name, counted(getattr(dist, name)))
-    whole, replay = update.Updater.update, update.replay
-
-    def watched(self: update.Updater, *args: Any) -> dict[str, float]:
-        before, replays = len(messages), []
-        update.replay = lambda *given: replays.append(1) or replay(*given)
-        record = whole(self, *args)
-        updates.append({"messages": messages[before:], "micro-batches": len(replays)})
-        return record
-
-    update.Updater.update = watched  # type: ignore[method-assign]
-
-
-def forbid_barriers() -> None:
-    """torch's barrier would allocate on the GPU of the local rank, which may not be there; Processes.wait does not."""
-
-    def barrier(*_: Any, **__: Any) -> None:
-        raise AssertionError("torch.distributed.barrier was called")
-
-    dist.barrier = barrier
-
-
-def remember_optimizers() -> None:
-    original = optimizer.adamw
-
-    def adamw(*given: Any) -> torch.optim.AdamW:
-        made.append(original(*given))
-        return made[-1]
-
-    optimizer.adamw = adamw
 
 
 def main(plan: dict[str, Any]) -> None:
@@ -90,21 +38,14 @@ def main(plan: dict[str, Any]) -> None:
             state._shared_state["distributed_type"] = DistributedType.FSDP
         assert accelerator.state.fsdp_plugin.fsdp_version == 2
     processes = Processes(accelerator)
-    count_messages()
-    forbid_barriers()
-    remember_optimizers()
     for one in plan["runs"]:
         config, run = load_config(Path(one["config"])), Path(one["run"])
-        updates.clear()
         policy = run_training(config, run, accelerator=accelerator)
         weights = list(policy.trainable().values())
         found: dict[str, Any] = {
-            "updates": updates,
             "weights": sum(weight.numel() for weight in weights),
             "here": sum(local(weight).numel() for weight in weights),
-            "averages": sum(x.numel() for state in made[-1].state.values() for n, x in state.items() if "exp_avg" in n),
             "sharded": all(map(is_sharded, weights)),
-            "timeout": dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
         }
         (run / f"process-{processes.index}.json").write_text(json.dumps(found))
         if one["evaluate"]:

@@ -1,1 +1,1 @@
-"""The loop and its parts: `loop` reads top to bottom as the algorithm, the other files hold the detail."""
+"""Training: `trainer.py` reads top to bottom as the algorithm, `base.py` is the loop around it."""

@@ -1,4 +1,4 @@
-"""The parts of a training, from objects that the caller gives and settings for those that it does not give."""
+"""The parts of a training: objects that the caller gives, and those built from settings for the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from customized_grpo.policies import build_policy
 from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.rewards import build_reward, describe
 from customized_grpo.rewards.terms import RewardTerm, monitors_from, terms_from
-from customized_grpo.trainer.callbacks import EMACallback, ProgressCallback, TrainerCallback
+from customized_grpo.trainer.callbacks import (
+    CheckpointCallback,
+    EMACallback,
+    MetricsCallback,
+    ProgressCallback,
+    TrainerCallback,
+)
 from customized_grpo.trainer.folder import new_folder
 from customized_grpo.trainer.processes import Processes, start_processes
 from customized_grpo.trainer.trackers import TrackerCallback
@@ -23,7 +29,7 @@ from customized_grpo.trainer.trackers import TrackerCallback
 
 @dataclass(frozen=True)
 class Parts:
-    """All that a trainer is made of; `config` describes the other parts as a recipe would."""
+    """Everything a trainer consists of; `config` describes the other parts as a recipe would."""
 
     policy: Policy
     terms: list[RewardTerm]
@@ -48,23 +54,9 @@ def assemble(
     accelerator: Accelerator | None,
 ) -> Parts:
     """Build what is not given as `args` describe it; see `CustomizedGRPOTrainer` for the arguments."""
-    described: dict[str, object] = {}
-    if policy is not None:
-        described["policy"] = _policy_config(policy, args)
-    terms = None if rewards is None else terms_from(rewards) if isinstance(rewards, Mapping) else list(rewards)
-    watched = None if monitors is None else monitors_from(monitors) if isinstance(monitors, Mapping) else list(monitors)
-    if terms is not None:
-        described["rewards"] = [_reward_config(term) for term in terms]
-    if train_dataset is not None:
-        described["data"] = _data_config(train_dataset, args.data, given="data" in args.model_fields_set)
-    evaluation: dict[str, object] = {}
-    if watched is not None or terms is not None:  # the defaults' monitors do not belong to given rewards
-        evaluation["monitors"] = [_reward_config(term) for term in watched or []]
-    if eval_dataset is not None:
-        given = "data" in args.evaluation.model_fields_set
-        evaluation["data"] = _data_config(eval_dataset, args.evaluation.data, given=given)
-    described["evaluation"] = args.evaluation.model_copy(update=evaluation)
-    config = Config.model_validate({**{name: getattr(args, name) for name in Config.model_fields}, **described})
+    terms = terms_from(rewards) if isinstance(rewards, Mapping) else rewards
+    watched = monitors_from(monitors) if isinstance(monitors, Mapping) else monitors
+    config = _describe(policy, terms, watched, train_dataset, eval_dataset, args)
     processes = Processes(accelerator or start_processes(config))
     processes.check(config)
     dataset = open_dataset(config.data) if train_dataset is None else train_dataset
@@ -74,19 +66,19 @@ def assemble(
     if watched is None:
         watched = reward_terms(config.evaluation.monitors, policy.device) if eval_dataset is not None else []
     for term in terms:
-        term.check([dataset[0]])  # what it needs of a pair, before anything is sampled
+        term.check([dataset[0]])  # before anything is sampled
     if eval_dataset is not None:
         for term in (*terms, *watched):
             term.check([eval_dataset[0]])
-    place = output_dir or getattr(args, "output_dir", None)
+    folder = output_dir or getattr(args, "output_dir", None)
     return Parts(
         policy=policy,
-        terms=terms,
-        monitors=watched,
+        terms=list(terms),
+        monitors=list(watched),
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         config=config,
-        output_dir=new_folder(Path("runs")) if place is None else Path(place),
+        output_dir=new_folder(Path("runs")) if folder is None else Path(folder),
         callbacks=_with_defaults(config, callbacks),
         processes=processes,
     )
@@ -98,24 +90,43 @@ def reward_terms(rewards: Sequence[RewardConfig], device: torch.device) -> list[
 
 
 def _with_defaults(config: Config, callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
-    """The callbacks after those defaults that none of them replaces."""
-    given = {type(callback) for callback in callbacks}
-    defaults: list[TrainerCallback] = []
-    if config.train.ema > 0 and EMACallback not in given:
-        defaults.append(EMACallback(config.train.ema))
-    if ProgressCallback not in given:
-        defaults.append(ProgressCallback())
-    if TrackerCallback not in given:
-        defaults.append(TrackerCallback(config.train.trackers))
-    return [*defaults, *callbacks]
+    """Add the default callbacks that none of the given ones replaces; checkpoints are saved after all others."""
+    given, train = {type(callback) for callback in callbacks}, config.train
+    first: list[TrainerCallback] = [EMACallback(train.ema)] if train.ema > 0 else []
+    first += [MetricsCallback(), ProgressCallback(), TrackerCallback(train.trackers)]
+    last = [CheckpointCallback(train.checkpoint_every)]
+    return [
+        *(callback for callback in first if type(callback) not in given),
+        *callbacks,
+        *(callback for callback in last if type(callback) not in given),
+    ]
 
 
-def _policy_config(policy: Policy, args: Config) -> PolicyConfig:
-    config = getattr(policy, "config", None)
-    if isinstance(config, PolicyConfig):
-        return config
-    kind = type(policy)
-    return args.policy.model_copy(update={"kind": f"{kind.__module__}:{kind.__qualname__}"})
+def _describe(
+    policy: Policy | None,
+    terms: Sequence[RewardTerm] | None,
+    monitors: Sequence[RewardTerm] | None,
+    train_dataset: PairDataset | None,
+    eval_dataset: PairDataset | None,
+    args: Config,
+) -> Config:
+    """Return `args` with a description of every given part in place of theirs."""
+    described: dict[str, object] = {name: getattr(args, name) for name in Config.model_fields}
+    evaluation: dict[str, object] = {}
+    if policy is not None:
+        own = getattr(policy, "config", None)
+        kind = f"{type(policy).__module__}:{type(policy).__qualname__}"
+        described["policy"] = own if isinstance(own, PolicyConfig) else args.policy.model_copy(update={"kind": kind})
+    if terms is not None:
+        described["rewards"] = [_reward_config(term) for term in terms]
+    if train_dataset is not None:
+        described["data"] = _data_config(train_dataset, args.data, given="data" in args.model_fields_set)
+    if monitors is not None or terms is not None:  # the default monitors do not belong to given rewards
+        evaluation["monitors"] = [_reward_config(term) for term in monitors or []]
+    if eval_dataset is not None:
+        given = "data" in args.evaluation.model_fields_set
+        evaluation["data"] = _data_config(eval_dataset, args.evaluation.data, given=given)
+    return Config.model_validate({**described, "evaluation": args.evaluation.model_copy(update=evaluation)})
 
 
 def _reward_config(term: RewardTerm) -> RewardConfig:
@@ -125,7 +136,7 @@ def _reward_config(term: RewardTerm) -> RewardConfig:
 
 
 def _data_config(dataset: PairDataset, args: DataConfig, *, given: bool) -> DataConfig:
-    """Where a dataset comes from: what it knows itself, else what the settings name, else that it is an object."""
+    """Describe a dataset: by its own `config`, else by the settings if given, else as a Python object."""
     config = getattr(dataset, "config", None)
     if isinstance(config, DataConfig):
         return config

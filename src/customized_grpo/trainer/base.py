@@ -1,4 +1,4 @@
-"""The run around a trainer's iterations: its folder, checkpoints, evaluations, stops and events."""
+"""The loop around a trainer's iterations: its folder, events, evaluations and stops."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
+from torch import Tensor
 
 from customized_grpo.config.loading import save_config
 from customized_grpo.rewards import RewardError
@@ -30,28 +32,20 @@ from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import lost_processes_told
 from customized_grpo.trainer.profiling import Clock, Profiler
 from customized_grpo.utils.machine import STARTS, hardware, versions
-from customized_grpo.utils.records import (
-    append_record,
-    aside,
-    move_folder,
-    read_records,
-    sweep,
-    truncate_records,
-    writing,
-)
+from customized_grpo.utils.records import append_record, aside, move_folder, read_records, sweep, writing
 from customized_grpo.utils.stopping import Stopping
 
 
 class BaseTrainer(ABC):
     """Trains a policy in iterations, in a folder from which the run can be resumed.
 
-    What an iteration does is `train_step`, which a subclass defines.
+    A subclass defines the iteration, `train_step`.
 
     Attributes:
-        iteration: Iterations that are done.
+        iteration: Number of iterations that are done.
         should_stop: Ends the training after the present iteration; callbacks may set it.
         base_evaluation: Scores of the untrained model on the held-out pairs, once `train` has begun.
-        evaluation: The newest scores on the held-out pairs.
+        evaluation: Newest scores on the held-out pairs.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -68,7 +62,7 @@ class BaseTrainer(ABC):
         self.evaluation: Evaluation | None = None
         self._groups: Groups | None = None
         self._profiler: Profiler = Clock()
-        self._stopping: Stopping | None = None
+        self._stopping = self._make_stopping()
         self._fire("on_init_end")
 
     @abstractmethod
@@ -77,13 +71,18 @@ class BaseTrainer(ABC):
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the main process, which writes files and talks to people."""
+        """Whether this is the main process, which writes files and prints."""
         return self.processes.is_main
 
     @property
     def iterations(self) -> int:
-        """Iterations of the whole training."""
+        """Number of iterations of the whole training."""
         return self.config.train.iterations
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no iteration follows."""
+        return self.iteration >= self.iterations or self.should_stop
 
     @lost_processes_told()
     def train(self, resume_from_checkpoint: bool = False) -> None:
@@ -96,83 +95,70 @@ class BaseTrainer(ABC):
             resume_from_checkpoint: Continue the run in `output_dir` from its newest checkpoint.
 
         Raises:
-            ConfigError: The folder is another process's, holds a run already, or memory does not suffice for one item.
-            RewardError: A reward failed, or too many scores are missing; a checkpoint holds all iterations before.
-            DivergenceError: The policy cannot be trained any further; the last checkpoint is from before.
+            ConfigError: The folder is in use or holds a run already, or memory does not suffice for one item.
+            RewardError: A reward failed, or too many scores are missing; all earlier iterations are saved.
+            DivergenceError: The policy cannot be trained further; the last checkpoint is an earlier one.
         """
         with ExitStack() as stack, writing(self.output_dir):
             stack.callback(self._fire, "on_exit")
             self._open_folder(stack, resume_from_checkpoint)
             self._fire("on_run_begin")
-            if resume_from_checkpoint:
-                self._resume()
-            self.processes.wait()  # until all have read it
+            checkpoint = newest_checkpoint(self.output_dir / CHECKPOINTS) if resume_from_checkpoint else None
+            if checkpoint is not None:
+                self.iteration = load_checkpoint(checkpoint, self.policy, self.optimizer, self._callback_state())
+            self.processes.wait()  # until all processes have read it
             if self.config.policy.conditions is not None:
-                encode_ahead(
-                    self.config, self.policy, self.train_dataset, self.eval_dataset, self.iteration, self.processes
-                )
+                datasets = self.train_dataset, self.eval_dataset
+                encode_ahead(self.config, self.policy, *datasets, self.iteration, self.processes)
             self.base_evaluation = self._evaluated_once("base")
             self._fire("on_train_begin")
             self._iterate()
             self._fire("on_loop_end")
             self.save_model(self.output_dir / LORA)
-            # Where the last iteration was stopped before its evaluation, what is there is of an earlier policy.
+            # A stop before the last iteration's evaluation leaves that of an earlier policy.
             stale = not any(key.startswith("evaluation/") for key in read_records(self.output_dir / METRICS)[-1])
             self.evaluation = self._evaluated_once("tuned", again=stale)
             self._fire("on_train_end")
             self.processes.wait()
 
     def _iterate(self) -> None:
-        # Shards are saved by all processes together, which they cannot be when one was stopped: the last one stands.
-        together = self.optimizer.together
-        with Stopping(self.output_dir, saves=self.is_main and not together, alone=self.processes.count == 1) as stop:
-            self._stopping = stop
-            while self.iteration < self.iterations and not self.should_stop:
-                stop.allow(self.save_checkpoint)
-                self._fire("on_step_begin")
+        """Run the remaining iterations; a stop request or a failed reward saves those that are done."""
+        with self._make_stopping() as self._stopping:
+            while not self.is_last:
+                self._stopping.allow(self.save_checkpoint)
                 try:
-                    metrics = self.train_step()
-                except RewardError:  # which all processes learn of
-                    self.save_checkpoint()
+                    self._fire("on_step_begin")
+                    metrics: dict[str, float] = {"iteration": self.iteration + 1, **self.train_step()}
+                    self._stopping.forbid()
+                    self.iteration += 1
+                    self._stopping.allow(partial(self._end_step, metrics, save=True))
+                    self._evaluate_if_due(metrics)
+                except RewardError:  # raised on all processes
+                    self._stopping.save()
                     self.processes.wait()
                     raise
-                self.iteration += 1
-                self._finish_step({"iteration": self.iteration, **metrics})
+                self._stopping.forbid()
+                self._end_step(metrics)
                 self.processes.wait()
-        self._stopping = None
 
-    def _finish_step(self, metrics: dict[str, float]) -> None:
-        """Evaluate, log and save what is due after an iteration."""
-        last = self._is_last()
-
-        def complete() -> None:
-            if self.is_main:
-                append_record(self.output_dir / METRICS, metrics)
-            self.save_checkpoint()
-
-        assert self._stopping is not None
-        self._stopping.allow(complete)
+    def _evaluate_if_due(self, metrics: dict[str, float]) -> None:
+        """Evaluate every `sample_every` iterations and after the last one; add the means to `metrics`."""
         if self._groups is not None:
             self._fire("on_groups", self._groups)
-        if self._evaluation_due() or last:
-            try:
-                evaluation = self.evaluate()
-            except RewardError:  # which all processes learn of
-                complete()
-                raise
-            if evaluation is not None:
-                metrics |= {f"evaluation/{name}/mean": value for name, value in evaluation.means.items()}
-        self._forbid_stop()
-        if self.is_main:
-            append_record(self.output_dir / METRICS, metrics)
+        evaluation = self.evaluate() if self._evaluation_due() or self.is_last else None
+        if evaluation is not None:
+            metrics |= {f"evaluation/{name}/mean": value for name, value in evaluation.means.items()}
+
+    def _end_step(self, metrics: dict[str, float], *, save: bool = False) -> None:
         self._fire("on_step_end", metrics)
-        if self.iteration % self.config.train.checkpoint_every == 0 or last:
+        if save:
             self.save_checkpoint()
 
     def evaluate(self) -> Evaluation | None:
         """Generate and score the held-out pairs with the present weights, into `output_dir`/evaluation/tuned.
 
-        Returns None without an evaluation dataset.
+        Returns:
+            The evaluation; None without an evaluation dataset.
 
         Raises:
             RewardError: A reward or monitor failed, or has no score for any image.
@@ -191,21 +177,21 @@ class BaseTrainer(ABC):
         folder = Path(folder)
         if not (self.is_main or self.optimizer.together):
             return
-        partial = aside(folder) if self.is_main else folder
-        self.policy.save(partial)
+        partial_folder = aside(folder) if self.is_main else folder
+        self.policy.save(partial_folder)
         if self.is_main:
-            move_folder(partial, folder)
+            move_folder(partial_folder, folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str | None:
-        """Upload the trained weights to the Hugging Face Hub; `cgrpo export` makes a model card to go with them.
+        """Upload the trained weights to the Hugging Face Hub; `cgrpo export` also makes a model card.
 
         Args:
-            repo_id: `user/name`; made if it is not there.
+            repo_id: `user/name`; created if needed.
             private: Whether a new repository is private; the account's default if not given.
             token: Access token; that of `hf auth login` if not given.
 
         Returns:
-            Address of the commit, on the main process; None on others.
+            URL of the commit, on the main process; None on others.
         """
         with TemporaryDirectory() as folder:
             self.save_model(Path(folder) / LORA)
@@ -219,26 +205,20 @@ class BaseTrainer(ABC):
         return str(commit.commit_url)
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of all that the next iteration needs, and drop old ones."""
+        """Write a checkpoint of the state that the next iteration needs, and remove old ones."""
         if not (self.is_main or self.optimizer.together):
             return
-        state = {name: tensor for callback in self.callbacks for name, tensor in callback.state().items()}
-        path = save_checkpoint(
-            self.output_dir / CHECKPOINTS,
-            self.iteration,
-            self.policy,
-            self.optimizer,
-            self.config.train.keep_checkpoints,
-            state,
-        )
+        keep = self.config.train.keep_checkpoints
+        folder, state = self.output_dir / CHECKPOINTS, self._callback_state()
+        path = save_checkpoint(folder, self.iteration, self.policy, self.optimizer, keep, state)
         self._fire("on_save", path)
 
     @contextmanager
     def profile(self, profiler: Profiler | None = None) -> Iterator[dict[str, float]]:
-        """Measure the stages of the iterations inside it; yields totals by stage.
+        """Measure the stages of the iterations inside the block; yields totals by stage.
 
         Args:
-            profiler: What to measure; seconds, waiting for the device at each stage, where none is given.
+            profiler: Measurement; by default seconds, synchronising the device at each stage.
         """
         before, self._profiler = self._profiler, profiler or Clock(self.policy.device)
         try:
@@ -247,8 +227,8 @@ class BaseTrainer(ABC):
             self._profiler = before
 
     def _open_folder(self, stack: ExitStack, resume: bool) -> None:
-        """Make the run's folder, or take that of an earlier process, for this process alone."""
-        run = self.output_dir = Path(self.processes.text_of_main(str(self.output_dir)))  # a name of the time may differ
+        """Create the run's folder, or take over an existing one, for this process alone."""
+        run = self.output_dir = Path(self.processes.text_of_main(str(self.output_dir)))  # names of the time may differ
         if not self.is_main:
             return
         if not resume:
@@ -265,15 +245,6 @@ class BaseTrainer(ABC):
         }
         append_record(run / STARTS, start)
 
-    def _resume(self) -> None:
-        """Restore the newest whole checkpoint, if any, and drop the records of later iterations."""
-        checkpoint = newest_checkpoint(self.output_dir / CHECKPOINTS)
-        if checkpoint is not None:
-            state = {name: tensor for callback in self.callbacks for name, tensor in callback.state().items()}
-            self.iteration = load_checkpoint(checkpoint, self.policy, self.optimizer, state)
-        if self.is_main:
-            truncate_records(self.output_dir / METRICS, self.iteration)
-
     def _evaluated(self, name: str) -> Evaluation:
         """Evaluate the policy as it is, into the folder of that name."""
         assert self.eval_dataset is not None
@@ -288,28 +259,28 @@ class BaseTrainer(ABC):
         )
 
     def _evaluated_once(self, name: str, *, again: bool = False) -> Evaluation | None:
-        """The run's evaluation of that name, from its folder where it is there, for all processes."""
+        """Return the run's evaluation of that name, read from its folder if all processes find it there."""
         if self.eval_dataset is None:
             return None
-        folder = self.output_dir / EVALUATION / name
-        kept = None if again else read_evaluation(folder, self.config.evaluation)
-        if self.processes.least(int(kept is not None)) and kept is not None:
-            return kept
+        stored = None if again else read_evaluation(self.output_dir / EVALUATION / name, self.config.evaluation)
+        if self.processes.least(int(stored is not None)) and stored is not None:
+            return stored
         self._fire("on_evaluate_begin", name, len(self.eval_dataset) * self.config.evaluation.images)
         with self.policy.reference() if name == "base" else nullcontext():
             return self._evaluated(name)
 
     def _evaluation_due(self, done: int | None = None) -> bool:
-        """Whether held-out pairs are evaluated after so many iterations."""
+        """Return whether held-out pairs are evaluated after so many iterations."""
         done = self.iteration if done is None else done
         return done % self.config.train.sample_every == 0 or done == self.iterations
 
-    def _is_last(self) -> bool:
-        return self.iteration == self.iterations or self.should_stop
+    def _make_stopping(self) -> Stopping:
+        # Sharded weights are saved by all processes together, which a stop of one does not allow.
+        saves = self.is_main and not self.optimizer.together
+        return Stopping(self.output_dir, saves=saves, alone=self.processes.count == 1)
 
-    def _forbid_stop(self) -> None:
-        if self._stopping is not None:
-            self._stopping.forbid()
+    def _callback_state(self) -> dict[str, Tensor]:
+        return {name: tensor for callback in self.callbacks for name, tensor in callback.state().items()}
 
     def _fire(self, event: str, *arguments: object) -> None:
         """Call an event of all callbacks."""

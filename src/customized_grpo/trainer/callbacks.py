@@ -1,4 +1,4 @@
-"""Callbacks: what hangs on a training without being part of its algorithm."""
+"""Callbacks for training events, and the default ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.text import Text
 from torch import Tensor
 
 from customized_grpo.trainer.ema import MovingAverage
+from customized_grpo.trainer.folder import METRICS
+from customized_grpo.utils.records import append_record, truncate_records
 from customized_grpo.utils.terminal import TrainingDisplay
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class TrainerCallback:
     """Base class of callbacks: every event does nothing unless it is overridden.
 
-    Events are called on every process, in the order of the trainer's callbacks; `trainer.is_main` tells the main
+    Events are called on every process, in the order of the trainer's callbacks; `trainer.is_main` is true on the main
     process. A callback may set `trainer.should_stop` to end the training after the present iteration.
     """
 
@@ -52,7 +54,10 @@ class TrainerCallback:
         """Called after each evaluation on the held-out pairs; `trainer.iteration` iterations are done."""
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
-        """Called after each iteration with all that metrics.jsonl has of it; `trainer.iteration` counts it."""
+        """Called after each iteration with its metrics; `trainer.iteration` counts it.
+
+        A stop request during the iteration's evaluation calls it with the metrics before that evaluation.
+        """
 
     def on_save(self, trainer: BaseTrainer, checkpoint: Path) -> None:
         """Called after a checkpoint was written; only on processes that write."""
@@ -75,11 +80,38 @@ class TrainerCallback:
         return nullcontext()
 
 
-class EMACallback(TrainerCallback):
-    """Keep an exponential moving average of the trained weights; evaluations and the final weights are the average.
+class MetricsCallback(TrainerCallback):
+    """Write one record per iteration to metrics.jsonl; a resumed run first removes those after its checkpoint."""
+
+    def on_train_begin(self, trainer: BaseTrainer) -> None:
+        if trainer.is_main:
+            truncate_records(trainer.output_dir / METRICS, trainer.iteration)
+
+    def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        if trainer.is_main:
+            append_record(trainer.output_dir / METRICS, metrics)
+
+
+class CheckpointCallback(TrainerCallback):
+    """Save a checkpoint every few iterations and after the last one. It is called after all other callbacks.
 
     Args:
-        decay: Share of the old average that each optimizer step keeps, 0 to below 1.
+        every: Iterations between checkpoints.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        if trainer.iteration % self._every == 0 or trainer.is_last:
+            trainer.save_checkpoint()
+
+
+class EMACallback(TrainerCallback):
+    """Average the trained weights exponentially; evaluations and the final weights are the average.
+
+    Args:
+        decay: Share of the old average that each optimizer step retains, 0 to below 1.
     """
 
     def __init__(self, decay: float) -> None:
@@ -91,7 +123,7 @@ class EMACallback(TrainerCallback):
 
     @property
     def average(self) -> MovingAverage:
-        """The average; there once a trainer has the callback."""
+        """The average; available once a trainer has the callback."""
         assert self._average is not None
         return self._average
 
@@ -143,13 +175,8 @@ class ProgressCallback(TrainerCallback):
     def on_run_begin(self, trainer: BaseTrainer) -> None:
         if trainer.is_main:
             weights = sum(weight.numel() for weight in trainer.policy.trainable().values())
-            self._console.print(
-                Text(
-                    f"{len(trainer.train_dataset)} pairs, {weights:,} trainable parameters on {trainer.policy.device}; "
-                    f"run folder {trainer.output_dir}"
-                ),
-                soft_wrap=True,
-            )
+            line = f"{len(trainer.train_dataset)} pairs, {weights:,} trainable parameters on {trainer.policy.device}"
+            self._console.print(Text(f"{line}; run folder {trainer.output_dir}"), soft_wrap=True)
 
     def on_evaluate_begin(self, trainer: BaseTrainer, name: str, images: int) -> None:
         if trainer.is_main:

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: folders that are whole or not there, and hold all that the next iteration needs.
+"""Checkpoints of a run: folders that are complete or absent, with all state that the next iteration needs.
 
-    checkpoints/000020/  trainable/         what the policy saves, in its own pipeline's form
-                         state.safetensors  the optimiser's tensors, the random generator, a moving average
-                         state.json         iteration, the optimiser's numbers
-                         manifest.json      the version of this form, a hash of every other file
+    checkpoints/000020/  trainable/         weights as the policy saves them
+                         state.safetensors  tensors of the optimizer, the random generator, a moving average
+                         state.json         iteration, numbers of the optimizer
+                         manifest.json      format version, SHA-256 of every other file
 
-Written aside, flushed to the disk and renamed; a folder whose hashes disagree is passed over, and told of.
+A checkpoint is written to a temporary folder, flushed and renamed. One whose hashes differ is skipped with a warning.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from customized_grpo.utils.records import aside, drop_folder, move_folder, writi
 
 _STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"
 _RNG = "rng"
-_VERSION = 1  #: of the form of a checkpoint
+_VERSION = 1  #: of the format
 _LOG = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
-    """A run that cannot be resumed; its text is one line that names the folder and the remedy."""
+    """A run that cannot be resumed; the message is one line that names the folder and the remedy."""
 
 
 def save_checkpoint(
@@ -44,12 +44,11 @@ def save_checkpoint(
     keep: int,
     further: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write the state after `iteration` iterations, `further` tensors included, then drop all but the newest `keep`
-    checkpoints up to it.
+    """Write the state after `iteration` iterations, then remove all but the newest `keep` checkpoints up to it.
 
-    A whole one that is there already is this state: it stays. A damaged one is renamed to NUMBER.damaged. Where the
-    optimiser is kept together all processes call this, and the first of them writes, in any case. Raises OSError where
-    the disk is full or cannot be written; no checkpoint is dropped then.
+    An intact checkpoint of this iteration stays as it is; a damaged one is renamed to NUMBER.damaged. `further` tensors
+    are stored by name. With sharded weights or state all processes call this and the first one writes. On an OSError,
+    as of a full disk, no checkpoint is removed.
     """
     final = folder / f"{iteration:06d}"
     if not optimizer.together and final.exists() and fault_of(final) is None:
@@ -58,7 +57,7 @@ def save_checkpoint(
     partial = aside(final) if writer else final
     try:
         with writing(final):
-            if writer or any(map(is_sharded, policy.trainable().values())):  # which all make whole together
+            if writer or any(map(is_sharded, policy.trainable().values())):  # gathering them is a collective
                 policy.save(partial / _TRAINABLE)
             tensors, numbers = _flatten(optimizer.state_dict())
             tensors |= {name: whole(tensor).contiguous() for name, tensor in (further or {}).items()}
@@ -68,8 +67,7 @@ def save_checkpoint(
             save_file(tensors, partial / _TENSORS)
             state = {"iteration": iteration, "optimizer": numbers}
             (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
-            files = sorted(path for path in partial.rglob("*") if path.is_file())
-            hashes = {str(path.relative_to(partial)): _hash(path) for path in files}
+            hashes = {str(path.relative_to(partial)): _hash(path) for path in partial.rglob("*") if path.is_file()}
             manifest = {"version": _VERSION, "sha256": hashes}
             (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
             if final.exists() and fault_of(final) is not None:
@@ -80,25 +78,33 @@ def save_checkpoint(
             move_folder(partial, final)
     finally:
         if writer:
-            shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
+            shutil.rmtree(partial, ignore_errors=True)  # frees space on a full disk
     for old in [one for one in _folders(folder) if int(one.name) <= iteration][:-keep]:
         drop_folder(old)
     return final
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None where there is no checkpoint; newer ones that are damaged are warned of.
+def newest_checkpoint(folder: Path, *, warns: bool = True) -> Path | None:
+    """Return the newest intact checkpoint, with a warning about newer ones that are damaged; None if there is none.
 
-    Raises CheckpointError where there are checkpoints and none is whole: to begin anew would overwrite the run.
+    Raises:
+        CheckpointError: All checkpoints are damaged; starting anew would overwrite the run.
     """
-    newest, faults = _newest(folder)
-    if newest is not None and faults:
-        _LOG.warning("%s; going on from %s", "; ".join(faults), newest.name)
-    return newest
+    faults: list[str] = []
+    for candidate in reversed(_folders(folder)):
+        fault = fault_of(candidate)
+        if fault is None:
+            if faults and warns:
+                _LOG.warning("%s; resuming from %s", "; ".join(faults), candidate.name)
+            return candidate
+        faults.append(f"{candidate}: {fault}")
+    if faults:
+        raise CheckpointError(f"{faults[0]}; put back a copy of it, or start a new run in another folder")
+    return None
 
 
 def fault_of(folder: Path) -> str | None:
-    """What keeps a checkpoint from being read; None where it is whole."""
+    """Return why a checkpoint cannot be read; None if it is intact."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         version, hashes = manifest["version"], dict(manifest["sha256"])
@@ -107,7 +113,7 @@ def fault_of(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return f"damaged, its {_MANIFEST} cannot be read"
     if version != _VERSION:
-        return f"written in the form {version!r}, which this version of the package does not read ({_VERSION})"
+        return f"has format version {version!r}; this version of the package reads {_VERSION}"
     for name in (_STATE, _TENSORS, *hashes):
         try:
             if _hash(folder / name) != hashes.get(name):
@@ -118,21 +124,18 @@ def fault_of(folder: Path) -> str | None:
 
 
 def checkpointed_iterations(run: Path) -> int:
-    """How many iterations of a run its newest whole checkpoint holds; 0 where there is no checkpoint.
-
-    Raises CheckpointError as `newest_checkpoint` does.
-    """
-    newest, _ = _newest(run / "checkpoints")
+    """Return the iterations in a run's newest intact checkpoint, or 0; raise as `newest_checkpoint` does."""
+    newest = newest_checkpoint(run / "checkpoints", warns=False)
     return 0 if newest is None else int(newest.name)
 
 
 def load_checkpoint(
     folder: Path, policy: Policy, optimizer: Optimizer, further: Mapping[str, torch.Tensor] | None = None
 ) -> int:
-    """Restore the policy, the optimiser and the random generator, and fill the `further` tensors; returns the
-    iterations done.
+    """Restore the policy, optimizer state and random generator, fill the `further` tensors; return iterations done.
 
-    Raises CheckpointError where the checkpoint belongs to another policy, or has none of the further tensors.
+    The optimizer's settings stay the present ones. CheckpointError if the checkpoint belongs to another policy, or
+    lacks the further tensors.
     """
     state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     try:
@@ -142,18 +145,17 @@ def load_checkpoint(
     tensors = load_file(folder / _TENSORS)
     for name, tensor in (further or {}).items():
         if name not in tensors:
-            raise CheckpointError(f"{folder}: holds no moving average; set train.ema to 0, or start a new run")
+            raise CheckpointError(f"{folder}: has no moving average; set train.ema to 0, or start a new run")
         tensor.copy_(like(tensors.pop(name), tensor))
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
     torch.set_rng_state(tensors.pop(_RNG))
-    weights = list(policy.trainable().values())
-    present = optimizer.state_dict()["param_groups"]  # settings that were changed since then hold
-    optimizer.load_state_dict({"state": _unflatten(tensors, state["optimizer"], weights), "param_groups": present})
+    entries = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
+    restored = _unflatten(entries | state["optimizer"]["numbers"], list(policy.trainable().values()))
+    optimizer.load_state_dict({"state": restored, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(state["iteration"])
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors and plain numbers: no pickle is written or read."""
+    """Split an optimizer's state into named tensors and plain numbers, which need no pickle."""
     tensors, numbers = {}, {}
     for index, entries in state["state"].items():
         for name, value in entries.items():
@@ -164,12 +166,10 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, 
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
 
 
-def _unflatten(
-    tensors: dict[str, torch.Tensor], kept: dict[str, Any], weights: Sequence[torch.Tensor]
-) -> dict[int, dict[str, Any]]:
-    """The state of an optimiser of `weights`, one by one: what has the shape of a sharded one is sharded like it."""
+def _unflatten(entries: Mapping[str, Any], weights: Sequence[torch.Tensor]) -> dict[int, dict[str, Any]]:
+    """Return the state of an optimizer of `weights`; tensors of the shape of a sharded weight are sharded like it."""
     state: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *kept["numbers"].items()]:
+    for key, value in entries.items():
         index, name = key.split(".", 1)
         weight = weights[int(index)]
         fits = isinstance(value, torch.Tensor) and value.shape == weight.shape
@@ -178,22 +178,9 @@ def _unflatten(
 
 
 def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
-
-
-def _newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and what is wrong with the newer ones."""
-    faults: list[str] = []
-    for candidate in reversed(_folders(folder)):
-        fault = fault_of(candidate)
-        if fault is None:
-            return candidate, faults
-        faults.append(f"{candidate}: {fault}")
-    if faults:
-        raise CheckpointError(f"{faults[0]}; put back a copy of it, or begin anew in another folder")
-    return None, []
+    """Return the checkpoints in a folder, oldest first."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if path.name.isdigit() and path.is_dir()), key=lambda path: int(path.name))
 
 
 def _hash(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Conditioning of pairs, encoded once: cached in memory, or ahead of the training in the policy's folder."""
+"""Conditioning of pairs, encoded once: cached in memory, or ahead of training in the folder `policy.conditions`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy
 from customized_grpo.trainer.order import pairs_of_iteration
 from customized_grpo.trainer.processes import Processes
 
-_CACHED = 256  # pairs whose conditioning stays in memory, where it is not cached on disk
+_CACHED = 256  # pairs whose conditioning is cached in memory if it is not on disk
 
 
 def conditions_cached(config: Config) -> int:
-    """Return of how many pairs a process caches the conditioning in memory: of one iteration's where disk has it."""
+    """Return for how many pairs a process caches the conditioning in memory: one iteration's if the disk has it."""
     return config.rollout.pairs if config.policy.conditions is not None else _CACHED
 
 
 class ConditionCache:
-    """Conditioning of pairs, encoded once as long as it is among the most recent ones.
-
-    Args:
-        policy: What encodes a pair.
-        size: How many pairs are cached.
-    """
+    """Caches the conditioning of the `size` most recent pairs."""
 
     def __init__(self, policy: Policy, size: int) -> None:
         self._policy, self._size = policy, size
@@ -47,16 +42,7 @@ def encode_ahead(
     done: int,
     processes: Processes,
 ) -> None:
-    """Encode every pair that the run will meet into the policy's folder, a share by each process.
-
-    Args:
-        config: The run's settings.
-        policy: A policy with a folder of conditioning (`policy.conditions`).
-        dataset: The training pairs.
-        held_out: The evaluation pairs, if any.
-        done: Iterations that are done already.
-        processes: This process among the others; all of them call this.
-    """
+    """Encode all pairs of the iterations after the first `done`, and the held-out ones; each process does a share."""
     iterations = range(done, config.train.iterations)
     sampled = (pairs_of_iteration(len(dataset), config.rollout.pairs, config.seed, i) for i in iterations)
     ahead = [(dataset, index) for index in sorted(set(itertools.chain.from_iterable(sampled)))]

@@ -1,8 +1,8 @@
-"""A moving average of the weights that training moves: smoother than the last ones, and what a run exports."""
+"""Exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,11 +15,11 @@ _PREFIX = "ema."
 
 
 class MovingAverage:
-    """decay * average + (1 - decay) * weights after each optimiser step, from the untrained weights on, in float32.
+    """Average weights as decay * average + (1 - decay) * weights per optimizer step, in float32.
 
     Args:
-        policy: whose `trainable()` is averaged.
-        decay: 0 to below 1; with 0 there is no average, and nothing here does anything.
+        policy: Policy whose `trainable()` weights are averaged, beginning with the present ones.
+        decay: 0 to below 1; with 0 there is no average and the methods do nothing.
     """
 
     def __init__(self, policy: Policy, decay: float) -> None:
@@ -29,34 +29,28 @@ class MovingAverage:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The averages themselves, by names for a checkpoint; filling them in place is loading them."""
+        """The averages by their names in a checkpoint; filling them in place loads them."""
         return {f"{_PREFIX}{name}": average for name, average in self._average.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """To be called after an optimiser step."""
+        """Include the present weights; call this after each optimizer step."""
         for name, weight in self._weights.items():
             self._average[name].lerp_(weight.float(), 1 - self._decay)
 
-    @torch.no_grad()
     def apply(self) -> None:
-        """Make the averages the policy's weights."""
-        for name, weight in self._weights.items():
-            weight.copy_(self._average[name])
+        """Copy the averages into the policy's weights."""
+        self._copy(self._average)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside it the policy has the averages for weights; afterwards its own again, bit for bit.
-
-        Also where a signal ends either exchange half-way.
-        """
+        """Use the averages as weights inside the block; restore the weights bit for bit, also after a signal."""
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
-
-        @torch.no_grad()
-        def give_back() -> None:
-            for name, weight in self._weights.items():
-                weight.copy_(own[name])
-
-        with undone(give_back):
+        with undone(lambda: self._copy(own)):
             self.apply()
             yield
+
+    @torch.no_grad()
+    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, weight in self._weights.items():
+            weight.copy_(tensors[name])

@@ -1,6 +1,6 @@
-"""Pictures of a whole dataset by deterministic sampling, and their scores, kept in a folder.
+"""Deterministic samples of a whole dataset and their scores, stored in a folder.
 
-The noise of a picture belongs to (seed, pair, image): two policies evaluated alike start from the same.
+The noise of an image depends on (seed, pair, image) only: two policies evaluated alike start from the same noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Rew
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.memory import BatchSize, measure_drawing
 from customized_grpo.trainer.processes import ALONE, Processes
-from customized_grpo.trainer.rollout import batches, image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, in_batches, sample_pictures
 from customized_grpo.trainer.scoring import finite_images, score_images, why_stop
 from customized_grpo.utils.pixels import to_image
 from customized_grpo.utils.records import write_json
@@ -31,26 +31,24 @@ _SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`scores[name][i]` and `pictures[i]` belong to image `i % images` of pair `i // images`.
-
-    A missing score is NaN.
-    """
+    """Scores and image files; entry i is image `i % images` of pair `i // images`. A missing score is NaN."""
 
     scores: dict[str, list[float]]
     pictures: list[Path]
 
     def mean(self, name: str) -> float:
-        """Over the pictures that have this score; NaN where none has."""
+        """Return the mean of the scores that are there; NaN if there are none."""
         values = [value for value in self.scores[name] if math.isfinite(value)]
         return sum(values) / len(values) if values else math.nan
 
     @property
     def means(self) -> dict[str, float]:
+        """Mean score by reward name."""
         return {name: self.mean(name) for name in self.scores}
 
 
-class _Kept(BaseModel):
-    """What is read again of scores.json."""
+class _Stored(BaseModel):
+    """The part of scores.json that is read."""
 
     scores: dict[str, list[float | None]]
     pictures: list[str]
@@ -67,17 +65,61 @@ def evaluate(
     batch_size: int | Literal["auto"],
     processes: Processes = ALONE,
 ) -> Evaluation:
-    """Draw `config.images` pictures of every pair into `folder` (PNG), score them, write scores.json.
+    """Generate `config.images` images of every pair into `folder` (PNG), score them, and write scores.json.
 
-    With several `processes`, all of which call this and see the folder, each draws some of the batches; these are the
-    same however many there are, and so are the scores, which all return.
+    All `processes` call this and see the folder. Each generates some of the batches; results do not depend on their
+    number.
 
-    Raises RewardError, on all processes, where a judge fails or has a score for none of the pictures: nothing is kept
-    that would be taken for an evaluation.
+    Args:
+        policy: Policy that generates.
+        dataset: Pairs to generate.
+        rewards: Rewards and monitors that score.
+        config: Settings of the evaluation.
+        folder: Folder of the evaluation; created if needed.
+        batch_size: Images per batch.
+        processes: Processes that share the work.
+
+    Raises:
+        RewardError: A reward failed, or has no score for any image; raised on all processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_main:
-        (folder / _SCORES).unlink(missing_ok=True)  # which says that the pictures are all there, and of one policy
+        (folder / _SCORES).unlink(missing_ok=True)  # it marks a complete evaluation
+    scores, own, overflowed = _sample_and_score(policy, dataset, rewards, config, folder, batch_size, processes)
+    scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
+    overflowed = int(processes.sum(torch.tensor(overflowed)))
+    unscored = [repr(reward.name) for reward, row in zip(rewards, scores, strict=True) if not row.isfinite().any()]
+    if unscored:
+        remedy = f"not finite are {overflowed} of them: set policy.dtype to float32"
+        raise RewardError(
+            f"none of {scores.shape[1]} images of the evaluation has a score by {', '.join(unscored)}; "
+            + (remedy if overflowed else "see the reward's warnings")
+        )
+    names = [_name(number, config.images) for number in range(scores.shape[1])]
+    by_reward = {reward.name: row.tolist() for reward, row in zip(rewards, scores, strict=True)}
+    result = Evaluation(by_reward, [folder / name for name in names])
+    if processes.is_main:
+        settings = config.model_dump(mode="json")
+        stored = {"means": result.means, "scores": result.scores, "pictures": names, "settings": settings}
+        write_json(folder / _SCORES, stored)
+    processes.wait()
+    return result
+
+
+def _sample_and_score(
+    policy: Policy,
+    dataset: PairDataset,
+    rewards: Sequence[Reward],
+    config: EvaluationConfig,
+    folder: Path,
+    batch_size: int | Literal["auto"],
+    processes: Processes,
+) -> tuple[Tensor, list[int], int]:
+    """Generate, score and save this process's share of the images, in whole batches.
+
+    Returns scores (rewards, images) with NaN for other processes' images, the numbers of this process's images, and how
+    many of them are not finite.
+    """
     sigmas = policy.sigmas(config.steps).to(policy.device)
     sharded = any(map(is_sharded, policy.trainable().values()))
     size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
@@ -90,87 +132,48 @@ def evaluate(
     own: list[int] = []
     overflowed = 0
     for turn in range(0, len(chunks), processes.count):
-        mine, failure = turn + processes.index, None
-        has_one = mine < len(chunks)
-        if has_one or sharded:  # a sharded model is called by all at once: without a chunk, for the last one's pictures
-            chunk = chunks[min(mine, len(chunks) - 1)]
+        index, failure = turn + processes.index, None
+        if index < len(chunks) or sharded:  # a sharded model is called by all processes together
+            chunk = chunks[min(index, len(chunks) - 1)]
             pairs = [dataset[i] for i in chunk]
-            images = _draw(policy, pairs, config, sigmas, size, processes.most if sharded else lambda own: own)
-        if has_one:
+            images = _generate(policy, pairs, config, sigmas, size, processes.most if sharded else lambda own: own)
+        if index < len(chunks):
             rows = range(chunk.start * config.images, chunk.stop * config.images)
-            pictures = torch.stack(images)
-            judged = score_images(rewards, pictures, [pair for pair in pairs for _ in range(config.images)])
-            failure = judged.failure
-            overflowed += int((~finite_images(pictures)).sum())
-            for row, reward in enumerate(rewards):
-                scores[row, list(rows)] = judged.scores[reward.name]
-            for number, picture in zip(rows, images, strict=True):
-                to_image(picture).save(folder / _name(number, config.images))
+            scored = score_images(rewards, images, [pair for pair in pairs for _ in range(config.images)])
+            failure = scored.failure
+            overflowed += int((~finite_images(images)).sum())
+            scores[:, list(rows)] = torch.stack([scored.scores[reward.name] for reward in rewards])
+            for number, image in zip(rows, images, strict=True):
+                to_image(image).save(folder / _name(number, config.images))
             own += rows
-        trouble = why_stop(0, 1, failure, 1.0, processes.sum)
-        if trouble is not None:
-            raise RewardError(trouble) from failure
-    scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
-    _check_scored(rewards, scores, int(processes.sum(torch.tensor(overflowed))))
-    result = _result(rewards, scores, config, folder, write=processes.is_main)
-    processes.wait()
-    return result
+        reason = why_stop(0, 1, failure, 1.0, processes.sum)
+        if reason is not None:
+            raise RewardError(reason) from failure
+    return scores, own, overflowed
 
 
-def _result(
-    rewards: Sequence[Reward], scores: Tensor, config: EvaluationConfig, folder: Path, *, write: bool
-) -> Evaluation:
-    """The evaluation of scores (rewards, images), written to its folder by the process that writes."""
-    names = [_name(number, config.images) for number in range(scores.shape[1])]
-    found = {reward.name: values.tolist() for reward, values in zip(rewards, scores, strict=True)}
-    result = Evaluation(found, [folder / name for name in names])
-    if write:
-        kept = {"means": result.means, "scores": result.scores, "pictures": names, "settings": _settings(config)}
-        write_json(folder / _SCORES, kept)
-    return result
-
-
-def _check_scored(rewards: Sequence[Reward], scores: Tensor, overflowed: int) -> None:
-    """Raises RewardError where a judge has no score (judges, pictures) for any picture.
-
-    `overflowed` is how many pictures are not finite, for the text alone.
-    """
-    silent = [repr(reward.name) for reward, found in zip(rewards, scores, strict=True) if not found.isfinite().any()]
-    if silent:
-        none = f"none of {scores.shape[1]} pictures of the evaluation has a score by {', '.join(silent)}"
-        numbers = f"not finite are {overflowed} of them: set policy.dtype to float32"
-        raise RewardError(f"{none}; {numbers if overflowed else 'correct it, or see what its warnings say'}")
-
-
-def _draw(
+def _generate(
     policy: Policy,
     pairs: Sequence[Pair],
     config: EvaluationConfig,
     sigmas: Tensor,
     size: BatchSize,
     rounds: Callable[[int], int],
-) -> list[Tensor]:
-    """`config.images` pictures (3, H, W) of each pair."""
+) -> Tensor:
+    """Generate `config.images` images of each pair, (images, 3, H, W)."""
     encoded = [policy.encode(pair.prompt, pair.references) for pair in pairs]
     conditions = [one for one in encoded for _ in range(config.images)]
     noise = torch.cat(
         [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
     )
-    images: list[Tensor] = [torch.empty(0)] * len(conditions)
 
     def draw(rows: Sequence[int]) -> Tensor:
-        batch = Conditions.join([conditions[i] for i in rows])
-        return sample_pictures(policy, batch, noise[rows], sigmas)
+        return sample_pictures(policy, Conditions.join([conditions[i] for i in rows]), noise[rows], sigmas)
 
-    together = batches(conditions, size.size)
-    waits = rounds(len(together)) - len(together)
-    for rows in together:
-        drawn = torch.cat(list(size.run(len(rows), lambda part, rows=rows: draw(rows[part]))))  # type: ignore[misc]
-        for i, picture in zip(rows, drawn, strict=True):
-            images[i] = picture
-    for _ in range(waits):
-        draw(together[0])
-    return images
+    images = {
+        i: one for rows, part in in_batches(conditions, size, rounds, draw) for i, one in zip(rows, part, strict=True)
+    }
+    return torch.stack([images[i] for i in range(len(conditions))])
 
 
 def _name(number: int, images: int) -> str:
@@ -178,16 +181,12 @@ def _name(number: int, images: int) -> str:
 
 
 def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation | None:
-    """What `evaluate` left in a folder, or None where it did not finish or was set otherwise than `config`."""
+    """Return the evaluation in a folder; None if it is incomplete or was made with other settings than `config`."""
     try:
-        kept = _Kept.model_validate_json((folder / _SCORES).read_bytes())
+        stored = _Stored.model_validate_json((folder / _SCORES).read_bytes())
     except (OSError, ValidationError):
         return None
-    if config is not None and kept.settings != _settings(config):
+    if config is not None and stored.settings != config.model_dump(mode="json"):
         return None
-    scores = {name: [math.nan if v is None else v for v in values] for name, values in kept.scores.items()}
-    return Evaluation(scores, [folder / name for name in kept.pictures])
-
-
-def _settings(config: EvaluationConfig) -> dict[str, object]:
-    return config.model_dump(mode="json")
+    scores = {name: [math.nan if v is None else v for v in values] for name, values in stored.scores.items()}
+    return Evaluation(scores, [folder / name for name in stored.pictures])

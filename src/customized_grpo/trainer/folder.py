@@ -1,18 +1,15 @@
-"""The folder of a run: what is in it, a new one, one that is there.
+"""The folder of a run. Names that begin with a dot are incomplete or locks.
 
-RUN/config.yaml        the resolved configuration
-RUN/metrics.jsonl      one record of each iteration; tensorboard/ (of train.trackers) holds the same
-RUN/checkpoints/       what a resumed run starts from
-RUN/starts.jsonl       one line for each start or resumption: versions, hardware
-RUN/samples/           the same held-out pairs, drawn every few iterations
-RUN/groups/            the best and the worst group of every few iterations
-RUN/evaluation/        held-out pictures and scores: base, tuned
-RUN/lora/              the adapter, as diffusers' `load_lora_weights` reads it
-RUN/report.html        all of it in one page
-RUN/*.png              before and after, curves, the identity x prompt plane, the schedule of weights
-RUN/.lock              the process that has it
-
-What is half written has a name that begins with a dot.
+RUN/config.yaml        resolved configuration
+RUN/metrics.jsonl      one record per iteration; tensorboard/ (train.trackers) has the same
+RUN/checkpoints/       state from which the run is resumed
+RUN/starts.jsonl       one line per start or resumption: versions, hardware
+RUN/samples/           the same held-out pairs, generated every few iterations
+RUN/groups/            best and worst group every few iterations
+RUN/evaluation/        held-out images and scores: base, tuned
+RUN/lora/              trained weights, as diffusers' `load_lora_weights` reads them
+RUN/report.html        all of it on one page
+RUN/*.png              before and after, curves, identity-prompt plane, schedule of weights
 """
 
 from __future__ import annotations
@@ -28,30 +25,32 @@ from customized_grpo.utils.records import is_partial
 
 LORA, CONFIG, METRICS = "lora", "config.yaml", "metrics.jsonl"
 CHECKPOINTS, EVALUATION = "checkpoints", "evaluation"
-#: In LORA, by diffusers' name; from there it would take seconds to import.
+#: diffusers' name of the file in LORA; importing it from there would take seconds.
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def new_folder(base: Path) -> Path:
-    """A name for a run that is not taken: the time, and a number where that is not enough."""
+    """Return an unused name for a run in `base`: the time, with a number if needed."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     names = itertools.chain([stamp], (f"{stamp}_{n}" for n in itertools.count(2)))
     return next(base / name for name in names if not (base / name).exists())
 
 
 def check_unused(run: Path) -> None:
-    """Raises ConfigError where the folder of a new run holds something already."""
-    if run.exists() and (not run.is_dir() or any(map(_is_result, run.iterdir()))):
+    """Raise ConfigError if the folder of a new run holds more than a killed process leaves before it begins."""
+    used = run.exists() and (
+        not run.is_dir() or any(not path.name.startswith(LOCK) and not is_partial(path) for path in run.iterdir())
+    )
+    if used:
         raise ConfigError(f"{run}: holds something already; give another --out, or --resume {run}")
 
 
-def _is_result(path: Path) -> bool:
-    """Whether a path of a run's folder is more than what a process leaves that was killed before it began."""
-    return path.name != LOCK and not is_partial(path)
-
-
 def open_run(run: Path) -> Config:
-    """The configuration that a run was started with. Raises ConfigError where the folder is no run."""
+    """Return the configuration with which a run was started.
+
+    Raises:
+        ConfigError: The folder is not that of a run.
+    """
     if not (run / CONFIG).is_file():
         raise ConfigError(f"{run}: holds no {CONFIG}; give the folder of a run")
     return load_config(run / CONFIG)

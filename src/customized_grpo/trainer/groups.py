@@ -1,4 +1,4 @@
-"""What an iteration drew, group by group, for whoever looks on."""
+"""Images, scores and advantages of an iteration's groups, for callbacks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from customized_grpo.trainer.credit import Credit
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of one process: its pairs, and all that was drawn and found out of them.
+    """Groups of one process: their `pairs`, `pictures` (groups, G, 3, H, W) in [0, 1] on the CPU, and results.
 
-    `pictures` (groups, G, 3, H, W) in [0, 1] and `scores` (name -> (groups, G)) on the CPU; `credit` as
-    `assign_credit` made it; `learned` (groups, G) is what the policy learnt from: the mean of the advantages
-    of an image's trained steps. Of the `guards` among the scores, high is bad.
+    `scores` are (groups, G) by reward name; `guards` are those for which high is bad. `credit` has the advantages per
+    role, `learned` (groups, G) the mean advantage of each image's trained steps.
     """
 
     pairs: Sequence[Pair]
@@ -29,39 +28,16 @@ class Groups:
     learned: Tensor
     guards: frozenset[str] = frozenset()
 
-    @staticmethod
-    def of(
-        shown: Mapping[int, Pair],
-        pictures: Tensor,
-        scores: Mapping[str, Tensor],
-        credit: Credit,
-        learned: Tensor,
-        guards: frozenset[str] = frozenset(),
-    ) -> Groups:
-        """The groups `shown`, by their numbers: `pictures` (shown * G, ...) is theirs, the rest that of all groups."""
-        rows = list(shown)
-        images = torch.arange(learned.numel()).view_as(learned)[rows]
-        return Groups(
-            list(shown.values()),
-            pictures.cpu().view(*images.shape, *pictures.shape[1:]),
-            {name: values[rows] for name, values in scores.items()},
-            credit.of(images),
-            learned[rows],
-            guards,
-        )
 
+def group_diversity(images: Tensor, group_size: int) -> float:
+    """Return the root mean square difference of two images of a group, averaged over all twos and groups: 0 to 1.
 
-def group_diversity(pictures: Tensor, group_size: int) -> float:
-    """How much the pictures of a group differ: 0 where all are the same, at most 1.
-
-    The root mean square difference of two pictures' values, averaged over all twos of a group, then over
-    groups. `pictures` is (groups * G, 3, H, W) in [0, 1]. A group of one picture has 0, and so have no groups.
+    `images` are (groups * group_size, 3, H, W) in [0, 1]. Groups of one image have diversity 0, as do no groups.
     """
-    if group_size < 2 or not len(pictures):
+    if group_size < 2 or not len(images):
         return 0.0
-    values = pictures.reshape(len(pictures) // group_size, group_size, -1)
-    # Not by matrix products, which lose the small differences of pictures that are nearly the same.
+    values = images.reshape(len(images) // group_size, group_size, -1)
+    # Not by matrix products, which lose the small differences of nearly equal images.
     distances = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
-    twos = group_size * (group_size - 1)
-    mean = float((distances.sum((1, 2)) / twos).mean())
+    mean = float((distances.sum((1, 2)) / (group_size * (group_size - 1))).mean())
     return mean / math.sqrt(values.shape[-1])

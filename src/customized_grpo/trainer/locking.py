@@ -1,56 +1,41 @@
-"""A folder for one process alone. The kernel lets it go when that process ends, however it does."""
+"""Exclusive use of a folder. The lock ends with its process, however that ends."""
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from customized_grpo.config import ConfigError
 
-try:
-    import fcntl
-except ImportError:  # where there is no such lock, nobody is kept out
-    fcntl = None  # type: ignore[assignment]
-
 LOCK = ".lock"
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of some network file systems
 
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself inside the block; the file .lock in it says who has it.
+    """Lock a folder for this process; `.lock.holder` in it names the process.
 
-    Raises ConfigError, naming the process, where another one has it; OSError where the folder cannot be written.
+    Raises:
+        ConfigError: Another process holds the folder; the message names it.
+        OSError: The folder cannot be written.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    holder = folder / f"{LOCK}.holder"
     try:
-        _lock(descriptor, folder)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise ConfigError(f"{folder}: in use by {name}; wait for it, or stop it") from None
+    with lock:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
-    finally:
-        os.close(descriptor)
 
 
 def check_unclaimed(folder: Path) -> None:
-    """Raises ConfigError where another process has the folder."""
+    """Raise ConfigError if another process holds the folder."""
     if (folder / LOCK).exists():
         with claim(folder):
             pass
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "another process"
-        raise ConfigError(f"{folder}: in use by {holder}; wait for it, or end it") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise

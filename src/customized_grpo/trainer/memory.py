@@ -1,8 +1,7 @@
-"""How many items go through the model at once: as configured, or as many as memory is free for; fewer when it runs out.
+"""Batch sizes: as configured, or as many items as fit the free memory; halved when memory runs out.
 
-An item's need is measured by a probe of one: on a GPU by the allocator's peak, on a CPU by the tensors that live at
-the same time. What a kernel takes for itself is not seen on a CPU, nor is another program's appetite; a share of the
-free memory is left for them.
+A probe of one item measures its need: on a GPU by the allocator's peak, on a CPU by the tensors alive at one time. A
+share of the free memory is left for buffers inside CPU kernels and for other programs.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+import psutil
 import torch
 
 from customized_grpo.config import ConfigError
@@ -22,21 +22,18 @@ from customized_grpo.policies.live import LiveBytes
 from customized_grpo.protocols import Conditions, Policy
 
 _LOG = logging.getLogger(__name__)
-_USED = 0.8  # of the free memory
-_AVAILABLE = "MemAvailable:"
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+_USED = 0.8  # share of the free memory
+_CGROUP = Path("/sys/fs/cgroup")
 Result = TypeVar("Result")
 
 
 class BatchSize:
-    """The size of micro-batches, under the key of the configuration that sets it.
-
-    "auto" begins with all items at once, until `measure` has told what one of them needs.
+    """Size of micro-batches. With "auto" it is unlimited until `measure` is called.
 
     Args:
-        key: to be named when memory runs out.
-        size: as configured.
-        recovers: whether a smaller batch may be tried. Not where processes call a sharded model in step.
+        key: Setting that holds the size, for messages.
+        size: Configured size.
+        recovers: Whether a smaller batch may be tried; not where processes call a sharded model in step.
     """
 
     def __init__(self, key: str, size: int | Literal["auto"], *, recovers: bool = True) -> None:
@@ -53,10 +50,10 @@ class BatchSize:
         later: int = 0,
         agree: Callable[[int], int] = lambda size: size,
     ) -> None:
-        """Where the size is "auto", the greatest up to `most` that fits the free memory of the device.
+        """Set the size, if it is "auto", to the largest up to `most` that fits the free memory of the device.
 
-        `probe` takes one item through the model. `kept` bytes of what it needs are there once, however many items;
-        `later` bytes will be. `agree` makes one size of all processes'.
+        `probe` processes one item. `kept` bytes of its need exist once, however many items there are; `later` bytes
+        will be needed in addition. `agree` turns this process's size into that of all processes.
         """
         if not self.auto:
             return
@@ -64,12 +61,12 @@ class BatchSize:
         fitting = int(max(0, _USED * free_bytes(device) - kept - later) // each)
         self.size = agree(max(1, min(most, fitting)))
         self.auto = False
-        _LOG.info("%s: %d bytes an item, %d at once", self.key, each, self.size)
+        _LOG.info("%s: %d bytes per item, %d at once", self.key, each, self.size)
 
     def run(self, count: int, work: Callable[[slice], Result]) -> Iterator[Result]:
-        """`work` on slices of `count` items, of at most `size` each; once more, and smaller, where memory runs out.
+        """Yield `work` of slices of `count` items, at most `size` each; smaller ones if memory runs out.
 
-        So `work` must leave nothing behind when it fails.
+        `work` must leave nothing behind when it fails.
         """
         start = 0
         while start < count:
@@ -82,40 +79,43 @@ class BatchSize:
             yield result
 
     def anew(self, count: int, work: Callable[[int], Result]) -> Result:
-        """`work` of a size, on `count` items by micro-batches; from its start, and smaller, where memory runs out."""
+        """Return `work(size)` on `count` items; if memory runs out, repeat all of it with half the size.
+
+        Raises:
+            ConfigError: One item does not fit, or a smaller batch may not be tried.
+        """
         while True:
             try:
                 return work(self.size)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                failed = error.with_traceback(None)  # whose frames hold tensors
+                failed = error.with_traceback(None)  # the frames hold tensors
             self._halve(min(self.size, count), failed)
 
-    def _halve(self, failed: int, error: RuntimeError) -> None:
-        """Go on with half of the `failed` items. Raises ConfigError where that cannot be."""
-        told = str(error).splitlines()[0]
-        if failed == 1:
+    def _halve(self, count: int, error: RuntimeError) -> None:
+        reason = str(error).splitlines()[0]
+        if count == 1:
             raise ConfigError(
-                f"{self.key}: out of memory with one item ({told}); set policy.gradient_checkpointing=true, or a "
+                f"{self.key}: out of memory with one item ({reason}); set policy.gradient_checkpointing=true, or a "
                 "smaller policy.height and policy.width"
             ) from error
         if not self._recovers:
             raise ConfigError(
-                f"{self.key}: out of memory with {failed} items ({told}); set it to {failed // 2}: "
-                "processes that share one model's weights cannot try again alone"
+                f"{self.key}: out of memory with {count} items ({reason}); set it to {count // 2}, because processes "
+                "that share one model's weights cannot retry alone"
             ) from error
-        self.size = failed // 2
+        self.size = count // 2
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        _LOG.warning("%s: out of memory with %d items (%s); goes on with %d", self.key, failed, told, self.size)
+        _LOG.warning("%s: out of memory with %d items (%s); continuing with %d", self.key, count, reason, self.size)
 
 
 def measure_drawing(
     size: BatchSize, policy: Policy, condition: Conditions, most: int, agree: Callable[[int], int]
 ) -> None:
-    """Where `size` is "auto", what drawing and decoding one picture needs, and how many of `most` fit."""
+    """Set an "auto" size by what it takes to sample and decode one image; see `BatchSize.measure`."""
 
     @torch.no_grad()
     def probe() -> None:
@@ -126,39 +126,31 @@ def measure_drawing(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may help. The allocator of the CPU raises a plain RuntimeError, worded by the system."""
+    """Return whether a smaller batch may help; the CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "memory: you tried to allocate" in str(error)
     )
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be allocated there.
-
-    On a CPU what the system calls available, or less if a container says so; this process's share of it.
-    """
+    """Return the bytes that can still be allocated: on a CPU, this process's share of the system's or container's."""
     if device.type == "cuda":
         free = int(torch.cuda.mem_get_info(device)[0])
         return free + int(torch.cuda.memory_reserved(device)) - int(torch.cuda.memory_allocated(device))
-    found = []
+    free = int(psutil.virtual_memory().available)
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith(_AVAILABLE)]
-    except (OSError, ValueError):
-        found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    try:
-        limit, used = (int(Path(path).read_text(encoding="ascii")) for path in _LIMITS)
-        found.append(max(0, limit - used))
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, max(0, limit - used))
     except (OSError, ValueError):  # no container, or one without a limit
         pass
-    return min(found) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 class PeakBytes:
-    """Inside it, the most bytes of tensors that are held at one time beyond those that were there: `bytes`.
+    """Measure the most bytes of tensors alive at one time inside the block, in addition to earlier ones: `bytes`.
 
     Args:
-        device: On CUDA the allocator counts, elsewhere the tensors that operations make.
+        device: On CUDA the allocator's peak is measured, elsewhere the tensors that operations create.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -183,7 +175,7 @@ class PeakBytes:
 
 
 def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
-    """The most bytes of tensors on the device that `work` holds at one time, beyond those that were there."""
+    """Return the most bytes of tensors on the device that `work` needs at one time."""
     with PeakBytes(device) as peak:
         work()
     return peak.bytes

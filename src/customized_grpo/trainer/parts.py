@@ -1,4 +1,4 @@
-"""The parts of a run, built: its policy, with an adapter where there is one, and its judges."""
+"""A run's policy and rewards, built from its configuration for evaluation, the demo and exports."""
 
 from __future__ import annotations
 
@@ -16,32 +16,38 @@ from customized_grpo.trainer.folder import LORA, LORA_FILE
 
 @dataclass(frozen=True)
 class Judges:
-    """The configured rewards and monitors, built."""
+    """The configured rewards and monitors."""
 
     rewards: list[Reward]
     monitors: list[Reward]
 
     @property
     def all(self) -> list[Reward]:
+        """Rewards, then monitors."""
         return [*self.rewards, *self.monitors]
 
 
 def build_judges(config: Config, device: torch.device) -> Judges:
-    return Judges(
-        [build_reward(reward, device) for reward in config.rewards],
-        [build_reward(monitor, device) for monitor in config.evaluation.monitors],
-    )
+    """Build the configured rewards and monitors."""
+    kinds = config.rewards, config.evaluation.monitors
+    return Judges(*([build_reward(reward, device) for reward in rewards] for rewards in kinds))
 
 
 def policy_with_adapter(config: Config, run: Path | None) -> Policy:
-    """The configured policy, with the adapter of `run` where one is given."""
-    if run is not None and not (run / LORA).exists():
+    """Build the configured policy, with the trained weights of `run` if given.
+
+    Raises:
+        ConfigError: The run has no trained weights yet.
+        ValueError: The weights are damaged, or belong to another model.
+    """
+    if run is None:
+        return build_policy(config.policy)
+    if not (run / LORA).exists():
         raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
-    if run is not None and config.policy.lora is not None and config.policy.kind in POLICIES:
+    if config.policy.lora is not None and config.policy.kind in POLICIES:
         from customized_grpo.policies.tuning import lora_metadata
 
-        lora_metadata(run / LORA / LORA_FILE)  # a damaged file, before a large model is loaded
+        lora_metadata(run / LORA / LORA_FILE)  # raises on a damaged file, before a large model is loaded
     policy = build_policy(config.policy)
-    if run is not None:
-        policy.load(run / LORA)
+    policy.load(run / LORA)
     return policy

@@ -1,4 +1,4 @@
-"""Measurements of an iteration's stages: the clock that every run logs, and what benchmarks put in its place."""
+"""Time of an iteration's stages: logged by every run, and replaced by other measurements in benchmarks."""
 
 from __future__ import annotations
 
@@ -9,42 +9,41 @@ from typing import Protocol
 
 import torch
 
-#: The stages of an iteration, in their order.
+#: Stages of an iteration, in order.
 STAGES = ("encode", "sample", "decode", "score", "update", "probe")
 
 
 class Profiler(Protocol):
-    """Measures stages: `totals` maps a stage to what it took since `totals` was last cleared."""
+    """Measures stages: `totals` has the sum of each stage since it was last cleared."""
 
     totals: dict[str, float]
 
     def __call__(self, stage: str) -> AbstractContextManager[None]:
-        """Return a context that measures the stage of that name."""
+        """Return a context that measures a stage."""
         ...
 
 
 class Clock:
-    """Wall-clock seconds of each stage.
+    """Wall-clock seconds per stage.
 
     Args:
-        device: If given, wait for its queued work before and after each stage, so that a stage has its own time. This
-            is for benchmarks: it keeps the CPU from running ahead.
+        device: If given, synchronise this device before and after each stage. Only for benchmarks: it keeps the CPU
+            from running ahead.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.totals: dict[str, float] = {}
-        self._device = device if device is not None and device.type != "cpu" else None
+        self._synchronises = device is not None and device.type != "cpu"
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        self._wait()
-        began = time.perf_counter()
+        began = self._now()
         try:
             yield
         finally:
-            self._wait()
-            self.totals[stage] = self.totals.get(stage, 0.0) + time.perf_counter() - began
+            self.totals[stage] = self.totals.get(stage, 0.0) + self._now() - began
 
-    def _wait(self) -> None:
-        if self._device is not None:
-            torch.accelerator.synchronize(self._device)
+    def _now(self) -> float:
+        if self._synchronises:
+            torch.accelerator.synchronize()
+        return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Drawing images with the policy: stochastic groups that can be replayed, and deterministic pictures."""
+"""Sampling: stochastic trajectories of groups that can be replayed, and deterministic images."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import ConfigError, RolloutConfig
-from customized_grpo.method import SAMPLERS, Step, StepFunction, flow_sigmas
+from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.trainer.memory import BatchSize
+from customized_grpo.trainer.memory import BatchSize, Result
 from customized_grpo.utils.noise import normal
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What B images went through on their way: enough to take every stochastic step again.
+    """Trajectories of B images, enough to replay their stored steps. Deterministic steps carry no policy gradient.
 
-    Those are the S `steps` (B, S) of each image, in rising order: its stochastic ones, or those of them that will be
-    trained. `latents` (B, K, ...) float32 holds an image's states before and after them, each once; the state before
-    the j-th is at `places` (B, S) [:, j], the state after it follows. `log_density` (B, S) and, where it is kept,
-    `mean` (B, S, ...) are those of each step. Other steps need no replay: deterministic ones carry no policy gradient.
-    Images of equal `starts` (B,), numbers below B, have one state and one condition before the first stochastic step,
-    `first`. An image's conditions are the row `condition_rows` (B,) of `conditions`, which its group shares;
-    `clean` (B, ...) is what `Policy.decode` takes, and `images` (B,) says which images of the iteration these are.
+    `steps` (B, S) are the stored stochastic steps of each image, in rising order, with their `log_density` (B, S) and,
+    if stored, `mean` (B, S, ...). `latents` (B, K, ...) float32 are the states before and after them, each once: that
+    before the j-th is at `places[:, j]` (B, S), that after it follows. Images of equal `starts` (B,), numbers below B,
+    have one state and conditioning before the first stochastic step, `first`. `condition_rows` (B,) is each image's row
+    of `conditions`, which its group shares; `clean` (B, ...) are its clean latents, `images` (B,) its number.
     """
 
     images: Tensor
@@ -46,36 +44,57 @@ class Trajectories:
 
     @property
     def nbytes(self) -> int:
-        """Of the states and numbers that are kept for the replay."""
-        kept = (self.latents, self.log_density, *(() if self.mean is None else (self.mean,)))
-        return sum(tensor.nbytes for tensor in kept)
+        """Bytes that are stored for the replay."""
+        stored = (self.latents, self.log_density, *(() if self.mean is None else (self.mean,)))
+        return sum(tensor.nbytes for tensor in stored)
 
 
 def noise_levels(policy: Policy, steps: int, shift: float | None) -> Tensor:
-    """The rollout's sigmas (steps + 1,): the model's own, or the shifted ones where a shift is given.
+    """Return the rollout's sigmas (steps + 1,): the model's own, or shifted ones if a shift is given.
 
-    Raises ConfigError where two of them are the same number: a step between them would have no length.
+    Raises:
+        ConfigError: Two of them are the same number.
     """
     levels = policy.sigmas(steps) if shift is None else flow_sigmas(steps, shift)
     if not bool((levels.diff() < 0).all()):
-        told = (
-            f"{shift:g} makes two of {steps} noise levels the same" if shift is not None else "the model's own is none"
+        value = "the model's own" if shift is None else f"{shift:g}"
+        raise ConfigError(
+            f"rollout.shift: {value} makes two of {steps} noise levels the same; give one nearer to 1, "
+            "or fewer rollout.steps"
         )
-        raise ConfigError(f"rollout.shift: {told}; give one nearer to 1, or fewer rollout.steps")
     return levels.to(policy.device)
 
 
 def image_noise(policy: Policy, count: int, *key: int | str) -> Tensor:
-    """`count` latents of standard normal noise for the image that `key` names, (count, ...)."""
+    """Return `count` latents of standard normal noise for the image that `key` identifies, (count, ...)."""
     return normal((count, *policy.latent_shape), *key)
 
 
 def batches(conditions: Sequence[Conditions], size: int) -> list[list[int]]:
-    """Indices of one-row conditions in batches of at most `size`, equal shapes together, in order."""
+    """Return the indices of one-row conditions in batches of at most `size` of equal shapes, in order."""
     shapes: dict[object, list[int]] = {}
     for index, condition in enumerate(conditions):
         shapes.setdefault(condition.signature, []).append(index)
     return [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
+
+
+def in_batches(
+    conditions: Sequence[Conditions],
+    size: BatchSize,
+    rounds: Callable[[int], int],
+    draw: Callable[[Sequence[int]], Result],
+) -> Iterator[tuple[Sequence[int], Result]]:
+    """Yield indices and result of `draw` for batches of at most `size`, smaller ones if memory runs out.
+
+    `rounds` maps this process's number of batches to that of all. The excess repeats the first batch and is dropped; it
+    keeps processes in step that share a sharded model.
+    """
+    together = batches(conditions, size.size)
+    ahead = rounds(len(together)) - len(together)
+    for rows in together:
+        yield from size.run(len(rows), lambda part, rows=rows: (rows[part], draw(rows[part])))  # type: ignore[misc]
+    for _ in range(ahead):
+        draw(together[0])
 
 
 def draw_images(
@@ -93,15 +112,19 @@ def draw_images(
     size: BatchSize | None = None,
     rounds: Callable[[int], int] = lambda own: own,
 ) -> Iterator[Trajectories]:
-    """Draw an iteration's images in batches of at most `config.batch_size`, one after another.
+    """Sample an iteration's images in batches.
 
-    `conditions[i]` (one row) and `keys[i]` (its pair's key, its number in the group) belong to image i; the steps
-    `stochastic` are. Each image has its own noise of every step; a group may share the noise that it starts from,
-    and then takes the steps before the stochastic ones as one image.
+    Each image has its own noise at every step. A group may share its initial noise; it is then one image up to the
+    stochastic steps.
 
-    Kept are the steps `trained` (images, S), all stochastic ones where it is None, and with `means` the mean of each.
-    Batches shrink with `size` where memory runs out. `rounds` tells how often to draw for so many batches; what is
-    drawn beyond them, the first once more, keeps this process in step with others and is dropped.
+    Args:
+        policy, config, sigmas, stochastic, seed, iteration: What to sample with; `sigmas` (T + 1,) are noise levels.
+        conditions: Conditioning of each image, one row.
+        keys: Pair key and number in the group of each image, which determine its noise.
+        trained: Steps to store, (images, S); all stochastic ones if None.
+        means: Whether to store the mean of each step.
+        size: Batch size, which shrinks if memory runs out; that of `config` if not given.
+        rounds: See `in_batches`.
     """
     size = size or BatchSize("rollout.batch_size", config.batch_size)
 
@@ -109,40 +132,33 @@ def draw_images(
         starts, rows = _starts(images, keys, shared=config.shared_noise)
         initial = torch.cat([image_noise(policy, 1, seed, "initial", iteration, *start) for start in starts])
         steps = [image_noise(policy, config.steps - 1, seed, "steps", iteration, *keys[i]) for i in images]
-        noise = torch.stack(steps)[:, stochastic.start : stochastic.stop]
         alone = Conditions.join([conditions[i] for i in starts.values()])
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
-        shared = {id(conditions[i]): conditions[i] for i in images}  # one for all images of a pair
-        shown = [list(shared).index(id(conditions[i])) for i in images]
-        step, which = SAMPLERS[config.sampler], torch.tensor(images)
+        shared = {id(conditions[i]): conditions[i] for i in images}  # one row for all images of a pair
         return sample_trajectories(
             policy,
-            which,
+            torch.tensor(images),
             Conditions.join(list(shared.values())),
             before[rows],
-            noise,
+            torch.stack(steps)[:, stochastic.start : stochastic.stop],
             sigmas,
             stochastic.start,
-            step,
+            SAMPLERS[config.sampler],
             config.eta,
-            steps=None if trained is None else trained[which],
+            steps=None if trained is None else trained[torch.tensor(images)],
             means=means,
             starts=torch.tensor(rows),
-            condition_rows=torch.tensor(shown),
+            condition_rows=torch.tensor([list(shared).index(id(conditions[i])) for i in images]),
         )
 
-    together = batches(conditions, size.size)
-    ahead = rounds(len(together)) - len(together)
-    for images in together:
-        yield from size.run(len(images), lambda part, images=images: draw(images[part]))  # type: ignore[misc]
-    for _ in range(ahead):
-        draw(together[0])
+    for _, part in in_batches(conditions, size, rounds, draw):
+        yield part
 
 
 def _starts(
     images: Sequence[int], keys: Sequence[tuple[str, int]], *, shared: bool
 ) -> tuple[dict[tuple[int | str, ...], int], list[int]]:
-    """Each initial noise of a batch with an image that has it, and the number of each image's noise among them."""
+    """Return the first image of each initial noise of a batch, and the number of each image's noise among them."""
     starts: dict[tuple[int | str, ...], int] = {}
     rows = []
     for i in images:
@@ -170,13 +186,11 @@ def sample_trajectories(
     starts: Tensor | None = None,
     condition_rows: Tensor | None = None,
 ) -> Trajectories:
-    """Draw B images by W stochastic steps from step `first` on, and deterministic ones to the clean image.
+    """Sample B images by W stochastic steps from step `first` on, then by deterministic ones.
 
-    `latents` (B, ...) are those before step `first`, `step_noise` is (B, W, ...), `sigmas` (T + 1,) run from 1 to 0;
-    `images` (B,) is passed on. Of these steps `steps` (B, S) are kept, all where it is None, and with `means` the mean
-    of each. `conditions` has a row for each image, or one for all whose `condition_rows` (B,) name it. Rows of equal
-    `starts` (B,), numbers below B, have equal latents and conditions, and take their first
-    velocity together; where it is None, each its own.
+    `latents` (B, ...) are those before step `first`, `step_noise` is (B, W, ...), `sigmas` (T + 1,) run from 1 to 0. Of
+    the steps, `steps` (B, S) are stored (all if None), and with `means` the mean of each. Rows of equal `starts` (B,),
+    numbers below B, have equal latents and conditioning, and share their first velocity.
     """
     latents = latents.to(policy.device).float()
     stop = first + step_noise.shape[1]
@@ -184,46 +198,41 @@ def sample_trajectories(
     condition_rows, starts = (own if given is None else given for given in (condition_rows, starts))
     each = conditions.select(condition_rows)
     steps = torch.arange(first, stop).expand(len(latents), -1) if steps is None else steps
-    chosen = _chosen(steps, first, stop)
-    visited, densities = _Kept(_states(chosen), latents), _Kept(chosen, latents.new_zeros(len(latents)))
-    averages = _Kept(chosen, latents) if means else None
-    visited.add(latents)
+    chosen = (steps[:, None] == torch.arange(first, stop)[None, :, None]).any(2)  # (B, W)
+    none = chosen.new_zeros(len(chosen), 1)
+    states = _Stored(torch.cat([chosen, none], 1) | torch.cat([none, chosen], 1), latents)
+    densities = _Stored(chosen, latents.new_zeros(len(latents)))
+    averages = _Stored(chosen, latents) if means else None
+    states.add(latents)
     for t in range(first, stop):
-        velocity = velocity_once(policy, latents, sigmas[t].expand(len(latents)), each, starts if t == first else own)
-        taken = _take(step, latents, velocity, sigmas, t, eta, step_noise[:, t - first])
+        now, after = (sigmas[i].expand(len(latents)) for i in (t, t + 1))
+        velocity = velocity_once(policy, latents, now, each, starts if t == first else own)
+        noise = step_noise[:, t - first].to(latents.device)
+        taken = step(latents, velocity, now, after, eta=eta, noise=noise, sigma_max=sigmas[1])
         latents = taken.next_sample
-        visited.add(latents)
+        states.add(latents)
         densities.add(taken.log_density)
         if averages is not None:
             averages.add(taken.mean)
-    clean = euler(policy, each, latents, sigmas[stop:])
     return Trajectories(
         images=images,
         first=first,
         starts=starts,
         steps=steps,
-        places=visited.places.gather(1, steps - first),
-        latents=visited.values,
+        places=states.places.gather(1, steps - first),
+        latents=states.values,
         mean=None if averages is None else averages.values,
         log_density=densities.values,
-        clean=clean,
+        clean=euler(policy, each, latents, sigmas[stop:]),
         conditions=conditions,
         condition_rows=condition_rows,
     )
 
 
-def _take(
-    step: StepFunction, latents: Tensor, velocity: Tensor, sigmas: Tensor, t: int, eta: float, noise: Tensor
-) -> Step:
-    """The stochastic step t of latents (B, ...), by noise of their shape."""
-    now, after = (sigma.expand(len(latents)) for sigma in (sigmas[t], sigmas[t + 1]))
-    return step(latents, velocity, now, after, eta=eta, noise=noise.to(latents.device), sigma_max=sigmas[1])
-
-
 def velocity_once(policy: Policy, latents: Tensor, sigma: Tensor, conditions: Conditions, same: Tensor) -> Tensor:
-    """`Policy.velocity` (B, ...), with one row of the model's batch for all rows of equal numbers in `same` (B,).
+    """Return `Policy.velocity` (B, ...), computed once for all rows of equal numbers in `same` (B,).
 
-    Such rows must have the same arguments. A group that starts from one noise has as many of them as images.
+    Such rows must have equal arguments. A group that starts from one noise has as many of them as images.
     """
     numbers, place = torch.unique(same, return_inverse=True)
     if len(numbers) == len(same):
@@ -233,10 +242,10 @@ def velocity_once(policy: Policy, latents: Tensor, sigma: Tensor, conditions: Co
     return policy.velocity(latents[here], sigma[here], conditions.select(rows))[place.to(latents.device)]
 
 
-class _Kept:
-    """Some of what is added, of each row only what `wanted` (B, number of additions), bool, says: `values` (B, K, ...).
+class _Stored:
+    """Stores some of the tensors (B, ...) that are added: of row b those that `wanted` (B, additions) marks.
 
-    An addition's place in `values` is `places` (B, additions), for the rows that want it. `like` (B, ...) is one.
+    `values` (B, K, ...) holds them; `places` (B, additions) is the place of an addition in it, for rows that want it.
     """
 
     def __init__(self, wanted: Tensor, like: Tensor) -> None:
@@ -251,20 +260,9 @@ class _Kept:
         self.values[rows.to(values.device), places.to(values.device)] = values[rows.to(values.device)]
 
 
-def _chosen(steps: Tensor, first: int, stop: int) -> Tensor:
-    """Which of the steps from `first` to before `stop` are among an image's `steps` (B, S), (B, stop - first)."""
-    return (steps[:, None] == torch.arange(first, stop)[None, :, None]).any(2)
-
-
-def _states(chosen: Tensor) -> Tensor:
-    """Which of the states before, between and after steps lie before or after a `chosen` one, (B, steps + 1)."""
-    none = chosen.new_zeros(len(chosen), 1)
-    return torch.cat([chosen, none], 1) | torch.cat([none, chosen], 1)
-
-
 @torch.no_grad()
 def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tensor) -> Tensor:
-    """Latents (B, ...) at the last of `sigmas`, from those at the first, by deterministic steps."""
+    """Integrate latents (B, ...) from the first to the last of `sigmas` by deterministic steps."""
     for sigma, sigma_next in itertools.pairwise(sigmas):
         velocity = policy.velocity(latents, sigma.expand(len(latents)), conditions)
         latents = latents + (sigma_next - sigma) * velocity
@@ -272,5 +270,5 @@ def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tenso
 
 
 def sample_pictures(policy: Policy, conditions: Conditions, initial: Tensor, sigmas: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] by deterministic Euler steps from `initial` (B, ...)."""
+    """Sample images (B, 3, H, W) in [0, 1] by deterministic Euler steps from `initial` (B, ...)."""
     return policy.decode(euler(policy, conditions, initial.to(policy.device).float(), sigmas))

@@ -1,7 +1,7 @@
-"""Where a training is followed: TensorBoard, Weights & Biases, Trackio, by accelerate's trackers.
+"""Experiment trackers: TensorBoard, Weights & Biases and Trackio, by accelerate.
 
-What they are told besides the numbers is the configuration without paths, addresses and secrets. What else they
-want to know (account, project, offline mode) they read from their own environment variables.
+They get metrics, images, and the configuration without paths, addresses and secrets. Their own environment variables
+set the account, the project and the offline mode.
 """
 
 from __future__ import annotations
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 PROJECT = "customized-grpo"
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises ConfigError where the package of a tracker is not installed."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"train.trackers: {name} is not installed; pip install {name}, or take it off the list")
-
-
 class TrackerCallback(TrainerCallback):
     """Log metrics, the configuration and sample images to experiment trackers.
 
@@ -44,30 +37,34 @@ class TrackerCallback(TrainerCallback):
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        check_trackers(names)
+        for name in names:
+            if importlib.util.find_spec(name) is None:
+                raise ConfigError(
+                    f"train.trackers: {name} is not installed; pip install {name}, or take it off the list"
+                )
         self._names = list(dict.fromkeys(names))
         self._trackers: list[GeneralTracker] = []
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
         if not trainer.is_main:
             return
-        shown = redact(trainer.config.model_dump(mode="json"))
+        config = redact(trainer.config.model_dump(mode="json"))
         for name in self._names:
             tracker = _tracker(name, trainer.output_dir)
             self._trackers.append(tracker)
             tracker.start()
             if name == "tensorboard":
-                # As text: its table of hyperparameters would be a second run beside this one, and take no lists.
-                tracker.tracker.add_text("config", f"```yaml\n{dump_yaml(shown)}```")
+                # As text: its table of hyperparameters would be a second run beside this one, and takes no lists.
+                tracker.tracker.add_text("config", f"```yaml\n{dump_yaml(config)}```")
             else:
-                tracker.store_init_configuration(flat(shown))
+                tracker.store_init_configuration(flat(config))
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
         for tracker in self._trackers:
             tracker.log({key: value for key, value in metrics.items() if key != "iteration"}, step=trainer.iteration)
 
     def log_image(self, name: str, path: Path, iteration: int) -> None:
-        """Log an image file to those trackers that take images."""
+        """Log an image file to the trackers that take images."""
         if not self._trackers:
             return
         with Image.open(path) as image:
@@ -86,7 +83,7 @@ class TrackerCallback(TrainerCallback):
 def _tracker(name: str, run: Path) -> GeneralTracker:
     options: dict[str, Any]
     if name == "wandb":
-        # Neither the program's text nor its output, nor what the machine is called.
+        # Without the program's code and output, and the machine's name.
         options = {"settings": {"save_code": False, "disable_git": True, "console": "off", "x_disable_meta": True}}
         return WandBTracker(PROJECT, name=run.resolve().name, dir=str(run), **options)
     if name == "trackio":

@@ -3,35 +3,94 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.config import Config, TrainConfig
+from customized_grpo.config import Config
 from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.trainer.assembly import assemble
 from customized_grpo.trainer.base import BaseTrainer
-from customized_grpo.trainer.batch import Advantages, Batch, Rollouts, Scores
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.conditioning import ConditionCache, conditions_cached
-from customized_grpo.trainer.credit import assign_credit, method_at, steps_to_weigh_at
-from customized_grpo.trainer.divergence import check_drift, check_skipped
+from customized_grpo.trainer.credit import Credit, assign_credit, method_at, steps_to_weigh_at
 from customized_grpo.trainer.groups import Groups, group_diversity
 from customized_grpo.trainer.memory import BatchSize, measure_drawing
 from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
 from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
 from customized_grpo.trainer.scoring import Scoring, finite_images, why_stop
-from customized_grpo.trainer.update import Items, Updater, draw_trained_steps, mean_of_updates
+from customized_grpo.trainer.update import (
+    Items,
+    Updater,
+    check_drift,
+    check_skipped,
+    draw_trained_steps,
+    mean_of_updates,
+)
 from customized_grpo.trainer.windows import stochastic_steps
 
-_Item = TypeVar("_Item")
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that this process samples in one iteration.
+
+    `groups` are the dataset indices of all processes' groups, `numbers` those of this process's images among all
+    groups * G. In their order are the images' `pairs`, `keys` (pair key, number within the pair), `conditions` (one row
+    each) and trained steps `trained` (images, S). `stochastic` are the stochastic denoising steps.
+    """
+
+    iteration: int
+    groups: list[int]
+    numbers: list[int]
+    pairs: list[Pair]
+    keys: list[tuple[str, int]]
+    conditions: list[Conditions]
+    stochastic: range
+    trained: Tensor
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled images of a batch: `images` (B, 3, H, W) in [0, 1] in the batch's order, and their scores under way.
+
+    `trajectories` are in the order of sampling, which `order` maps to the batch's order.
+    """
+
+    batch: Batch
+    trajectories: list[Trajectories]
+    images: Tensor
+    order: Tensor
+    scoring: Scoring
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores (groups, G) of all processes' images by reward name; NaN where missing."""
+
+    batch: Batch
+    values: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """Advantages by role of all images (`credit`), and of this process's trained steps, `trained` (images, S).
+
+    With gradient surgery `trained` is (images, S, 2), by role. `mean` (images,) is the mean over trained steps, `valid`
+    (images,) marks the images that count.
+    """
+
+    credit: Credit
+    trained: Tensor
+    mean: Tensor
+    valid: Tensor
+    metrics: dict[str, float]
 
 
 class CustomizedGRPOTrainer(BaseTrainer):
@@ -48,8 +107,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         args: All settings; the defaults if not given.
         output_dir: Folder of the run; that of `args`, or a new folder in `runs`, if not given.
         monitors: Rewards by role that only score evaluations; of roles "identity", "prompt" and "guard".
-        callbacks: Called at the events of `TrainerCallback`, after the default ones (moving average, progress,
-            trackers). One of a default's class replaces it.
+        callbacks: Called at the events of `TrainerCallback`, after the default ones (moving average, metrics.jsonl,
+            progress, trackers) and before checkpoints. One of a default's class replaces it.
         accelerator: This process among those that a launcher started; made if not given.
 
     Raises:
@@ -74,21 +133,20 @@ class CustomizedGRPOTrainer(BaseTrainer):
             policy, rewards, train_dataset, eval_dataset, args or Config(), output_dir, monitors, callbacks, accelerator
         )
         super().__init__(parts)
-        config, policy = self.config, self.policy
-        rollout = config.rollout
-        self.sigmas = noise_levels(policy, rollout.steps, rollout.shift)
+        config, rollout = self.config, self.config.rollout
+        self.sigmas = noise_levels(self.policy, rollout.steps, rollout.shift)
         self._updater = Updater(
-            policy,
+            self.policy,
             self.optimizer,
             config.train,
             SAMPLERS[rollout.sampler],
             rollout.eta,
             self.processes,
-            before_step=self._forbid_stop,
+            before_step=lambda: self._stopping.forbid(),
             after_step=lambda: self._fire("on_optimizer_step"),
         )
         self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
-        self._encoder = ConditionCache(policy, conditions_cached(config))
+        self._encoder = ConditionCache(self.policy, conditions_cached(config))
         self._sized = False
 
     def train_step(self) -> dict[str, float]:
@@ -111,10 +169,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         owners = [number // rollout.group_size for number in numbers]
         pair_of = {group: self.train_dataset[groups[group]] for group in sorted(set(owners))}
         pairs = [pair_of[group] for group in owners]
-        keys = [
-            (pair.key, number)
-            for pair, number in zip(pairs, image_numbers(groups, numbers, rollout.group_size), strict=True)
-        ]
+        in_pair = image_numbers(groups, numbers, rollout.group_size)
+        keys = [(pair.key, number) for pair, number in zip(pairs, in_pair, strict=True)]
         with self._profiler("encode"):
             conditions = self.encode(pairs)
         stochastic = stochastic_steps(rollout, seed, iteration)
@@ -148,7 +204,11 @@ class CustomizedGRPOTrainer(BaseTrainer):
             rounds=self._updater.rounds,
         )
         try:
-            for part in self._timed("sample", sampled):
+            while True:
+                with self._profiler("sample"):
+                    part = next(sampled, None)
+                if part is None:
+                    break
                 trajectories.append(part)
                 with self._profiler("decode"):
                     images.append(self._decode(part.clean))
@@ -173,18 +233,18 @@ class CustomizedGRPOTrainer(BaseTrainer):
         own = {name: torch.cat([part.scores[name] for part in parts])[rollouts.order] for name in parts[0].scores}
         values = self.processes.grouped(own, batch.numbers, self.config.rollout)
         counted = torch.stack([own[term.name] for term in self.terms if term.weight > 0])
-        failure = next((part.failure for part in parts if part.failure is not None), None)
-        trouble = why_stop(
+        reason = why_stop(
             missing=int((~counted.isfinite().all(0)).sum()),
             images=len(batch.numbers),
-            failure=failure,
+            failure=next((part.failure for part in parts if part.failure is not None), None),
             limit=self.config.train.max_missing,
             reduce=self.processes.sum,
             overflowed=int((~finite_images(rollouts.images)).sum()),
         )
-        if trouble is not None:
-            kept = f"in iteration {batch.iteration + 1}; those before are kept: --resume {self.output_dir}"
-            raise RewardError(f"{trouble} ({kept})")
+        if reason is not None:
+            raise RewardError(
+                f"{reason} (in iteration {batch.iteration + 1}; earlier ones are saved: --resume {self.output_dir})"
+            )
         return Scores(batch, values)
 
     def compute_advantages(self, scores: Scores) -> Advantages:
@@ -199,13 +259,15 @@ class CustomizedGRPOTrainer(BaseTrainer):
         return Advantages(credit, trained, mean, own.valid, metrics)
 
     def update(self, rollouts: Rollouts, advantages: Advantages) -> dict[str, float]:
-        """Take the iteration's optimizer steps on the clipped surrogate. Returns what is logged about them.
+        """Take the iteration's optimizer steps on the clipped surrogate. Returns their metrics.
 
         Raises:
             DivergenceError: Too many updates in a row had no finite gradient, or the policy has drifted too far.
         """
         tuning, rollout, batch = self.config.train, self.config.rollout, rollouts.batch
-        rate = _learning_rate(tuning, batch.iteration)
+        # A function of the iteration alone, so that a resumed run has the same rate.
+        done = batch.iteration / tuning.iterations if tuning.schedule == "linear" else 0
+        rate = tuning.learning_rate * (1 - done)
         self.optimizer.set_rate(rate)
         place = {number: i for i, number in enumerate(batch.numbers)}
         excluded = set((~advantages.valid).nonzero().flatten().tolist())
@@ -228,20 +290,27 @@ class CustomizedGRPOTrainer(BaseTrainer):
         return metrics | {"learning_rate": rate}
 
     def _describe_images(self, rollouts: Rollouts, scores: Scores, advantages: Advantages) -> dict[str, float]:
-        """Metrics of the images themselves; keeps the iteration's groups for callbacks where an evaluation is due."""
+        """Return metrics of the images; store the iteration's groups for callbacks if an evaluation is due."""
         batch, rollout = rollouts.batch, self.config.rollout
         images = self.processes.whole_groups(rollouts.images, batch.numbers, rollout)
         self._groups = None
         if self._evaluation_due(batch.iteration + 1):
             learned = self.processes.grouped({"": advantages.mean}, batch.numbers, rollout)[""]
             if self.is_main:
-                shown = {i: self.train_dataset[batch.groups[i]] for i in self.processes.groups(rollout.pairs)}
-                guards = frozenset(term.name for term in self.terms if term.role == "guard")
-                self._groups = Groups.of(shown, images, scores.values, advantages.credit, learned, guards)
+                own = list(self.processes.groups(rollout.pairs))
+                numbers = torch.arange(learned.numel()).view_as(learned)[own]
+                self._groups = Groups(
+                    [self.train_dataset[batch.groups[group]] for group in own],
+                    images.cpu().view(*numbers.shape, *images.shape[1:]),
+                    {name: values[own] for name, values in scores.values.items()},
+                    advantages.credit.of(numbers),
+                    learned[own],
+                    frozenset(term.name for term in self.terms if term.role == "guard"),
+                )
         return self.processes.mean({"diversity": group_diversity(images, rollout.group_size)}, len(images))
 
     def _measure_sizes(self, batch: Batch) -> None:
-        """Where batch sizes are "auto", measure once what one image and one trained step need."""
+        """Measure once what one image and one trained step need, where batch sizes are "auto"."""
         if self._sized:
             return
         self._sized = True
@@ -250,17 +319,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         self._updater.measure_size(first, self.sigmas, count * batch.trained.shape[1])
 
     def _decode(self, clean: Tensor) -> Tensor:
-        """Images (B, 3, H, W) of clean latents, in parts where memory runs out."""
+        """Decode clean latents to images (B, 3, H, W), in parts if memory runs out."""
         return torch.cat(list(self._rollout_size.run(len(clean), lambda part: self.policy.decode(clean[part]))))
-
-    def _timed(self, stage: str, items: Iterator[_Item]) -> Iterator[_Item]:
-        """The items, the making of each measured as part of the stage."""
-        while True:
-            with self._profiler(stage):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
 
     def _seconds(self, total: float, images: int) -> dict[str, float]:
         spent = self._profiler.totals
@@ -271,8 +331,3 @@ class CustomizedGRPOTrainer(BaseTrainer):
             "seconds/total": total,
         }
         return self.processes.mean(seconds, images)
-
-
-def _learning_rate(config: TrainConfig, iteration: int) -> float:
-    """The learning rate of an iteration, counted from 0: a function of it alone, so that a resumed run agrees."""
-    return config.learning_rate * (1 - iteration / config.iterations if config.schedule == "linear" else 1)

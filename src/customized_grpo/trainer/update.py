@@ -1,17 +1,19 @@
-"""Moving the policy: the clipped surrogate over (image, denoising step) items, in micro-batches."""
+"""Policy updates: the clipped surrogate over (image, denoising step) items, in micro-batches."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from customized_grpo.config import TrainConfig
-from customized_grpo.method import StepFunction, clipped_surrogate, gaussian_kl, guarded_log_ratio, guarded_loss
+from customized_grpo.method import Step, StepFunction, clipped_surrogate, gaussian_kl, guarded_log_ratio, guarded_loss
 from customized_grpo.policies.sharding import local
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.memory import BatchSize
@@ -20,18 +22,22 @@ from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories, velocity_once
 from customized_grpo.utils.noise import generator
 
-_PROBED = 8  # images whose KL to the reference policy the log shows
+_PROBED = 8  # images on which KL and drift are measured
+
+
+class DivergenceError(ValueError):
+    """A policy that cannot be trained further; the message is one line with the numbers and the remedy."""
 
 
 @dataclass(frozen=True)
 class Items:
-    """N transitions of equal shapes, ready to be scored again under the present policy.
+    """N transitions of equal shapes to evaluate under the present policy.
 
-    `latents`, `next_latents` and, where it was kept, the step's `mean` when it was drawn (N, ...);
-    `sigma`, `sigma_next`, `log_density` (N,); `advantages` (N,), or (N, 2) where there are two objectives. Their
-    conditions are the rows `condition_rows` (N,) of `conditions`, which are copied for a micro-batch at a time: a large
-    model's weigh more than its latents. Items of equal numbers in `same` (N,) differ in what follows them alone: the
-    policy has one velocity for them.
+    `latents` and `next_latents` (N, ...) are the states before and after the step, `sigma` and `sigma_next` (N,) its
+    noise levels; `log_density` (N,) and, if stored, `mean` (N, ...) are those of sampling. `advantages` are (N,), or
+    (N, 2) with two objectives. `condition_rows` (N,) are rows of `conditions`, copied for one micro-batch at a time
+    because they can exceed the latents. Items of equal numbers in `same` (N,) have one velocity, and differ only in
+    what follows.
     """
 
     latents: Tensor
@@ -50,16 +56,16 @@ class Items:
 
     @staticmethod
     def of(batch: Trajectories, rows: Tensor, steps: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
-        """The transitions `steps` (N,), which the batch has kept, of its images `rows` (N,)."""
-        kept = (batch.steps[rows] == steps[:, None]).int().argmax(1)
-        before = batch.places[rows, kept]
+        """Return the stored transitions `steps` (N,) of the batch's images `rows` (N,)."""
+        stored = (batch.steps[rows] == steps[:, None]).int().argmax(1)
+        before = batch.places[rows, stored]
         return Items(
             batch.latents[rows, before],
             batch.latents[rows, before + 1],
             sigmas[steps],
             sigmas[steps + 1],
-            None if batch.mean is None else batch.mean[rows, kept],
-            batch.log_density[rows, kept],
+            None if batch.mean is None else batch.mean[rows, stored],
+            batch.log_density[rows, stored],
             advantages.to(batch.latents.device),
             batch.conditions,
             batch.condition_rows[rows],
@@ -68,14 +74,14 @@ class Items:
 
     @staticmethod
     def idle(batches: Sequence[Trajectories], sigmas: Tensor) -> Items:
-        """One transition of the batches that nothing is to be learnt of: finite, if any is, as 0 times NaN is NaN."""
+        """Return a transition with advantage 0: a finite one if there is any, because 0 times NaN is NaN."""
         batch, rows = _first_finite(batches)
         row = rows[:1] if len(rows) else torch.zeros(1, dtype=torch.long)
         return Items.of(batch, row, batch.steps[row, 0], torch.zeros(1), sigmas)
 
     @staticmethod
     def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
-        """The trained steps of the batch's images among `images`, step after step as the rollout took them.
+        """Return the trained steps of the batch's images among `images`, ordered by step.
 
         `trained` and `advantages` (images, S), or (images, S, 2), are those of all images of the iteration.
         """
@@ -85,27 +91,15 @@ class Items:
         rows = rows.repeat_interleave(trained.shape[1])[order]
         return Items.of(batch, rows, steps, advantages[which].flatten(0, 1)[order], sigmas)
 
-    def part(self, part: slice) -> Items:
-        return Items(
-            self.latents[part],
-            self.next_latents[part],
-            self.sigma[part],
-            self.sigma_next[part],
-            None if self.mean is None else self.mean[part],
-            self.log_density[part],
-            self.advantages[part],
-            self.conditions,
-            self.condition_rows[part],
-            self.same[part],
-        )
-
     def split(self, size: int) -> Iterator[Items]:
+        """Yield micro-batches of at most `size` items."""
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         for start in range(0, len(self), size):
-            yield self.part(slice(start, min(start + size, len(self))))
+            yield replace(self, **{name: value[start : start + size] for name, value in tensors.items()})
 
 
 def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor]:
-    """The first batch that has images of finite log-densities, and their rows; else the first, and none."""
+    """Return the first batch with images of finite log-densities, and their rows; or the first, and no rows."""
     for batch in batches:
         rows = batch.log_density.isfinite().all(1).nonzero().flatten().cpu()
         if len(rows):
@@ -114,16 +108,16 @@ def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor
 
 
 def trained_count(stochastic: int, fraction: float) -> int:
-    """How many of an image's stochastic steps are trained: that share of them, one at least."""
+    """Return how many of an image's stochastic steps are trained: a fraction of them, at least one."""
     return max(1, round(fraction * stochastic))
 
 
 def draw_trained_steps(
     stochastic: range, fraction: float, seed: int, iteration: int, images: Sequence[tuple[str, int]]
 ) -> Tensor:
-    """For each image the denoising steps to train, without replacement, (images, S) in rising order.
+    """Sample the denoising steps to train of each image, (images, S) in rising order, without replacement.
 
-    Drawn among the `stochastic` steps from (seed, iteration, image), whatever the batch.
+    They depend on (seed, iteration, image) only, not on the batch.
     """
     count = trained_count(len(stochastic), fraction)
     rows = []
@@ -136,10 +130,15 @@ def draw_trained_steps(
 def replay(
     policy: Policy, items: Items, step: StepFunction, eta: float, sigma_max: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (N, ...), standard deviation (N,) and log-density (N,) of the transitions under the present policy."""
+    """Return mean (N, ...), standard deviation (N,) and log-density (N,) of transitions under the present policy."""
     conditions = items.conditions.select(items.condition_rows)
     velocity = velocity_once(policy, items.latents, items.sigma, conditions, items.same)
-    taken = step(
+    taken = _step(items, velocity, step, eta, sigma_max)
+    return taken.mean, taken.std, taken.log_density
+
+
+def _step(items: Items, velocity: Tensor, step: StepFunction, eta: float, sigma_max: Tensor) -> Step:
+    return step(
         items.latents,
         velocity,
         items.sigma,
@@ -148,18 +147,23 @@ def replay(
         next_sample=items.next_latents,
         sigma_max=sigma_max,
     )
-    return taken.mean, taken.std, taken.log_density
 
 
 def mean_of_updates(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each number over the updates of an iteration that report it, in the order of the first update's keys."""
+    """Average each metric over the updates of an iteration that report it."""
     names = dict.fromkeys(name for record in records for name in record)
     given = {name: [record[name] for record in records if name in record] for name in names}
     return {name: sum(values) / len(values) for name, values in given.items()}
 
 
 class Updater:
-    """One optimiser step after another on the surrogate, with what the log says of them."""
+    """Takes optimizer steps on the clipped surrogate, and measures them.
+
+    Attributes:
+        skipped: Updates in a row that were skipped.
+        on_policy: Whether the weights are still those that sampled the present rollouts; set by the caller after
+            sampling.
+    """
 
     def __init__(
         self,
@@ -177,25 +181,21 @@ class Updater:
         self.step, self.eta, self.processes = step, eta, processes
         self._before_step, self._after_step = before_step, after_step
         self.size = BatchSize("train.batch_size", config.batch_size, recovers=not optimizer.together)
-        self.skipped: int = 0  #: updates in a row that were not taken
-        #: Whether the weights are still those that sampled the present rollouts. The caller sets it after sampling.
+        self.skipped = 0
         self.on_policy = True
 
     def rounds(self, own: int) -> int:
-        """How often to call the model for `own` batches: as often as the others where they need each other for it.
-
-        A process that calls a sharded model less often than the others would leave them waiting.
-        """
+        """Return how many batches to process given this process's number: with a sharded model, as many as any."""
         return self.processes.most(own) if self.optimizer.together else own
 
     def measure_size(self, condition: Conditions, sigmas: Tensor, most: int) -> None:
-        """Where the size of micro-batches is "auto", what one transition needs, and how many of `most` fit."""
+        """Set the size of micro-batches, if it is "auto", by what one transition needs; at most `most`."""
         latents = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
-        nothing = torch.zeros(1, device=self.policy.device)
+        zero = torch.zeros(1, device=self.policy.device)
         mean = latents if self.config.ratio == "guard" else None
         first = torch.zeros(1, dtype=torch.long)
-        advantages = nothing.expand(self.optimizer.objectives)[None]
-        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, nothing, advantages, condition, first, first)
+        advantages = zero.expand(self.optimizer.objectives)[None]
+        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, zero, advantages, condition, first, first)
 
         def probe() -> None:
             self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)
@@ -206,18 +206,16 @@ class Updater:
         self.optimizer.clear()
 
     def update(self, groups: list[Items], sigma_max: Tensor, idle: Items | None = None) -> dict[str, float]:
-        """One optimiser step on the mean over all items of all processes. Returns what the log says of it.
+        """Take one optimizer step on the mean over all items of all processes, and return its metrics.
 
-        Without any item there is no step, nor where the gradient is not finite: that update is skipped. Gradients are
-        summed over processes once, after all micro-batches. Where memory runs out in one of them, the update begins
-        anew with smaller ones: nothing of it counts twice. `idle` is replayed, and counts for nothing, where the
-        processes need each other and others have more micro-batches.
+        There is no step without items, nor where the gradient is not finite. If memory runs out, the update starts
+        again with smaller micro-batches. `idle` is processed without effect while other processes have more of them.
         """
         total = self.processes.sum(torch.tensor(float(sum(map(len, groups))), device=self.policy.device))
         if not float(total):
             measured = {"kl": 0.0} if self.config.kl_weight > 0 else {}
-            nothing = {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **measured}
-            return nothing | ({"replay_error": 0.0} if self.on_policy else {})
+            zeros = {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **measured}
+            return zeros | ({"replay_error": 0.0} if self.on_policy else {})
         most = max(map(len, groups), default=1)
         sums, error = self.size.anew(most, lambda size: self._accumulate(groups, size, total, sigma_max, idle))
         self._before_step()
@@ -226,35 +224,34 @@ class Updater:
         if taken:
             self._after_step()
         self.skipped = 0 if taken else self.skipped + 1
-        errors = torch.zeros(self.processes.count, device=sums.device)  # one for each process, in the same message
+        errors = torch.zeros(self.processes.count, device=sums.device)  # one per process, in the same message
         errors[self.processes.index] = error
         numbers = self.processes.sum(torch.cat([sums, errors])).tolist()
-        (loss_sum, clipped, divergence_sum, divergences), found = numbers[: len(sums)], numbers[len(sums) :]
+        (loss, clipped, kl, measured_kl), found = numbers[: len(sums)], numbers[len(sums) :]
         replayed = {"replay_error": max(found)} if self.on_policy else {}
         self.on_policy = self.on_policy and not taken
-        record = {
-            "loss": loss_sum / float(total),
+        return {
+            "loss": loss / float(total),
             "clip_fraction": clipped / float(total),
             "gradient_norm": norm,
             "share/skipped": float(not taken),
             **replayed,
+            **({"kl": kl / measured_kl} if measured_kl else {}),
         }
-        if divergences:
-            record["kl"] = divergence_sum / divergences
-        return record
 
     def _accumulate(
         self, groups: list[Items], size: int, total: Tensor, sigma_max: Tensor, idle: Items | None
     ) -> tuple[Tensor, float]:
-        """Leave the gradients of this process's items in the weights, by micro-batches of `size`.
+        """Accumulate the gradients of this process's items, by micro-batches of `size`.
 
-        Returns (4,) sums for the log, and the largest |difference| of a log-density to the one stored when sampling.
+        Returns sums (4,) of loss, clipped items, KL and items whose KL was measured; and the largest difference between
+        a log-density and the one stored when sampling.
         """
         device = self.policy.device
         self.optimizer.clear()
         calls = sum(-(-len(group) // size) for group in groups)
         waits = self.rounds(calls) - calls
-        sums = torch.zeros(4, device=device)  # loss, clipped, kl, items whose kl was measured
+        sums = torch.zeros(4, device=device)
         error = torch.zeros((), device=device)
         micros = (part for group in groups for part in group.split(size))
         for micro in itertools.chain(micros, () if idle is None else itertools.repeat(idle, waits)):
@@ -272,11 +269,11 @@ class Updater:
         return sums, float(error)
 
     def _surrogates(self, items: Items, mean: Tensor, std: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        """Of items replayed now, the loss of each objective summed over them (objectives,), and how many are clipped.
+        """Return the loss per objective, summed over items, (objectives,), and the number of clipped items.
 
-        An item of two objectives counts as half clipped where one of them is. While the weights are those that sampled
-        the items, the old density is the replayed one itself: a batch of another size rounds differently on a GPU, and
-        would move ratios off 1.
+        With two objectives an item counts half for each that is clipped. As long as the weights are those that sampled
+        the items, the old density is the replayed one itself: a batch of another size rounds differently on a GPU,
+        which would change ratios from 1.
         """
         old_density, old_mean = items.log_density, items.mean
         if self.on_policy:
@@ -284,7 +281,7 @@ class Updater:
         log_ratio = log_density - old_density
         if self.config.ratio == "guard":
             if old_mean is None:
-                raise ValueError("train.ratio=guard needs the means of the steps, which were not kept")
+                raise ValueError("train.ratio=guard needs the means of the steps, which were not stored")
             log_ratio = guarded_log_ratio(log_ratio, mean, old_mean, std)
         advantages = items.advantages.view(len(items), -1)
         surrogate = clipped_surrogate(
@@ -297,10 +294,10 @@ class Updater:
 
     @torch.no_grad()
     def probe(self, batches: Sequence[Trajectories], trained: Tensor, sigmas: Tensor) -> tuple[dict[str, float], int]:
-        """How far the policy is from the reference policy: one step each of a few finite images, and how many.
+        """Estimate KL divergence and velocity drift from the reference policy on one step of a few finite images.
 
-        `kl` in nats per latent element; `drift` is the squared change of the velocity over its square: that of no
-        velocity at all has 1, one as long that has nothing to do with it 2.
+        Returns `kl` in nats per latent element, `drift`, the squared change of the velocity over its square (1 for a
+        velocity of zero, 2 for an unrelated one of the same length), and the number of images.
         """
         batch, finite = _first_finite(batches)
         every = finite if len(finite) else torch.zeros(1, dtype=torch.long)  # a sharded model is called by all
@@ -309,22 +306,39 @@ class Updater:
         items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
         mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])
         reference = self._reference_mean(items, sigmas[1])
-        # Of every sampler, the mean is that of no velocity plus the velocity times a number of the step.
-        still = self.step(
-            items.latents,
-            torch.zeros_like(items.latents),
-            items.sigma,
-            items.sigma_next,
-            eta=self.eta,
-            next_sample=items.next_latents,
-            sigma_max=sigmas[1],
-        ).mean
+        # A sampler's mean is linear in the velocity, so that differences of means are those of velocities, scaled.
+        still = _step(items, torch.zeros_like(items.latents), self.step, self.eta, sigmas[1]).mean
         if not len(finite):
             return {"kl": 0.0, "drift": 0.0}, 0
-        moved, length = ((x - reference).double().square().mean() for x in (mean, still))
-        return {"kl": float(gaussian_kl(mean, reference, std).mean()), "drift": float(moved / length)}, len(rows)
+        change, length = ((x - reference).double().square().mean() for x in (mean, still))
+        return {"kl": float(gaussian_kl(mean, reference, std).mean()), "drift": float(change / length)}, len(rows)
 
     @torch.no_grad()
     def _reference_mean(self, items: Items, sigma_max: Tensor) -> Tensor:
         with self.policy.reference():
             return replay(self.policy, items, self.step, self.eta, sigma_max)[0]
+
+
+def check_skipped(skipped: int, limit: int, iteration: int, run: Path) -> None:
+    """Raise DivergenceError if more than `limit` updates in a row had no finite gradient."""
+    if skipped > limit:
+        raise DivergenceError(
+            f"iteration {iteration}: {skipped} updates in a row had a gradient that is not finite, more than "
+            f"train.max_skipped={limit} allows; lower train.learning_rate, or set policy.dtype to float32, in "
+            f"{run / 'config.yaml'}, then resume from the last checkpoint with --resume {run}"
+        )
+
+
+def check_drift(drift: float, limit: float | None, iteration: int, run: Path) -> None:
+    """Raise DivergenceError if the policy's `drift`, from `Updater.probe`, is above `limit` or not finite.
+
+    Drift is the most reliable sign of a step that was too large: the loss vanishes once a group's images are noise
+    alike, gradients are clipped, and the norms inside a transformer bound its output, so that the KL at a learning
+    rate of 1000 is no larger than at 0.1.
+    """
+    if not (math.isfinite(drift) and (limit is None or drift <= limit)):
+        allowed = f"more than train.max_drift={limit:g} allows" if math.isfinite(drift) else "not a finite number"
+        raise DivergenceError(
+            f"iteration {iteration}: the velocity's drift from the base model is {drift:.3g}, {allowed}; lower "
+            f"train.learning_rate in {run / 'config.yaml'}, then resume from the last checkpoint with --resume {run}"
+        )

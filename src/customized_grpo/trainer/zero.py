@@ -1,13 +1,12 @@
-"""ZeRO of stages 1 and 2 (arXiv 1910.02054) by DeepSpeed: AdamW's averages in parts, one on each process.
+"""ZeRO stages 1 and 2 (arXiv 1910.02054) by DeepSpeed: each process has a part of AdamW's state.
 
-DeepSpeed's engine is given the trained weights alone, and no model: the policy calls its own transformer, a LoRA keeps
-its precision whatever the model's is, and FSDP2 does what stage 3 would. DeepSpeed's checkpoints, which are pickles,
-are never written nor read; its state goes in and out by its public accessors, weight by weight.
+DeepSpeed's engine gets the trained weights only, without a model. Its checkpoints, which are pickles, are not used; its
+state is read and written weight by weight with its public accessors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import deepspeed
@@ -15,33 +14,25 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_fp32_param, safe_set_full_optimizer_state
 from torch import Tensor, nn
 
+from customized_grpo.trainer.optimizer import Optimizer
+from customized_grpo.trainer.processes import Processes
+
 _STEP = "step"
 
 
-class ZeroOptimizer:
-    """A `training.optimizer.Optimizer` of which each process keeps a part.
-
-    Args:
-        optimizer: torch's AdamW of all `weights`, which DeepSpeed makes one of this process's part.
-        weights: what it moves; whole on every process.
-        max_gradient_norm: to which their gradient's norm is clipped.
-        zero: DeepSpeed's section `zero_optimization`.
-        processes: how many there are.
-    """
-
-    together = True
-    objectives = 1
+class ZeroOptimizer(Optimizer):
+    """An optimizer of one objective whose state is sharded over processes as the launcher's file says."""
 
     def __init__(
         self,
         optimizer: torch.optim.AdamW,
         weights: Sequence[nn.Parameter],
         max_gradient_norm: float,
-        zero: Mapping[str, Any],
-        processes: int,
+        processes: Processes,
     ) -> None:
-        self._adam, self._weights, self._processes = optimizer, list(weights), processes
-        #: Its groups as a checkpoint has them: DeepSpeed puts flat parts in the place of the weights.
+        super().__init__(optimizer, weights, max_gradient_norm, processes)
+        self.together = True
+        #: Parameter groups for checkpoints; DeepSpeed replaces the weights in the optimizer's by flat parts.
         self._groups = optimizer.state_dict()["param_groups"]
         self._engine, *_ = deepspeed.initialize(
             model=nn.ParameterList(self._weights),
@@ -50,10 +41,10 @@ class ZeroOptimizer:
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_clipping": max_gradient_norm,
-                "managed_gradient_accumulation": False,  # a step is where we take it
+                "managed_gradient_accumulation": False,  # a step is where `step` is called
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
-                "zero_optimization": dict(zero),
+                "zero_optimization": dict(processes.zero or {}),
             },
         )
 
@@ -62,41 +53,42 @@ class ZeroOptimizer:
 
     def backward(self, *losses: Tensor) -> None:
         (loss,) = losses
-        self._engine.backward(loss * self._processes)  # of which it takes the mean over processes
+        self._engine.backward(loss * self._processes.count)  # DeepSpeed averages over processes
 
     def step(self) -> float:
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def set_rate(self, rate: float) -> None:
-        for group in (*self._adam.param_groups, *self._groups):
+        super().set_rate(rate)
+        for group in self._groups:
             group["lr"] = rate
 
     def awaited_bytes(self) -> int:
-        return 0 if self._adam.state else 2 * sum(weight.nbytes for weight in self._weights) // self._processes
+        return super().awaited_bytes() // self._processes.count
 
     def state_dict(self) -> dict[str, Any]:
-        steps = [state[_STEP] for state in self._adam.state.values()]
+        steps = [state[_STEP] for state in self._optimizer.state.values()]
         state: dict[int, dict[str, Tensor]] = {}
         for index, weight in enumerate(self._weights if steps else ()):
-            averages = {name: safe_get_full_optimizer_state(weight, name) for name in ("exp_avg", "exp_avg_sq")}
-            state[index] = {_STEP: steps[0].detach().cpu().clone(), **averages}
+            moments = {name: safe_get_full_optimizer_state(weight, name) for name in ("exp_avg", "exp_avg_sq")}
+            state[index] = {_STEP: steps[0].detach().cpu().clone(), **moments}
         return {"state": state, "param_groups": self._groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for weight in self._weights:
             safe_set_full_fp32_param(weight, weight.detach().float())
-        if state["state"] and not self._adam.state:
-            self._make_averages()
+        if state["state"] and not self._optimizer.state:
+            self._allocate()
         for index, weight in enumerate(self._weights):
             for name, value in state["state"].get(index, {}).items():
                 if name != _STEP:
                     safe_set_full_optimizer_state(weight, value.to(weight.device), name)
-        for part in self._adam.state.values():
+        for part in self._optimizer.state.values():
             part[_STEP].copy_(state["state"][0][_STEP])
 
-    def _make_averages(self) -> None:
-        """DeepSpeed has none before its first step: one of no rate, along a gradient of zeros, moves nothing."""
+    def _allocate(self) -> None:
+        """Make DeepSpeed allocate its state by a step with learning rate 0 and gradients of zeros."""
         rate = self._groups[0]["lr"]
         self.set_rate(0.0)
         self.backward(torch.stack([(weight * 0.0).sum() for weight in self._weights]).sum())

@@ -1,77 +1,75 @@
-"""What a run leaves behind as text: JSON lines that survive a kill, and files replaced in one move.
-
-A process may die at any byte. A record is therefore either read back whole or not at all, and a
-file that is rewritten is the old one or the new one, never a half of each. A folder of others'
-files is filled aside and moved.
-"""
+"""Files of a run that survive a kill: JSON lines that are read back whole, files and folders replaced in one move."""
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
 from safetensors import SafetensorError
 
-#: What a disk may answer to a write without saying where.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+#: Errors of a write that do not name the file by themselves.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _TEMPORARY, _PARTIAL = ".tmp", ".partial"
 
 
 class RecordError(ValueError):
-    """A record that cannot be written or read; its text is one line with the file and the key."""
+    """A record that cannot be written or read; the message is one line that names the file."""
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line to a file of records, and return once it is on the disk.
+    """Append one line to a file of JSON lines; it is on the disk when this returns. One writer at a time.
 
-    What a killed process left half written at the end is removed first. One writer at a time.
+    An incomplete last line, left by a killed process, is removed first. Numbers that are not finite become null.
 
     Args:
-        path: the .jsonl file; made, with its folder, where it is not there.
-        record: JSON values. Any real number is taken, those of numpy included; one that is not
-            finite is written as null.
+        path: The .jsonl file; it and its folder are created if needed.
+        record: JSON values, including NumPy numbers.
 
     Raises:
-        RecordError: if a value is not of JSON, before anything is written.
+        RecordError: A value has no JSON form; nothing is written then.
     """
-    line = json.dumps(_plain(record, path, ""), allow_nan=False, ensure_ascii=False) + "\n"
+    line = _json(path, record) + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), path.open("a+b") as file:
-        _mend(file.fileno())
-        file.write(line.encode("utf-8"))
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read(1) != b"\n":
+            file.seek(0)
+            tail = file.read().rpartition(b"\n")[2]
+            if _parse(tail) is None:
+                file.truncate(end - len(tail))
+            else:
+                file.write(b"\n")
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, in its order. A last line cut short by a kill is left out.
+    """Return the records of a file in order, without an incomplete last line.
 
     Raises:
-        RecordError: if there is no such file, or if any other line is not a JSON object.
+        RecordError: There is no such file, or another line is not a JSON object.
     """
     return [record for _, record in _lines(path)]
 
 
 def truncate_records(path: Path, iteration: int) -> int:
-    """Drop the records made after `iteration`, for a run that resumes from its checkpoint.
-
-    The file is replaced in one move; the lines that stay, stay as they were. A file that is not
-    there is left so.
+    """Remove the records made after `iteration`, for a run that resumes there. A missing file stays missing.
 
     Returns:
-        How many records were dropped.
+        Number of removed records.
 
     Raises:
-        RecordError: if a line is not a JSON object, or holds no whole number as `iteration`.
+        RecordError: A line is not a JSON object, or has no integer `iteration`.
     """
     if not path.exists():
         return 0
@@ -85,7 +83,7 @@ def truncate_records(path: Path, iteration: int) -> int:
 
 
 def check_place(path: Path, option: str) -> None:
-    """Raises RecordError, before there is anything to write, where `path`, which `option` gave, can be no file."""
+    """Raise RecordError, before any work, if `path`, given by `option`, cannot be a file."""
     if path.is_dir() or any(above.exists() and not above.is_dir() for above in path.parents):
         raise RecordError(f"{option} {path}: cannot be written there; give a file's name in a folder")
 
@@ -94,17 +92,13 @@ def write_json(path: Path, obj: Any) -> None:
     """Write JSON values, indented, in one move. Numbers that are not finite become null.
 
     Raises:
-        RecordError: if a value is not of JSON; the file is then as it was.
+        RecordError: A value has no JSON form; the old file is unchanged then.
     """
-    text = json.dumps(_plain(obj, path, ""), allow_nan=False, ensure_ascii=False, indent=2)
-    write_bytes(path, (text + "\n").encode("utf-8"))
+    write_bytes(path, _json(path, obj, indent=2) + b"\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Make `data` the whole of a file in one move, on the disk when this returns.
-
-    The folder is made where it is not there. Whatever goes wrong, the old file stays whole.
-    """
+    """Replace a file in one move; it is on the disk when this returns. On errors the old file is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
@@ -115,11 +109,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush(path.parent)  # the new name itself is only safe once its folder is on the disk
+    _flush(path.parent)  # the new name is only safe once its folder is on the disk
 
 
 def aside(folder: Path) -> Path:
-    """An empty folder beside `folder` to fill before `move_folder` gives it that name."""
+    """Create an empty temporary folder beside `folder`; fill it, then `move_folder` gives it the name."""
     partial = folder.with_name(f".{folder.name}{_PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -127,11 +121,10 @@ def aside(folder: Path) -> Path:
 
 
 def move_folder(partial: Path, folder: Path) -> None:
-    """Have all that `partial` holds on the disk, then make it `folder`, in place of what had that name."""
+    """Flush everything in `partial` to the disk, then rename it to `folder`, replacing an old folder of that name."""
     with writing(partial):
-        for inner in sorted(partial.rglob("*"), reverse=True):
+        for inner in (*sorted(partial.rglob("*"), reverse=True), partial):
             _flush(inner)
-        _flush(partial)
     if folder.exists():
         drop_folder(folder)
     partial.replace(folder)
@@ -139,20 +132,20 @@ def move_folder(partial: Path, folder: Path) -> None:
 
 
 def drop_folder(folder: Path) -> None:
-    """Remove a folder: at no moment is there a part of it under its name."""
-    going = folder.with_name(f".{folder.name}.old{_PARTIAL}")
-    shutil.rmtree(going, ignore_errors=True)
-    folder.replace(going)
-    shutil.rmtree(going)
+    """Remove a folder; it is renamed first, so that no part of it is ever under its name."""
+    old = folder.with_name(f".{folder.name}.old{_PARTIAL}")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.replace(old)
+    shutil.rmtree(old)
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file or folder is one that is still being written, or was when its process was killed."""
+    """Return whether a file or folder is incomplete: being written, or left by a killed process."""
     return path.name.startswith(".") and path.suffix in (_TEMPORARY, _PARTIAL)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder and below it. None may write there meanwhile."""
+    """Remove incomplete files and folders of killed processes in a folder to which no other process writes."""
     for file in folder.rglob(f".*{_TEMPORARY}"):
         file.unlink(missing_ok=True)
     for partial in list(folder.rglob(f".*{_PARTIAL}")):
@@ -161,11 +154,11 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Have the errors of a full or broken disk say where: a write's own has no path, that of safetensors no number."""
+    """Add the path to errors of a full or broken disk, and turn those of safetensors into OSErrors."""
     try:
         yield
     except OSError as error:
-        if error.errno in _OF_THE_DISK and error.filename is None:
+        if error.errno in _DISK_ERRORS and error.filename is None:
             error.filename = str(path)
         raise
     except SafetensorError as error:
@@ -176,38 +169,34 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
-def _plain(value: Any, path: Path, key: str) -> Any:
-    """The value in types that JSON has, `key` being where it stands (dotted) for the message."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        number = float(value)
-        return number if math.isfinite(number) else None
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, path, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v, path, f"{key}[{i}]") for i, v in enumerate(value)]
-    raise RecordError(f"{path}: {key or 'the value'} is a {type(value).__name__}; give a number, text or a list")
+def _json(path: Path, value: Any, indent: int | None = None) -> bytes:
+    def plain(other: Any) -> Any:
+        if hasattr(other, "item"):  # a number of NumPy or torch
+            return other.item()
+        raise TypeError(f"{type(other).__name__} has no JSON form; give a number, text or a list")
+
+    try:
+        return to_json(value, indent=indent, inf_nan_mode="null", fallback=plain)
+    except (ValueError, TypeError) as error:
+        raise RecordError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Each whole line without its newline, and the record it holds."""
+    """Return each complete line without its newline, and its record."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise RecordError(f"{path}: no records there; give the file that a run writes") from None
+        raise RecordError(f"{path}: no such file; give the metrics.jsonl of a run") from None
     *whole, tail = data.split(b"\n")
+    if _parse(tail) is not None:  # no beginning of a JSON object is one itself: only its newline is missing
+        whole.append(tail)
     lines = []
     for number, line in enumerate(whole, start=1):
         record = _parse(line)
         if record is None:
             raise RecordError(f"{path}:{number}: not a JSON object; remove the line")
         lines.append((line, record))
-    # No beginning of a JSON object is one itself: a tail that parses lacks its newline alone.
-    last = _parse(tail)
-    return lines if last is None else [*lines, (tail, last)]
+    return lines
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -218,28 +207,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _mend(descriptor: int) -> None:
-    """Bring a file open for appending to the end of a line, dropping a last line cut short."""
-    with open(descriptor, "r+b", closefd=False) as file:
-        end = file.seek(0, os.SEEK_END)
-        start, tail = end, b""
-        while start > 0 and b"\n" not in tail:
-            step = min(start, 4096)
-            start -= step
-            file.seek(start)
-            tail = file.read(step) + tail
-        tail = tail.rpartition(b"\n")[2]
-        if not tail:
-            return
-        if _parse(tail) is None:
-            file.truncate(end - len(tail))
-        else:
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
-
-
 def _flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     if path.is_dir() and os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
