@@ -120,7 +120,7 @@ def test_the_pickles_of_hps_v2_are_refused(path: str | None) -> None:
 
 
 def test_other_models_are_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(RewardError, match=r"holds a clip model; give one of siglip, siglip2$"):
+    with pytest.raises(RewardError, match=r"is a clip model; give one of siglip, siglip2$"):
         build("siglip", folders["HPS v2"])
-    with pytest.raises(RewardError, match=r"holds a siglip model; give one of clip$"):
+    with pytest.raises(RewardError, match=r"is a siglip model; give one of clip$"):
         build("pickscore", folders["SigLIP 2"])

@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.clip import Clip
+from customized_grpo.rewards.alignment import Clip
 
 MakePair = Callable[..., Pair]
 
@@ -67,7 +67,7 @@ def test_missing_tokenizer_and_other_models_are_refused(clip_folder: Path, dino_
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(RewardError, match=r"^reward 'prompt': .*has no tokenizer"):
         Clip(str(tmp_path), name="prompt")
-    with pytest.raises(RewardError, match=r"^reward 'prompt': .* holds a dinov2 model"):
+    with pytest.raises(RewardError, match=r"^reward 'prompt': .* is a dinov2 model"):
         Clip(str(dino_folder), name="prompt")
 
 

@@ -17,7 +17,7 @@ from transformers import Dinov2Model
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.dino import Dino
+from customized_grpo.rewards.similarity import Dino
 from customized_grpo.utils.pixels import to_tensor
 
 MakePair = Callable[..., Pair]
@@ -161,7 +161,7 @@ def test_a_model_that_lacks_weights_is_refused(dino_folder: Path, tmp_path: Path
 
 
 def test_another_kind_of_model_is_refused(clip_folder: Path) -> None:
-    with pytest.raises(RewardError, match=r"^reward 'identity': .* holds a clip model; give one of"):
+    with pytest.raises(RewardError, match=r"^reward 'identity': .* is a clip model; give one of"):
         Dino(str(clip_folder), name="identity")
 
 

@@ -133,7 +133,7 @@ def test_weights_that_are_not_there_are_named(
 def test_other_models_and_options_are_refused(
     published: Published, base: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RewardError, match=r"holds a clip model; give one of qwen2_vl$"):
+    with pytest.raises(RewardError, match=r"is a clip model; give one of qwen2_vl$"):
         build(published[0], clip_folder)
     with pytest.raises(RewardError, match=r"no weights could be read from .* give a folder or hub id with HPSv3"):
         build(tmp_path, base)

@@ -132,7 +132,7 @@ def test_code_of_its_own_is_never_run(tmp_path: Path) -> None:
 
 
 def test_other_models_and_odd_frames_are_refused(dino_folder: Path, segformer_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RewardError, match=r"^reward 'x': .* holds a dinov2 model; give one of sam, sam2"):
+    with pytest.raises(RewardError, match=r"^reward 'x': .* is a dinov2 model; give one of sam, sam2"):
         Segmenter(str(dino_folder), name="x")
     with pytest.raises(RewardError, match=r"weights\.pt' is a pickle, which is never loaded"):
         Segmenter("weights.pt", name="x")

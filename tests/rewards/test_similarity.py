@@ -20,7 +20,7 @@ from transformers import AutoModel, ViTConfig, ViTModel
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.dino_patches import DinoPatches
+from customized_grpo.rewards.similarity import DinoPatches
 from customized_grpo.rewards.similarity import SimilarityReward
 from customized_grpo.utils.pixels import to_tensor
 
@@ -224,7 +224,7 @@ def test_options_that_contradict_each_other_are_refused(build: Callable[..., Any
 def test_other_models_are_refused(build: Callable[..., Any], segformer_folder: Path) -> None:
     judge: SimilarityReward = build()
     config = RewardConfig(kind=judge.kind, role="identity", path=str(segformer_folder))
-    with pytest.raises(RewardError, match=rf"^reward '{judge.kind}': .* holds a segformer model; give one of"):
+    with pytest.raises(RewardError, match=rf"^reward '{judge.kind}': .* is a segformer model; give one of"):
         build_reward(config, "cpu")
 
 
