@@ -20,8 +20,7 @@ from transformers import AutoModel, ViTConfig, ViTModel
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
-from customized_grpo.rewards.similarity import DinoPatches
-from customized_grpo.rewards.similarity import SimilarityReward
+from customized_grpo.rewards.similarity import DinoPatches, SimilarityReward
 from customized_grpo.utils.pixels import to_tensor
 
 MakePair = Callable[..., Pair]
@@ -168,7 +167,7 @@ def blob_pair(key: str, seed: int) -> Pair:
 
 def test_a_segmenter_does_what_its_masks_do(build: Callable[..., Any], segformer_folder: Path) -> None:
     judge, pair = build(segmenter=str(segformer_folder)), blob_pair("a", 500)
-    (made,) = judge.segmenter.references(pair.references, ["ball"])
+    (made,) = judge.[segmenter.reference(pair.references[0], "ball")]
     assert 0.03 < made.mean() < 0.4
     given = replace(pair, masks=(Image.fromarray((made[0] * 255).to(torch.uint8).numpy()),))
     images = tiny_judges.blobs(3, 7)[0]

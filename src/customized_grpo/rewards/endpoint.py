@@ -239,7 +239,7 @@ def _checked_url(url: str, name: str) -> str:
         raise RewardError(f"reward {name!r}: options.url is no address; give one such as http://host:8000") from None
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise RewardError(
-            f"reward {name!r}: options.url may contain no password and no query; put the key into the environment"
+            f"reward {name!r}: options.url may hold no password and no query; put the key into the environment"
         )
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise RewardError(f"reward {name!r}: options.url is {url!r}; give one such as http://host:8000")
