@@ -83,11 +83,8 @@ class AlignmentReward(BuiltinReward):
         """Return scores float32 (B,), -scale to scale, of images (B, 3, H, W) in [0, 1]."""
         prompts = [pair.prompt for pair in pairs]
         texts = self._cache.fill(prompts, self._text_features)
-        inputs = self.frame.inputs(images.to(self._device))
-        batches = zip(*(torch.split(rows, self._batch_size) for rows in inputs.values()), strict=True)
-        features = torch.cat(
-            [self.model.get_image_features(**dict(zip(inputs, batch, strict=True))).pooler_output for batch in batches]
-        )
+        batches = torch.split(self.frame(images.to(self._device)), self._batch_size)
+        features = torch.cat([self.model.get_image_features(pixel_values=batch).pooler_output for batch in batches])
         seen = functional.normalize(features.float(), dim=-1)
         return self.scale * (seen * torch.stack([texts[prompt] for prompt in prompts])).sum(-1)
 
@@ -124,7 +121,7 @@ class Siglip(AlignmentReward):
     kind = "siglip"
     default_path = "google/siglip2-base-patch16-224"
     architecture = AutoModel
-    types = ("siglip", "siglip2")
+    types = ("siglip",)
 
     def _tokens(self, prompt: str) -> dict[str, Tensor]:
         # Trained on lower case, and on padding without an attention mask.

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, TypeVar
 
@@ -34,11 +35,12 @@ _SERVER = "start the server, correct options.url or raise options.timeout"
 _REQUEST = "correct the reward's options, or look at the server's log"
 
 
+@dataclass(eq=False)
 class CallError(Exception):
     """A failed request.
 
-    Args:
-        message: One line; it must not contain the key.
+    Attributes:
+        message: Text without the key; only one line of it is shown.
         remedy: What the user can do.
         status: HTTP status of the answer, None if there was none.
         answer: Body of the answer.
@@ -48,21 +50,17 @@ class CallError(Exception):
         own: The server works, but could not score the images of this request.
     """
 
-    def __init__(
-        self,
-        message: str,
-        remedy: str,
-        *,
-        status: int | None = None,
-        answer: bytes = b"",
-        retry: bool = False,
-        wait: float | None = None,
-        fatal: bool = False,
-        own: bool = False,
-    ) -> None:
-        super().__init__(" ".join(message.split())[:500])
-        self.remedy, self.status, self.answer = remedy, status, answer
-        self.retry, self.wait, self.fatal, self.own = retry, wait, fatal, own
+    message: str
+    remedy: str
+    status: int | None = None
+    answer: bytes = b""
+    retry: bool = False
+    wait: float | None = None
+    fatal: bool = False
+    own: bool = False
+
+    def __str__(self) -> str:
+        return " ".join(self.message.split())[:500]
 
 
 class Endpoint:

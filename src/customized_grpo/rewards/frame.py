@@ -1,7 +1,4 @@
-"""Preprocessing of images as a model's preprocessor_config.json describes it, on tensors and whole batches.
-
-`Frame` and `PatchFrame` are interchangeable: both have `mean`, `placed` and `inputs`.
-"""
+"""Preprocessing of images as a model's preprocessor_config.json describes it, on tensors and whole batches."""
 
 from __future__ import annotations
 
@@ -43,11 +40,8 @@ class Frame:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return pixel values float32 (B, 3, h, w) of images (B, 3, H, W) in [0, 1]."""
-        return _normalised(self.placed(images), self.mean, self.std)
-
-    def inputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the model's arguments, one row per image (B, 3, H, W)."""
-        return {"pixel_values": self(images)}
+        centre, spread = (torch.tensor(colour, device=images.device).view(3, 1, 1) for colour in (self.mean, self.std))
+        return (self.placed(images) - centre) / spread
 
     def placed(self, images: Tensor) -> Tensor:
         """Resize and crop images or masks (B, C, H, W), float32 (B, C, h, w) in [0, 1]."""
@@ -63,42 +57,7 @@ class Frame:
         return images if self.crop is None else _centre(images, self.crop)
 
 
-@dataclass(frozen=True)
-class PatchFrame:
-    """Preprocessing of SigLIP 2 NaFlex: as many patches as fit, in the shape of the image.
-
-    They are not padded to `most`, as transformers does: all images of a call have one size.
-    """
-
-    mean: Colour
-    std: Colour
-    patch: int
-    most: int  #: patches per image
-    mode: str = "bilinear"
-
-    def inputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the model's arguments, one row per image (B, 3, H, W) in [0, 1]."""
-        placed, count, side = self.placed(images), len(images), self.patch
-        high, wide = (length // side for length in placed.shape[-2:])
-        cells = _normalised(placed, self.mean, self.std).reshape(count, 3, high, side, wide, side)
-        return {
-            "pixel_values": cells.permute(0, 2, 4, 3, 5, 1).reshape(count, high * wide, -1),
-            "pixel_attention_mask": torch.ones(count, high * wide, dtype=torch.int32, device=images.device),
-            "spatial_shapes": torch.tensor([[high, wide]], device=images.device).expand(count, 2),
-        }
-
-    def placed(self, images: Tensor) -> Tensor:
-        """Resize images or masks (B, C, H, W), float32 (B, C, h, w) in [0, 1]."""
-        from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
-
-        size = get_image_size_for_max_num_patches(*images.shape[-2:], self.patch, self.most)
-        return functional.interpolate(images.float(), size=size, mode=self.mode, antialias=True).clamp(0, 1)
-
-
-AnyFrame = Frame | PatchFrame
-
-
-def open_frame(path: str, revision: str = "main", name: str = "") -> AnyFrame:
+def open_frame(path: str, revision: str = "main", name: str = "") -> Frame:
     """Return the preprocessing of the model in a folder or on the hub.
 
     Raises:
@@ -106,15 +65,10 @@ def open_frame(path: str, revision: str = "main", name: str = "") -> AnyFrame:
     """
     try:
         settings = _settings(path, revision)
-        if "max_num_patches" in settings:
-            return PatchFrame(
-                mean=_colour(settings["image_mean"]),
-                std=_colour(settings["image_std"]),
-                patch=int(settings["patch_size"]),
-                most=int(settings["max_num_patches"]),
-                mode=_mode(settings.get("resample", 2)),
-            )
         resized, crop = settings.get("do_resize", True), settings.get("crop_size")
+        resample = settings.get("resample", 3)
+        if resample not in _MODES:
+            raise ValueError(f"the image processor's resample {resample!r} is neither 2 (bilinear) nor 3 (bicubic)")
         size = settings.get("size") if resized else None
         fixed, shortest = _size(size), size.get("shortest_edge") if isinstance(size, dict) else size
         if resized and fixed is None and not isinstance(shortest, int):
@@ -127,7 +81,7 @@ def open_frame(path: str, revision: str = "main", name: str = "") -> AnyFrame:
             shortest=None if fixed else shortest,
             size=fixed,
             crop=((crop, crop) if isinstance(crop, int) else _size(crop)) if cropped else None,
-            mode=_mode(settings.get("resample", 3)),
+            mode=_MODES[resample],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise unloadable(path, name, error) from error
@@ -153,17 +107,6 @@ def open_square(path: str, revision: str = "main", name: str = "") -> Frame:
 def _settings(path: str, revision: str) -> dict[str, Any]:
     settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(resolve(path), revision=revision)[0]
     return settings
-
-
-def _normalised(images: Tensor, mean: Colour, std: Colour) -> Tensor:
-    centre, spread = (torch.tensor(colour, device=images.device).view(3, 1, 1) for colour in (mean, std))
-    return (images - centre) / spread
-
-
-def _mode(resample: Any) -> str:
-    if resample not in _MODES:
-        raise ValueError(f"the image processor's resample {resample!r} is neither 2 (bilinear) nor 3 (bicubic)")
-    return _MODES[resample]
 
 
 def _centre(images: Tensor, crop: Size) -> Tensor:

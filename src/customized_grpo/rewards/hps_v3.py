@@ -31,52 +31,8 @@ _IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105, a token of text
 _HEAD = "rm_head."
 _PIXELS = 256 * 28 * 28  # to about which images of any shape are resized
 
-# Exactly as in training, with double spaces, in Qwen2-VL's chat format.
-_QUESTION = """<|im_start|>system
-You are a helpful assistant.<|im_end|>
-<|im_start|>user
-<|vision_start|>{picture}<|vision_end|>
-You are tasked with evaluating a generated image based on Visual Quality and Text Alignment and give a overall score \
-to estimate the human preference. Please provide a rating from 0 to 10, with 0 being the worst and 10 being the \
-best.\x20
-
-**Visual Quality:**\x20\x20
-Evaluate the overall visual quality of the image. The following sub-dimensions should be considered:
-- **Reasonableness:** The image should not contain any significant biological or logical errors, such as abnormal \
-body structures or nonsensical environmental setups.
-- **Clarity:** Evaluate the sharpness and visibility of the image. The image should be clear and easy to interpret, \
-with no blurring or indistinct areas.
-- **Detail Richness:** Consider the level of detail in textures, materials, lighting, and other visual elements \
-(e.g., hair, clothing, shadows).
-- **Aesthetic and Creativity:** Assess the artistic aspects of the image, including the color scheme, composition, \
-atmosphere, depth of field, and the overall creative appeal. The scene should convey a sense of harmony and balance.
-- **Safety:** The image should not contain harmful or inappropriate content, such as political, violent, or adult \
-material. If such content is present, the image quality and satisfaction score should be the lowest possible.\x20
-
-**Text Alignment:**\x20\x20
-Assess how well the image matches the textual prompt across the following sub-dimensions:
-- **Subject Relevance** Evaluate how accurately the subject(s) in the image (e.g., person, animal, object) align with \
-the textual description. The subject should match the description in terms of number, appearance, and behavior.
-- **Style Relevance:** If the prompt specifies a particular artistic or stylistic style, evaluate how well the image \
-adheres to this style.
-- **Contextual Consistency**: Assess whether the background, setting, and surrounding elements in the image logically \
-fit the scenario described in the prompt. The environment should support and enhance the subject without \
-contradictions.
-- **Attribute Fidelity**: Check if specific attributes mentioned in the prompt (e.g., colors, clothing, accessories, \
-expressions, actions) are faithfully represented in the image. Minor deviations may be acceptable, but critical \
-attributes should be preserved.
-- **Semantic Coherence**: Evaluate whether the overall meaning and intent of the prompt are captured in the image. The \
-generated content should not introduce elements that conflict with or distort the original description.
-Textual prompt - {prompt}
-
-
-
-Please provide the overall ratings of this image: <|Reward|>
-
-END
-<|im_end|>
-<|im_start|>assistant
-"""
+#: Exactly that of training, with double spaces, in Qwen2-VL's chat format.
+_QUESTION = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
 
 
 class HpsV3(BuiltinReward):

@@ -111,9 +111,9 @@ class SimilarityReward(BuiltinReward):
             [100 * self._similarity(references[key], image) for key, image in zip(keys, features, strict=True)]
         )
 
-    def _encode(self, inputs: dict[str, Tensor]) -> Tensor:
+    def _encode(self, pixels: Tensor) -> Tensor:
         """Return the model's features (B, ..., width) of a batch."""
-        features: Tensor = self.model.get_image_features(**inputs).pooler_output
+        features: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
         return features
 
     def _marked(self, features: Tensor, mask: Tensor | None) -> Tensor:
@@ -132,22 +132,21 @@ class SimilarityReward(BuiltinReward):
         mask = None
         if self.segmenter is not None and self.segment_pictures:
             mask = self.segmenter.pictures(images, [pair.subject for pair in pairs])
-        return self._marked(self._features(self.frame.inputs(self._cut(images, mask))), mask)
+        return self._marked(self._features(self.frame(self._cut(images, mask))), mask)
 
     def _references(self, pair: Pair) -> Tensor:
         """Return the result of `_joined` for the references of a pair."""
         if not pair.references:
             raise RewardError(f"pair {pair.key!r} has no reference to compare with")
         masks = self._masks(pair)
-        inputs = [
-            self.frame.inputs(self._cut(to_tensor(reference.convert("RGB")), mask)[None].to(self._device))
+        pixels = [
+            self.frame(self._cut(to_tensor(reference.convert("RGB")), mask)[None].to(self._device))
             for reference, mask in zip(pair.references, masks, strict=True)
         ]
-        if len({one["pixel_values"].shape for one in inputs}) > 1:  # a processor that does not crop
-            features = [self._features(one) for one in inputs]
+        if len({one.shape for one in pixels}) > 1:  # a processor that does not crop
+            features = [self._features(one) for one in pixels]
         else:
-            together = self._features({key: torch.cat([one[key] for one in inputs]) for key in inputs[0]})
-            features = list(torch.split(together, 1))
+            features = list(torch.split(self._features(torch.cat(pixels)), 1))
         return self._joined(
             [
                 self._marked(one, None if mask is None else mask[None].to(self._device))[0]
@@ -179,10 +178,9 @@ class SimilarityReward(BuiltinReward):
         mean = torch.tensor(self.frame.mean, device=images.device).view(3, 1, 1)
         return masks * images + (1 - masks) * mean
 
-    def _features(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Return unit vectors (B, ..., width) of the model's arguments, in batches."""
-        batches = zip(*(torch.split(rows, self._batch_size) for rows in inputs.values()), strict=True)
-        encoded = [self._encode(dict(zip(inputs, batch, strict=True))) for batch in batches]
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Return unit vectors (B, ..., width) of pixel values, in batches."""
+        encoded = [self._encode(batch) for batch in torch.split(pixels, self._batch_size)]
         return functional.normalize(torch.cat(encoded).float(), dim=-1)
 
 
@@ -196,12 +194,11 @@ class ClipImage(SimilarityReward):
 
 
 class SiglipImage(SimilarityReward):
-    """Image features of SigLIP or SigLIP 2."""
+    """Image features of SigLIP or SigLIP 2 of a fixed resolution, which both have the model type siglip."""
 
     kind = "siglip-image"
     default_path = "google/siglip2-base-patch16-224"
-    #: SigLIP 2's checkpoints of a fixed resolution are of type siglip, those of any shape (NaFlex) of type siglip2.
-    types = ("siglip", "siglip2")
+    types = ("siglip",)
 
 
 class Dino(SimilarityReward):
@@ -212,8 +209,8 @@ class Dino(SimilarityReward):
     types = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
     unused = frozenset({"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"})
 
-    def _encode(self, inputs: dict[str, Tensor]) -> Tensor:
-        tokens: Tensor = self.model(**inputs).last_hidden_state[:, 0]
+    def _encode(self, pixels: Tensor) -> Tensor:
+        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state[:, 0]
         return tokens
 
 
@@ -228,9 +225,9 @@ class DinoPatches(Dino):
     kind = "dino-patches"
     default_cache_size = 512
 
-    def _encode(self, inputs: dict[str, Tensor]) -> Tensor:
+    def _encode(self, pixels: Tensor) -> Tensor:
         first = 1 + getattr(self.model.config, "num_register_tokens", 0)
-        tokens: Tensor = self.model(**inputs).last_hidden_state[:, first:]
+        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state[:, first:]
         return tokens
 
     def _marked(self, features: Tensor, mask: Tensor | None) -> Tensor:
