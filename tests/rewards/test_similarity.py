@@ -165,7 +165,7 @@ def test_a_subject_that_the_patches_cannot_see_is_told(folders: dict[str, Path])
     mask[:, :8] = 255
     pair = Pair("wide", "a cat", (Image.new("RGB", (320, 32)),), (Image.fromarray(mask),))
     reward = DinoPatches(str(folders["DINOv2 patches"]), name="parts")
-    with pytest.raises(RewardError, match=r"^reward 'parts': a reference's subject lies outside the middle"):
+    with pytest.raises(RewardError, match=r"^reward 'parts': a reference's subject lies outside the centre crop"):
         reward(torch.rand(1, 3, 32, 32), [pair])
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -213,8 +214,10 @@ class Endpoint:
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        asked = error.wait if isinstance(error, CallError) else None
-        return min(self._backoff * 2 ** (state.attempt_number - 1) if asked is None else asked, _LONGEST_WAIT)
+        wait = error.wait if isinstance(error, CallError) else None
+        if wait is None:  # the system's random source, which changes no seed of the training
+            wait = self._backoff * 2 ** (state.attempt_number - 1) * random.SystemRandom().uniform(0.5, 1)
+        return min(wait, _LONGEST_WAIT)
 
     def _redacted(self, text: str) -> str:
         return text.replace(self._key, f"[{self._variable}]") if self._key else text
