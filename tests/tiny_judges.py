@@ -28,8 +28,6 @@ from transformers import (
     Sam2Model,
     SegformerConfig,
     SegformerForSemanticSegmentation,
-    Siglip2Config,
-    Siglip2Model,
     Siglip2Tokenizer,
     SiglipConfig,
     SiglipModel,
@@ -126,15 +124,6 @@ def siglip(folder: Path) -> Path:
     vision = {**SMALL, "image_size": 32, "patch_size": 8}
     SiglipModel(SiglipConfig(text_config=siglip_text(folder), vision_config=vision)).save_pretrained(folder)
     write_frame(folder, "SiglipImageProcessor", {**COLOURS, "size": {"height": 32, "width": 32}})
-    return folder
-
-
-def siglip_naflex(folder: Path) -> Path:
-    """SigLIP 2 of any shape of picture."""
-    vision = {**SMALL, "num_patches": 16, "patch_size": 8}
-    Siglip2Model(Siglip2Config(text_config=siglip_text(folder), vision_config=vision)).save_pretrained(folder)
-    settings = {**COLOURS, "resample": 2, "patch_size": 8, "max_num_patches": 20}
-    write_frame(folder, "Siglip2ImageProcessor", settings)
     return folder
 
 

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastapi import FastAPI
 from PIL import Image
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -94,12 +91,9 @@ class TinyCompletions:
         self.processor = AutoProcessor.from_pretrained(folder)
         self.digits = self.processor.tokenizer.convert_tokens_to_ids(list("01234"))
         self.requests: list[dict[str, Any]] = []
-        self.app = Starlette(
-            routes=[
-                Route("/v1/models", lambda request: JSONResponse({"object": "list", "data": []})),
-                Route("/v1/chat/completions", self.complete, methods=["POST"]),
-            ]
-        )
+        self.app = FastAPI()
+        self.app.get("/v1/models")(lambda: {"object": "list", "data": []})
+        self.app.post("/v1/chat/completions")(self.complete)
 
     @torch.no_grad()
     def logprobs(self, messages: list[dict[str, Any]], begun: str = "") -> torch.Tensor:
@@ -117,8 +111,7 @@ class TinyCompletions:
         inputs = self.processor(text=text + begun, images=pictures, return_tensors="pt")
         return self.model(**inputs).logits[0, -1].float().log_softmax(-1)
 
-    async def complete(self, request: Request) -> JSONResponse:
-        body = await request.json()
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         self.requests.append(body)
         choice: dict[str, Any]
         if "response_format" in body:
@@ -133,4 +126,4 @@ class TinyCompletions:
             listed = [{"token": t, "logprob": float(v)} for t, v in zip(tokens, found.values, strict=True)]
             content = [{**listed[0], "top_logprobs": listed}]
             choice = {"message": {"role": "assistant", "content": tokens[0]}, "logprobs": {"content": content}}
-        return JSONResponse({"object": "chat.completion", "model": body["model"], "choices": [{"index": 0, **choice}]})
+        return {"object": "chat.completion", "model": body["model"], "choices": [{"index": 0, **choice}]}

@@ -39,7 +39,7 @@ REWARDS: dict[str, tuple[str, str, Callable[[Path], Any] | None]] = {
     "DINOv3, segmented": ("dino", "identity", _segmented),
     "DINOv2 patches": ("dino-patches", "identity", tiny_judges.dinov2_with_registers),
     "CLIP-I": ("clip-image", "identity", tiny_judges.clip),
-    "SigLIP 2 NaFlex": ("siglip-image", "identity", tiny_judges.siglip_naflex),
+    "SigLIP 2 images": ("siglip-image", "identity", tiny_judges.siglip),
     "CLIP-T": ("clip", "prompt", tiny_judges.clip),
     "SigLIP 2": ("siglip", "prompt", tiny_judges.siglip),
     "PickScore": ("pickscore", "prompt", tiny_judges.clip),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, as_reward, build_reward, describe, score
+from customized_grpo.utils.hub import ModelError
 
 MakePair = Callable[..., Pair]
 IMAGES = torch.stack([torch.full((3, 4, 4), level) for level in (0.0, 0.25, 1.0)])
@@ -156,8 +157,8 @@ def test_what_may_be_returned(returned: Any, expected: list[float], pairs: list[
         (lambda images: "1.0", "it returned a str"),
         (lambda images: 1.0, "it returned a float"),
         (lambda images: np.array(1.0), "it returned a float"),
-        (lambda images: [1.0, "high", 2.0], "score 1 of those it returned is 'high'"),
-        (lambda images: [[1.0], [2.0], [3.0]], "score 0 of those it returned is [1.0]"),
+        (lambda images: [1.0, "high", 2.0], "score 1 that it returned is 'high'"),
+        (lambda images: [[1.0], [2.0], [3.0]], "score 0 that it returned is [1.0]"),
         (lambda images: [1.0, 2.0], "returned shape (2,) on pairs 'a', 'b', 'c'; it must return one score per image"),
         (lambda images: torch.zeros(3, 1), "returned shape (3, 1)"),
         (lambda images: sys.exit(0), "failed on pairs 'a', 'b', 'c': SystemExit: 0"),
@@ -173,20 +174,20 @@ def test_what_is_no_list_of_scores_is_refused(returned: Any, told: str, pairs: l
     [
         (
             lambda images, targets: 0,
-            "its parameter 'targets' with, which is no option and no column of the dataset; did you mean 'target'?",
+            "its parameter 'targets', which is no option and no column of the dataset; did you mean 'target'?",
         ),
         (lambda images, zzz: 0, "there are images, prompts, references, masks, subjects, pairs, target, note"),
-        (lambda image, pairs: 0, "its parameter 'image' with, .*; did you mean 'images'"),
-        (lambda pictures, prompt: 0, "its parameter 'prompt' with, .*; did you mean 'prompts'"),
-        (lambda x, y, z: 0, "its parameter 'z' with"),
-        (lambda first, **rest: 0, "its parameter 'first' with"),
+        (lambda image, pairs: 0, "its parameter 'image', .*; did you mean 'images'"),
+        (lambda pictures, prompt: 0, "its parameter 'prompt', .*; did you mean 'prompts'"),
+        (lambda x, y, z: 0, "its parameter 'z'"),
+        (lambda first, **rest: 0, "its parameter 'first'"),
         (lambda: 0, "it takes no arguments; give it a parameter `images`"),
     ],
 )
 def test_a_parameter_that_nothing_fills(function: Any, told: str, pairs: list[Pair]) -> None:
     assert re.search(told.replace("?", r"\?"), refusal(function, pairs))
     if "takes no" not in told:
-        with pytest.raises(RewardError, match="nothing to fill"):
+        with pytest.raises(RewardError, match="no value for its parameter"):
             as_reward(function).check(pairs)  # type: ignore[attr-defined]
 
 
@@ -211,7 +212,7 @@ def test_options_come_before_columns_and_are_checked(
     assert build("h", power=1) == [4.0] * 3
     with pytest.raises(RewardError, match=r"^reward 'own\.py:f': it has no parameter 'powr' .* did you mean 'power'"):
         build("f", powr=1)
-    with pytest.raises(RewardError, match=r"options\.images would hide the batch's own; rename it"):
+    with pytest.raises(RewardError, match=r"options\.images has the name of a standard argument"):
         build("g", images=1)
 
 
@@ -279,6 +280,84 @@ def test_an_error_of_an_asynchronous_reward(error: BaseException, told: str, pai
 
     assert "failed on pairs 'a', 'b', 'c': " in (line := refusal(reward, pairs)) and told in line
     assert scores_of(lambda images: asyncio.sleep(0, level(images)), pairs) == LEVELS  # the loop still runs
+
+
+SOURCE = """
+LEVEL = 3
+
+def brightness(images, pairs, factor=1.0):
+    return images.mean(dim=(1, 2, 3)) * factor
+
+class Constant:
+    def __init__(self, value=1.0, path=None, device=None):
+        self.value, self.path, self.device = value, path, device
+
+    def __call__(self, images, pairs):
+        import torch
+        return torch.full((len(images),), float(self.value), device=self.device)
+
+class Lost:
+    needs = ("masque",)
+
+    def __call__(self, images, pairs):
+        return [0.0] * len(pairs)
+
+class Broken:
+    def __init__(self):
+        raise RuntimeError("no key\\nin sight")
+
+class Silent:
+    pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_rewards.py").write_text(SOURCE, encoding="utf-8")
+    (tmp_path / "torn.py").write_text("def f(:\n", encoding="utf-8")
+    (tmp_path / "wanting.py").write_text("import no_such_library_here\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("own")
+def test_functions_and_classes_of_files_and_modules(pairs: list[Pair]) -> None:
+    config = RewardConfig(kind="own_rewards.py:brightness", role="prompt", name="mine", options={"factor": 10.0})
+    assert build_reward(config, "cpu")(IMAGES, pairs).tolist() == [0.0, 2.5, 10.0]
+    config = RewardConfig(kind="own_rewards:Constant", role="prompt", path="some/model", options={"value": 4})
+    reward: Any = build_reward(config, "cpu")
+    assert reward(IMAGES, pairs).tolist() == [4.0] * 3
+    assert reward.function.path == "some/model" and reward.function.device == torch.device("cpu")
+    elsewhere: Any = build_reward(config.model_copy(update={"device": "cpu"}), "meta")
+    assert elsewhere.function.device == torch.device("cpu")
+    for device, told in (("gpu", "is no device; give cpu, cuda or null"), ("cuda:7", "is not there; give another")):
+        with pytest.raises(ModelError, match=rf"^reward 'own_rewards:Constant': device: .*{told}"):
+            build_reward(config.model_copy(update={"device": device}), "cpu")
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("brightness", {}, "unknown kind 'brightness'; give dino, dino-patches, .*, copy-paste, package.module:Class"),
+        ("own_rewards.py:", {}, "is not package.module:Class or file.py:function"),
+        ("absent.py:f", {}, "there is no file .*absent.py"),
+        ("torn.py:f", {}, "cannot be imported .SyntaxError"),
+        ("wanting.py:f", {}, "no_such_library_here"),
+        ("no_such_module_here:f", {}, "no_such_module_here"),
+        ("own_rewards:brightnes", {}, "has no 'brightnes'; did you mean 'brightness'"),
+        ("own_rewards:LEVEL", {}, "is a int; name a class or function"),
+        ("own_rewards:brightness", {"faktor": 2}, "has no parameter 'faktor' for that option; did you mean 'factor'"),
+        ("own_rewards:Constant", {"valeu": 2}, "could not be constructed .TypeError.*valeu"),
+        ("own_rewards:Broken", {}, "RuntimeError: no key in sight"),
+        ("own_rewards:Lost", {}, r"needs is .'masque',.; give a tuple of 'prompt', 'reference', 'mask'"),
+        ("own_rewards:Silent", {}, r"has no __call__\(images, \.\.\.\); define one"),
+    ],
+)
+def test_own_code_that_cannot_be_used_is_one_line(kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RewardError, match=f"^reward 'mine': .*{message}") as caught:
+        build_reward(RewardConfig(kind=kind, role="prompt", name="mine", options=options), "cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_description_builds_the_reward_again(

@@ -93,17 +93,6 @@ def test_the_subject_and_its_margin_do_not_count(guard: CopyPaste) -> None:
     assert score(guard, picture, pair_of(reference)) > 10
 
 
-def test_a_mask_of_another_resolution_is_brought_to_the_same(guard: CopyPaste) -> None:
-    reference = noise(0, 256)
-    mask = np.zeros((256, 256), bool)
-    mask[96:160, 96:160] = True  # the 16 pixels in the middle of 64, four times as fine
-    background = guard._references(pair_of(reference, mask))[0, 3]
-    subject = (1 - background).nonzero()
-    # One pixel at most beyond the margin on each side: what resizing touches counts as the subject.
-    assert subject.min() in (19, 20) and subject.max() in (43, 44)
-    assert background.sum() == SIDE**2 - int(subject.max() - subject.min() + 1) ** 2
-
-
 def test_the_largest_of_several_references_counts(guard: CopyPaste) -> None:
     first, second = noise(0), noise(1)
     pair = Pair("a", "a cat", (to_image(first), to_image(second)), (None, None))
@@ -124,37 +113,19 @@ def test_nothing_to_compare_is_zero(guard: CopyPaste) -> None:
     assert score(guard, torch.full((3, SIDE, SIDE), torch.nan), pair_of(noise(0))) == 0
 
 
-def test_a_batch_scores_as_its_images_one_by_one(guard: CopyPaste, make_pair: MakePair) -> None:
+def test_batches_and_the_cache_change_no_score(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, read = CopyPaste(cache_size=2), []
+    original = CopyPaste._references
+    monkeypatch.setattr(CopyPaste, "_references", lambda self, pair: (read.append(pair.key), original(self, pair))[1])
     pairs = [make_pair("a", 1), make_pair("b", 2, ((64, 64), (40, 90))), make_pair("a", 1), make_pair("c", 3)]
     images = torch.rand(4, 3, 40, 56)
     together = guard(images, pairs)
+    assert together.shape == (4,) and together.dtype == torch.float32 and read == ["a", "b", "c"]
+    assert len(guard._cache) == 2 and torch.equal(guard(images[1:], pairs[1:]), together[1:])
     alone = torch.cat([CopyPaste()(images[i : i + 1], [pairs[i]]) for i in range(4)])
-    assert together.shape == (4,) and together.dtype == torch.float32
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
-
-
-def test_references_are_read_once_and_the_cache_is_bounded(
-    make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    guard = CopyPaste(cache_size=2)
-    read: list[str] = []
-    original = CopyPaste._references
-    monkeypatch.setattr(CopyPaste, "_references", lambda self, pair: (read.append(pair.key), original(self, pair))[1])
-    a, b, c = (make_pair(key, seed) for seed, key in enumerate("abc"))
-    images = torch.rand(4, 3, 32, 32)
-    first = guard(images, [a, a, b, b])
-    assert read == ["a", "b"]
-    assert torch.equal(guard(images, [make_pair("a", 0), a, b, b]), first)  # read anew, the same pair
-    guard(images, [a, b, c, c])
-    assert read == ["a", "b", "c"]
-    assert len(guard._cache) == 2
-    # Another pair under a key that is known.
-    assert float(guard(images[:1], [make_pair("c", 9)])) != float(guard(images[:1], [c]))
-
-
-def test_a_pair_without_references_is_refused(guard: CopyPaste) -> None:
-    with pytest.raises(RewardError, match=r"^pair 'none' has no reference to compare with$"):
-        guard(noise(0)[None], [Pair("none", "a cat", (), ())])
+    # Another pair with a known key.
+    assert float(guard(images[:1], [make_pair("c", 9)])) != float(guard(images[:1], [pairs[3]]))
 
 
 def test_is_built_by_its_configuration() -> None:

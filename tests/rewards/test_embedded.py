@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.embedded.scenes import Wish, draw_pair
@@ -13,6 +16,7 @@ from customized_grpo.embedded.subjects import draw_subject
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import build_reward
 from customized_grpo.utils.hub import EMBEDDED_FOLDER
+from customized_grpo.utils.pixels import to_tensor
 
 COUNT = 24
 
@@ -58,3 +62,38 @@ def test_prompt_prefers_the_place_and_is_not_fooled_by_copies(name: str) -> None
     elsewhere = [Pair("x", Wish("snow").prompt(pair.prompt.split()[1]), pair.references, pair.masks) for pair in pairs]
     assert (true > reward(targets, elsewhere)).float().mean() > 0.9
     assert (true > reward(references, pairs)).float().mean() > 0.9
+
+
+def scenes(count: int) -> tuple[Tensor, Tensor, Sequence[Pair]]:
+    """True pictures; the references' backgrounds with another subject pasted in; their pairs, of the embedded world."""
+    rng = np.random.default_rng(5)
+    drawn = [
+        draw_pair(draw_subject(rng, held_out=True), Wish(("beach", "night", "city")[i % 3]), rng) for i in range(count)
+    ]
+    true, pasted, pairs = [], [], []
+    for i, (reference, target) in enumerate(drawn):
+        other, own = drawn[(i + 7) % count][0], reference.mask.astype(bool)
+        picture = reference.image.copy()
+        picture[own] = np.median(picture[~own], axis=0).astype(np.uint8)
+        picture[other.mask.astype(bool)] = other.image[other.mask.astype(bool)]
+        true.append(to_tensor(Image.fromarray(target.image)))
+        pasted.append(to_tensor(Image.fromarray(picture)))
+        mask = Image.fromarray(reference.mask).convert("L")
+        pairs.append(Pair(str(i), "a thing", (Image.fromarray(reference.image),), (mask,)))
+    return torch.stack(true), torch.stack(pasted), pairs
+
+
+def test_masks_keep_patches_from_preferring_a_pasted_background() -> None:
+    """The class token is not fooled without masks, either."""
+    true, pasted, pairs = scenes(24)
+    path = "embedded/reward-identity"
+    better = {
+        (kind, segmented): float((reward(true, pairs) > reward(pasted, pairs)).float().mean())
+        for kind, segmented in (("dino", True), ("dino-patches", True), ("dino-patches", False))
+        for config in [RewardConfig(kind=kind, role="identity", path=path, options={"segmented": segmented})]
+        for reward in [build_reward(config, "cpu")]
+    }
+    assert better["dino", True] > 0.9 and better["dino-patches", True] > 0.9  # measured: 1 and 1
+    assert better["dino-patches", False] < 0.5  # measured: 0.15
+    guard = build_reward(RewardConfig(kind="copy-paste", role="guard"), "cpu")
+    assert guard(pasted, pairs).min() > guard(true, pairs).mean()

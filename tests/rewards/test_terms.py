@@ -64,7 +64,7 @@ def test_all_forms_of_an_entry() -> None:
         ({"identity": (one, float("nan")), "prompt": two}, "reward 'one': weight is nan"),
         (
             {"identity": RewardTerm(one, "prompt"), "prompt": two},
-            "'one' has the role prompt, and stands under identity",
+            "'one' has the role prompt, but is listed under identity",
         ),
         ({"identity": "dino", "prompt": two}, "'dino' is no reward"),
         ({"identity": None, "prompt": two}, "None is no reward"),
@@ -106,7 +106,7 @@ def test_pairs_are_checked_before_anything_is_scored(make_pair: Callable[..., Pa
 
     term = RewardTerm(needing, "prompt")
     term.check([replace(pair, columns={"target": "x"})])
-    with pytest.raises(RewardError, match="reward 'needing': nothing to fill its parameter 'target'"):
+    with pytest.raises(RewardError, match="reward 'needing': no value for its parameter 'target'"):
         term.check([pair])
     with pytest.raises(RewardError, match="needs a reference, and pair 'a' has none"):
         RewardTerm(CopyPaste(), "guard", limit=90).check([replace(pair, references=(), masks=())])

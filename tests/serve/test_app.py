@@ -1,4 +1,4 @@
-"""What the reward server refuses: strangers, other versions, too much of anything, and what is no picture."""
+"""Refusals of the reward server: strangers, other versions, too much of anything, and damaged images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from typing import Any
 
 import httpx2
 import pytest
-import torch
 from PIL import Image, PngImagePlugin
 from servers import serving
 from torch import Tensor
 
 from customized_grpo.protocols import Pair
-from customized_grpo.rewards.wire import PROTOCOL, PROTOCOL_HEADER, Limits, Offer, decode, digest, encode
+from customized_grpo.rewards.wire import PROTOCOL, PROTOCOL_HEADER, Budget, Limits, Offer, decode, digest, encode
 from customized_grpo.serve.app import build_app
-from customized_grpo.serve.store import PictureStore
 
 TOKEN = "the-token"
 HEADERS = {"Authorization": f"Bearer {TOKEN}", PROTOCOL_HEADER: str(PROTOCOL)}
@@ -38,8 +36,6 @@ class Counting:
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         self.calls += 1
-        if pairs[0].prompt == "infinite":
-            return torch.full((len(images),), torch.inf)
         return images.mean((1, 2, 3))
 
 
@@ -47,7 +43,7 @@ class Counting:
 def served() -> Iterator[tuple[Counting, str]]:
     reward = Counting()
     offer = Offer(name="mean", kind="custom", role="prompt")
-    with serving(build_app([(offer, reward)], TOKEN, LIMITS, keep=10_000)) as url:
+    with serving(build_app([(offer, reward)], TOKEN, LIMITS, keep=10_000, arrival=1.0)) as url:
         yield reward, url
 
 
@@ -58,7 +54,7 @@ def png(image: Image.Image, **options: Any) -> str:
 
 
 def bomb(side: int) -> str:
-    """A PNG whose header promises side x side pixels, and whose data are few."""
+    """Return a PNG whose header promises side x side pixels, with little data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -66,13 +62,6 @@ def bomb(side: int) -> str:
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(10_000))
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data)).decode()
-
-
-def texts_bomb() -> str:
-    """A small picture with a text that unpacks to 80 MB."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text("comment", "a" * 80_000_000, zip=True)
-    return png(Image.new("L", (1, 1)), pnginfo=info)
 
 
 def request(**changed: Any) -> dict[str, Any]:
@@ -110,11 +99,9 @@ def test_a_whole_request_is_answered(served: tuple[Counting, str]) -> None:
 @pytest.mark.parametrize(
     ("given", "status", "told"),
     [
-        ({"Authorization": ""}, 401, "wrong token, or none"),
-        ({"Authorization": "Bearer"}, 401, "wrong token"),
-        ({"Authorization": f"Bearer {TOKEN}x"}, 401, "wrong token"),
-        ({"Authorization": f"Basic {TOKEN}"}, 401, "wrong token"),
-        ({PROTOCOL_HEADER: ""}, 400, f"the client speaks protocol , this server {PROTOCOL}"),
+        ({"Authorization": ""}, 401, "wrong or missing token"),
+        ({"Authorization": f"Bearer {TOKEN}x"}, 401, "wrong or missing token"),
+        ({"Authorization": f"Basic {TOKEN}"}, 401, "wrong or missing token"),
         ({PROTOCOL_HEADER: "99"}, 400, f"the client speaks protocol 99, this server {PROTOCOL}"),
     ],
 )
@@ -123,8 +110,12 @@ def test_strangers_and_other_versions_are_refused(
 ) -> None:
     reward, url = served
     before = reward.calls
-    for answer in (post(url, request(), **given), httpx2.get(f"{url}/rewards", headers={**HEADERS, **given})):
-        assert answer.status_code == status and told in answer.json()["error"]
+    headers = {**HEADERS, **given}
+    for answer in (
+        post(url, request(), **given),
+        *(httpx2.get(f"{url}/{p}", headers=headers) for p in ("rewards", "x")),
+    ):
+        assert answer.status_code == status and told in answer.json()["detail"]
         assert TOKEN not in answer.text and answer.headers[PROTOCOL_HEADER] == str(PROTOCOL)
     assert reward.calls == before
 
@@ -132,14 +123,13 @@ def test_strangers_and_other_versions_are_refused(
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
-        (b"", 400, "not a request of protocol"),
-        (b"\xff\xfe", 400, "not a request"),
-        (b"[" * 9000, 400, "not a request"),
-        ({"reward": "mean"}, 400, f"not a request of protocol {PROTOCOL}: images"),
+        (b"", 400, "no request of protocol"),
+        (b"[" * 9000, 400, "no request of protocol"),
+        ({"reward": "mean"}, 400, f"no request of protocol {PROTOCOL}: images"),
         (request(extra=1), 400, "extra: Extra inputs"),
         (request(reward="other"), 404, "no reward 'other'; there are mean"),
-        (request(images=[], pair_of=[]), 413, "0 images; 1 to 3 are taken"),
-        (request(images=[encode(PICTURE)] * 4, pair_of=[0] * 4), 413, "4 images; 1 to 3 are taken"),
+        (request(images=[], pair_of=[]), 400, "images: List should have at least 1 item"),
+        (request(images=[encode(PICTURE)] * 4, pair_of=[0] * 4), 413, "4 images; at most 3 are accepted"),
         (request(pair_of=[1]), 400, "pair_of"),
         (request(pair_of=[-1]), 400, "pair_of"),
         (request(pair_of=[0, 0]), 400, "pair_of"),
@@ -147,37 +137,32 @@ def test_strangers_and_other_versions_are_refused(
         (request(pairs=pair_with(references=["../../etc/passwd"])), 400, "should match pattern"),
         (request(pairs=pair_with(references=["0" * 64])), 409, None),
         (request(images=["no base64!"]), 400, "not a PNG in base64"),
-        (request(images=[base64.b64encode(b"no picture").decode()]), 400, "does not decode"),
-        (request(images=[encode(PICTURE)[:-40]]), 400, "does not decode"),
-        (request(images=[png(PICTURE, format="GIF")]), 400, "does not decode"),
+        (request(images=[encode(PICTURE)[:-40]]), 400, "not a PNG in base64"),
+        (request(images=[png(PICTURE, format="GIF")]), 400, "not a PNG in base64"),
         (request(images=[png(PICTURE.convert("RGBA"))]), 400, "a PNG of mode RGBA"),
-        (request(images=[png(PICTURE.convert("P"))]), 400, "a PNG of mode P"),
         (request(images=[encode(PICTURE.convert("L"))]), 400, "not RGB of one size"),
         (request(images=[encode(PICTURE), encode(PICTURE.resize((4, 4)))], pair_of=[0, 0]), 400, "not RGB of one size"),
-        (request(images=[bomb(65)]), 400, "a picture of 65 x 65 pixels; at most 4096"),
-        (request(images=[bomb(50_000)]), 400, "not a PNG in base64 \\(Image size|50000 x 50000"),
-        (request(pictures={digest(PICTURE): bomb(3000)}), 400, "a picture of 3000 x 3000"),
-        (request(pictures={"0" * 64: encode(PICTURE)}), 400, "other pixels than its name says"),
+        (request(images=[bomb(65)]), 400, "an image of 65 x 65 pixels; at most 4096"),
+        (request(images=[bomb(50_000)]), 400, "not a PNG in base64 \\(Decompression|50000 x 50000"),
+        (request(pictures={digest(PICTURE): bomb(3000)}), 400, "an image of 3000 x 3000"),
+        (request(pictures={"0" * 64: encode(PICTURE)}), 400, "other pixels than its name"),
     ],
 )
-def test_what_is_wrong_or_too_much_is_refused(
+def test_wrong_or_large_requests_are_refused(
     body: Any, status: int, told: str | None, served: tuple[Counting, str]
 ) -> None:
     answer = post(served[1], body)
     assert answer.status_code == status, answer.text
     if told is None:
-        assert answer.json() == {"missing": ["0" * 64]}
+        assert answer.json() == {"detail": {"missing": ["0" * 64]}}
     else:
-        assert re.search(told, answer.json()["error"]) and "\n" not in answer.json()["error"]
+        assert re.search(told, answer.json()["detail"]) and "\n" not in answer.json()["detail"]
 
 
-def test_a_request_of_too_many_bytes_is_refused_as_soon_as_that_is_known(served: tuple[Counting, str]) -> None:
+def test_a_body_of_too_many_bytes_is_refused_without_reading_it(served: tuple[Counting, str]) -> None:
     url = served[1]
-    answer = post(url, b" " * 20_001)
-    assert answer.status_code == 413 and answer.json()["error"] == "a request of 20001 bytes; at most 20000 are taken"
     chunked = httpx2.post(f"{url}/score", content=(b" " * 1000 for _ in range(21)), headers=HEADERS, timeout=60)
-    assert chunked.status_code == 413 and "more than 20000" in chunked.json()["error"]
-    # Announced alone, nothing sent: refused without waiting for it.
+    assert chunked.status_code == 413 and "more than 20000" in chunked.json()["detail"]
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as line:
         head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
@@ -188,40 +173,25 @@ def test_a_request_of_too_many_bytes_is_refused_as_soon_as_that_is_known(served:
 def test_many_large_pictures_together_are_refused(served: tuple[Counting, str]) -> None:
     flat = {digest(one): encode(one) for one in (Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(4))}
     answer = post(served[1], request(pictures=flat))
-    assert answer.status_code == 400 and "at most 0 are taken" in answer.json()["error"]
+    assert answer.status_code == 400 and "; at most " in answer.json()["detail"]
 
 
-def test_a_body_that_does_not_come_holds_nobody_up() -> None:
-    offer = Offer(name="mean", kind="custom", role="prompt")
-    with serving(build_app([(offer, Counting())], TOKEN, LIMITS, keep=10_000, arrival=1.0)) as url:
-        host, port = url.removeprefix("http://").split(":")
-        lines = [socket.create_connection((host, int(port)), timeout=60) for _ in range(4)]
-        try:
-            for line in lines:
-                head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
-                line.sendall(f"POST /score HTTP/1.1\r\nHost: x\r\n{head}Content-Length: 100\r\n\r\n{{".encode())
-            assert post(url, request()).status_code == 200
-            assert b" 408 " in lines[0].recv(1000).split(b"\r\n")[0]
-        finally:
-            for line in lines:
-                line.close()
+def test_a_body_that_does_not_arrive_blocks_nobody(served: tuple[Counting, str]) -> None:
+    host, port = served[1].removeprefix("http://").split(":")
+    lines = [socket.create_connection((host, int(port)), timeout=60) for _ in range(4)]
+    try:
+        for line in lines:
+            head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+            line.sendall(f"POST /score HTTP/1.1\r\nHost: x\r\n{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert post(served[1], request()).status_code == 200
+        assert b" 408 " in lines[0].recv(1000).split(b"\r\n")[0]
+    finally:
+        for line in lines:
+            line.close()
 
 
-def test_texts_of_a_picture_do_not_unpack_without_bound() -> None:
-    with pytest.raises(ValueError, match="too large"):
-        decode(texts_bomb(), 64 * 64)
-
-
-def test_the_store_forgets_what_was_longest_unused() -> None:
-    pictures = [Image.new("RGB", (10, 10), (i, 0, 0)) for i in range(4)]
-    store = PictureStore(3 * 300)
-    for i, picture in enumerate(pictures[:3]):
-        store.put(str(i), picture)
-    assert store.get("0") is pictures[0]
-    store.put("3", pictures[3])
-    assert [store.get(str(i)) is not None for i in range(4)] == [True, False, True, True]
-    small = PictureStore(299)
-    small.put("0", pictures[0])
-    assert small.get("0") is None
-    small.put("1", pictures[1].resize((9, 9)))
-    assert small.get("1") is not None
+def test_text_in_a_picture_does_not_unpack_without_bound() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "a" * 80_000_000, zip=True)
+    with pytest.raises(ValueError, match="not a PNG in base64"):
+        decode(png(Image.new("L", (1, 1)), pnginfo=info), Budget(4096, 4096))

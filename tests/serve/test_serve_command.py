@@ -68,8 +68,8 @@ def test_a_reward_of_a_file_is_served_until_interrupted(tmp_path: Path, monkeypa
     ("arguments", "told"),
     [
         (["--reward", "copy-paste", "--token-variable", "NOT_SET"], "NOT_SET is not set"),
-        (["--reward", "copy-paste", "--port", "{port}"], "cannot be listened on"),
-        (["--reward", "copy-paste", "--host", "no such host"], "--host no such host --port 8600 cannot be listened on"),
+        (["--reward", "copy-paste", "--port", "{port}"], "cannot be used"),
+        (["--reward", "copy-paste", "--host", "no such host"], "--host no such host --port 8600 cannot be used"),
         ([], "no --reward; give a kind"),
         (["--reward", "nonsense", "--port", "0"], "unknown kind 'nonsense'"),
     ],
@@ -84,15 +84,17 @@ def test_what_cannot_be_served_is_one_line(arguments: list[str], told: str, monk
     assert line.startswith("error:") and told in line and TOKEN not in done.output
 
 
-@pytest.mark.parametrize("library", ["uvicorn", "starlette"])
+@pytest.mark.parametrize("library", ["uvicorn", "fastapi"])
 def test_a_missing_library_is_named_with_its_remedy(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    for module in [name for name in sys.modules if name.split(".")[0] == library or name.endswith("serving.app")]:
+    for module in [
+        name for name in sys.modules if name.split(".")[0] == library or name == "customized_grpo.serve.app"
+    ]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "meta_path", [Absent(library), *sys.meta_path])
     done = CliRunner().invoke(app, ["serve-reward", "--reward", "copy-paste", "--port", "0"])
     assert done.exit_code == 2
-    assert f"serve-reward needs {library}, which is not installed; pip install 'customized-grpo[serve]'" in done.stderr
+    assert f"serve-reward needs {library}, which is not installed; pip install -e '.[serve]'" in done.stderr
 
 
 class Absent:

@@ -1,14 +1,12 @@
-"""Reward models: identity, prompt following, a guard against copy-pasting, a vision-language model for either, any
-callable of the user's own; or any of them on another machine.
+"""Rewards: built-in models for identity and prompt following, a guard against copy-pasting, and any callable.
 
-The classes are imported when they are first used, since they import transformers.
+The classes are imported on first use, because they import transformers.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,26 +14,19 @@ import torch
 from customized_grpo.config import RewardConfig
 from customized_grpo.config.loading import nearest
 from customized_grpo.protocols import Reward
-from customized_grpo.rewards.base import as_reward, describe
-from customized_grpo.rewards.custom import load_custom
+from customized_grpo.rewards.base import KEYS
+from customized_grpo.rewards.callables import as_reward, describe, load_custom
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.options import check_options
 from customized_grpo.rewards.scores import score
 from customized_grpo.rewards.terms import RewardTerm, terms_from
 from customized_grpo.utils.devices import device_named
 
 if TYPE_CHECKING:
-    from customized_grpo.rewards.clip import Clip
-    from customized_grpo.rewards.clip_image import ClipImage
+    from customized_grpo.rewards.alignment import Clip, HpsV2, PickScore, Siglip
     from customized_grpo.rewards.copy_paste import CopyPaste
-    from customized_grpo.rewards.dino import Dino
-    from customized_grpo.rewards.dino_patches import DinoPatches
-    from customized_grpo.rewards.hps_v2 import HpsV2
     from customized_grpo.rewards.hps_v3 import HpsV3
-    from customized_grpo.rewards.pickscore import PickScore
     from customized_grpo.rewards.remote import Remote
-    from customized_grpo.rewards.siglip import Siglip
-    from customized_grpo.rewards.siglip_image import SiglipImage
+    from customized_grpo.rewards.similarity import ClipImage, Dino, DinoPatches, SiglipImage
     from customized_grpo.rewards.vlm import Vlm
 
 __all__ = [
@@ -63,16 +54,16 @@ __all__ = [
     "terms_from",
 ]
 
-#: module:class by kind; a module is imported when its kind is asked for.
+#: module:class of each kind; modules are imported on first use.
 KINDS = {
-    "dino": "dino:Dino",
-    "dino-patches": "dino_patches:DinoPatches",
-    "clip-image": "clip_image:ClipImage",
-    "siglip-image": "siglip_image:SiglipImage",
-    "clip": "clip:Clip",
-    "siglip": "siglip:Siglip",
-    "pickscore": "pickscore:PickScore",
-    "hps-v2": "hps_v2:HpsV2",
+    "dino": "similarity:Dino",
+    "dino-patches": "similarity:DinoPatches",
+    "clip-image": "similarity:ClipImage",
+    "siglip-image": "similarity:SiglipImage",
+    "clip": "alignment:Clip",
+    "siglip": "alignment:Siglip",
+    "pickscore": "alignment:PickScore",
+    "hps-v2": "alignment:HpsV2",
     "hps-v3": "hps_v3:HpsV3",
     "vlm": "vlm:Vlm",
     "remote": "remote:Remote",
@@ -92,10 +83,15 @@ def __dir__() -> list[str]:
 
 
 def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
-    """The judge that `config` names, on its own device, or on `device` where it names none.
+    """Return the reward of a config.
 
-    `config.options` are the keyword arguments of the judge's own constructor or function. Raises
-    RewardError, one line, where the kind, the path or an option is wrong; ModelError where its device is.
+    Args:
+        config: Its options are the keyword arguments of the reward's own constructor or function.
+        device: Device of a reward whose config names none.
+
+    Raises:
+        RewardError: The kind, the path or an option cannot be used.
+        ModelError: The device cannot be used.
     """
     name = config.name or config.kind
     if config.device is not None:
@@ -103,45 +99,38 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     if ":" in config.kind:
         return load_custom(config, name, torch.device(device))
     if config.kind not in KINDS:
-        raise RewardError(
-            f"reward {name!r}: unknown kind {config.kind!r}; "
-            + (f"did you mean {near!r}?" if (near := nearest(config.kind, KINDS)) else f"give {', '.join(KINDS)}, ")
-            + ("" if near else "package.module:Class or file.py:function")
-        )
-    return _construct(_class_of(config.kind), config, name, device)
-
-
-def _construct(judge: Callable[..., Any], config: RewardConfig, name: str, device: torch.device | str) -> Reward:
-    parameters = set(inspect.signature(judge).parameters)
+        near = nearest(config.kind, KINDS)
+        known_kinds = f"{', '.join(KINDS)}, package.module:Class or file.py:function"
+        remedy = f"did you mean {near!r}?" if near else f"give {known_kinds}"
+        raise RewardError(f"reward {name!r}: unknown kind {config.kind!r}; {remedy}")
+    built_in = _class_of(config.kind)
+    parameters = set(inspect.signature(built_in).parameters)
     if config.path and "path" not in parameters:
         raise RewardError(f"reward {name!r}: {config.kind} needs no model; leave its path out, given {config.path!r}")
-    known = parameters - {"path", "name", "device", "role"}
+    known = parameters - {*KEYS}
     for option in config.options:
         if option not in known:
-            raise RewardError(
-                f"reward {name!r}: unknown option {option!r}; "
-                + (f"did you mean {near!r}?" if (near := nearest(option, known)) else f"{config.kind} has ")
-                + ("" if near else ", ".join(sorted(known)))
-            )
-    check_options(judge, config.options, name)
+            near = nearest(option, known)
+            remedy = f"did you mean {near!r}?" if near else f"{config.kind} has {', '.join(sorted(known))}"
+            raise RewardError(f"reward {name!r}: unknown option {option!r}; {remedy}")
     arguments: dict[str, Any] = {"name": name, "device": device, **config.options}
-    if "role" in parameters:
-        arguments["role"] = config.role
-    reward: Any = judge(config.path, **arguments) if config.path else judge(**arguments)
+    arguments |= {"path": config.path} if config.path else {}
+    arguments |= {"role": config.role} if "role" in parameters else {}
+    reward: Any = built_in(**arguments)
     reward.given = {**reward.given, "device": config.device}
     return reward  # type: ignore[no-any-return]
 
 
 def default_path(kind: str) -> str | None:
-    """The hub id that a kind loads where no path is given; None where it has none, or is a class of the user's own."""
+    """Return the hub id that a built-in kind loads if no path is given, None if there is none."""
     if kind not in KINDS:
         return None
     found = getattr(_class_of(kind), "default_path", None) or default_option(kind, "path")
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and found else None
 
 
 def default_option(kind: str, option: str) -> Any:
-    """What a built-in kind takes where an option is not given; None where it has no such option."""
+    """Return the default of an option of a built-in kind, None if it has no such option."""
     parameter = inspect.signature(_class_of(kind)).parameters.get(option)
     return None if parameter is None else parameter.default
 

@@ -1,4 +1,4 @@
-"""What judges of prompt following by two encoders share: texts encoded once, pictures in batches."""
+"""Prompt rewards of two encoders: CLIP, SigLIP, PickScore and HPS v2."""
 
 from __future__ import annotations
 
@@ -9,30 +9,41 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoModel, CLIPModel
 
 from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward
-from customized_grpo.rewards.cache import FeatureCache
-from customized_grpo.rewards.checkpoint import load_judge, load_tokenizer
-from customized_grpo.rewards.frame import AnyFrame, open_frame
-from customized_grpo.rewards.options import Count
+from customized_grpo.rewards.base import BuiltinReward, Count
+from customized_grpo.rewards.cache import LruCache
+from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.frame import open_frame
+from customized_grpo.rewards.loading import load_model, load_tokenizer
 from customized_grpo.utils.devices import device_of
 
 
 class AlignmentReward(BuiltinReward):
-    """Cosine of the image and text features of one model, times its `scale`.
+    """Cosine of the image and text features of one model, times `scale`.
 
-    Text features are computed once per prompt and kept, at most `cache_size` of them; prompts longer than the
-    model's context are cut. `processor` is the hub id or folder of tokenizer and image processor where they are not
-    with the model. Weights stored in any precision work in float32; no gradient.
+    Models work in float32, whatever the precision of their weights. Prompts longer than the model's context are cut.
+
+    Args:
+        path: Hub id or folder of the model.
+        name: Name in logs, tables and figures.
+        device: Device of the model. Default: the accelerator, if there is one.
+        processor: Hub id or folder of tokenizer and image processor, if they are not with the model.
+        batch_size: Images per forward pass.
+        cache_size: Number of prompts whose features are cached.
+        revision: Revision of `path` on the hub.
+
+    Raises:
+        RewardError: The model cannot be loaded or is of another type.
     """
 
     kind: ClassVar[str]
-    default_path: ClassVar[str]
-    #: Of the default path alone; a path that is given has its own, or `processor` says where.
+    default_path: ClassVar[str | None] = None
+    #: Used with the default path only.
     default_processor: ClassVar[str | None] = None
-    architecture: ClassVar[Any]
-    types: ClassVar[Collection[str]]
+    architecture: ClassVar[Any] = CLIPModel
+    types: ClassVar[Collection[str]] = ("clip",)
     needs: ClassVar[tuple[Need, ...]] = ("prompt",)
 
     def __init__(
@@ -49,45 +60,38 @@ class AlignmentReward(BuiltinReward):
         self.name = name or self.kind
         self._batch_size = batch_size
         self._device = device_of(device, f"reward {self.name!r}: device")
-        self._cache: FeatureCache[str] = FeatureCache(cache_size)
+        self._cache: LruCache[str, Tensor] = LruCache(cache_size)
         processor = processor or (self.default_processor if path is None else None)
-        where = self._where(None if path is None else str(path))
-        frame: AnyFrame
-        model, frame = load_judge(
-            self.architecture, self.types, where, revision, self.name, framed=open_frame, processor=processor
-        )
-        self.frame = frame
-        words = model.config.text_config.vocab_size
-        self._tokenizer = load_tokenizer(processor or where, "main" if processor else revision, self.name, words)
+        where = self._where(path)
+        model = load_model(self.architecture, self.types, where, revision, self.name)
+        beside = (processor, "main") if processor else (where, revision)
+        self.frame = open_frame(*beside, self.name)
+        self._tokenizer = load_tokenizer(*beside, self.name, model.config.text_config.vocab_size)
         self.model = model.to(self._device)
 
-    def _where(self, path: str | None) -> str:
-        """The hub id or folder to load."""
-        return path or self.default_path
+    def _where(self, path: str | Path | None) -> str:
+        """Return the hub id or folder to load."""
+        return str(path or self.default_path)
 
     @property
     def scale(self) -> float:
-        """The score of equal features."""
+        """Score of equal features."""
         return 100.0
 
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        """Scores float32 (B,), -scale to scale, of pictures (B, 3, H, W) in [0, 1]."""
+        """Return scores float32 (B,), -scale to scale, of images (B, 3, H, W) in [0, 1]."""
         prompts = [pair.prompt for pair in pairs]
-        texts = self._cache.get(prompts, self._text_features)
-        inputs = self.frame.inputs(images.to(self._device))
-        batches = zip(*(torch.split(rows, self._batch_size) for rows in inputs.values()), strict=True)
-        features = torch.cat(
-            [self.model.get_image_features(**dict(zip(inputs, batch, strict=True))).pooler_output for batch in batches]
-        )
-        pictures = functional.normalize(features.float(), dim=-1)
-        return self.scale * (pictures * torch.stack([texts[prompt] for prompt in prompts])).sum(-1)
+        texts = self._cache.fill(prompts, self._text_features)
+        batches = torch.split(self.frame(images.to(self._device)), self._batch_size)
+        features = torch.cat([self.model.get_image_features(pixel_values=batch).pooler_output for batch in batches])
+        seen = functional.normalize(features.float(), dim=-1)
+        return self.scale * (seen * torch.stack([texts[prompt] for prompt in prompts])).sum(-1)
 
-    def _tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """The text encoder's arguments."""
+    def _tokens(self, prompt: str) -> dict[str, Tensor]:
+        """Return the text encoder's arguments."""
         tokens: dict[str, Tensor] = self._tokenizer(
-            prompts,
-            # Equal lengths, so that a prompt's features do not depend on its neighbours.
+            [prompt],
             padding="max_length",
             truncation=True,
             max_length=self.model.config.text_config.max_position_embeddings,
@@ -96,6 +100,60 @@ class AlignmentReward(BuiltinReward):
         return tokens
 
     def _text_features(self, prompt: str) -> Tensor:
-        """Unit vector (width,) of a prompt."""
-        features = self.model.get_text_features(**self._tokens([prompt])).pooler_output.float()
+        """Return the unit vector (width,) of a prompt."""
+        features = self.model.get_text_features(**self._tokens(prompt)).pooler_output.float()
         return functional.normalize(features, dim=-1)[0]
+
+
+class Clip(AlignmentReward):
+    """CLIPScore without its factor 2.5 (arXiv 2104.08718): -100 to 100, 20 to 35 for photos and their prompts."""
+
+    kind = "clip"
+    default_path = "openai/clip-vit-large-patch14"
+
+
+class Siglip(AlignmentReward):
+    """Cosine of the features of SigLIP or SigLIP 2 (arXiv 2502.14786), times 100; lower than CLIP's.
+
+    The model's bias and sigmoid are omitted: they would flatten the differences within a group.
+    """
+
+    kind = "siglip"
+    default_path = "google/siglip2-base-patch16-224"
+    architecture = AutoModel
+    types = ("siglip",)
+
+    def _tokens(self, prompt: str) -> dict[str, Tensor]:
+        # Trained on lower case, and on padding without an attention mask.
+        return {"input_ids": super()._tokens(prompt.lower())["input_ids"]}
+
+
+class PickScore(AlignmentReward):
+    """PickScore (arXiv 2305.01569): logit of a human choice, around 20. A difference of 1 stands for odds of e to 1."""
+
+    kind = "pickscore"
+    default_path = "yuvalkirstain/PickScore_v1"
+    default_processor = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+    @property
+    def scale(self) -> float:
+        """The model's own scale, 100 in the published model."""
+        return float(self.model.logit_scale.exp())
+
+
+class HpsV2(AlignmentReward):
+    """Human Preference Score v2 or v2.1 (arXiv 2306.09341): -100 to 100, in practice 20 to 35.
+
+    The authors publish open_clip pickles, which are never loaded: `path` is a conversion to transformers' CLIPModel
+    (ViT-H/14) in safetensors.
+    """
+
+    kind = "hps-v2"
+
+    def _where(self, path: str | Path | None) -> str:
+        if path in (None, "xswu/HPSv2"):
+            raise RewardError(
+                f"reward {self.name!r}: xswu/HPSv2 contains pickles, which are never loaded; give as path a folder or "
+                "hub id of its conversion to transformers' CLIPModel, with model.safetensors"
+            )
+        return str(path)

@@ -1,38 +1,57 @@
-"""Base class of the built-in rewards, and a reward made of any callable."""
+"""Base class of the built-in rewards, and the requirements and the event loop of all rewards."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
-from typing import Any, ClassVar, Self
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
-import numpy as np
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from customized_grpo.config.redaction import hide_secrets
-from customized_grpo.protocols import Pair, Reward
+from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.needs import needs_of
-from customized_grpo.rewards.parameters import Parameters
+
+T = TypeVar("T")
 
 #: Settings of a reward that are keys of their own in a config, not options.
-_KEYS = ("path", "name", "device", "role")
+KEYS = ("path", "name", "device", "role")
+#: Type of an option that counts images, prompts or requests.
+Count = Annotated[int, Field(ge=1)]
+_REMEDIES: dict[Need, str] = {
+    "prompt": "give one",
+    "reference": "give a photo of the subject",
+    "mask": "give one with each reference",
+}
 
 
 class BuiltinReward:
-    """Base class of the built-in rewards. `given` holds the arguments that an object was constructed with."""
+    """Base class of the built-in rewards. `given` holds the arguments that an object was constructed with.
+
+    Raises:
+        RewardError: An option has another type than the constructor declares. Types are strict: no "3" for 3.
+    """
 
     kind: ClassVar[str]
     name: str
     given: Mapping[str, Any]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
+        declared = get_type_hints(cls.__init__, include_extras=True)
+        for option, value in options.items():
+            if option in declared and option not in KEYS:
+                try:
+                    TypeAdapter(declared[option]).validate_python(value, strict=True)
+                except ValidationError as error:
+                    message = str(error.errors(include_url=False)[0]["msg"])
+                    raise RewardError(
+                        f"reward {options.get('name') or cls.kind!r}: options.{option} is {value!r}; "
+                        f"{message[0].lower()}{message[1:]}"
+                    ) from error
         self = super().__new__(cls)
         try:
             self.given = inspect.signature(cls).bind_partial(*args, **options).arguments
@@ -45,134 +64,31 @@ class BuiltinReward:
         raise NotImplementedError
 
 
-class CallableReward:
-    """A reward that calls a function, method or object, synchronous or not.
-
-    Args:
-        function: Called with the arguments that `Parameters` describes. It returns one score per image: a tensor, an
-            array or a list of numbers, in which None stands for a missing score.
-        name: Name in logs, tables and figures.
-        kind: `module:qualname` of the function, or the path that it was loaded from.
-        options: Arguments of every call.
-        given: Settings of the config that it was built from, if there is one.
-
-    Raises:
-        RewardError: The function cannot be called so.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        *,
-        name: str,
-        kind: str,
-        options: Mapping[str, Any] | None = None,
-        given: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.name = name
-        self.kind = kind
-        self.given: Mapping[str, Any] = given or {}
-        self.function = function
-        self.needs = needs_of(function, name)
-        self.is_async = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
-        self._parameters = Parameters(function, options or {}, name)
-
-    def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        """Return scores float32 (B,) of images (B, 3, H, W) in [0, 1]."""
-        return self.begin(images, pairs)()
-
-    def begin(self, images: Tensor, pairs: Sequence[Pair]) -> Callable[[], Tensor]:
-        """Call the function, and return a callable that waits for its scores.
-
-        An asynchronous function runs meanwhile on the event loop of all asynchronous rewards.
-        """
-        positional, keywords = self._parameters.bind(images, pairs)
-        result = self.function(*positional, **keywords)
-        if not inspect.isawaitable(result):
-            return lambda: _scores(result, len(images))
-        future = asyncio.run_coroutine_threadsafe(_awaited(result), _event_loop())
-        return lambda: _scores(future.result(), len(images))
-
-    def check(self, pairs: Sequence[Pair]) -> None:
-        """Raise RewardError if a parameter could not be filled for these pairs."""
-        self._parameters.bind(torch.empty(len(pairs), 3, 0, 0), pairs)
+def needs_of(reward: object, name: str) -> frozenset[Need] | None:
+    """Return the attribute `needs` of a reward, None if it has none and may use anything. Raises RewardError."""
+    declared = getattr(reward, "needs", None)
+    if declared is None:
+        return None
+    known = get_args(Need)
+    if isinstance(declared, str) or not all(one in known for one in declared):
+        raise RewardError(f"reward {name!r}: needs is {declared!r}; give a tuple of {', '.join(map(repr, known))}")
+    return frozenset(declared)
 
 
-def as_reward(obj: object, *, name: str | None = None) -> Reward:
-    """Return a reward that calls `obj`; rewards of this package are returned as they are.
-
-    Args:
-        obj: A function, method, lambda or object with `__call__`, synchronous or not. Its parameters are filled by
-            name: see `Parameters`. An attribute `needs` names what a pair must have: "prompt", "reference", "mask".
-        name: Name in logs, tables and figures. Default: the object's attribute `name`, else that of the function or
-            class.
-
-    Raises:
-        RewardError: `obj` cannot be called as a reward.
-    """
-    if isinstance(obj, BuiltinReward | CallableReward):
-        if name is not None and name != obj.name:
-            obj = copy.copy(obj)
-            obj.name = name
-        return obj
-    if isinstance(obj, type):
-        raise RewardError(f"{obj.__name__} is a class; give an object of it as reward: {obj.__name__}()")
-    if not callable(obj):
-        raise RewardError(f"{obj!r:.60} is no reward; give a callable that takes images")
-    function: Any = obj
-    while isinstance(function, functools.partial):
-        function = function.func
-    source = function if hasattr(function, "__qualname__") else type(function)
-    named = getattr(obj, "name", None)
-    default = named if isinstance(named, str) and named else source.__name__.strip("<>")
-    return CallableReward(obj, name=name or default, kind=f"{source.__module__}:{source.__qualname__}")
-
-
-def describe(reward: object) -> dict[str, Any]:
-    """Return the settings of a reward as a config has them: kind, name, path, device and options, without secrets.
-
-    A reward that was made of a callable has the kind `module:qualname`. A config can build it again if that is the
-    name of a function or class in a module.
-    """
-    known = as_reward(reward)
-    assert isinstance(known, BuiltinReward | CallableReward)
-    path, device = (known.given.get(key) for key in ("path", "device"))
-    options = {key: value for key, value in known.given.items() if key not in _KEYS}
-    return {
-        "kind": known.kind,
-        "name": known.name,
-        "path": path and str(path),
-        "device": device and str(device),
-        "options": hide_secrets(options),
-    }
-
-
-def _scores(result: object, count: int) -> Tensor:
-    """Convert what a callable returned. Raises RewardError where that is no list, array or tensor of numbers."""
-    if isinstance(result, Tensor):
-        return result
-    if isinstance(result, np.ndarray):
-        result = result.tolist()
-    remedy = f"return one number per image, here a list or tensor of {count}"
-    if not isinstance(result, list | tuple):
-        raise RewardError(f"it returned a {type(result).__name__}; {remedy}")
-    scores = []
-    for place, value in enumerate(result):
-        if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-            value = value.item()
-        if not isinstance(value, Real | np.bool_ | None):
-            raise RewardError(
-                f"score {place} of those it returned is {value!r:.60}; {remedy}, None if there is no score"
-            )
-        scores.append(torch.nan if value is None else float(value))
-    return torch.tensor(scores, dtype=torch.float32)
+def check_needs(reward: object, name: str, pairs: Sequence[Pair]) -> None:
+    """Raise RewardError, which names reward and pair, if a pair lacks what the reward needs."""
+    for need in sorted(needs_of(reward, name) or ()):
+        for pair in pairs:
+            masked = bool(pair.masks) and None not in pair.masks
+            if not {"prompt": pair.prompt.strip(), "reference": pair.references, "mask": masked}[need]:
+                raise RewardError(f"reward {name!r} needs a {need}, and pair {pair.key!r} has none; {_REMEDIES[need]}")
 
 
 @functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all asynchronous rewards, in a thread of its own: a notebook's own loop is in use.
+def event_loop(name: str) -> asyncio.AbstractEventLoop:
+    """Return the event loop of that name, in a thread of its own: a notebook's own loop is in use.
 
-    It lives as long as the process, so that clients of endpoints keep their connections.
+    It lives as long as the process, so that HTTP clients keep their connections.
     """
     loop = asyncio.new_event_loop()
 
@@ -180,12 +96,14 @@ def _event_loop() -> asyncio.AbstractEventLoop:
         torch.set_grad_enabled(False)
         loop.run_forever()
 
-    threading.Thread(target=run, name="asynchronous rewards", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return loop
 
 
-async def _awaited(result: Any) -> Any:
+def run_in_loop(call: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the event loop of all endpoints and return its result; an interrupt cancels it."""
+    future = asyncio.run_coroutine_threadsafe(call, event_loop("endpoints"))
     try:
-        return await result
-    except (SystemExit, KeyboardInterrupt) as error:  # either would end the loop, and its waiters would wait for ever
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        return future.result()
+    finally:
+        future.cancel()

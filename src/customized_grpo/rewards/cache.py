@@ -1,4 +1,4 @@
-"""A bounded store of what is dear to compute and frozen."""
+"""Bounded cache of values that are expensive to compute and do not change."""
 
 from __future__ import annotations
 
@@ -7,49 +7,65 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
-from torch import Tensor
-
 from customized_grpo.protocols import Pair
 
 K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 PairKey = tuple[str, int]
 
 
-class FeatureCache(Generic[K]):
-    """Features by key; of more than `size` the longest unused goes first.
+class LruCache(Generic[K, V]):
+    """Values by key, of which the least recently used are dropped first.
 
-    Each is computed by itself. In a batch its last bits would depend on its neighbours there, those that were not kept
-    yet: a resumed run, which keeps nothing at first, would have other scores than one that was never stopped.
+    Args:
+        size: Largest sum of the sizes of all values.
+        size_of: Size of a value. Default: every value counts 1.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = max(1, size)
-        self._kept: OrderedDict[K, Tensor] = OrderedDict()
+    def __init__(self, size: int, size_of: Callable[[V], int] = lambda value: 1) -> None:
+        self._size, self._size_of = size, size_of
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._used = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._values)
 
-    def get(self, keys: Sequence[K], compute: Callable[[K], Tensor]) -> dict[K, Tensor]:
-        """Features of all keys. `compute` is called for each that is not there."""
-        wanted = list(dict.fromkeys(keys))
-        found = {key: self._kept[key] if key in self._kept else compute(key) for key in wanted}
-        for key in wanted:
-            self._kept[key] = found[key]
-            self._kept.move_to_end(key)
-        while len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+    def get(self, key: K) -> V | None:
+        """Return the value of a key, None if it is not cached."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Store a value; others are dropped, and this one if it alone is too large."""
+        if self.get(key) is None:
+            self._values[key] = value
+            self._used += self._size_of(value)
+        while self._used > self._size:
+            self._used -= self._size_of(self._values.popitem(last=False)[1])
+
+    def fill(self, keys: Sequence[K], compute: Callable[[K], V]) -> dict[K, V]:
+        """Return the values of all keys; `compute` is called for each one that is not cached.
+
+        It is called for one key at a time. In a batch the last bits of a value would depend on the other values of the
+        batch: a resumed run, whose cache is empty at first, would have other scores than one without a break.
+        """
+        found: dict[K, V] = {}
+        for key in dict.fromkeys(keys):
+            cached = self.get(key)
+            found[key] = compute(key) if cached is None else cached
+        for key, value in found.items():
+            self.put(key, value)
         return found
 
 
 def pair_keys(pairs: Sequence[Pair]) -> list[PairKey]:
-    """The pairs' keys with a checksum of what they show: two datasets may use one key for different
-    pairs.
-    """
+    """Return the keys of pairs with a checksum of their images: datasets may use one key for different pairs."""
     sums: dict[int, int] = {}
     for pair in pairs:
         if id(pair) not in sums:
             total = 0
-            for picture in (*pair.references, *pair.masks):
-                total = zlib.crc32(b"" if picture is None else picture.tobytes(), total)
+            for image in (*pair.references, *pair.masks):
+                total = zlib.crc32(b"" if image is None else image.tobytes(), total)
             sums[id(pair)] = total
     return [(pair.key, sums[id(pair)]) for pair in pairs]

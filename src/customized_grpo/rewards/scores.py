@@ -1,21 +1,18 @@
-"""Scores of several judges over one set of pictures, checked before anything is learnt from
-them.
-"""
+"""Scores of several rewards for one set of images, checked before they are used."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from customized_grpo.protocols import Pair, Reward
-from customized_grpo.rewards.base import CallableReward
+from customized_grpo.rewards.base import check_needs
+from customized_grpo.rewards.callables import CallableReward
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.needs import check_needs
 from customized_grpo.utils.named import told
 
 _LOG = logging.getLogger(__name__)
@@ -24,12 +21,20 @@ _LOG = logging.getLogger(__name__)
 def score(
     rewards: Sequence[Reward], images: Tensor, pairs: Sequence[Pair], *, batch_size: int = 64
 ) -> dict[str, Tensor]:
-    """Scores of every judge by its name, float32 (B,), on the CPU.
+    """Score images by all rewards. A score that is not finite becomes NaN, with a warning.
 
-    Judges get at most `batch_size` pictures at a time. `images` is (B, 3, H, W) in [0, 1] and
-    pairs[i] what images[i] should show. A score that is not finite is missing: NaN, and a warning that
-    names the judge, the pair and the picture. Raises RewardError, naming them too, where a judge fails or returns
-    another number of scores; ValueError where the arguments do not fit together.
+    Args:
+        rewards: Rewards with distinct names.
+        images: Tensor (B, 3, H, W) in [0, 1].
+        pairs: The pair of each image.
+        batch_size: Largest number of images that a reward gets at a time.
+
+    Returns:
+        Scores float32 (B,) on the CPU by the reward's name.
+
+    Raises:
+        RewardError: A reward fails or returns another number of scores; names reward and pairs.
+        ValueError: The arguments do not fit together.
     """
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(pairs):
         raise ValueError(f"scores need images (B, 3, H, W) and B pairs, not {tuple(images.shape)} and {len(pairs)}")
@@ -38,7 +43,7 @@ def score(
     names = [reward.name for reward in rewards]
     for name in names:
         if names.count(name) > 1:
-            raise RewardError(f"reward {name!r}: two judges have this name; give each a name of its own")
+            raise RewardError(f"reward {name!r}: two rewards have this name; give each another name")
     chunks = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     # Asynchronous rewards begin first: they run while the others compute.
     order = sorted(rewards, key=lambda reward: not getattr(reward, "is_async", False))
@@ -47,70 +52,58 @@ def score(
 
 
 def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-    """Scores of one judge, float32 (B,), on the CPU, as `score` has them; raises RewardError as it does."""
+    """Return the scores of one reward, float32 (B,) on the CPU. Raises RewardError as `score` does."""
     return _begin(reward, images, pairs)()
 
 
 @torch.no_grad()
 def _begin(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Callable[[], Tensor]:
-    """What returns the scores when called; those of a reward that is not asynchronous are there already."""
+    """Call a reward and return a function that waits for its scores; only asynchronous ones are still at work."""
     check_needs(reward, reward.name, pairs)
     with _errors_of(reward, pairs):
-        if isinstance(reward, CallableReward):
-            scores = reward.begin(images, pairs)
-        else:
-            scores = partial(_same, reward(images, pairs))
+        begun = reward.begin(images, pairs) if isinstance(reward, CallableReward) else None
+        scores = reward(images, pairs) if begun is None else None
 
     def finish() -> Tensor:
         with _errors_of(reward, pairs):
-            made = scores()
+            made = scores if begun is None else begun()
         return _checked(made, reward, pairs)
 
     return finish
 
 
-def _same(scores: Tensor) -> Tensor:
-    return scores
-
-
 @contextmanager
 def _errors_of(reward: Reward, pairs: Sequence[Pair]) -> Iterator[None]:
-    """Have every error inside be a RewardError that names the reward and the pairs."""
+    """Turn every error into a RewardError that names the reward and the pairs."""
     try:
         yield
     except RewardError as error:
         if str(error).startswith(f"reward {reward.name!r}"):
-            raise  # it says all there is to say
+            raise
         raise RewardError(f"reward {reward.name!r}: {error}") from error
     except (Exception, SystemExit) as error:  # sys.exit(0) in a reward would pass for success
         raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {told(error)}") from error
 
 
 def _checked(scores: object, reward: Reward, pairs: Sequence[Pair]) -> Tensor:
-    """The scores of a call, one for each pair, NaN where one is not finite. Raises RewardError for other shapes."""
+    """Return the scores, NaN for those that are not finite. Raises RewardError for another shape than (B,)."""
     if not isinstance(scores, Tensor) or scores.shape != (len(pairs),):
         found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         raise RewardError(
-            f"reward {reward.name!r} returned {found} on {_keys(pairs)}; "
-            "it must return one score per image, "
-            f"here a tensor of shape ({len(pairs)},)"
+            f"reward {reward.name!r} returned {found} on {_keys(pairs)}; it must return one score per image, here a "
+            f"tensor of shape ({len(pairs)},)"
         )
     scores = scores.detach().to("cpu", torch.float32)
     missing = ~scores.isfinite()
     if bool(missing.any()):
         rows = missing.nonzero().flatten().tolist()
+        shown = ", ".join(str(row + 1) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
         _LOG.warning(
-            "reward %r returned %s on %s (%s of %d); %s",
-            *(reward.name, float(scores[rows[0]]), _keys([pairs[i] for i in rows]), _numbers(rows), len(scores)),
-            "it counts as not scored" if len(rows) == 1 else f"{len(rows)} pictures count as not scored",
+            "reward %r returned %s for image%s %s of %d, %s; the score counts as missing",
+            *(reward.name, float(scores[rows[0]]), "s" if len(rows) > 1 else "", shown, len(scores)),
+            _keys([pairs[i] for i in rows]),
         )
     return scores.masked_fill(missing, torch.nan)
-
-
-def _numbers(rows: Sequence[int]) -> str:
-    """Pictures by their numbers among those that were given, from 1."""
-    more = ", ..." if len(rows) > 8 else ""
-    return f"picture{'s' if len(rows) > 1 else ''} {', '.join(str(row + 1) for row in rows[:8])}{more}"
 
 
 def _keys(pairs: Sequence[Pair]) -> str:

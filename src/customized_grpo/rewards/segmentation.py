@@ -1,13 +1,13 @@
-"""The subject of a picture, found by a segmentation model of transformers.
+"""Segmentation of an image's subject by a model of transformers.
 
-Three families of models, by the model type of their config.json:
+Three families of models, by the model type in config.json:
 
-- by points: SAM, SAM 2 and their kin, asked at a grid of nine points in the middle;
+- by points: SAM, SAM 2 and similar, prompted with a grid of nine points in the middle;
 - by queries: MaskFormer, Mask2Former, EoMT; instances or panoptic segments, with classes;
 - by classes: SegFormer, BEiT, DPT, UperNet and others; one segment for each class.
 
-All give candidates, and one rule chooses among them, see `choose`. A model that needs code of its own, as BiRefNet
-does, is not among them, for that code is never run; a function or class of the user's may call it, see `Segmenter`.
+All give candidates, and `choose` selects one. A model that needs code of its own, such as BiRefNet, is not among them:
+that code is never run, but a function or class of the user may call it, see `Segmenter`.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
 )
-from transformers.image_processing_base import ImageProcessingMixin
 
-from customized_grpo.rewards.cache import FeatureCache
-from customized_grpo.rewards.checkpoint import check_type, load_judge
-from customized_grpo.rewards.custom import load_own
+from customized_grpo.rewards.cache import LruCache
+from customized_grpo.rewards.callables import load_own
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.frame import Frame
-from customized_grpo.rewards.options import Count
+from customized_grpo.rewards.frame import open_square
+from customized_grpo.rewards.loading import check_type, load_model
 from customized_grpo.utils.named import told
 from customized_grpo.utils.pixels import to_tensor
 
 _POINTS = (0.25, 0.5, 0.75)  # of width and height
-_LEAST = 1e-3  # share of the picture: what is smaller is no subject
-#: Masks are kept at this side at most, 64 KiB each.
-_KEPT_SIDE = 256
+_SMALLEST = 1e-3  # share of the image that a subject has at least
+_CACHED_SIDE = 256  # largest side of a cached mask, which takes 64 KiB
+_BATCH = 8
+_CACHE = 4096
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Segments of one picture: masks bool (N, h, w), confidence float (N,), and class names or None."""
+    """Segments of one image: masks bool (N, h, w), confidence float (N,), and class names or None."""
 
     masks: Tensor
     scores: Tensor
@@ -56,11 +55,11 @@ class Candidates:
 
 
 def choose(candidates: Candidates, subject: str | None) -> Tensor:
-    """The subject's mask, bool (h, w); all of the picture where no candidate will do.
+    """Return the subject's mask, bool (h, w); the whole image if no candidate fits.
 
-    Where classes bear the subject's name (its last word: the bowl of a berry bowl), the candidates of that class are
-    left. Of these it is the one with the most of the middle (by a Gaussian, a quarter of a side wide) and the least of
-    the picture's border, as backgrounds have, times the model's confidence.
+    If classes have the subject's name (its last word: the bowl of a berry bowl), only candidates of that class remain.
+    The best one has the most of the middle (a Gaussian, a quarter of a side wide) and the least of the border of the
+    image, as backgrounds have, times the model's confidence.
     """
     masks = candidates.masks.float()
     height, width = masks.shape[-2:]
@@ -69,19 +68,16 @@ def choose(candidates: Candidates, subject: str | None) -> Tensor:
     border = torch.ones(height, width, device=masks.device)
     border[1:-1, 1:-1] = 0
     inside, outside = ((masks * weight).sum((1, 2)) / weight.sum() for weight in (middle, border))
-    ranks = inside * (1 - outside) * candidates.scores.float() * (masks.mean((1, 2)) > _LEAST)
-    named = [label is not None and _means(label, subject) for label in candidates.labels]
-    barred = [label is not None and label.lower() == "background" for label in candidates.labels]
+    ranks = inside * (1 - outside) * candidates.scores.float() * (masks.mean((1, 2)) > _SMALLEST)
+    labels = [(label or "").lower() for label in candidates.labels]
+    words = (subject or "").lower().split()
+    named = [bool(words) and words[-1] in re.split(r"[^a-z]+", label) for label in labels]
+    excluded = [label == "background" for label in labels]
     if any(named) and float(ranks[torch.tensor(named)].max()) > 0:
-        barred = [not one for one in named]
-    ranks = ranks.masked_fill(torch.tensor(barred, device=ranks.device), 0)
+        excluded = [not one for one in named]
+    ranks = ranks.masked_fill(torch.tensor(excluded, device=ranks.device), 0)
     best = int(ranks.argmax())
     return candidates.masks[best] if float(ranks[best]) > 0 else torch.ones_like(candidates.masks[0])
-
-
-def _means(label: str, subject: str | None) -> bool:
-    words = (subject or "").lower().split()
-    return bool(words) and words[-1] in re.split(r"[^a-z]+", label.lower())
 
 
 def _by_points(model: Any, pixels: Tensor) -> list[Candidates]:
@@ -95,23 +91,18 @@ def _by_points(model: Any, pixels: Tensor) -> list[Candidates]:
 def _by_queries(model: Any, pixels: Tensor) -> list[Candidates]:
     found = model(pixel_values=pixels)
     scores, classes = found.class_queries_logits.softmax(-1)[..., :-1].max(-1)  # the last class is "nothing"
-    masks = found.masks_queries_logits > 0
-    return [Candidates(m, s, [_name(model, int(i)) for i in c]) for m, s, c in zip(masks, scores, classes, strict=True)]
+    masks, name = found.masks_queries_logits > 0, model.config.id2label.get
+    return [Candidates(m, s, [name(int(i)) for i in c]) for m, s, c in zip(masks, scores, classes, strict=True)]
 
 
 def _by_classes(model: Any, pixels: Tensor) -> list[Candidates]:
     logits = model(pixel_values=pixels).logits
-    if logits.shape[1] == 1:  # the subject against all else
-        return [Candidates(one > 0, torch.ones(1, device=one.device), [None]) for one in logits]
     count = logits.shape[1]
-    names = [_name(model, i) for i in range(count)]
+    if count == 1:  # the subject against everything else
+        return [Candidates(one > 0, torch.ones(1, device=one.device), [None]) for one in logits]
+    names = [model.config.id2label.get(i) for i in range(count)]
     masks = functional.one_hot(logits.argmax(1), count).movedim(-1, 1).bool()
     return [Candidates(one, torch.ones(count, device=one.device), names) for one in masks]
-
-
-def _name(model: Any, index: int) -> str | None:
-    name: str | None = model.config.id2label.get(index)
-    return name
 
 
 Family = Callable[[Any, Tensor], list[Candidates]]
@@ -128,126 +119,86 @@ MODEL_TYPES = tuple(kind for _, kinds, _ in _FAMILIES for kind in kinds)
 
 
 class Segmenter:
-    """Masks of the subjects of pictures, by the model in `path`; those of references are made once and kept.
+    """Masks of the subjects of images; masks of references are cached.
 
-    Pictures are brought to the square that the model works at, whatever their shape. Or `path` is that of a function
-    or class, `file.py:Name` or `package.module:Name`: called with pictures (B, 3, H, W) in [0, 1] on the device and
-    the words for their subjects, None where there is none, it returns masks (B, h, w) or (B, 1, h, w), above 0.5 on
-    the subject; a class is constructed with `device`, if it takes that. Raises RewardError, which names the reward
-    `name`, where no model of a known type can be loaded, and where what is returned are no such masks.
+    Images are resized to the square of the model's image processor.
+
+    Args:
+        path: Hub id or folder of a model. Or a function or class, `file.py:Name` or `package.module:Name`: called with
+            images (B, 3, H, W) in [0, 1] on the device and a list of the words for their subjects (None if there is
+            none), it returns masks (B, h, w) or (B, 1, h, w), above 0.5 on the subject. A class is constructed with
+            `device`, if it takes that.
+        name: Name of the reward, for messages.
+        device: Device of the model.
+        revision: Revision on the hub.
+
+    Raises:
+        RewardError: The model is of no known type or cannot be loaded; later, a function returns other values.
     """
 
     model: Any = None
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        name: str,
-        device: torch.device | str = "cpu",
-        revision: str = "main",
-        batch_size: Count = 8,
-        cache_size: int = 4096,
-    ) -> None:
-        self._name, self._path = name, path
-        self._device = torch.device(device)
-        self._batch_size = batch_size
-        self._found = self._by_model
+    def __init__(self, path: str, *, name: str, device: torch.device | str = "cpu", revision: str = "main") -> None:
+        self._name, self._path, self._device = name, path, torch.device(device)
+        self._cache: LruCache[tuple[int, tuple[int, int], str | None], Tensor] = LruCache(_CACHE)
+        self._own: Callable[..., Any] | None = None
         if ":" in path and not Path(path).exists():
             self._own, _ = load_own(path, {}, {"device": self._device}, name, "images, subjects")
-            _check_call(self._own, path, name)
-            self._found = self._by_own
-        else:
-            kind = check_type(path, MODEL_TYPES, revision, name)
-            architecture, types, self._candidates = next(family for family in _FAMILIES if kind in family[1])
-            model, self._frame = load_judge(architecture, types, path, revision, name, framed=_square)
-            self.model = model.to(device)
-        self._cache: FeatureCache[tuple[int, tuple[int, int], str | None]] = FeatureCache(cache_size)
+            try:
+                inspect.signature(self._own).bind(None, None)
+            except (TypeError, ValueError) as error:
+                raise RewardError(f"reward {name!r}: {path} cannot be called as (images, subjects): {error}") from error
+            return
+        kind = check_type(path, MODEL_TYPES, revision, name)
+        architecture, types, self._candidates = next(family for family in _FAMILIES if kind in family[1])
+        self.model = load_model(architecture, types, path, revision, name).to(device)
+        self._frame = open_square(path, revision, name)
 
-    def references(self, pictures: Sequence[Image.Image], subjects: Sequence[str | None]) -> list[Tensor]:
-        """Of each picture: 1 on its subject, 0 outside, float32 (1, H, W) on the CPU.
+    def reference(self, image: Image.Image, subject: str | None) -> Tensor:
+        """Return float32 (1, H, W) on the CPU, 1 on the subject and 0 elsewhere. `subject` is the word for it."""
+        key = (zlib.crc32(image.tobytes()), image.size, subject)
+        mask = self._cache.fill([key], lambda _: self._masks(to_tensor(image.convert("RGB"))[None], [subject])[0])[key]
+        return _enlarged(mask[None, None], image.size[::-1])[0].cpu()
 
-        `subjects` are the words for what is to be found, as far as they are known.
-        """
-        keys = [
-            (zlib.crc32(picture.tobytes()), picture.size, subject)
-            for picture, subject in zip(pictures, subjects, strict=True)
-        ]
-        by_key = dict(zip(keys, pictures, strict=True))
-
-        def compute(key: tuple[int, tuple[int, int], str | None]) -> Tensor:
-            return self._masks(to_tensor(by_key[key].convert("RGB"))[None], [key[2]])[0]
-
-        kept = self._cache.get(keys, compute)
-        return [
-            _enlarged(kept[key][None, None], picture.size[::-1])[0].cpu()
-            for key, picture in zip(keys, pictures, strict=True)
-        ]
-
-    @torch.no_grad()
     def pictures(self, images: Tensor, subjects: Sequence[str | None]) -> Tensor:
-        """1 on the subjects of pictures (B, 3, H, W) in [0, 1], 0 outside, float32 (B, 1, H, W); not kept."""
-        masks = self._masks(images, subjects)
-        return _enlarged(torch.stack(masks)[:, None], images.shape[-2:])
+        """Return float32 (B, 1, H, W), 1 on the subjects of images (B, 3, H, W) in [0, 1]; not cached."""
+        return _enlarged(torch.stack(self._masks(images, subjects))[:, None], images.shape[-2:])
 
     @torch.no_grad()
     def _masks(self, images: Tensor, subjects: Sequence[str | None]) -> list[Tensor]:
-        """Bool (h, w) of at most `_KEPT_SIDE` a side."""
+        """Return bool (h, w) for each image, at most `_CACHED_SIDE` per side."""
+        images = images.to(self._device)
+        pixels = images if self._own is not None else self._frame(images)
+        masks: list[Tensor] = []
+        for start in range(0, len(images), _BATCH):
+            part, words = pixels[start : start + _BATCH], list(subjects[start : start + _BATCH])
+            if self._own is not None:
+                masks += self._own_masks(self._own, part, words)
+            else:
+                found = self._candidates(self.model, part)
+                masks += [choose(candidates, word) for candidates, word in zip(found, words, strict=True)]
         return [
-            mask if max(mask.shape) <= _KEPT_SIDE else _enlarged(mask[None, None], (_KEPT_SIDE, _KEPT_SIDE))[0, 0] > 0
-            for mask in self._found(images.to(self._device), subjects)
+            mask if max(mask.shape) <= _CACHED_SIDE else _enlarged(mask[None, None], (_CACHED_SIDE,) * 2)[0, 0] > 0
+            for mask in masks
         ]
 
-    def _by_model(self, images: Tensor, subjects: Sequence[str | None]) -> list[Tensor]:
-        pixels = self._frame(images)
-        found = [one for part in torch.split(pixels, self._batch_size) for one in self._candidates(self.model, part)]
-        return [choose(candidates, subject) for candidates, subject in zip(found, subjects, strict=True)]
-
-    def _by_own(self, images: Tensor, subjects: Sequence[str | None]) -> list[Tensor]:
-        masks: list[Tensor] = []
-        for start in range(0, len(images), self._batch_size):
-            part = images[start : start + self._batch_size]
-            try:
-                made = self._own(part, list(subjects[start : start + self._batch_size]))
-            except Exception as error:
-                raise RewardError(f"reward {self._name!r}: the segmenter {self._path} failed: {told(error)}") from error
-            if isinstance(made, Tensor) and made.ndim == 4 and made.shape[1] == 1:
-                made = made[:, 0]
-            if not isinstance(made, Tensor) or made.ndim != 3 or len(made) != len(part) or not made.numel():
-                found = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-                raise RewardError(
-                    f"reward {self._name!r}: the segmenter {self._path} returned {found}; it must return one mask per "
-                    f"picture, here a tensor of shape ({len(part)}, h, w)"
-                )
-            masks += made.to(self._device) > 0.5
-        return [mask if float(mask.float().mean()) > _LEAST else torch.ones_like(mask) for mask in masks]
-
-
-def _check_call(segmenter: Callable[..., Any], path: str, name: str) -> None:
-    """Raise RewardError, before any image is there, where a segmenter does not take (images, subjects)."""
-    try:
-        inspect.signature(segmenter).bind(None, None)
-    except TypeError as error:
-        raise RewardError(f"reward {name!r}: {path} cannot be called as (images, subjects): {error}") from error
-    except ValueError:  # some compiled callables have no signature to check
-        return
+    def _own_masks(self, function: Callable[..., Any], images: Tensor, subjects: list[str | None]) -> list[Tensor]:
+        try:
+            made = function(images, subjects)
+        except Exception as error:
+            raise RewardError(f"reward {self._name!r}: the segmenter {self._path} failed: {told(error)}") from error
+        if isinstance(made, Tensor) and made.ndim == 4 and made.shape[1] == 1:
+            made = made[:, 0]
+        if not isinstance(made, Tensor) or made.ndim != 3 or len(made) != len(images) or not made.numel():
+            found = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+            raise RewardError(
+                f"reward {self._name!r}: the segmenter {self._path} returned {found}; it must return one mask per "
+                f"image, here a tensor of shape ({len(images)}, h, w)"
+            )
+        masks = made.to(self._device) > 0.5
+        return [mask if float(mask.float().mean()) > _SMALLEST else torch.ones_like(mask) for mask in masks]
 
 
 def _enlarged(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Masks (B, 1, h, w) as 0 and 1, float32 (B, 1, *size)."""
+    """Return masks (B, 1, h, w) as 0 and 1, float32 (B, 1, *size)."""
     return (functional.interpolate(masks.float(), size=tuple(size), mode="bilinear") > 0.5).float()
-
-
-def _square(path: str | Path, revision: str) -> Frame:
-    """The square that the image processor's size stands for, with its colours. Raises as `Frame.of`."""
-    settings, _ = ImageProcessingMixin.get_image_processor_dict(path, revision=revision)
-    size = settings.get("size")
-    given = size if isinstance(size, dict) else {"shortest_edge": size}
-    side = given.get("height") or given.get("longest_edge") or given.get("shortest_edge")
-    if not isinstance(side, int):
-        raise ValueError(f"the image processor's size {size!r} names no side")
-    if "shortest_edge" in given:  # the longest_edge beside it is but a bound
-        side = int(given["shortest_edge"])
-    side = max(32, side // 32 * 32)  # what their backbones divide by
-    mean, std = (tuple(float(value) for value in settings[key]) for key in ("image_mean", "image_std"))
-    return Frame(mean=mean, std=std, size=(side, side), mode="bilinear")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What judges of identity share: subjects cut out, references seen once, similarity to each of them."""
+"""Identity rewards of one vision encoder: DINO, its patches, CLIP-I and SigLIP."""
 
 from __future__ import annotations
 
@@ -7,39 +7,51 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, CLIPModel
 
 from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward
-from customized_grpo.rewards.cache import FeatureCache, PairKey, pair_keys
-from customized_grpo.rewards.checkpoint import load_judge
+from customized_grpo.rewards.base import BuiltinReward, Count
+from customized_grpo.rewards.cache import LruCache, PairKey, pair_keys
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.frame import AnyFrame, Frame, open_frame
-from customized_grpo.rewards.options import Count
+from customized_grpo.rewards.frame import Frame, open_frame
+from customized_grpo.rewards.loading import load_model
 from customized_grpo.rewards.segmentation import Segmenter
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.pixels import to_tensor
 
 
 class SimilarityReward(BuiltinReward):
-    """Similarity, times 100, of a picture to its references by the features of a vision model.
+    """Cosine of the features of an image and of its references, times 100. Several references count by their mean.
 
-    The reference's subject is cut out by its mask, the rest filled with the processor's mean colour; where a reference
-    has no mask, `segmenter` (a hub id, folder or Python path, see `segmentation`) makes one, and without a segmenter,
-    or where `segmented` is false, the whole reference counts. With `segment_pictures` the subject of the generated
-    picture is cut out by the segmenter, too. Of several references the mean counts. The features of a pair's references
-    are computed once and kept, those of at most `cache_size` pairs. `resize` and `crop` replace the processor's
-    framing: the shorter side is brought to the one (bicubic), the middle of the other's side is seen. Weights stored in
-    any precision work in float32; no gradient.
+    The reference's subject is cut out by its mask and the rest filled with the processor's mean colour. Models work in
+    float32, whatever the precision of their weights.
+
+    Args:
+        path: Hub id or folder of the model.
+        name: Name in logs, tables and figures.
+        device: Device of the model. Default: the accelerator, if there is one.
+        segmented: Cut out the subject of references that have a mask.
+        segmenter: Model that makes masks for references without one: a hub id, folder or Python path (see `Segmenter`).
+        segment_pictures: Cut out the subject of generated images by the segmenter, too.
+        resize: Length of the shorter side (bicubic) in place of the processor's framing; `crop` must be set, too.
+        crop: Side of the centre crop.
+        batch_size: Images per forward pass.
+        cache_size: Number of pairs whose reference features are cached.
+        revision: Revision of `path` on the hub.
+        segmenter_revision: Revision of `segmenter` on the hub.
+
+    Raises:
+        RewardError: A model cannot be loaded or is of another type, or options contradict each other.
     """
 
     kind: ClassVar[str]
     default_path: ClassVar[str]
-    architecture: ClassVar[Any]
+    architecture: ClassVar[Any] = AutoModel
     types: ClassVar[Collection[str]]
-    #: Weights that the features do not depend on and some checkpoints leave out.
+    #: Weights that some checkpoints lack and no feature depends on.
     unused: ClassVar[Collection[str]] = ()
     default_cache_size: ClassVar[int] = 4096
     needs: ClassVar[tuple[Need, ...]] = ("reference",)
@@ -66,26 +78,17 @@ class SimilarityReward(BuiltinReward):
         if segmenter is None and segment_pictures:
             raise RewardError(f"reward {self.name!r}: segment_pictures needs a model; name one as segmenter")
         if segmenter is not None and not (segmented or segment_pictures):
-            raise RewardError(f"reward {self.name!r}: segmented=false leaves the segmenter nothing to do; drop one")
-        framed = resize is not None and crop is not None and 1 <= crop <= resize
-        if not framed and (resize, crop) != (None, None):
+            raise RewardError(f"reward {self.name!r}: segmented=false leaves the segmenter unused; remove one of them")
+        if (resize, crop) != (None, None) and not 1 <= (crop or 0) <= (resize or 0):
             raise RewardError(f"reward {self.name!r}: resize and crop belong together, crop 1 to resize; give both")
         self._batch_size = batch_size
         self._device = device_of(device, f"reward {self.name!r}: device")
-        self._cache: FeatureCache[PairKey] = FeatureCache(self.default_cache_size if cache_size is None else cache_size)
-        frame: AnyFrame
-        model, frame = load_judge(
-            self.architecture,
-            self.types,
-            str(path or self.default_path),
-            revision,
-            self.name,
-            self.unused,
-            framed=open_frame,
-        )
+        self._cache: LruCache[PairKey, Tensor] = LruCache(self.default_cache_size if cache_size is None else cache_size)
+        where = str(path or self.default_path)
+        model = load_model(self.architecture, self.types, where, revision, self.name, self.unused)
+        self.frame = open_frame(where, revision, self.name)
         if resize is not None and crop is not None:
-            frame = Frame(mean=frame.mean, std=frame.std, shortest=resize, crop=(crop, crop))
-        self.frame = frame
+            self.frame = Frame(mean=self.frame.mean, std=self.frame.std, shortest=resize, crop=(crop, crop))
         self.segmenter = (
             None
             if segmenter is None
@@ -95,91 +98,160 @@ class SimilarityReward(BuiltinReward):
 
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        """Scores float32 (B,), -100 to 100, of pictures (B, 3, H, W) in [0, 1].
+        """Return scores float32 (B,), -100 to 100, of images (B, 3, H, W) in [0, 1].
 
-        Raises RewardError for a pair without references, or with a mask of another size than its reference's.
+        Raises:
+            RewardError: A pair has no references, or a mask of another size than its reference.
         """
         keys = pair_keys(pairs)
         by_key = dict(zip(keys, pairs, strict=True))
-        references = self._cache.get(keys, lambda key: self._references(by_key[key]))
-        pictures = self._pictures(images.to(self._device), pairs)
+        references = self._cache.fill(keys, lambda key: self._references(by_key[key]))
+        features = self._image_features(images.to(self._device), pairs)
         return torch.stack(
-            [100 * self._similarity(references[key], picture) for key, picture in zip(keys, pictures, strict=True)]
+            [100 * self._similarity(references[key], image) for key, image in zip(keys, features, strict=True)]
         )
 
-    def _encode(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The model's features (B, ..., width) of a batch."""
-        raise NotImplementedError
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Return the model's features (B, ..., width) of a batch."""
+        features: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return features
 
     def _marked(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Unit features (B, ...) with what they need of the subject's mask, (B, 1, H, W) or None for all."""
+        """Return unit features (B, ...) with what they need of the subject's mask, (B, 1, H, W) or None for all."""
         return features
 
     def _joined(self, references: Sequence[Tensor]) -> Tensor:
-        """The features of a pair's references as one tensor."""
+        """Return the features of a pair's references as one tensor."""
         return torch.stack(list(references))
 
-    def _similarity(self, references: Tensor, picture: Tensor) -> Tensor:
-        """Mean similarity, -1 to 1, of what `_joined` made to the features of one picture."""
-        return (references @ picture).mean()
+    def _similarity(self, references: Tensor, image: Tensor) -> Tensor:
+        """Return the mean similarity, -1 to 1, of the result of `_joined` and the features of one image."""
+        return (references @ image).mean()
 
-    def _pictures(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        if self.segmenter is None or not self.segment_pictures:
-            return self._marked(self._features(self.frame.inputs(images)), None)
-        mask = self.segmenter.pictures(images, [pair.subject for pair in pairs])
-        return self._marked(self._features(self.frame.inputs(self._cut(images, mask))), mask)
+    def _image_features(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        mask = None
+        if self.segmenter is not None and self.segment_pictures:
+            mask = self.segmenter.pictures(images, [pair.subject for pair in pairs])
+        return self._marked(self._features(self.frame(self._cut(images, mask))), mask)
 
     def _references(self, pair: Pair) -> Tensor:
-        """What `_joined` makes of a pair, all its references in one batch."""
+        """Return the result of `_joined` for the references of a pair."""
         if not pair.references:
             raise RewardError(f"pair {pair.key!r} has no reference to compare with")
         masks = self._masks(pair)
-        shown = [
-            self._cut(to_tensor(reference.convert("RGB")), mask)[None].to(self._device)
+        pixels = [
+            self.frame(self._cut(to_tensor(reference.convert("RGB")), mask)[None].to(self._device))
             for reference, mask in zip(pair.references, masks, strict=True)
         ]
-        inputs = [self.frame.inputs(one) for one in shown]
-        if len({one["pixel_values"].shape for one in inputs}) > 1:  # a processor that does not crop
-            features = [self._features(one) for one in inputs]
+        if len({one.shape for one in pixels}) > 1:  # a processor that does not crop
+            features = [self._features(one) for one in pixels]
         else:
-            together = self._features({key: torch.cat([one[key] for one in inputs]) for key in inputs[0]})
-            features = list(torch.split(together, 1))
-        marked = [
-            self._marked(one, None if mask is None else mask[None].to(self._device))[0]
-            for one, mask in zip(features, masks, strict=True)
-        ]
-        return self._joined(marked)
+            features = list(torch.split(self._features(torch.cat(pixels)), 1))
+        return self._joined(
+            [
+                self._marked(one, None if mask is None else mask[None].to(self._device))[0]
+                for one, mask in zip(features, masks, strict=True)
+            ]
+        )
 
     def _masks(self, pair: Pair) -> list[Tensor | None]:
-        """Of each reference, in order: 1 on its subject, 0 outside, float32 (1, H, W); None: all of it counts."""
-        found: list[Tensor | None] = []
-        wanted: list[tuple[int, Image.Image, str | None]] = []
-        for reference, mask in zip(pair.references, pair.masks, strict=True):
-            if mask is None and self.segmenter is not None and self.segmented:
-                wanted.append((len(found), reference, pair.subject))
-            if mask is None or not self.segmented:
-                found.append(None)
+        """Return float32 (1, H, W) for each reference, 1 on its subject and 0 elsewhere; None if all of it counts."""
+        masks: list[Tensor | None] = [None] * len(pair.references)
+        if not self.segmented:
+            return masks
+        for i, (reference, mask) in enumerate(zip(pair.references, pair.masks, strict=True)):
+            if mask is None:
+                if self.segmenter is not None:
+                    masks[i] = self.segmenter.reference(reference, pair.subject)
                 continue
             if mask.size != reference.size:
                 raise RewardError(
                     f"pair {pair.key!r}: a mask of {mask.size} for a reference of {reference.size}; make them equal"
                 )
-            found.append(to_tensor(mask.convert("L")))
-        if wanted and self.segmenter is not None:
-            places, references, subjects = zip(*wanted, strict=True)
-            for place, made in zip(places, self.segmenter.references(references, subjects), strict=True):
-                found[place] = made
-        return found
+            masks[i] = to_tensor(mask.convert("L"))
+        return masks
 
-    def _cut(self, pictures: Tensor, masks: Tensor | None) -> Tensor:
-        """Pictures (..., 3, H, W) with the mean colour outside masks (..., 1, H, W)."""
+    def _cut(self, images: Tensor, masks: Tensor | None) -> Tensor:
+        """Return images (..., 3, H, W) with the mean colour outside masks (..., 1, H, W)."""
         if masks is None:
-            return pictures
-        mean = torch.tensor(self.frame.mean, device=pictures.device).view(3, 1, 1)
-        return masks * pictures + (1 - masks) * mean
+            return images
+        mean = torch.tensor(self.frame.mean, device=images.device).view(3, 1, 1)
+        return masks * images + (1 - masks) * mean
 
-    def _features(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Unit vectors (B, ..., width) of the model's arguments, in batches."""
-        batches = zip(*(torch.split(rows, self._batch_size) for rows in inputs.values()), strict=True)
-        encoded = [self._encode(dict(zip(inputs, batch, strict=True))) for batch in batches]
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Return unit vectors (B, ..., width) of pixel values, in batches."""
+        encoded = [self._encode(batch) for batch in torch.split(pixels, self._batch_size)]
         return functional.normalize(torch.cat(encoded).float(), dim=-1)
+
+
+class ClipImage(SimilarityReward):
+    """Image features of CLIP (DreamBooth's CLIP-I): 50 to 100 in practice, more by category than by identity."""
+
+    kind = "clip-image"
+    default_path = "openai/clip-vit-large-patch14"
+    architecture = CLIPModel
+    types = ("clip",)
+
+
+class SiglipImage(SimilarityReward):
+    """Image features of SigLIP or SigLIP 2 of a fixed resolution, which both have the model type siglip."""
+
+    kind = "siglip-image"
+    default_path = "google/siglip2-base-patch16-224"
+    types = ("siglip",)
+
+
+class Dino(SimilarityReward):
+    """Class token of DINO, DINOv2 or DINOv3 (DreamBooth's DINO score); 100 for the reference itself."""
+
+    kind = "dino"
+    default_path = "facebook/dinov2-base"
+    types = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
+    unused = frozenset({"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"})
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state[:, 0]
+        return tokens
+
+
+class DinoPatches(Dino):
+    """Mean cosine of the patches of the reference's subject, each with its best patch of the image.
+
+    Only patches inside the reference's mask count, each by the share that the mask covers: a copied background has no
+    effect on the score. With `segment_pictures` only patches of the image's subject can be the best. The default cache
+    has room for the patches of 512 pairs, 0.8 MB per reference with DINOv2-base.
+    """
+
+    kind = "dino-patches"
+    default_cache_size = 512
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        first = 1 + getattr(self.model.config, "num_register_tokens", 0)
+        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state[:, first:]
+        return tokens
+
+    def _marked(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Return patches (B, P, width + 1); the last value is the share of the patch, 0 to 1, that is the subject."""
+        if mask is None:
+            return functional.pad(features, (0, 1), value=1.0)
+        side: Any = self.model.config.patch_size
+        placed = self.frame.placed(mask)
+        return torch.cat([features, functional.avg_pool2d(placed, side).flatten(1)[..., None]], dim=-1)
+
+    def _joined(self, references: Sequence[Tensor]) -> Tensor:
+        """Return (references, P, width + 1): patches with any part of the subject, padded with patches of share 0."""
+        subjects = [patches[patches[:, -1] > 0] for patches in references]
+        if any(len(patches) == 0 for patches in subjects):
+            raise RewardError(
+                f"reward {self.name!r}: a reference's subject lies outside the centre crop of the model; "
+                "crop the reference to its subject"
+            )
+        return pad_sequence(subjects, batch_first=True)
+
+    def _similarity(self, references: Tensor, image: Tensor) -> Tensor:
+        cosines = references[..., :-1] @ image[:, :-1].T
+        # At least half a patch, or the largest share if the subject is small.
+        inside = image[:, -1] >= image[:, -1].max().clamp(max=0.5)
+        best = cosines[..., inside].amax(-1)
+        shares = references[..., -1]
+        return ((best * shares).sum(1) / shares.sum(1)).mean()

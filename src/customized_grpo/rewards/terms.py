@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from customized_grpo.config.loading import nearest
 from customized_grpo.protocols import ROLES, Pair, Reward
-from customized_grpo.rewards.base import CallableReward, as_reward
+from customized_grpo.rewards.base import check_needs
+from customized_grpo.rewards.callables import CallableReward, as_reward
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.needs import check_needs
 
 TermRole = Literal["identity", "prompt", "guard"]
 TERM_ROLES: tuple[TermRole, ...] = get_args(TermRole)
@@ -121,7 +121,7 @@ def _term(entry: Any, role: Any) -> RewardTerm:
         raise RewardError(f"rewards: unknown role {role!r}; {remedy}")
     if isinstance(entry, RewardTerm):
         if entry.role != role:
-            raise RewardError(f"reward {entry.name!r} has the role {entry.role}, and stands under {role}; move it")
+            raise RewardError(f"reward {entry.name!r} has the role {entry.role}, but is listed under {role}; move it")
         return entry
     if _is_pair(entry):
         reward, number = entry

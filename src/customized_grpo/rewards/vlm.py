@@ -1,14 +1,16 @@
-"""A vision-language model as judge, behind any endpoint that speaks OpenAI's chat completions."""
+"""Reward of a vision-language model behind any endpoint with OpenAI's chat completions."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
+import logging
 import math
+import os
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,13 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward
-from customized_grpo.rewards.disk_cache import ScoreCache, default_folder
-from customized_grpo.rewards.endpoint import CallError, Endpoint, check_number
+from customized_grpo.rewards.base import BuiltinReward, Count
+from customized_grpo.rewards.endpoint import CallError, Endpoint, NotNegative, Positive, Retries
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.pixels import to_image
+from customized_grpo.utils.records import write_json
 
+_log = logging.getLogger(__name__)
 Answer = Literal["json", "logprobs", "text"]
 
 IDENTITY_INSTRUCTION = """\
@@ -70,41 +73,56 @@ _SCHEMA = {
     "required": ["score"],
     "additionalProperties": False,
 }
-_DIGITS = "01234"
+#: Fields of a request by the form of the answer.
+_FIELDS: dict[Answer, dict[str, Any]] = {
+    "json": {
+        "max_tokens": 64,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "judgement", "strict": True, "schema": _SCHEMA},
+        },
+    },
+    "logprobs": {"max_tokens": 1, "logprobs": True, "top_logprobs": 20},
+    "text": {"max_tokens": 16},
+}
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 _ONE_DIGIT = re.compile(r"(?<![\d.])[0-4](?![\d.]*\d)")
-_PLACES = re.compile(r"\{(prompt|subject)\}")
-_LEAST_MASS = 0.1  # of the probability that the digits together must have for their mean to say anything
-_GROUND = (255, 255, 255)  # what stands around a subject that is cut out
+_PLACEHOLDER = re.compile(r"\{(prompt|subject)\}")
+_LEAST_MASS = 0.1  # smallest probability of all digits together for which their mean is a score
 
 
 class Vlm(BuiltinReward):
-    """The score, 0 to 4, that a vision-language model gives a picture for identity or for the prompt.
+    """Score, 0 to 4, that a vision-language model gives an image for identity or for prompt following.
 
-    For identity it is shown the references and the picture, for the prompt the picture alone; one question each,
-    by the rubrics above. What is sent, and so what is scored, has 8 bits a channel. A picture for which no usable
-    answer comes has the score NaN. Nothing is asked twice: answers are kept on the disk under a hash of the whole
-    request (pictures, references, prompt, instruction, question, model), but not of the address.
+    For identity the model sees the references and the image, for the prompt the image alone. Images are sent with 8
+    bits per channel. An image without a usable answer has the score NaN. Answers are cached on disk by a hash of the
+    whole request, without the address.
 
     Args:
-        path: the model's name at the endpoint.
-        role: identity or prompt; comes from the reward's `role`.
-        url: of the API, up to and with /v1.
-        answer: json asks for a JSON schema by `response_format` (vLLM, Ollama, vendors) and reads its score;
-            logprobs reads the probabilities of the first token and returns the expectation over the digits 0
-            to 4, which is finer (vLLM, vendors with logprobs); text reads one digit from free text (any server,
-            `transformers serve` among them, which ignores the other two).
-        instruction, question: replace the rubric and the question; `{prompt}` and `{subject}` in the question
-            stand for those of the pair.
-        segmented: cut the reference's subject out by its mask, where there is one, and show it on white.
-        longest: pictures are reduced to this longest side, in pixels.
-        request: more fields of the request's body, e.g. `{chat_template_kwargs: {enable_thinking: false}}`; null
-            takes one of ours away, as in `{max_tokens: null, max_completion_tokens: 64}`.
-        cache: folder of the answers; null: none are kept; where not given: ~/.cache/customized-grpo/vlm.
-        key_variable: environment variable of the API key; not set, none is sent.
+        path: Name of the model at the endpoint.
+        role: identity or prompt; in a config, the reward's `role`.
+        url: Address of the API, up to and with /v1.
+        name: Name in logs, tables and figures.
+        device: Device of the scores.
+        answer: json asks for a JSON schema by `response_format` (vLLM, Ollama, vendors) and reads its score; logprobs
+            returns the expectation over the digits 0 to 4 by the probabilities of the first token, which is finer
+            (vLLM, vendors with logprobs); text reads one digit from free text (any server: `transformers serve`).
+        instruction: Replaces the rubric.
+        question: Replaces the question; `{prompt}` and `{subject}` stand for those of the pair.
+        segmented: Show the reference's subject on white, if it has a mask.
+        longest: Longest side of the images that are sent, in pixels.
+        request: More fields of the request, such as `{chat_template_kwargs: {enable_thinking: false}}`; null removes a
+            field, as in `{max_tokens: null, max_completion_tokens: 64}`.
+        cache: Directory of the answers, None for no cache. Default: ~/.cache/customized-grpo/vlm.
+        key_variable: Environment variable of the API key. If it is not set, no key is sent.
+        concurrency: Largest number of requests at the same time.
+        requests_per_minute: Largest number of requests per minute; None for no limit.
+        timeout: Seconds per attempt.
+        retries: Attempts after the first one.
+        backoff: Seconds before the first retry, doubled for each further one.
 
-    The rest is of `Endpoint`. Raises RewardError, one line, for options that cannot be, an endpoint that cannot be
-    reached or refuses the key: when built, before anything is drawn.
+    Raises:
+        RewardError: An option cannot be used, or the endpoint does not answer or refuses the key.
     """
 
     kind: ClassVar[str] = "vlm"
@@ -121,38 +139,35 @@ class Vlm(BuiltinReward):
         instruction: str | None = None,
         question: str | None = None,
         segmented: bool = True,
-        longest: int = 1024,
+        longest: Count = 1024,
         request: dict[str, Any] | None = None,
         cache: str | None = "default",
         key_variable: str = "OPENAI_API_KEY",
-        concurrency: int = 8,
-        requests_per_minute: float | None = None,
-        timeout: float = 120.0,
-        retries: int = 4,
-        backoff: float = 0.5,
+        concurrency: Count = 8,
+        requests_per_minute: Positive | None = None,
+        timeout: Positive = 120.0,
+        retries: Retries = 4,
+        backoff: NotNegative = 0.5,
     ) -> None:
-        self.name = name
+        self.name, self.role = name, role
         self._device = device_of(device, f"reward {name!r}: device")
-        self.role = role
+        if role not in ("identity", "prompt"):
+            raise RewardError(f"reward {name!r}: a vlm scores identity or prompt, not the role {role!r}")
+        if not path:
+            raise RewardError(f"reward {name!r}: no path; give the model's name at the endpoint as its path")
         self._identity = role == "identity"
         self.needs: tuple[Need, ...] = ("reference",) if self._identity else ("prompt",)
         self._answer: Answer = answer
-        self._segmented = segmented
-        check_number(name, "longest", longest, 1)
-        self._longest = int(longest)
-        if role not in ("identity", "prompt"):
-            raise RewardError(f"reward {name!r}: a vlm judges identity or the prompt, not the role {role!r}")
-        if not path:
-            raise RewardError(f"reward {name!r}: no path; give the model's name at the endpoint as its path")
-        if answer not in _FORMS:
-            raise RewardError(f"reward {name!r}: options.answer is {answer!r}; give one of {', '.join(_FORMS)}")
-        if not isinstance(request, dict | None):
-            raise RewardError(f"reward {name!r}: options.request is {request!r}; give a mapping of fields")
+        self._segmented, self._longest = segmented, longest
         self._instruction = instruction or (IDENTITY_INSTRUCTION if self._identity else PROMPT_INSTRUCTION)
         self._question = question or (IDENTITY_QUESTION if self._identity else PROMPT_QUESTION)
         if not self._identity and "{prompt}" not in self._question:
-            raise RewardError(f"reward {name!r}: options.question lacks {{prompt}}; say where the pair's prompt stands")
-        self._fields = self._request_fields(path, request or {})
+            raise RewardError(f"reward {name!r}: options.question lacks {{prompt}}; add it for the pair's prompt")
+        fields = {"model": path, "temperature": 0, **_FIELDS[answer], **(request or {})}
+        self._fields = {field: value for field, value in fields.items() if value is not None}
+        if cache == "default":
+            cache = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "customized-grpo", "vlm"))
+        self._cache = Path(cache).expanduser() if cache else None
         self._endpoint = Endpoint(
             url,
             name=name,
@@ -163,67 +178,67 @@ class Vlm(BuiltinReward):
             concurrency=concurrency,
             requests_per_minute=requests_per_minute,
         )
-        folder = default_folder("vlm") if cache == "default" else Path(str(cache)).expanduser() if cache else None
-        self._cache = ScoreCache(folder)
         try:
             self._endpoint.get("models", bytes)
         except CallError as error:
-            # Not every server lists its models.
-            if error.status in (None, 401, 403):
-                raise self._endpoint.failed(error, "no judge is served") from error
+            if error.status in (None, 401, 403):  # not every server lists its models
+                raise self._endpoint.error(error, "no model is served") from error
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        """Scores float32 (B,), 0 to 4, of pictures (B, 3, H, W) in [0, 1]; NaN where there is no answer.
+        """Return scores float32 (B,), 0 to 4, of images (B, 3, H, W) in [0, 1]; NaN if there is no answer.
 
-        Raises RewardError where the server answers nothing that is asked, and, for identity, for a pair without
-        references.
+        Raises:
+            RewardError: The server answers no request; for identity, a pair has no references.
         """
-        shown: dict[int, list[dict[str, Any]]] = {}
-        for pair in pairs:
-            if id(pair) not in shown:
-                shown[id(pair)] = self._references(pair) if self._identity else []
+        distinct = {id(pair): pair for pair in pairs}
+        shown = {key: self._references(pair) if self._identity else [] for key, pair in distinct.items()}
         bodies = [self._body(image, pair, shown[id(pair)]) for image, pair in zip(images, pairs, strict=True)]
-        keys = [ScoreCache.key(body) for body in bodies]
-        found = {key: self._cache.get(key) for key in keys}
-        # A picture that is there twice is asked about once.
-        wanted = {key: body for key, body in zip(keys, bodies, strict=True) if found[key] is None}
-        asked = self._endpoint.scores([partial(self._ask, *one) for one in wanted.items()], [1] * len(wanted))
-        scores = {**found, **dict(zip(wanted, asked, strict=True))}
+        keys = [hashlib.sha256(body).hexdigest() for body in bodies]
+        scores = {key: self._cached(key) for key in keys}
+        # Equal images are sent once.
+        unknown = {key: body for key, body in zip(keys, bodies, strict=True) if scores[key] is None}
+        calls = [self._ask(key, body) for key, body in unknown.items()]
+        scores |= dict(zip(unknown, self._endpoint.scores(calls, [1] * len(calls)), strict=True))
         return torch.tensor([scores[key] for key in keys], dtype=torch.float32, device=self._device)
 
-    def _ask(self, key: str, body: bytes) -> list[float]:
-        score = self._endpoint.post("chat/completions", body, partial(_read, self._answer))
-        self._cache.put(key, score)
+    async def _ask(self, key: str, body: bytes) -> list[float]:
+        score = await self._endpoint.post("chat/completions", body, lambda answer: _read(self._answer, answer))
+        if self._cache is not None:
+            try:
+                write_json(self._file(key), {"score": score})
+            except OSError as error:
+                _log.warning("%s: answers cannot be cached (%s); free or correct it", self._cache, error.strerror)
+                self._cache = None  # one warning is enough
         return [score]
 
-    def _request_fields(self, model: str, more: dict[str, Any]) -> dict[str, Any]:
-        """All of a request but its messages."""
-        ours: dict[str, Any] = {"model": model, "temperature": 0}
-        if self._answer == "json":
-            schema = {"name": "judgement", "strict": True, "schema": _SCHEMA}
-            ours |= {"max_tokens": 64, "response_format": {"type": "json_schema", "json_schema": schema}}
-        elif self._answer == "logprobs":
-            ours |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-        else:
-            ours |= {"max_tokens": 16}
-        return {field: value for field, value in {**ours, **more}.items() if value is not None}
+    def _cached(self, key: str) -> float | None:
+        """Return the cached score; a damaged file counts as absent and is overwritten."""
+        try:
+            score = json.loads(self._file(key).read_bytes())["score"] if self._cache else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return float(score) if isinstance(score, int | float) and 0 <= score <= 4 else None
+
+    def _file(self, key: str) -> Path:
+        assert self._cache is not None
+        return self._cache / key[:2] / f"{key}.json"
 
     def _references(self, pair: Pair) -> list[dict[str, Any]]:
-        """The references of a pair as parts of a message."""
+        """Return the references of a pair as parts of a message."""
         if not pair.references:
             raise RewardError(f"pair {pair.key!r} has no reference to compare with")
         parts = []
         for i, (reference, mask) in enumerate(zip(pair.references, pair.masks, strict=True), start=1):
-            picture = reference.convert("RGB")
+            image = reference.convert("RGB")
             if self._segmented and mask is not None:
-                picture = Image.composite(picture, Image.new("RGB", picture.size, _GROUND), mask.convert("L"))
-            parts += [_text(f"Reference {i}:"), self._image(picture)]
+                image = Image.composite(image, Image.new("RGB", image.size, "white"), mask.convert("L"))
+            parts += [_text(f"Reference {i}:"), self._image(image)]
         return parts
 
     def _body(self, image: Tensor, pair: Pair, references: list[dict[str, Any]]) -> bytes:
         given = {"prompt": pair.prompt, "subject": pair.subject or "subject"}
-        # In one go: a prompt may itself hold braces.
-        question = _PLACES.sub(lambda place: given[place[1]], self._question)
+        # In one pass: a prompt may contain braces.
+        question = _PLACEHOLDER.sub(lambda place: given[place[1]], self._question)
         parts = [*references, _text("Generated picture:"), self._image(to_image(image))]
         messages = [
             {"role": "system", "content": self._instruction},
@@ -231,8 +246,8 @@ class Vlm(BuiltinReward):
         ]
         return json.dumps({**self._fields, "messages": messages}, sort_keys=True).encode("utf-8")
 
-    def _image(self, picture: Image.Image) -> dict[str, Any]:
-        reduced = picture.copy()
+    def _image(self, image: Image.Image) -> dict[str, Any]:
+        reduced = image.copy()
         reduced.thumbnail((self._longest, self._longest), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         reduced.save(buffer, "PNG")
@@ -245,43 +260,36 @@ def _text(text: str) -> dict[str, Any]:
 
 
 def _read(answer: Answer, body: bytes) -> float:
-    """The score in a chat completion. Raises ValueError, one line, where there is none."""
+    """Return the score of a chat completion. Raises ValueError, one line, if there is none."""
     try:
         choice = json.loads(body)["choices"][0]
         if answer == "logprobs":
             if not choice.get("logprobs"):
-                raise ValueError("the server tells no probabilities of tokens; set options.answer to json or text")
+                raise ValueError("the server returns no token probabilities; set options.answer to json or text")
             return _expectation(choice["logprobs"]["content"][0]["top_logprobs"])
         content = choice["message"]["content"]
-        return _from_json(content) if answer == "json" else _from_text(content)
+        if answer == "json":
+            fenced = _FENCED.match(content)
+            score = json.loads(fenced[1] if fenced else content)["score"]
+            if isinstance(score, bool) or score not in range(5):
+                raise ValueError(f"the score {str(score)[:60]!r} is not one of 0 to 4")
+            return float(score)
+        found = set(_ONE_DIGIT.findall(content))
+        if len(found) != 1:
+            raise ValueError(f"{content[:60]!r} is not one digit from 0 to 4")
+        return float(found.pop())
     except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no chat completion with {answer} ({type(error).__name__})") from error
 
 
-def _from_json(content: str) -> float:
-    fenced = _FENCED.match(content)
-    score = json.loads(fenced[1] if fenced else content)["score"]
-    if isinstance(score, bool) or score not in range(5):
-        raise ValueError(f"the score {str(score)[:60]!r} is not one of 0 to 4")
-    return float(score)
-
-
-def _from_text(content: str) -> float:
-    found = set(_ONE_DIGIT.findall(content))
-    if len(found) != 1:
-        raise ValueError(f"{content[:60]!r} is not one digit from 0 to 4")
-    return float(found.pop())
-
-
 def _expectation(alternatives: list[dict[str, Any]]) -> float:
-    """The mean of the digits 0 to 4 by their probabilities, which need not add up to one."""
+    """Return the mean of the digits 0 to 4 by their probabilities, which need not add up to one."""
     mass, total = 0.0, 0.0
     for one in alternatives:
-        token = one["token"].strip()
-        if len(token) == 1 and token in _DIGITS:
+        if (digit := one["token"].strip()) in tuple("01234"):
             probability = math.exp(float(one["logprob"]))
             mass += probability
-            total += probability * int(token)
+            total += probability * int(digit)
     if not mass >= _LEAST_MASS:
         raise ValueError(f"the digits 0 to 4 have {mass:.1%} of the first token's probability together")
     return total / mass

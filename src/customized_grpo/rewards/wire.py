@@ -1,34 +1,93 @@
-"""What a remote reward and its server say to each other: the one place that both read it from.
+"""Protocol between a remote reward and its server.
 
-    GET  /rewards   Description
-    POST /score     ScoreRequest -> ScoreResponse, or Missing with status 409
+    GET  /rewards   -> Description
+    POST /score     ScoreRequest -> ScoreResponse, or status 409 with a list of missing pictures
 
-Every request bears the token and the version of the protocol, every answer the version; an error is
-{"error": "one line"}. Pictures are PNG in base64, so that all 8-bit pixels arrive as they were. References and masks
-go by a digest of their pixels: a server keeps what it has seen, and asks (409) for what it lacks.
+Every request has the token and the version of the protocol in its headers, every answer the version; an error is
+{"detail": "one line"}. Images travel as base64 of PNG, so that 8-bit pixels are unchanged. References and masks are
+named by a digest of their pixels: the server caches them, and asks with status 409 for those that it lacks.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    model_validator,
+)
 
 from customized_grpo.protocols import Need
 
-#: Raised by whatever an older client or server would not understand.
-PROTOCOL = 3
+#: Increased by every change that an older client or server would not understand.
+PROTOCOL = 4
 PROTOCOL_HEADER = "X-CGRPO-Protocol"
-#: Names the shared token in the environment of both.
+#: Default environment variable of the shared token, on both sides.
 TOKEN_VARIABLE = "CGRPO_REWARD_TOKEN"  # noqa: S105, a name
-_MODES = ("L", "RGB")
+
+
+class Budget:
+    """Limits of the images of one request, the context of its validation.
+
+    Args:
+        pixels: Largest number of pixels of an image.
+        total: Largest number of pixels of all images together.
+    """
+
+    def __init__(self, pixels: int, total: int) -> None:
+        self.pixels, self.total = pixels, total
+
+
+def encode(image: Image.Image) -> str:
+    """Return an image of mode L or RGB as base64 of PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def decode(text: str, budget: Budget) -> Image.Image:
+    """Return the image of `encode`. Raises ValueError, one line, for anything else or more pixels than the budget."""
+    most = min(budget.pixels, budget.total)
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
+            # Checked by the header, before any pixel is decompressed.
+            refusal = f"an image of {image.width} x {image.height} pixels; at most {most} are accepted"
+            if image.width * image.height <= most:
+                refusal = f"a PNG of mode {image.mode}; send RGB, or L for a mask"
+                if image.mode in ("L", "RGB"):
+                    budget.total -= image.width * image.height
+                    return image.copy()
+    except Exception as error:  # Pillow raises a dozen types for damaged files
+        raise ValueError(f"not a PNG in base64 ({type(error).__name__})") from error
+    raise ValueError(refusal)
+
+
+def digest(image: Image.Image) -> str:
+    """Return the name of an image: a hash of its mode, size and pixels."""
+    head = f"{image.mode} {image.width} {image.height} ".encode("ascii")
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
+
+
+def _image(value: Any, info: ValidationInfo) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if not isinstance(value, str) or not isinstance(info.context, Budget):
+        raise ValueError("an image must be text")
+    return decode(value, info.context)
+
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+PngImage = Annotated[Image.Image, PlainValidator(_image), PlainSerializer(encode)]
 
 
 class _Message(BaseModel):
@@ -36,30 +95,31 @@ class _Message(BaseModel):
 
 
 class Offer(_Message):
-    """One reward that a server has."""
+    """A reward that a server has. `needs` is None if it may use anything."""
 
     name: str
     kind: str
     role: str
-    #: None: it may look at anything.
     needs: list[Need] | None = None
 
 
 class Limits(_Message):
-    """What a server takes in one request."""
+    """Largest request that a server accepts."""
 
-    images: int = Field(64, ge=1, description="pictures to score")
-    pixels: int = Field(2**22, ge=1, description="of each picture, reference and mask")
-    bytes: int = Field(64 * 2**20, ge=1, description="of the whole request")
+    images: int = Field(64, ge=1, description="Number of images to score.")
+    pixels: int = Field(2**22, ge=1, description="Pixels of each image, reference and mask.")
+    bytes: int = Field(64 * 2**20, ge=1, description="Bytes of the whole request.")
 
 
 class Description(_Message):
+    """Answer to GET /rewards."""
+
     rewards: list[Offer]
     limits: Limits
 
 
 class WirePair(_Message):
-    """A pair, its pictures named by their digests."""
+    """A pair, its references and masks named by their digests."""
 
     key: str
     prompt: str
@@ -68,51 +128,30 @@ class WirePair(_Message):
     subject: str | None = None
     columns: dict[str, JsonValue] = {}
 
+    @model_validator(mode="after")
+    def _check_masks(self) -> Self:
+        if len(self.references) != len(self.masks):
+            raise ValueError("there must be as many masks, or nulls, as references")
+        return self
+
 
 class ScoreRequest(_Message):
+    """Images to score. `pair_of` holds for each image the index of its pair."""
+
     reward: str
-    images: list[str] = Field(description="PNG in base64, RGB, all of one size")
-    pairs: list[WirePair] = Field(description="each pair once")
-    pair_of: list[int] = Field(description="for each image the number of its pair")
-    pictures: dict[Digest, str] = Field(description="references and masks that the server may lack, PNG in base64")
+    images: list[PngImage] = Field(min_length=1, description="RGB images of one size.")
+    pairs: list[WirePair]
+    pair_of: list[int]
+    pictures: dict[Digest, PngImage] = Field(description="References and masks that the server may lack.")
+
+    @model_validator(mode="after")
+    def _check_indices(self) -> Self:
+        if len(self.pair_of) != len(self.images) or not all(0 <= i < len(self.pairs) for i in self.pair_of):
+            raise ValueError("pair_of must contain the index of a pair for each image")
+        return self
 
 
 class ScoreResponse(_Message):
-    #: null is a picture that could not be scored; it becomes NaN.
+    """Scores of the images; null is an image that could not be scored."""
+
     scores: list[Annotated[float, Field(allow_inf_nan=False)] | None]
-
-
-class Missing(_Message):
-    missing: list[Digest]
-
-
-def encode(image: Image.Image) -> str:
-    """A picture of mode L or RGB as PNG in base64."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def decode(text: str, most_pixels: int) -> Image.Image:
-    """The picture of `encode`, decoded whole. Raises ValueError, one line, for anything else or larger."""
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
-            # The header's size, before a pixel of it is unpacked.
-            if image.width * image.height > most_pixels:
-                raise ValueError(f"a picture of {image.width} x {image.height} pixels; at most {most_pixels} are taken")
-            if image.mode not in _MODES:
-                raise ValueError(f"a PNG of mode {image.mode}; send RGB, or L for a mask")
-            image.load()
-            return image.copy()
-    except (binascii.Error, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a PNG in base64 ({error})") from error
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow's decoder raises a dozen types on damaged files
-        raise ValueError(f"a PNG that does not decode ({type(error).__name__})") from error
-
-
-def digest(image: Image.Image) -> str:
-    """The name of a picture by its mode, size and pixels."""
-    head = f"{image.mode} {image.width} {image.height} ".encode("ascii")
-    return hashlib.sha256(head + image.tobytes()).hexdigest()

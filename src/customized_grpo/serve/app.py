@@ -1,200 +1,141 @@
-"""The server's application: who may ask, how much, and the answer. What travels is in rewards/wire.py."""
-
-from __future__ import annotations
+"""Reward server as a FastAPI application; see rewards/wire.py for the protocol."""
 
 import asyncio
 import hmac
 import logging
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Annotated
 
 import torch
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 from PIL import Image
-from pydantic import BaseModel, ValidationError
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from customized_grpo.protocols import Pair, Reward
+from customized_grpo.rewards.cache import LruCache
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.scores import judged
 from customized_grpo.rewards.wire import (
     PROTOCOL,
     PROTOCOL_HEADER,
+    Budget,
     Description,
     Limits,
-    Missing,
     Offer,
     ScoreRequest,
     ScoreResponse,
-    WirePair,
-    decode,
     digest,
 )
-from customized_grpo.serve.store import PictureStore
 from customized_grpo.utils.pixels import to_tensor
 
 _log = logging.getLogger(__name__)
 
-_AT_A_TIME = 2  # requests in memory: one is scored while the next arrives
-_ARRIVAL = 60.0  # seconds that a request's body may take to arrive
-
-
-class _Refused(Exception):
-    """A request that is not answered; its text is one line for the client."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
 
 def build_app(
-    rewards: Sequence[tuple[Offer, Reward]], token: str, limits: Limits, keep: int, arrival: float = _ARRIVAL
-) -> Starlette:
-    """The application that serves `rewards` to whoever has the `token`, and keeps `keep` bytes of references."""
-    service = _Service(rewards, token, limits, PictureStore(keep), arrival)
-    return Starlette(
-        routes=[
-            Route("/rewards", service.describe, methods=["GET"]),
-            Route("/score", service.score, methods=["POST"]),
-        ],
-        exception_handlers={_Refused: _refuse},
-    )
+    rewards: Sequence[tuple[Offer, Reward]], token: str, limits: Limits, keep: int, arrival: float = 60.0
+) -> FastAPI:
+    """Return the application that serves rewards.
 
+    Args:
+        rewards: Rewards and their descriptions.
+        token: Shared token that every request must have.
+        limits: Largest request.
+        keep: Bytes of references and masks that are cached.
+        arrival: Seconds within which the body of a request must arrive.
+    """
+    by_name = {offer.name: reward for offer, reward in rewards}
+    bearer = f"Bearer {token}".encode()
+    slots = asyncio.Semaphore(2)  # requests in memory: one is scored while the next arrives
+    turn = threading.Lock()  # rewards and caches are not thread-safe
+    cache: LruCache[str, Image.Image] = LruCache(keep, lambda image: image.width * image.height * len(image.getbands()))
+    app = FastAPI(openapi_url=None)
 
-class _Service:
-    def __init__(
-        self, rewards: Sequence[tuple[Offer, Reward]], token: str, limits: Limits, store: PictureStore, arrival: float
-    ) -> None:
-        self._offers = [offer for offer, _ in rewards]
-        self._rewards = {offer.name: reward for offer, reward in rewards}
-        self._bearer = f"Bearer {token}".encode()
-        self._limits = limits
-        self._store = store
-        self._arrival = arrival
-        self._slots = asyncio.Semaphore(_AT_A_TIME)
-        self._turn = threading.Lock()  # a reward's own caches know of one caller
-
-    async def describe(self, request: Request) -> Response:
-        self._admit(request)
-        return _reply(Description(rewards=self._offers, limits=self._limits))
-
-    async def score(self, request: Request) -> Response:
-        self._admit(request)
-        async with self._slots:
-            return await run_in_threadpool(self._answer, await self._body(request))
-
-    def _admit(self, request: Request) -> None:
-        """Raises _Refused, before a byte of the body is read, for a wrong token or protocol."""
-        client = request.client.host if request.client else "a client"
-        given = request.headers.get("Authorization", "").encode("utf-8")
-        if not hmac.compare_digest(given, self._bearer):
-            _log.warning("%s: refused, without the right token", client)
-            raise _Refused(401, "wrong token, or none")
+    @app.middleware("http")
+    async def admit(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Check token and version before the body is read."""
         spoken = request.headers.get(PROTOCOL_HEADER)
-        if spoken != str(PROTOCOL):
-            line = f"the client speaks protocol {spoken}, this server {PROTOCOL}"
-            _log.warning("%s: refused, %s; install the same version of customized-grpo on both", client, line)
-            raise _Refused(400, f"{line}; install the same version of customized-grpo on both")
+        refusal = None
+        if not hmac.compare_digest(request.headers.get("Authorization", "").encode("utf-8"), bearer):
+            refusal = 401, "wrong or missing token"
+        elif spoken != str(PROTOCOL):
+            refusal = 400, f"the client speaks protocol {spoken}, this server {PROTOCOL}; use the same version on both"
+        if refusal is not None:
+            _log.warning("%s: refused, %s", request.client.host if request.client else "a client", refusal[1])
+            response: Response = JSONResponse({"detail": refusal[1]}, refusal[0])
+        else:
+            response = await call_next(request)
+        response.headers[PROTOCOL_HEADER] = str(PROTOCOL)
+        return response
 
-    async def _body(self, request: Request) -> bytes:
-        most = self._limits.bytes
-        announced = request.headers.get("Content-Length", "")
-        if announced.isdecimal() and int(announced) > most:
-            raise _Refused(413, f"a request of {announced} bytes; at most {most} are taken")
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._arrival):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > most:
-                        raise _Refused(413, f"a request of more than {most} bytes")
-        except TimeoutError:
-            raise _Refused(408, f"the request did not arrive within {self._arrival:g} s") from None
-        except ClientDisconnect:
-            raise _Refused(400, "the client went away") from None
-        return bytes(body)
+    async def read(request: Request) -> AsyncIterator[ScoreRequest]:
+        async with slots:
+            body = bytearray()
+            try:
+                async with asyncio.timeout(arrival):
+                    if int(request.headers.get("Content-Length", 0)) > limits.bytes:
+                        raise HTTPException(413, f"a request of more than {limits.bytes} bytes")
+                    async for part in request.stream():
+                        body += part
+                        if len(body) > limits.bytes:
+                            raise HTTPException(413, f"a request of more than {limits.bytes} bytes")
+            except (TimeoutError, ClientDisconnect):
+                raise HTTPException(408, f"the request did not arrive within {arrival:g} s") from None
+            budget = Budget(limits.pixels, limits.images * limits.pixels)
+            try:
+                yield await run_in_threadpool(ScoreRequest.model_validate_json, bytes(body), context=budget)
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(map(str, first["loc"]))
+                raise HTTPException(400, f"no request of protocol {PROTOCOL}: {where}: {first['msg']}") from None
 
-    def _answer(self, body: bytes) -> Response:
-        try:
-            request = ScoreRequest.model_validate_json(body)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise _Refused(400, f"not a request of protocol {PROTOCOL}: {where}: {first['msg']}") from None
-        reward = self._rewards.get(request.reward)
-        if reward is None:
-            raise _Refused(404, f"no reward {request.reward!r}; there are {', '.join(self._rewards)}")
-        self._check_counts(request)
-        try:
-            images = self._decoded(request.images)
-            sent = dict(zip(request.pictures, self._decoded(list(request.pictures.values())), strict=True))
-        except ValueError as error:
-            raise _Refused(400, str(error)) from None
-        if len({(image.mode, image.size) for image in images}) > 1 or images[0].mode != "RGB":
-            raise _Refused(400, "the images are not RGB of one size; send others in a request of their own")
-        for name, image in sent.items():
-            # Whoever sends a picture under another's name would change what others are scored by.
-            if digest(image) != name:
-                raise _Refused(400, f"the picture {name} has other pixels than its name says")
-            self._store.put(name, image)
-        pairs = self._pairs(request.pairs, sent)
-        if isinstance(pairs, Missing):
-            return _reply(pairs, 409)
-        try:
-            with self._turn:
-                scores = judged(
-                    reward, torch.stack([to_tensor(one) for one in images]), [pairs[i] for i in request.pair_of]
-                )
-        except RewardError as error:
-            _log.warning("%s", error)
-            raise _Refused(422, str(error)) from None
-        return _reply(ScoreResponse(scores=[None if score != score else score for score in scores.tolist()]))
+    @app.get("/rewards")
+    def describe() -> Description:
+        return Description(rewards=[offer for offer, _ in rewards], limits=limits)
 
-    def _check_counts(self, request: ScoreRequest) -> None:
-        count = len(request.images)
-        if not 1 <= count <= self._limits.images:
-            raise _Refused(413, f"{count} images; 1 to {self._limits.images} are taken")
-        if len(request.pair_of) != count or not all(0 <= i < len(request.pairs) for i in request.pair_of):
-            raise _Refused(400, "pair_of does not name one of the pairs for each image")
-        if any(len(pair.references) != len(pair.masks) for pair in request.pairs):
-            raise _Refused(400, "a pair has not as many masks, or nulls, as references")
+    @app.post("/score")
+    def score(request: Annotated[ScoreRequest, Depends(read)]) -> ScoreResponse:
+        if request.reward not in by_name:
+            raise HTTPException(404, f"no reward {request.reward!r}; there are {', '.join(by_name)}")
+        if len(request.images) > limits.images:
+            raise HTTPException(413, f"{len(request.images)} images; at most {limits.images} are accepted")
+        if len({(image.mode, image.size) for image in request.images}) > 1 or request.images[0].mode != "RGB":
+            raise HTTPException(400, "the images are not RGB of one size; send others in a request of their own")
+        with turn:
+            pairs = _pairs(request, cache)
+            try:
+                images = torch.stack([to_tensor(image) for image in request.images])
+                scores = judged(by_name[request.reward], images, [pairs[i] for i in request.pair_of]).tolist()
+            except RewardError as error:
+                _log.warning("%s", error)
+                raise HTTPException(422, str(error)) from None
+        return ScoreResponse(scores=[None if score != score else score for score in scores])
 
-    def _decoded(self, texts: list[str]) -> list[Image.Image]:
-        """Pictures, all together of no more pixels than as many images as are taken. Raises ValueError."""
-        left = self._limits.images * self._limits.pixels
-        images = []
-        for text in texts:
-            images.append(decode(text, min(left, self._limits.pixels)))
-            left -= images[-1].width * images[-1].height
-        return images
-
-    def _pairs(self, described: list[WirePair], sent: dict[str, Image.Image]) -> list[Pair] | Missing:
-        """The pairs with their pictures, or the names of those that neither came along nor are kept."""
-        names = {name for one in described for name in (*one.references, *one.masks) if name is not None}
-        found = {name: sent.get(name) or self._store.get(name) for name in names}
-        if missing := sorted(name for name, image in found.items() if image is None):
-            return Missing(missing=missing)
-        images = {name: image for name, image in found.items() if image is not None}
-        return [
-            Pair(
-                key=one.key,
-                prompt=one.prompt,
-                references=tuple(images[name] for name in one.references),
-                masks=tuple(None if name is None else images[name] for name in one.masks),
-                subject=one.subject,
-                columns=one.columns,
-            )
-            for one in described
-        ]
+    return app
 
 
-def _reply(message: BaseModel, status: int = 200) -> Response:
-    return Response(message.model_dump_json(), status, {PROTOCOL_HEADER: str(PROTOCOL)}, media_type="application/json")
-
-
-async def _refuse(request: Request, error: Any) -> Response:
-    return JSONResponse({"error": str(error)}, error.status, {PROTOCOL_HEADER: str(PROTOCOL)})
+def _pairs(request: ScoreRequest, cache: LruCache[str, Image.Image]) -> list[Pair]:
+    """Return the pairs with their images, and cache these. Raises HTTPException."""
+    for name, image in request.pictures.items():
+        if digest(image) != name:  # it would change the scores of others
+            raise HTTPException(400, f"the picture {name} has other pixels than its name")
+        cache.put(name, image)
+    names = {name for pair in request.pairs for name in (*pair.references, *pair.masks) if name is not None}
+    found = {name: request.pictures.get(name) or cache.get(name) for name in names}
+    images = {name: image for name, image in found.items() if image is not None}
+    if missing := sorted(names - images.keys()):
+        raise HTTPException(409, {"missing": missing})
+    return [
+        Pair(
+            key=pair.key,
+            prompt=pair.prompt,
+            references=tuple(images[name] for name in pair.references),
+            masks=tuple(None if name is None else images[name] for name in pair.masks),
+            subject=pair.subject,
+            columns=pair.columns,
+        )
+        for pair in request.pairs
+    ]

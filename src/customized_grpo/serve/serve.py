@@ -1,4 +1,4 @@
-"""`cgrpo serve-reward`: rewards built, a port taken, requests answered until it is stopped."""
+"""`cgrpo serve-reward`: build rewards and answer requests until interrupted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from rich.console import Console
 from customized_grpo.config import ConfigError, RewardConfig
 from customized_grpo.protocols import Reward
 from customized_grpo.rewards import build_reward
+from customized_grpo.rewards.base import needs_of
 from customized_grpo.rewards.endpoint import read_key
-from customized_grpo.rewards.needs import needs_of
 from customized_grpo.rewards.wire import TOKEN_VARIABLE, Limits, Offer
-
-_CONNECTIONS = 64  # at a time; more are turned away with status 503
 
 
 def serve(
@@ -29,39 +27,49 @@ def serve(
     limits: Limits | None = None,
     keep: int = 2**30,
 ) -> None:
-    """Serve rewards until interrupted.
+    """Serve rewards until interrupted. Plain HTTP: between machines use a tunnel or a proxy with TLS.
 
-    Plain HTTP: between machines use a tunnel or a proxy that speaks TLS. Raises ConfigError, RewardError or OSError,
-    one line, where the libraries, the token, the port or a reward are wanting.
+    Args:
+        rewards: Rewards to build.
+        device: Device of rewards whose config names none.
+        console: Console for the address.
+        host: Address to listen on.
+        port: Port to listen on, 0 for any.
+        token_variable: Environment variable of the shared token.
+        limits: Largest request.
+        keep: Bytes of references and masks that are cached.
+
+    Raises:
+        ConfigError: A library is missing, or the address cannot be used.
+        RewardError: The token is missing, or a reward cannot be built.
     """
     try:
         import uvicorn
 
         from customized_grpo.serve.app import build_app
-        from customized_grpo.serve.connection import PunctualProtocol
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"serve-reward needs {error.name}, which is not installed; pip install 'customized-grpo[serve]'"
+            f"serve-reward needs {error.name}, which is not installed; pip install -e '.[serve]'"
         ) from error
     token = read_key(token_variable, "serve-reward", required=True)
-    listening = _listen(host, port)
+    try:  # before any model is loaded
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port} cannot be used ({error.strerror}); give another") from error
     built = [(_offer(one, reward), reward) for one in rewards for reward in [build_reward(one, device)]]
     app = build_app(built, token, limits or Limits(), keep)
-    address = f"[{host}]" if ":" in host else host
+    address = f"[{host}]:{listening.getsockname()[1]}" if ":" in host else f"{host}:{listening.getsockname()[1]}"
     names = ", ".join(offer.name for offer, _ in built)
-    console.print(
-        f"serving {names} on http://{address}:{listening.getsockname()[1]}; stop it by Ctrl-C", soft_wrap=True
-    )
+    console.print(f"serving {names} on http://{address}; stop it by Ctrl-C", soft_wrap=True)
     settings = uvicorn.Config(
         app,
-        http=PunctualProtocol,
         ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
+        limit_concurrency=64,
         timeout_graceful_shutdown=5,
     )
     uvicorn.Server(settings).run(sockets=[listening])
@@ -70,13 +78,3 @@ def serve(
 def _offer(config: RewardConfig, reward: Reward) -> Offer:
     needs = needs_of(reward, reward.name)
     return Offer(name=reward.name, kind=config.kind, role=config.role, needs=None if needs is None else sorted(needs))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, taken before anything is loaded."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"--host {host} --port {port} cannot be listened on ({reason}); give another") from error
