@@ -12,7 +12,7 @@ from textwrap import dedent
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from customized_grpo.config import Config, PolicyConfig
+from customized_grpo.config import KINDS, Config, PolicyConfig
 from customized_grpo.config.loading import dump_yaml
 from customized_grpo.config.redaction import redact, redact_text
 from customized_grpo.utils.hub import EMBEDDED, ModelError, resolve
@@ -33,20 +33,6 @@ _LICENCES = {
 """Of base models, by policy.path. The licence itself decides; this is where to look first."""
 
 _EXAMPLE = "a dog wearing a red hat in the snow"
-
-#: Arguments of the pipeline's call besides prompt, size and steps, by policy.kind: drawn as the run drew.
-_CALLS = {
-    "flux-kontext": "image=reference,\n    guidance_scale={guidance},\n    max_sequence_length={tokens},\n"
-    "    max_area={height} * {width},\n    _auto_resize=False,",
-    "flux2": "image=[reference],\n    guidance_scale={guidance},  # of FLUX.2 dev; klein base: 1.0\n"
-    "    max_sequence_length={tokens},",
-    "qwen-image-edit": "image=[reference],\n    true_cfg_scale={true_cfg},",
-}
-#: Of true classifier-free guidance, where it is on.
-_GUIDED = {
-    "flux-kontext": "\n    true_cfg_scale={true_cfg},\n    negative_prompt={negative!r},",
-    "qwen-image-edit": "\n    negative_prompt={negative!r},",
-}
 
 
 @dataclass(frozen=True)
@@ -101,6 +87,8 @@ def base_model(policy: PolicyConfig) -> str | None:
 
 def snippet(config: Config, prompt: str) -> str:
     """Python that loads the LoRA and draws a picture with it; BASE, LORA and reference.jpg are what a user sets."""
+    from customized_grpo.policies import PipelinePolicy, class_of  # takes seconds to import
+
     policy = config.policy
     base = base_model(policy)
     if base is not None and base.startswith(f"{EMBEDDED}/"):
@@ -117,9 +105,10 @@ def snippet(config: Config, prompt: str) -> str:
         "height": policy.height,
         "width": policy.width,
     }
-    if policy.kind not in _CALLS:
+    model = class_of(policy.kind) if policy.kind in KINDS else PipelinePolicy
+    if not model.example_call:
         return _own_snippet(policy, source, lora, prompt, config.evaluation.steps)
-    call = _CALLS[policy.kind] + (_GUIDED.get(policy.kind, "") if policy.true_cfg != 1 else "")
+    call = model.example_call + (model.example_guidance if policy.true_cfg != 1 else "")
     return f"""\
 import torch
 from diffusers import DiffusionPipeline
