@@ -12,6 +12,7 @@ from torch import nn
 from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.backends import context_of, use_backend
 from customized_grpo.policies.checkpointing import checkpointing
+from customized_grpo.utils.freed import keep_freed_memory
 
 
 def prepare_transformer(
@@ -30,6 +31,8 @@ def prepare_transformer(
     """
     use_backend(transformer, backend)
     inside = context_of(backend)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing(
             checkpointing(device, on_host=config.offload_activations, inside=inside, one_node=config.kernels == "auto")

@@ -68,10 +68,10 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None
             f"policy.path: cannot load {config.path} ({first_line(error)}); {remedy} in safetensors"
         ) from error
     for name, part in loaded.components.items():
-        if isinstance(part, nn.Module):
-            # diffusers leaves a weight that its file lacks on the meta device.
-            if absent := next((weight for weight, values in part.named_parameters() if values.is_meta), None):
-                raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent}; download it again")
+        weights = part.named_parameters() if isinstance(part, nn.Module) else ()
+        # diffusers leaves a weight that its file lacks on the meta device.
+        if absent := next((weight for weight, values in weights if values.is_meta), None):
+            raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent}; download it again")
         # transformers makes an empty one if its files are missing.
         if isinstance(part, transformers.PreTrainedTokenizerBase) and len(part) <= len(part.all_special_tokens):
             raise ModelError(

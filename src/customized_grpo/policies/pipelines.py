@@ -84,7 +84,7 @@ class PipelinePolicy(ABC):
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._device = device_of(config.device)
-        self.attention_backend = resolve_backend(config.attention, self._device, self._dtype, compiled=config.compile)
+        self.attention_backend = resolve_backend(config.attention, self._device, self._dtype)
         folder = conditions_folder(config)
         if pipeline is None:
             self._pipeline = load_pipeline(config, *self.pipelines, prepare=self.preparation())

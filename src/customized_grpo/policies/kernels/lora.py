@@ -43,7 +43,7 @@ class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
         return output
 
     def _single_adapter(self) -> str | None:
-        """Return the active adapter if it is the only one and has no dropout, variant (DoRA), bias or merged weights."""
+        """Return the active adapter if it is the only one, without dropout, variant (DoRA), bias or merging."""
         active = self.active_adapters
         if self.disable_adapters or self.merged or len(active) != 1:
             return None

@@ -1,0 +1,21 @@
+"""Keep freed memory in the process on Linux, where each iteration on a CPU needs as much again."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # parameters of glibc's mallopt(3)
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep freed memory for the whole process; False with another C library.
+
+    By default it returns large tensors to the system, which then zeroes new pages for the next ones: an iteration of
+    the embedded recipe takes 10% longer. The process's peak stays the same, but it holds that much until it ends.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    settings = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20, _MMAP_THRESHOLD: 32 << 20}  # the last is the maximum
+    return all([library.mallopt(key, value) for key, value in settings.items()])
