@@ -18,4 +18,5 @@ def keep_freed_memory() -> bool:
         return False
     library = ctypes.CDLL(None)
     settings = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20, _MMAP_THRESHOLD: 32 << 20}  # the last is the maximum
-    return all([library.mallopt(key, value) for key, value in settings.items()])
+    accepted = [library.mallopt(key, value) for key, value in settings.items()]
+    return all(accepted)
