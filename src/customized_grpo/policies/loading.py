@@ -11,12 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.quantisation import (
-    check_packages,
-    quantise,
-    text_encoder_quantisation,
-    unpacked_on_cpus,
-)
+from customized_grpo.policies.quantisation import check_packages, quantise, text_encoder_quantisation, unpacked_on_cpus
 from customized_grpo.utils.hub import ModelError, first_line, no_code_of_its_own, resolve
 from customized_grpo.utils.outlines import outline_pipeline
 
@@ -53,14 +48,8 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
         encoders = [name for name, part in index.items() if name.startswith("text_encoder") and part[0] is not None]
         later = config.conditions is not None  # loaded when a pair is not cached
-        loaded = classes[kind].from_pretrained(
-            source,
-            revision=config.revision,
-            dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            **{name: None if later else load_part(config, pipelines[0], name) for name in encoders},
-        )
+        parts = {name: None if later else load_part(config, pipelines[0], name) for name in encoders}
+        loaded = classes[kind].from_pretrained(source, trust_remote_code=False, **_options(config), **parts)
     except ModelError:
         raise
     except Exception as error:  # three libraries raise many classes here
@@ -134,12 +123,10 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
         part, report = getattr(transformers, kind).from_pretrained(
             source,
             subfolder=name,
-            revision=config.revision,
-            dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
             trust_remote_code=False,
             quantization_config=text_encoder_quantisation(config),
             output_loading_info=True,
+            **_options(config),
         )
     except ModelError:
         raise
@@ -157,11 +144,9 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
 
 def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:
     """Load the untuned transformer of the pipeline at `config.path` again, on the CPU."""
-    model: nn.Module = transformer.from_pretrained(
-        resolve(config.path),
-        subfolder="transformer",
-        revision=config.revision,
-        dtype=getattr(torch, config.dtype),
-        use_safetensors=True,
-    )
+    model: nn.Module = transformer.from_pretrained(resolve(config.path), subfolder="transformer", **_options(config))
     return model
+
+
+def _options(config: PolicyConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "dtype": getattr(torch, config.dtype), "use_safetensors": True}

@@ -111,12 +111,8 @@ class LoraTuning(Tuning):
         device = "meta" if next(transformer.parameters()).device.type == "meta" else "cpu"
         # peft's annotation says int, but any number works.
         alpha: Any = config.rank if config.alpha is None else config.alpha
-        adapter = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=alpha,
-            target_modules=modules,
-            init_lora_weights="gaussian" if device == "cpu" else False,
-        )
+        init: Any = "gaussian" if device == "cpu" else False
+        adapter = peft.LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=modules, init_lora_weights=init)
         layers = list(map(transformer.get_submodule, modules))
         plain = all(type(layer) is nn.Linear and type(layer.weight) is nn.Parameter for layer in layers)
         if kernels and kernel.USABLE and plain:  # quantised layers have other classes
@@ -143,13 +139,9 @@ class LoraTuning(Tuning):
         for name, (down, up) in terms.items():
             a, b = (weights.get(f"{name}.lora_{half}.default.weight") for half in "AB")
             if a is None or b is None:
-                raise ModelError(
-                    f"policy.lora.targets: the LoRA to start from has {name}; name it, or leave targets out"
-                )
+                raise ModelError(f"policy.lora.targets: the LoRA to start from has {name}; add it, or omit targets")
             if len(down) > rank:
-                raise ModelError(
-                    f"policy.lora.rank: {rank} is below that of the LoRA to start from; set it to {len(down)}"
-                )
+                raise ModelError(f"policy.lora.rank: {rank} is below that of the adapter; set it to {len(down)}")
             a[: len(down)] = down.to(a)
             b[:, : len(down)] = up.to(b) / scale
         self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
@@ -181,11 +173,7 @@ class LoraTuning(Tuning):
             return
         metadata = self._config.to_dict()
         metadata["target_modules"] = sorted(metadata["target_modules"])
-        self._write(
-            folder,
-            transformer_lora_layers=weights,
-            transformer_lora_adapter_metadata=metadata,
-        )
+        self._write(folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=metadata)
 
     def load(self, folder: Path) -> None:
         path = lora_file(folder)
@@ -197,11 +185,9 @@ class LoraTuning(Tuning):
         own = {f"{_PREFIX}{name}": weight for name, weight in self._state().items()}
         _check_fit(path, saved, own, "policy.path, policy.lora.rank and policy.lora.targets")
         alpha = metadata.get(f"{_PREFIX}lora_alpha", self._config.r)
-        if alpha != self._config.lora_alpha:
-            raise ModelError(
-                f"{path}: its alpha is {alpha}, the policy's {self._config.lora_alpha}; "
-                f"set policy.lora.alpha to {alpha}"
-            )
+        own_alpha = self._config.lora_alpha
+        if alpha != own_alpha:
+            raise ModelError(f"{path}: its alpha is {alpha}, not {own_alpha}; set policy.lora.alpha to {alpha}")
         shards = {name.removeprefix(_PREFIX): like(weight, own[name]) for name, weight in saved.items()}
         peft.set_peft_model_state_dict(self._transformer, shards)
 
@@ -289,13 +275,8 @@ class FullTuning(Tuning):
         if not (path / "config.json").is_file():
             raise ModelError(f"{path}: no saved transformer; give the folder of a full tuning")
         try:
-            model, report = self._class.from_pretrained(
-                path,
-                dtype=self._transformer.dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+            model, report = self._class.from_pretrained(path, dtype=self._transformer.dtype, **options)
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{path}: cannot be read as a transformer ({first_line(error)}); save it again") from error
         if report["missing_keys"]:  # which diffusers would leave at random values
