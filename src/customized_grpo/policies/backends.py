@@ -53,7 +53,11 @@ def available_backends(device: torch.device, dtype: torch.dtype = torch.bfloat16
 
     flash-3 is listed if its package is installed and the GPU is a Hopper; its code is not downloaded here.
     """
-    return [AUTO, *(name for name, backend in _NAMES.items() if _listed(backend, device, dtype))]
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER
+    flash_3 = hopper and is_kernels_available() and is_kernels_version(">=", _KERNELS)
+    tried = {name: backend for name, backend in _NAMES.items() if name != "flash-3"}
+    found = [name for name, backend in tried.items() if _obstacle(backend, device, dtype) is None]
+    return [AUTO, *found, *(["flash-3"] if flash_3 and dtype in (torch.bfloat16, torch.float16) else [])]
 
 
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -133,18 +137,6 @@ def _without_cudnn() -> Iterator[None]:
         yield
     finally:
         cuda.enable_cudnn_sdp(before)
-
-
-def _listed(backend: AttentionBackendName, device: torch.device, dtype: torch.dtype) -> bool:
-    if backend is not AttentionBackendName._FLASH_3_HUB:
-        return _obstacle(backend, device, dtype) is None
-    return (
-        device.type == "cuda"
-        and dtype in (torch.bfloat16, torch.float16)
-        and is_kernels_available()
-        and is_kernels_version(">=", _KERNELS)
-        and torch.cuda.get_device_capability(device)[0] == _HOPPER
-    )
 
 
 def _obstacle(backend: AttentionBackendName, device: torch.device, dtype: torch.dtype) -> str | None:
