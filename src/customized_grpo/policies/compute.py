@@ -1,45 +1,13 @@
-"""How and where a policy's models are computed: backends, checkpointing, memory formats, offloading."""
+"""Memory formats and devices of a policy's models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.backends import context_of, use_backend
-from customized_grpo.policies.checkpointing import checkpointing
-from customized_grpo.utils.freed import keep_freed_memory
-
-
-def prepare_transformer(
-    transformer: Any, config: PolicyConfig, device: torch.device, backend: str
-) -> Callable[[], AbstractContextManager[object]]:
-    """Set a transformer's attention backend, gradient checkpointing and compilation.
-
-    Args:
-        transformer: A diffusers model; changed in place.
-        config: The policy's settings.
-        device: Device that computes it.
-        backend: The attention backend, of `resolve_backend`.
-
-    Returns:
-        A function that makes the context to compute the transformer in.
-    """
-    use_backend(transformer, backend)
-    inside = context_of(backend)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing(
-            checkpointing(device, on_host=config.offload_activations, inside=inside, one_node=config.kernels == "auto")
-        )
-    if config.compile:
-        transformer.compile_repeated_blocks()
-    return inside
 
 
 def takes_channels_last(device: torch.device, dtype: torch.dtype) -> bool:

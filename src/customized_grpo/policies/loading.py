@@ -49,7 +49,7 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None
         encoders = [name for name, part in index.items() if name.startswith("text_encoder") and part[0] is not None]
         later = config.conditions is not None  # loaded when a pair is not cached
         parts = {name: None if later else load_part(config, pipelines[0], name) for name in encoders}
-        loaded = classes[kind].from_pretrained(source, trust_remote_code=False, **_options(config), **parts)
+        loaded = classes[kind].from_pretrained(source, trust_remote_code=False, **load_options(config), **parts)
     except ModelError:
         raise
     except Exception as error:  # three libraries raise many classes here
@@ -126,7 +126,7 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
             trust_remote_code=False,
             quantization_config=text_encoder_quantisation(config),
             output_loading_info=True,
-            **_options(config),
+            **load_options(config),
         )
     except ModelError:
         raise
@@ -142,11 +142,6 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
     return encoder
 
 
-def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:
-    """Load the untuned transformer of the pipeline at `config.path` again, on the CPU."""
-    model: nn.Module = transformer.from_pretrained(resolve(config.path), subfolder="transformer", **_options(config))
-    return model
-
-
-def _options(config: PolicyConfig) -> dict[str, Any]:
+def load_options(config: PolicyConfig) -> dict[str, Any]:
+    """Return options of `from_pretrained` that all parts of a pipeline share."""
     return {"revision": config.revision, "dtype": getattr(torch, config.dtype), "use_safetensors": True}

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from customized_grpo.config import PolicyConfig
 from customized_grpo.config.kinds import Preset
 from customized_grpo.config.loading import make_section
-from customized_grpo.policies.backends import resolve_backend
-from customized_grpo.policies.compute import Placement, prepare_transformer, takes_channels_last, use_channels_last
+from customized_grpo.policies.backends import context_of, resolve_backend, use_backend
+from customized_grpo.policies.checkpointing import checkpointing
+from customized_grpo.policies.compute import Placement, takes_channels_last, use_channels_last
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
-from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
+from customized_grpo.policies.loading import adopt_pipeline, load_options, load_part, load_pipeline
 from customized_grpo.policies.sharding import sum_over_processes
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 from customized_grpo.utils.devices import device_of
-from customized_grpo.utils.hub import ModelError
+from customized_grpo.utils.freed import keep_freed_memory
+from customized_grpo.utils.hub import ModelError, resolve
 
 REFERENCE = "reference_{}"
 """Name in `Conditions.rows` of the tokens of the k-th reference, counted from 1."""
@@ -92,16 +94,24 @@ class PipelinePolicy(ABC):
             self._pipeline = adopt_pipeline(config, pipeline, *self.pipelines, prepare=self.preparation())
         self._transformer = self._pipeline.transformer
         self._class = type(self._transformer)  # before it is sharded, which changes the class
+        kernels = config.kernels == "auto"
         self._tuning: Tuning
         if config.lora is not None:
             write = type(self._pipeline).save_lora_weights
-            self._tuning = LoraTuning(
-                self._transformer, config.lora, self.lora_targets, self.lora_exclude, write,
-                kernels=config.kernels == "auto",
-            )  # fmt: skip
+            targets, exclude = self.lora_targets, self.lora_exclude
+            self._tuning = LoraTuning(self._transformer, config.lora, targets, exclude, write, kernels=kernels)
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
-        self._inside = prepare_transformer(self._transformer, config, self._device, self.attention_backend)
+        use_backend(self._transformer, self.attention_backend)
+        self._inside = context_of(self.attention_backend)
+        if self._device.type == "cpu":
+            keep_freed_memory()
+        if config.gradient_checkpointing:
+            on_host = config.offload_activations
+            compute = checkpointing(self._device, on_host=on_host, inside=self._inside, one_node=kernels)
+            self._transformer.enable_gradient_checkpointing(compute)
+        if config.compile:
+            self._transformer.compile_repeated_blocks()
         if takes_channels_last(self._device, self._dtype):
             use_channels_last(self._pipeline.vae)
         self._transformer.to(self._device)
@@ -348,7 +358,9 @@ class PipelinePolicy(ABC):
 
     def _load_transformer(self) -> nn.Module:
         """Load the untuned transformer again, on the CPU."""
-        model = load_transformer(self._config, self._class)
+        model: nn.Module = self._class.from_pretrained(
+            resolve(self._config.path), subfolder="transformer", **load_options(self._config)
+        )
         if (prepare := self.preparation()) is not None:
             prepare(model)
         return model
