@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -47,14 +48,26 @@ def t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=[*special, *letters, *words], extra_ids=0)
 
 
+def randomise(pipeline: Any, seed: int) -> torch.Generator:
+    """Initialise every weight from a Gaussian, biases too, so that each input reaches the output.
+
+    The decoder's last layer is small, so that images keep within [0, 1].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for part in pipeline.components.values():
+        for name, weight in part.named_parameters() if isinstance(part, nn.Module) else ():
+            gain = 0.2 if name == "decoder.conv_out.weight" else 1.2
+            norm = "norm" in name and (weight.ndim == 1 or name.endswith("gamma"))
+            scale = 0.05 if weight.ndim < 2 or norm else gain / weight[0].numel() ** 0.5
+            nn.init.normal_(weight, 1.0 if norm else 0.0, scale, generator=generator)
+    pipeline.set_progress_bar_config(disable=True)
+    return generator
+
+
 def flux_kontext(
     *, width: int = 32, layers: int = 1, dynamic_shifting: bool = False, seed: int = 0
 ) -> FluxKontextPipeline:
-    """A float32 pipeline; `width` is that of the transformer, a multiple of 16 (one head each).
-
-    Every weight is drawn from a Gaussian, biases too, so that each input reaches the output; the
-    decoder's last layer is small, so that pictures keep within [0, 1].
-    """
+    """A float32 pipeline of random weights; `width` is that of the transformer, a multiple of 16 (one head each)."""
     heads = width // 16
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     end = clip.eos_token_id
@@ -113,14 +126,7 @@ def flux_kontext(
             axes_dims_rope=(4, 6, 6),
         ),
     )
-    generator = torch.Generator().manual_seed(seed)
-    for part in pipeline.components.values():
-        for name, weight in part.named_parameters() if isinstance(part, nn.Module) else ():
-            gain = 0.2 if name == "decoder.conv_out.weight" else 1.2
-            scale = 0.05 if weight.ndim < 2 else gain / weight[0].numel() ** 0.5
-            mean = 1.0 if "norm" in name and weight.ndim == 1 else 0.0
-            nn.init.normal_(weight, mean, scale, generator=generator)
-    pipeline.set_progress_bar_config(disable=True)
+    randomise(pipeline, seed)
     return pipeline
 
 

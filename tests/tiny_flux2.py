@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+import tiny
 from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
@@ -93,21 +93,10 @@ def _parts(*, dev: bool, width: int, layers: int, dynamic_shifting: bool) -> dic
 
 
 def _randomise(pipeline: Any, seed: int) -> None:
-    """Every weight from a Gaussian, biases and the VAE's batch norm too, so that each input reaches the output.
-
-    The decoder's last layer is small, so that pictures keep within [0, 1].
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for part in pipeline.components.values():
-        for name, weight in part.named_parameters() if isinstance(part, nn.Module) else ():
-            gain = 0.2 if name == "decoder.conv_out.weight" else 1.2
-            scale = 0.05 if weight.ndim < 2 else gain / weight[0].numel() ** 0.5
-            mean = 1.0 if "norm" in name and weight.ndim == 1 else 0.0
-            nn.init.normal_(weight, mean, scale, generator=generator)
-    statistics = pipeline.vae.bn
+    """As `tiny.randomise`, and the statistics of the VAE's batch norm too."""
+    generator, statistics = tiny.randomise(pipeline, seed), pipeline.vae.bn
     nn.init.normal_(statistics.running_mean, 0.0, 0.3, generator=generator)
     nn.init.uniform_(statistics.running_var, 0.4, 2.0, generator=generator)
-    pipeline.set_progress_bar_config(disable=True)
 
 
 def klein(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-import torch
+import tiny
 from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
@@ -15,7 +15,6 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import nn
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -57,9 +56,6 @@ def qwen_image_edit(
 
     `zero_cond_t` is what tells the 2511 model from the 2509 one. A token covers 8x8 pixels. Call it,
     and load what it saves, inside `without_video`.
-
-    Every weight is drawn from a Gaussian, biases too, so that each input reaches the output; the
-    decoder's last layer is small, so that pictures keep within [0, 1].
     """
     spelling = tokenizer()
     ids = dict(zip(SPECIAL, spelling.convert_tokens_to_ids(SPECIAL), strict=True))
@@ -123,14 +119,7 @@ def qwen_image_edit(
             zero_cond_t=zero_cond_t,
         ),
     )
-    generator = torch.Generator().manual_seed(seed)
-    for part in pipeline.components.values():
-        for name, weight in part.named_parameters() if isinstance(part, nn.Module) else ():
-            gain = 0.2 if name == "decoder.conv_out.weight" else 1.2
-            norm = "norm" in name and (weight.ndim == 1 or name.endswith("gamma"))
-            scale = 0.05 if weight.ndim < 2 or norm else gain / weight[0].numel() ** 0.5
-            nn.init.normal_(weight, 1.0 if norm else 0.0, scale, generator=generator)
-    pipeline.set_progress_bar_config(disable=True)
+    tiny.randomise(pipeline, seed)
     return pipeline
 
 

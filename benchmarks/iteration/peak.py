@@ -6,15 +6,13 @@ import time
 
 import torch
 
-from customized_grpo.policies.products import product
-
 _SECONDS = 0.5  # of measuring
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of the fastest of some square matrix products, with this process's threads.
 
-    The best of many, so that other work on the machine lowers it least, and of both libraries that torch multiplies by.
+    The best of many, so that other work on the machine lowers it least.
     """
     rates = []
     for size in (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192):
@@ -34,8 +32,4 @@ def _rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         best = min(best, time.perf_counter() - started)
-        if device.type == "cpu":
-            started = time.perf_counter()
-            product(a, b)
-            best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 
 pytest.register_assert_rewrite("proofs", "steps", "tiny_models", "tiny_uno")
 
-from tiny_models import Model, made, small_qwen  # noqa: E402 - after what explains its assertions
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
-    """The tiny model of a name, made once."""
-    found: dict[str, Model] = {}
-
-    def get(name: str) -> Model:
-        if name not in found:
-            found[name] = made(name, tmp_path_factory.mktemp(name))
-        return found[name]
-
-    return get
-
-
-@pytest.fixture
-def model(request: pytest.FixtureRequest, models: Callable[[str], Model]) -> Model:
-    return models(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _small_references() -> Iterator[None]:
-    with small_qwen():
-        yield
+from tiny_models import model, models, small_references  # noqa: E402, F401
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,11 @@ from accelerate import Accelerator
 from devices import GPU
 from running import run_training
 from safetensors.torch import load_file
-from tiny_models import Model, each_model
+from tiny_models import Model
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import EMBEDDED_RECIPE, load_config
 from customized_grpo.trainer.checkpoint import newest_checkpoint
-from customized_grpo.trainer.ema import MovingAverage
 from customized_grpo.utils.records import read_records
 
 RATE = 1e-3
@@ -95,24 +94,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         for key in one.keys() - {"drift", "kl"}:
             if not key.startswith("seconds/"):
                 assert other[key] == pytest.approx(one[key], rel=1e-2, abs=1e-3), key
-
-
-@each_model("flux-kontext", of=["flux-kontext"])
-def test_a_moving_average_is_kept_on_the_device(device: str, model: Model) -> None:
-    """In float32, exchanged for the weights and back with every bit."""
-    policy = model.policy(device)
-    average = MovingAverage(policy, 0.75)
-    with torch.no_grad():
-        for weight in policy.trainable().values():
-            weight.add_(1.0)
-    average.update()
-    weights = {name: weight.detach().clone() for name, weight in policy.trainable().items()}
-    with average.applied():
-        for name, weight in policy.trainable().items():
-            torch.testing.assert_close(weight, weights[name] - 0.75)
-    for name, weight in policy.trainable().items():
-        assert weight.device.type == device and torch.equal(weight, weights[name])
-    assert all(tensor.device.type == device and tensor.dtype == torch.float32 for tensor in average.tensors.values())
 
 
 @pytest.mark.gpu

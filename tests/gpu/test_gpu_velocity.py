@@ -58,15 +58,3 @@ def test_an_euler_rollout_is_the_pipeline_s_image(device: str, model: Model) -> 
     drawn = euler(policy, noise(policy), conditions)
     assert drawn.device.type == device and drawn.std() > 0.02
     assert apart(drawn, model.draw(model.stock(policy), noise(policy))) < 1e-3
-
-
-@each_model("flux2-klein")
-def test_the_velocity_of_a_device_is_that_of_the_cpu(device: str, model: Model) -> None:
-    """In float32, of conditions that were encoded on each: nothing depends on the device but rounding."""
-    velocities = []
-    for where in (device, "cpu"):
-        policy = model.policy(where)
-        tune(policy)
-        with torch.no_grad():
-            velocities.append(policy.velocity(noise(policy), torch.tensor([0.5]), model.encode(policy)))
-    assert apart(*velocities) < 1e-3

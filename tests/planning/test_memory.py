@@ -18,7 +18,7 @@ from customized_grpo.planning import make_plan
 from customized_grpo.planning.measure import peak_bytes
 from customized_grpo.planning.memory import Model, Work, optimiser_bytes, with_overhead
 from customized_grpo.planning.shapes import count, shapes_of
-from customized_grpo.policies import build_policy, flux_blocks, processor
+from customized_grpo.policies import build_policy
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.trainer.rollout import draw_images, noise_levels
 from customized_grpo.trainer.update import Items, draw_trained_steps
@@ -134,12 +134,7 @@ def saved_bytes(policy: PipelinePolicy, compute: Callable[[], torch.Tensor]) -> 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_activations_are_those_that_autograd_keeps(
-    folders: dict[str, Path], kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a CPU, by torch's own attention, as on a GPU; ours there keeps probabilities too."""
-    for asks in (processor, flux_blocks):
-        monkeypatch.setattr(asks, "fits", lambda *given: False)
+def test_activations_are_those_that_autograd_keeps(folders: dict[str, Path], kind: str, dtype: str) -> None:
     config = config_of(folders, kind, dtype=dtype)
     policy, shapes = built(config), shapes_of(config, 1)
     one, batch = conditions(policy), 3

@@ -1,25 +1,20 @@
-"""Attention backends: the same velocity and gradients by each, no cuDNN by default, one line for what is not here."""
+"""Attention backends: the same velocity and gradients by each, no cuDNN by default, one line for unavailable ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import proofs
 import pytest
-import tiny_flux2
-import tiny_qwen
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
+from tiny_models import Model
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
-from customized_grpo.policies import attention
 from customized_grpo.policies.backends import (
-    PRODUCTS,
     WITHOUT_CUDNN,
     available_backends,
     context_of,
@@ -36,53 +31,9 @@ CPU, CUDA, META = map(torch.device, ("cpu", "cuda", "meta"))
 EXPLICIT = [name for name in available_backends(CPU, torch.float32) if name != "auto"]
 
 
-@pytest.fixture(autouse=True)
-def _qwen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small references, and no torchvision."""
-    monkeypatch.setattr(plus, "VAE_IMAGE_SIZE", 64 * 64)
-    monkeypatch.setattr(plus, "CONDITION_IMAGE_SIZE", 96 * 96)
-    with tiny_qwen.without_video():
-        yield
-
-
-@pytest.fixture(scope="session")
-def klein_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_flux2.save(tiny_flux2.klein(), tmp_path_factory.mktemp("klein"))
-
-
-@pytest.fixture(scope="session")
-def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen.save_qwen_image_edit(tmp_path_factory.mktemp("2509"))
-
-
-FOLDERS = {
-    "flux-kontext": "folder",
-    "uno": "flux_folder",
-    "flux2": "klein_folder",
-    "qwen-image-edit": "qwen_folder",
-}
-
-
-@pytest.fixture(params=FOLDERS)
-def build(request: pytest.FixtureRequest) -> Callable[..., PipelinePolicy]:
-    """Makes a tuned policy of each kind."""
-    folder = request.getfixturevalue(FOLDERS[request.param])
-
-    def made(**settings: Any) -> PipelinePolicy:
-        given = {"kind": request.param, "reference_sizes": [(64, 64)], **settings}
-        policy = proofs.built(PipelinePolicy, folder, **given)  # type: ignore[type-abstract]
-        proofs.tune(policy)
-        return policy
-
-    return made
-
-
-def encoded(policy: PipelinePolicy) -> Conditions:
-    return policy.encode(proofs.PROMPT, [proofs.random_picture(64, 64, 0)])
-
-
 def learned(policy: PipelinePolicy, conditions: Conditions) -> list[Tensor]:
     """A velocity and gradients of a number made of it, by parameter."""
+    proofs.tune(policy)
     velocity = proofs.half_way(policy, conditions)
     gradients = torch.autograd.grad(velocity.square().mean(), list(policy.trainable().values()), allow_unused=True)
     return [velocity.detach(), *(gradient for gradient in gradients if gradient is not None)]
@@ -92,42 +43,29 @@ def test_a_cpu_has_what_torch_has_there() -> None:
     assert available_backends(CPU, torch.float32) == ["auto", "native", "flash", "math"]
 
 
-def test_every_backend_learns_the_same(build: Callable[..., PipelinePolicy], monkeypatch: pytest.MonkeyPatch) -> None:
-    """For every policy, by its own processors: torch's kernels are restricted to the one that was asked for."""
-    policy = build()
-    assert policy.attention_backend == PRODUCTS
-    conditions = encoded(policy)
-    expected, rounding = learned(policy, conditions), 1e-5
-    own, calls = functional.scaled_dot_product_attention, []
+@pytest.mark.parametrize("model", ["flux-kontext", "uno", "flux2-klein", "qwen-image-edit"], indirect=True)
+def test_every_backend_learns_the_same_and_again_when_recomputed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's kernels are restricted to the one that was asked for, also by checkpointing."""
+    conditions = model.encode(model.policy())
+    expected, calls = learned(model.policy(), conditions), []
+    own = functional.scaled_dot_product_attention
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         calls.append(_cur_sdpa_kernel_backends())
         return own(*args, **kwargs)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", recorded)
-    monkeypatch.setattr(attention, "_forward", None)  # our own is not called
     kernels = {"flash": [SDPBackend.FLASH_ATTENTION], "math": [SDPBackend.MATH], "native": _cur_sdpa_kernel_backends()}
     for name in EXPLICIT:
         calls.clear()
-        policy = build(attention=name)
+        policy = model.policy(attention=name)
         found = learned(policy, conditions)
         assert policy.attention_backend == resolve_backend(name, CPU, torch.float32)
+        again = learned(model.policy(attention=name, gradient_checkpointing=True), conditions)
         assert calls and all(call == kernels[name] for call in calls), name
-        assert len(found) == len(expected)
+        assert len(found) == len(expected) and all(map(torch.equal, found, again))
         for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=rounding * max(1.0, float(other.abs().max())))
-
-
-@pytest.mark.parametrize("name", EXPLICIT)
-def test_checkpointing_computes_again_by_the_same_backend(
-    build: Callable[..., PipelinePolicy], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "_forward", None)
-    policy = build(attention=name)
-    conditions = encoded(policy)
-    kept, again = (learned(one, conditions) for one in (policy, build(attention=name, gradient_checkpointing=True)))
-    for one, other in zip(kept, again, strict=True):
-        assert torch.equal(one, other)
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * max(1.0, float(other.abs().max())))
 
 
 def test_another_policy_keeps_its_own(folder: Path) -> None:
@@ -135,7 +73,7 @@ def test_another_policy_keeps_its_own(folder: Path) -> None:
     assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
     plain = proofs.built(PipelinePolicy, folder)  # type: ignore[type-abstract]
     processors = plain._transformer.attn_processors.values()
-    assert {processor._attention_backend for processor in processors} == {None}
+    assert {processor._attention_backend for processor in processors} == {AttentionBackendName.NATIVE}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -198,12 +136,9 @@ def test_what_is_not_here_is_refused_with_what_is(folder: Path, name: str) -> No
     )
 
 
-def test_diffusers_own_names_are_taken() -> None:
-    assert resolve_backend("_native_math", CPU, torch.float32) == "_native_math"
-
-
-def test_an_outline_takes_a_backend_of_another_machine() -> None:
+def test_diffusers_own_names_are_accepted_and_an_outline_takes_another_machines() -> None:
     """`cgrpo plan` for a GPU runs anywhere."""
+    assert resolve_backend("_native_math", CPU, torch.float32) == "_native_math"
     assert resolve_backend("flash-3", META, torch.bfloat16) == "native"
     with pytest.raises(ModelError, match="no backend fastest"):
         resolve_backend("fastest", META, torch.bfloat16)

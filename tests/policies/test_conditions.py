@@ -9,7 +9,6 @@ from typing import Any
 
 import proofs
 import pytest
-import tiny
 import torch
 import transformers
 from PIL import Image
@@ -17,7 +16,6 @@ from proofs import PROMPT, noise
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.policies.uno import UnoPolicy
 from customized_grpo.protocols import Conditions
 
 Calls = list[str]
@@ -116,19 +114,14 @@ def test_whatever_matters_is_another_entry(folder: Path, tmp_path: Path) -> None
     os.utime(weights, ns=(0, 0))
     encode(path=copy)
     assert len(kept(tmp_path / "kept")) == len(others) + 2, "another file of the model"
+    wide = proofs.random_picture(2, 3, 0)
+    for image in (wide, Image.frombytes("RGB", wide.size[::-1], wide.tobytes())):  # other sides, the same bytes
+        policy_of(folder, conditions=tmp_path / "kept").encode(PROMPT, [image])
+    assert len(kept(tmp_path / "kept")) == len(others) + 4, "images of another shape"
     one = pixels()
     one.putpixel((3, 5), tuple(value ^ 1 for value in one.getpixel((3, 5))))
     policy_of(folder, conditions=tmp_path / "kept").encode(PROMPT, [one])
-    assert len(kept(tmp_path / "kept")) == len(others) + 3, "another pixel"
-
-
-def test_the_prompt_and_the_pictures_cannot_run_together(folder: Path, tmp_path: Path) -> None:
-    policy = policy_of(folder, conditions=tmp_path)
-    wide = proofs.random_picture(2, 3, 0)
-    policy.encode(PROMPT, [wide])
-    turned = Image.frombytes("RGB", wide.size[::-1], wide.tobytes())  # other sides, the same bytes
-    policy.encode(PROMPT, [turned])
-    assert len(kept(tmp_path)) == 2
+    assert len(kept(tmp_path / "kept")) == len(others) + 5, "another pixel"
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "no hash"])
@@ -186,11 +179,3 @@ def test_what_cannot_be_loaded_later_is_one_line(folder: Path, tmp_path: Path) -
     (copy / "text_encoder_2" / "model.safetensors").unlink()
     policy = policy_of(copy, conditions=tmp_path / "kept")
     proofs.refused(lambda: policy.encode(PROMPT, []), "policy.path", "text_encoder_2", "safetensors")
-
-
-def test_another_kind_has_entries_of_its_own(tmp_path: Path) -> None:
-    folder = tiny.save_flux(tmp_path / "flux")
-    changes: dict[str, Any] = {"kind": "uno", "reference_sizes": [(16, 24)], "conditions": tmp_path / "kept"}
-    kinds = [proofs.built(UnoPolicy, folder, **changes) for _ in range(2)]
-    one, two = (policy.encode(PROMPT, [pixels()]) for policy in kinds)
-    assert same(one, two) and len(kept(tmp_path / "kept")) == 1

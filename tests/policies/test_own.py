@@ -17,10 +17,13 @@ from proofs import refused
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from customized_grpo.config import Config, DataConfig, PolicyConfig, RewardConfig, RolloutConfig, TrainConfig
+from customized_grpo.config import KINDS, Config, DataConfig, PolicyConfig, RewardConfig, RolloutConfig, TrainConfig
+from customized_grpo.config.kinds import Preset
 from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
-from customized_grpo.policies import build_policy
+from customized_grpo.policies import build_policy, register_policy
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.reporting.card import snippet
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.rollout import draw_images, noise_levels
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
@@ -142,6 +145,21 @@ def test_the_guides_model_stands_the_proofs(own: Callable[..., PolicyConfig], sd
     assert pictures.shape == (2, 3, 32, 24) and pictures.min() >= 0 and pictures.max() <= 1
     refused(lambda: policy.encode("a dog", []), "one reference, not 0")
     refused(lambda: build_policy(own(lora=None)), "policy.lora", "rank")
+
+
+def test_a_registered_class_brings_its_preset_and_its_example_call(folder: Path) -> None:
+    @register_policy("wide-kontext")
+    class Wide(FluxKontextPolicy):
+        presets = (Preset("wide", {"policy.width": 48, "rollout.shift": 2.0}, path="wide"),)
+        example_call = "image=reference,\n    wide={width},"
+
+    try:
+        assert Wide.from_pretrained(str(folder), device="meta").config.width == 1024
+        config = Config(policy=PolicyConfig(kind="wide-kontext", path="someones/Wide"))
+        assert (config.policy.width, config.rollout.shift, config.policy.height) == (48, 2.0, 1024)
+        assert "    image=reference,\n    wide=48,\n    height=1024,\n" in snippet(config, "a dog")
+    finally:
+        del KINDS["wide-kontext"]
 
 
 def test_what_is_no_policy_is_refused_in_one_line(tmp_path: Path) -> None:

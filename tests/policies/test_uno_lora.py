@@ -1,4 +1,4 @@
-"""UNO's LoRA against its terms by other ways: hooks, the stock pipeline, products of its matrices."""
+"""UNO's LoRA against its terms added by hooks, and against the stock pipeline with the same file."""
 
 from __future__ import annotations
 
@@ -67,32 +67,6 @@ def test_the_fused_transformer_is_that_with_the_terms_added(
     assert apart(half_way(fused, conditions), drawn) > 1e-3
     with fused.reference():
         assert torch.equal(half_way(fused, conditions), drawn)
-
-
-def test_each_part_moves_its_own_layers_alone(flux_folder: Path, tmp_path: Path) -> None:
-    """Weights before and after each single term, against the layout of BFL's qkv: thirds by rows."""
-    weights = uno_lora()
-    names = sorted({key.rsplit(".", 2)[0] for key in weights})
-    double, single = "transformer_blocks.1.attn", "single_transformer_blocks.1"
-    layers = {
-        "double_blocks.1.processor.qkv_lora1": [f"{double}.to_{x}" for x in "qkv"],
-        "double_blocks.1.processor.qkv_lora2": [f"{double}.add_{x}_proj" for x in "qkv"],
-        "double_blocks.1.processor.proj_lora1": [f"{double}.to_out.0"],
-        "double_blocks.1.processor.proj_lora2": [f"{double}.to_add_out"],
-        "single_blocks.1.processor.qkv_lora": [f"{single}.attn.to_{x}" for x in "qkv"],
-        "single_blocks.1.processor.proj_lora": [f"{single}.proj_out"],
-    }
-    assert [name for name in names if "blocks.1." in name] == sorted(layers)
-    for name, moved in layers.items():
-        transformer = stock(flux_folder).transformer
-        before = {key: weight.clone() for key, weight in transformer.state_dict().items()}
-        part = {key: weight for key, weight in weights.items() if key.startswith(f"{name}.")}
-        path = save(tmp_path / "part.safetensors", part)
-        fuse_uno_lora(transformer, path)
-        change = {k: w - before[k] for k, w in transformer.state_dict().items() if not torch.equal(w, before[k])}
-        assert sorted(change) == sorted(f"{layer}.weight" for layer in moved)
-        joined = torch.cat([change[f"{layer}.weight"] for layer in moved])
-        assert apart(joined, part[f"{name}.up.weight"] @ part[f"{name}.down.weight"]) < 1e-5
 
 
 def test_the_stock_pipeline_reads_the_same_file_to_the_same_end(
@@ -175,7 +149,7 @@ def test_a_lora_that_starts_there_must_hold_it(flux_folder: Path, uno_adapter: P
 def test_a_file_of_the_released_ones_keys_fits_flux_dev(tmp_path: Path) -> None:
     """At full width and depth, its rank of 512 cut to 1; the transformer by its published config."""
     published = json.loads(
-        (Path(customized_grpo.__file__).parent / "models" / "known_models.json").read_text(encoding="utf-8")
+        (Path(customized_grpo.__file__).parent / "utils" / "known_models.json").read_text(encoding="utf-8")
     )
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(published["parts"]["flux.1-transformer"])
@@ -190,7 +164,7 @@ def test_a_file_of_the_released_ones_keys_fits_flux_dev(tmp_path: Path) -> None:
     }
     assert by_layer.keys() == moved and len(moved) == 19 * 8 + 38 * 4
     for name, (down, up) in by_layer.items():
-        assert tuple((up @ down).shape) == tuple(transformer.get_submodule(name).weight.shape), name
+        assert (len(up), down.shape[1]) == tuple(transformer.get_submodule(name).weight.shape), name
 
 
 def test_fusing_rounds_once(flux_folder: Path, uno_adapter: Path) -> None:
@@ -208,6 +182,7 @@ def test_a_bad_adapter_is_refused_and_changes_nothing(flux_folder: Path, tmp_pat
     transformer = stock(flux_folder).transformer
     before = {name: weight.clone() for name, weight in transformer.state_dict().items()}
     good, key = uno_lora(), "single_blocks.1.processor.proj_lora.down.weight"
+    layer = "single_transformer_blocks.1.proj_out"
 
     def file(changes: dict[str, Tensor], without: str = "") -> Path:
         weights = {name: weight for name, weight in {**good, **changes}.items() if name != without}
@@ -222,11 +197,11 @@ def test_a_bad_adapter_is_refused_and_changes_nothing(flux_folder: Path, tmp_pat
         refused(lambda name=name: fuse_uno_lora(transformer, file({name: torch.ones(6, 32)})), name, "no key of UNO")
     refused(lambda: fuse_uno_lora(transformer, file({}, key)), key, "lacks")
     refused(lambda: fuse_uno_lora(transformer, file({}, key.replace("down", "up"))), key, "lacks")
-    refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(6, 32)})), key, "(rank, 160)")
-    refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(5, 160)})), key, "(32, rank)")
+    refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(6, 32)})), layer, "(rank, 160)")
+    refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(5, 160)})), layer, "(32, rank)")
     refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(6)})), key)
     deeper = save(tmp_path / "deeper.safetensors", uno_lora(layers=3))
-    refused(lambda: fuse_uno_lora(transformer, deeper), "no double_blocks.2")
+    refused(lambda: fuse_uno_lora(transformer, deeper), "policy.path has no", "transformer_blocks.2")
     wider = save(tmp_path / "wider.safetensors", uno_lora(width=48))
     refused(lambda: fuse_uno_lora(transformer, wider), "another model", "(rank, 32)")
     refused(lambda: fuse_uno_lora(transformer, save(tmp_path / "none.safetensors", {})), "no weights")

@@ -1,8 +1,33 @@
-"""The kinds of policies by name: the one line that a model's file needs outside of it."""
+"""Registry of policies: class, pipelines and presets of each kind. A built-in model is one file and an entry here.
+
+Nothing here imports torch, so that a configuration is read at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults of a model.
+
+    Attributes:
+        model: Name of the model.
+        values: Values that differ from `presets.COMMON`, by dotted key.
+        path: Regular expression that is searched in `policy.path`, whatever its case; "" matches any path.
+    """
+
+    model: str
+    values: Mapping[str, Any]
+    path: str = ""
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return the values of one section, by key without its name."""
+        start = f"{name}."
+        return {key.removeprefix(start): value for key, value in self.values.items() if key.startswith(start)}
 
 
 @dataclass(frozen=True)
@@ -11,19 +36,75 @@ class Kind:
 
     Attributes:
         policy: Its class, or `module:Class` within `customized_grpo.policies`, imported when it is first used.
-        pipelines: Names of the diffusers pipelines that it is made of.
+        pipelines: Names of the diffusers pipelines that it loads.
+        presets: Defaults of its models; the first that matches `policy.path` is used.
     """
 
     policy: type | str
     pipelines: tuple[str, ...]
+    presets: tuple[Preset, ...] = ()
 
 
 #: By `policy.kind`; `customized_grpo.register_policy` adds to it.
 KINDS: dict[str, Kind] = {
-    "flux-kontext": Kind("flux_kontext:FluxKontextPolicy", ("FluxKontextPipeline",)),
-    "uno": Kind("uno:UnoPolicy", ("FluxPipeline",)),
-    "flux2": Kind("flux2:Flux2Policy", ("Flux2KleinPipeline", "Flux2Pipeline")),
-    "qwen-image-edit": Kind("qwen_image_edit:QwenImageEditPolicy", ("QwenImageEditPlusPipeline",)),
+    "flux-kontext": Kind(
+        "flux_kontext:FluxKontextPolicy",
+        ("FluxKontextPipeline",),
+        (
+            Preset(
+                "FLUX.1-Kontext-dev",
+                {
+                    "policy.guidance": 2.5,  # model card; the pipeline's default is FLUX.1-dev's 3.5
+                    "policy.lora.rank": 128,  # fits 80 GB without offloading; the paper's 512 does not
+                },
+            ),
+        ),
+    ),
+    "uno": Kind(
+        "uno:UnoPolicy",
+        ("FluxPipeline",),
+        (
+            Preset(
+                "FLUX.1-dev with UNO",
+                {
+                    "policy.height": 512,  # the paper, and the size that UNO was trained at
+                    "policy.width": 512,
+                    "policy.lora.rank": 512,  # the paper
+                    "rollout.shift": 3.0,  # the paper
+                },
+            ),
+        ),
+    ),
+    "flux2": Kind(
+        "flux2:Flux2Policy",
+        ("Flux2KleinPipeline", "Flux2Pipeline"),
+        (
+            Preset(
+                "FLUX.2-klein-base",
+                {"policy.true_cfg": 4.0, "policy.lora.rank": 128},  # guidance_scale of Flux2KleinPipeline
+                path="klein-base",
+            ),
+            Preset(
+                "FLUX.2-klein",
+                {"policy.lora.rank": 128, "evaluation.steps": 4},  # model card: distilled to 4 steps
+                path="klein",
+            ),
+            Preset("FLUX.2-dev", {"policy.guidance": 4.0}),  # guidance_scale of Flux2Pipeline
+        ),
+    ),
+    "qwen-image-edit": Kind(
+        "qwen_image_edit:QwenImageEditPolicy",
+        ("QwenImageEditPlusPipeline",),
+        (
+            Preset(
+                "Qwen-Image-Edit",
+                {
+                    "policy.true_cfg": 4.0,  # true_cfg_scale of QwenImageEditPlusPipeline
+                    "policy.negative_prompt": " ",  # model card; without one the pipeline omits guidance
+                },
+            ),
+        ),
+    ),
 }
 #: The built-in kinds.
 POLICIES = tuple(KINDS)

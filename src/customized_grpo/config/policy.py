@@ -99,6 +99,12 @@ class PolicyConfig(Section):
     compile: bool = Field(
         False, description="torch.compile of the transformer's blocks; later updates' ratios then carry its rounding"
     )
+    kernels: Literal["auto", "off"] = Field(
+        "auto",
+        description="Fused layers for LoRA, FLUX.1's blocks and gradient checkpointing (auto), or only those of "
+        "diffusers, peft and torch (off). A layer that differs from the release that its kernel was written for is "
+        "always the library's.",
+    )
     adapter: str | None = Field(None, description="UNO's LoRA, which the model starts from: a .safetensors file")
     adapter_as: Literal["fused", "start"] = Field(
         "fused",

@@ -1,6 +1,6 @@
 """Counts and activations of a configured policy, from its outline on torch's meta device.
 
-Activations are a GPU's. On a CPU attention keeps its probabilities too, where tokens are few (policies/attention.py).
+Activations are a GPU's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The generators that can be tuned. A new one is a file here that implements `protocols.Policy`."""
+"""Image generators that can be tuned. A new one implements `protocols.Policy`, most easily as a `PipelinePolicy`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from customized_grpo.config import KINDS, Kind, PolicyConfig
-from customized_grpo.config.loading import make_section
 from customized_grpo.policies.loading import pipeline_name
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Policy
 from customized_grpo.utils.hub import ModelError
 from customized_grpo.utils.named import NamedError, find, told
 
-__all__ = ["PipelinePolicy", "build_policy", "class_of", "kind_of", "register_policy"]
+__all__ = ["PipelinePolicy", "build_policy", "class_of", "kind_of", "name_of", "register_policy"]
 
 _Policy = TypeVar("_Policy", bound=type[PipelinePolicy])
 
@@ -34,7 +33,7 @@ def register_policy(name: str) -> Callable[[_Policy], _Policy]:
         # The same class may be defined again, as in a notebook.
         if ":" in name or (known is not None and getattr(known.policy, "__qualname__", None) != policy.__qualname__):
             raise ValueError(f"register_policy: {name!r} is taken or has a colon; choose another name")
-        KINDS[name] = Kind(policy, tuple(pipeline.__name__ for pipeline in policy.pipelines))
+        KINDS[name] = Kind(policy, tuple(pipeline.__name__ for pipeline in policy.pipelines), policy.presets)
         return policy
 
     return register
@@ -63,7 +62,7 @@ def kind_of(path: str, revision: str | None = None) -> str:
     """Return the kind of policy for the diffusers pipeline at a hub id or in a folder, by its model_index.json.
 
     Raises:
-        ModelError: There is no pipeline, or none that a kind is made of.
+        ModelError: There is no pipeline, or no kind for it.
     """
     name = pipeline_name(path, revision)
     for kind, known in KINDS.items():
@@ -73,42 +72,24 @@ def kind_of(path: str, revision: str | None = None) -> str:
     raise ModelError(f"{path}: is a {name}; supported are {supported}, or register a policy of your own")
 
 
-def load_policy(
-    policy: type[PipelinePolicy], path: str, lora_rank: int | None, pipeline: Any, settings: dict[str, Any]
-) -> PipelinePolicy:
-    """Load a pipeline as a policy of that class, or of the pipeline's kind; see `PipelinePolicy.from_pretrained`."""
-    base = policy is PipelinePolicy
-    if lora_rank is not None:
-        settings["lora"] = {"rank": lora_rank}
-    if "kind" not in settings:
-        settings["kind"] = kind_of(path, settings.get("revision")) if base else name_of(policy)
-    config = make_section(PolicyConfig, "policy", {"path": path, **settings})
-    return (class_of(config.kind) if base else policy)(config, pipeline)
-
-
 def build_policy(config: PolicyConfig, pipeline: Any = None) -> Policy:
-    """The policy that `config.kind` names, loaded and ready to be trained.
+    """Load the policy of `config.kind`.
 
-    A kind `package.module:Class` or `file.py:Class` is a class of the user's own, called with `config`: a
-    `protocols.Policy`. The code that is named is run.
+    A kind `package.module:Class` or `file.py:Class` is a class of the user's own, a `protocols.Policy` that is called
+    with `config`. The code that is named is run.
 
     Args:
-        config: model, size, precision and what to tune.
-        pipeline: a diffusers pipeline in memory to use instead of the one at `config.path`, for the built-in kinds. Its
-            models are changed in place.
+        config: Model, size, precision and what to train.
+        pipeline: A diffusers pipeline in memory to use instead of the one at `config.path`, for registered and built-in
+            kinds. Its models are changed in place.
 
     Raises:
-        ModelError: the model is missing, or is none of this kind, or the user's class is no policy; one line with the
-            remedy.
+        ModelError: The model is missing or of another kind, or the user's class is no policy.
     """
-    if ":" in config.kind:
-        if pipeline is not None:
-            raise ModelError(f"policy.kind: {config.kind} is a class of your own, which takes no pipeline; pass None")
-        return _own(config)
-    return class_of(config.kind)(config, pipeline)
-
-
-def _own(config: PolicyConfig) -> Policy:
+    if ":" not in config.kind:
+        return class_of(config.kind)(config, pipeline)
+    if pipeline is not None:
+        raise ModelError(f"policy.kind: {config.kind} is a class of your own, which takes no pipeline; pass None")
     try:
         policy: Policy = find(config.kind)(config)
     except NamedError as error:

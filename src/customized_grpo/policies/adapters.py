@@ -1,4 +1,4 @@
-"""What a LoRA's file says of itself, so that a policy can be built that takes it."""
+"""Read the settings of a LoRA from its file, to build a policy for it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ _PREFIX, _A = "transformer.", ".lora_A.weight"
 
 
 def lora_file(path: Path) -> Path:
-    """The file of a LoRA: `path` itself where it is one, or the one of diffusers' name in the folder `path`."""
+    """Return the file of a LoRA: `path` itself, or the one with diffusers' name in the folder `path`."""
     return path if path.is_file() or path.suffix == ".safetensors" else path / LORA_WEIGHT_NAME_SAFE
 
 
 def lora_settings(path: Path) -> LoraConfig:
-    """Rank, alpha and targets of a LoRA of a transformer in diffusers' form, a file or its folder.
+    """Return rank, alpha and targets of a LoRA of a transformer in diffusers' form, a file or its folder.
 
-    Where the file does not say its alpha, that is the rank, as diffusers reads it. Raises ModelError, one line, where
-    it is no such file.
+    If the file has no alpha, it is the rank, as diffusers reads it.
+
+    Raises:
+        ModelError: It is no such file.
     """
     file = lora_file(path)
     try:
@@ -34,8 +36,7 @@ def lora_settings(path: Path) -> LoraConfig:
                 if name.startswith(_PREFIX) and name.endswith(_A)
             }
             text = (weights.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
-        metadata = json.loads(text) if text else {}
-        alpha = metadata.get(f"{_PREFIX}lora_alpha")
+        alpha = (json.loads(text) if text else {}).get(f"{_PREFIX}lora_alpha")
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{file}: not a LoRA in safetensors ({first_line(error)}); give another file") from error
     if not ranks:

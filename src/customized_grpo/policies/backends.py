@@ -1,11 +1,10 @@
-"""Attention backends by diffusers' own names and dispatcher, and a default that is safe to train with on every device.
+"""Attention backends by diffusers' names and dispatcher, with a default that is safe to train with on every device.
 
-torch's own choice on a Hopper GPU is cuDNN, whose backward pass is wrong there: torch caches the graph of a backward
-pass by the shapes and strides of queries, keys and values, while the graph also depends on the strides of the output's
-gradient. Two calls that differ in those alone share a graph, which then reads the gradient at the wrong places, or past
-its end (an illegal memory access; pytorch issue 122695 and pull request 191576). FLUX makes such calls: where attention
-is concatenated with an MLP, as in its single blocks, the gradient is a strided part of a larger one; in its double
-blocks it is contiguous.
+torch's own choice on a Hopper GPU is cuDNN, whose backward pass is wrong there: torch caches its graph by shapes and
+strides of queries, keys and values, but the graph also depends on the strides of the output's gradient. Two calls that
+differ in those alone share a graph, which then reads the gradient at wrong places or past its end (pytorch issue 122695
+and pull request 191576). FLUX makes such calls: in its single blocks attention is concatenated with an MLP, so that the
+gradient is a strided part of a larger one; in its double blocks it is contiguous.
 """
 
 from __future__ import annotations
@@ -33,12 +32,10 @@ from customized_grpo.utils.hub import ModelError, first_line
 cuda: Any = _cuda  # parts of it have no types
 
 AUTO = "auto"
-PRODUCTS = "batched products"
-"""The backend of `auto` on a CPU: `customized_grpo.policies.attention`."""
 WITHOUT_CUDNN = "native without cuDNN"
-"""The backend of `auto` on CUDA: torch's choice of flash, memory-efficient and plain attention."""
+"""Backend of `auto` on CUDA: torch's choice of flash, memory-efficient and plain attention."""
 
-#: Short names of `policy.attention`. Any other of diffusers' names can be given as it is.
+#: Short names of `policy.attention`; diffusers' other names are accepted too.
 _NAMES = {
     "native": AttentionBackendName.NATIVE,
     "flash": AttentionBackendName._NATIVE_FLASH,
@@ -52,31 +49,32 @@ _HOPPER = 9  # major compute capability that FlashAttention 3 is made for
 
 
 def available_backends(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[str]:
-    """Names of `policy.attention` that a model of this precision can be trained with on this device.
+    """List names of `policy.attention` that a model of this precision can be trained with on this device.
 
-    flash-3 is in it if its package is installed and the GPU is of its kind; its code is not downloaded here.
+    flash-3 is listed if its package is installed and the GPU is a Hopper; its code is not downloaded here.
     """
-    return [AUTO, *(name for name, backend in _NAMES.items() if _listed(backend, device, dtype))]
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER
+    flash_3 = hopper and is_kernels_available() and is_kernels_version(">=", _KERNELS)
+    tried = {name: backend for name, backend in _NAMES.items() if name != "flash-3"}
+    found = [name for name, backend in tried.items() if _obstacle(backend, device, dtype) is None]
+    return [AUTO, *found, *(["flash-3"] if flash_3 and dtype in (torch.bfloat16, torch.float16) else [])]
 
 
-def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> str:
+def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Name the backend that `policy.attention` stands for on this device.
 
     Args:
         name: "auto", a short name, or one of diffusers' `AttentionBackendName`.
-        device: device of the transformer.
-        dtype: precision of the transformer.
-        compiled: torch.compile computes the transformer, which on a CPU leaves `PRODUCTS` out.
+        device: Device of the transformer.
+        dtype: Precision of the transformer.
 
     Returns:
-        A value of diffusers' `AttentionBackendName`, or `PRODUCTS` or `WITHOUT_CUDNN`.
+        A value of diffusers' `AttentionBackendName`, or `WITHOUT_CUDNN`.
 
     Raises:
-        ModelError: there is no such backend, or it cannot be trained with here; one line that lists those that can.
+        ModelError: There is no such backend, or it cannot be trained with here.
     """
     if name == AUTO:
-        if device.type == "cpu" and not compiled:
-            return PRODUCTS
         return WITHOUT_CUDNN if device.type == "cuda" else str(AttentionBackendName.NATIVE.value)
     try:
         backend = _NAMES[name] if name in _NAMES else AttentionBackendName(name)
@@ -90,9 +88,7 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, *, comp
 
 
 def use_backend(transformer: nn.Module, backend: str) -> None:
-    """Have a diffusers transformer compute attention by a backend that `resolve_backend` named."""
-    if backend == PRODUCTS:
-        return
+    """Set the attention backend of a diffusers transformer to one that `resolve_backend` named."""
     name = AttentionBackendName.NATIVE if backend == WITHOUT_CUDNN else AttentionBackendName(backend)
     if name is AttentionBackendName._NATIVE_CUDNN:
         registered = _AttentionBackendRegistry._backends
@@ -105,12 +101,12 @@ def use_backend(transformer: nn.Module, backend: str) -> None:
 
 
 def context_of(backend: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return what the transformer must be computed inside, the recomputation of gradient checkpointing too."""
+    """Return a function that makes the context to compute the transformer in, also when checkpointing recomputes."""
     return _without_cudnn if backend == WITHOUT_CUDNN else nullcontext
 
 
 def with_contiguous_gradients(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an attention function so that its backward pass gets contiguous gradients, which cuDNN needs (see above)."""
+    """Wrap an attention function so that its backward pass gets contiguous gradients, which cuDNN needs."""
     if hasattr(attention, "__wrapped__"):
         return attention
 
@@ -143,27 +139,15 @@ def _without_cudnn() -> Iterator[None]:
         cuda.enable_cudnn_sdp(before)
 
 
-def _listed(backend: AttentionBackendName, device: torch.device, dtype: torch.dtype) -> bool:
-    if backend is not AttentionBackendName._FLASH_3_HUB:
-        return _obstacle(backend, device, dtype) is None
-    return (
-        device.type == "cuda"
-        and dtype in (torch.bfloat16, torch.float16)
-        and is_kernels_available()
-        and is_kernels_version(">=", _KERNELS)
-        and torch.cuda.get_device_capability(device)[0] == _HOPPER
-    )
-
-
 def _obstacle(backend: AttentionBackendName, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Say why a small call of a backend does not run forward and backward here; None if it does."""
+    """Return why a small forward and backward call of a backend fails here; None if it does not."""
     try:
         # (B, tokens, heads, head dimension)
         parts = [torch.ones(1, 128, 1, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             if backend is AttentionBackendName._NATIVE_CUDNN:
-                # Only asked: a backward pass that fails would leave this process without its GPU.
+                # Not called: a backward pass that fails would make the GPU unusable for this process.
                 given = cuda.SDPAParams(*(part.transpose(1, 2) for part in parts), None, 0.0, False, False)
                 with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
                     return None if cuda.can_use_cudnn_attention(given) else f"no cuDNN for {dtype} on {device}"

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a block is computed again in the backward pass, of what it was given, which alone is kept."""
+"""Gradient checkpointing: a block stores its inputs only and is computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from customized_grpo.policies.sharding import is_sharded
 Within = Callable[[], AbstractContextManager[object]]
 
 
-def checkpointing(device: torch.device, *, on_host: bool, inside: Within = nullcontext) -> Callable[..., Any]:
-    """Make the function that diffusers calls for each block, in place of torch's checkpoint.
+def checkpointing(
+    device: torch.device, *, on_host: bool, inside: Within = nullcontext, one_node: bool = True
+) -> Callable[..., Any]:
+    """Make the function that a diffusers model calls for each block, in place of torch's checkpoint.
 
-    Gradients have the same bits as without it, except that what several blocks are given (the embedding of the noise
-    level, if it is trained) gets the same terms in another order. torch's own checkpoint calls Python for each tensor
-    that any operation of the block saves, three times. Here the block is one node of the graph, which is
-    differentiated inside its backward pass. Blocks must not draw random numbers. Blocks with sharded weights are left
-    to torch's own, whose hooks FSDP expects.
+    Gradients have the same bits as without it, except that of inputs that blocks share (the embedding of the noise
+    level, if it is trained) the terms are summed in another order. Blocks must not use random numbers.
 
     Args:
-        device: device of the blocks.
-        on_host: what blocks are given waits in host memory until it is wanted: a copy there and back for each, and one
-            block's at a time on the device.
-        inside: context of the first computation, which the second is made in, too.
+        device: Device of the blocks.
+        on_host: Store the blocks' inputs in host memory until the backward pass.
+        inside: Context of the first computation, which is entered for the second one too.
+        one_node: Make a block one node of the graph. torch's checkpoint calls Python three times for each tensor that
+            the block's operations save, which bounds small batches on a GPU. Blocks with sharded weights always use
+            torch's, whose hooks FSDP expects.
     """
-    parts: dict[nn.Module, list[nn.Module]] = {}
+    modules: dict[nn.Module, list[nn.Module]] = {}
 
     def compute(block: nn.Module, *inputs: Any) -> Any:
-        if block not in parts:
-            parts[block] = list(block.modules())
-        owned = (weight for part in parts[block] for weight in part._parameters.values())
+        if block not in modules:
+            modules[block] = list(block.modules())
+        owned = (weight for module in modules[block] for weight in module._parameters.values())
         weights = [weight for weight in owned if weight is not None and weight.requires_grad]
         with _host(device) if on_host else nullcontext():
-            if not shortcuts.taken() or any(map(is_sharded, weights)):
+            if not one_node or not shortcuts.taken() or any(map(is_sharded, weights)):
                 return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), inside()))
             leaves, spec = tree_flatten(inputs)
             function: Any = _Recomputed
@@ -51,17 +52,17 @@ def checkpointing(device: torch.device, *, on_host: bool, inside: Within = nullc
 
 
 class _Recomputed(torch.autograd.Function):
-    """A block of inputs, which are leaves of a tree of that spec, and of its trained weights."""
+    """A block of inputs, the leaves of a tree of that spec, and of its trained weights."""
 
     @staticmethod
     def forward(ctx: Any, block: nn.Module, inside: Within, spec: TreeSpec, count: int, *given: Any) -> Any:
         leaves, ctx.weights = list(given[:count]), given[count:]
         wanted = ctx.needs_input_grad[4:]
-        ctx.moving = [place for place in range(count) if wanted[place]]
-        ctx.save_for_backward(*(leaves[place] for place in ctx.moving))
+        ctx.differentiable = [place for place in range(count) if wanted[place]]
+        ctx.save_for_backward(*(leaves[place] for place in ctx.differentiable))
         ctx.set_materialize_grads(False)
         output = block(*tree_unflatten(leaves, spec))
-        for place in ctx.moving:
+        for place in ctx.differentiable:
             leaves[place] = None
         ctx.block, ctx.inside, ctx.spec, ctx.leaves = block, inside, spec, leaves
         return output
@@ -69,35 +70,30 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         leaves = list(ctx.leaves)
-        moving = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        for place, tensor in zip(ctx.moving, moving, strict=True):
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        for place, tensor in zip(ctx.differentiable, inputs, strict=True):
             leaves[place] = tensor
         with torch.enable_grad(), ctx.inside():
-            made = ctx.block(*tree_unflatten(leaves, ctx.spec))
-        outputs = [made] if isinstance(made, Tensor) else made
+            output = ctx.block(*tree_unflatten(leaves, ctx.spec))
+        outputs = [output] if isinstance(output, Tensor) else output
         ends = [pair for pair in zip(outputs, gradients, strict=True) if pair[1] is not None and pair[0].requires_grad]
-        wanted = (*moving, *ctx.weights)
+        wanted = (*inputs, *ctx.weights)
         found: Any = [None] * len(wanted)
         if ends:
             found = torch.autograd.grad(
                 [one for one, _ in ends], wanted, [above for _, above in ends], allow_unused=True
             )
         of_leaves: list[Tensor | None] = [None] * len(leaves)
-        for place, gradient in zip(ctx.moving, found, strict=False):
+        for place, gradient in zip(ctx.differentiable, found, strict=False):
             of_leaves[place] = gradient
-        return None, None, None, None, *of_leaves, *found[len(moving) :]
+        return None, None, None, None, *of_leaves, *found[len(inputs) :]
 
 
 def _host(device: torch.device) -> AbstractContextManager[None]:
-    """Inside it, what autograd keeps is in host memory; of a model without weights, which has none there, nowhere."""
+    """Make the context in which autograd stores tensors in host memory; on the meta device, only their shapes."""
     if device.type == "meta":
-        return saved_tensors_hooks(_shape, _again)
+        return saved_tensors_hooks(
+            lambda tensor: (tensor.shape, tensor.dtype),
+            lambda stored: torch.empty(stored[0], dtype=stored[1], device="meta"),
+        )
     return save_on_cpu(pin_memory=device.type == "cuda", device_type=device.type)
-
-
-def _shape(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
-    return tensor.shape, tensor.dtype
-
-
-def _again(kept: tuple[torch.Size, torch.dtype]) -> Tensor:
-    return torch.empty(kept[0], dtype=kept[1], device="meta")

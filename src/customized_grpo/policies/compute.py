@@ -1,61 +1,19 @@
-"""How a policy's models are computed and where they are: kernels, checkpointing, memory formats, offloading."""
+"""Memory formats and devices of a policy's models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.backends import PRODUCTS, context_of, use_backend
-from customized_grpo.policies.checkpointing import checkpointing
-from customized_grpo.utils.freed import keep_freed_memory
-
-Inside = Callable[[], AbstractContextManager[object]]
-
-
-def prepare_transformer(
-    transformer: Any,
-    config: PolicyConfig,
-    device: torch.device,
-    backend: str,
-    on_processor: Callable[[bool], AbstractContextManager[object]],
-) -> Inside:
-    """Set a transformer's attention backend, gradient checkpointing and compilation.
-
-    Args:
-        transformer: A diffusers model; changed in place.
-        config: The policy's settings.
-        device: Where it is computed.
-        backend: The attention backend, of `resolve_backend`.
-        on_processor: Makes the context of a CPU's own kernels, given whether attention is one of them.
-
-    Returns:
-        What makes the context inside which the transformer is computed.
-    """
-    use_backend(transformer, backend)
-    inside = context_of(backend)
-    if device.type == "cpu":
-        keep_freed_memory()
-        if not config.compile:
-            inside = partial(on_processor, backend == PRODUCTS)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing(
-            checkpointing(device, on_host=config.offload_activations, inside=inside)
-        )
-    if config.compile:
-        transformer.compile_repeated_blocks()
-    return inside
 
 
 def takes_channels_last(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether convolutions are computed with channels last: on CUDA, and in float32 on a CPU.
+    """Report whether convolutions compute with channels last: on CUDA, and in float32 on a CPU.
 
-    On a CPU decoding takes a third less time then; half precision there keeps the pipeline's own bits.
+    On a CPU it makes decoding a third faster; half precision there keeps the pipeline's own bits.
     """
     return device.type == "cuda" or (device.type == "cpu" and dtype == torch.float32)
 
@@ -68,34 +26,34 @@ def use_channels_last(model: nn.Module) -> None:
 
 
 class Placement:
-    """Which of a pipeline's models are on the device: with `offload`, the transformer or all others.
+    """Move a pipeline's models to the device and off it: with `offload`, the transformer or all others are on it.
 
     Args:
         pipeline: A diffusers pipeline.
         config: The policy's settings; with `conditions`, text encoders are dropped instead of moved to host memory.
-        device: Where models are computed.
+        device: Device that computes them.
     """
 
     def __init__(self, pipeline: Any, config: PolicyConfig, device: torch.device) -> None:
         self.encoders = [name for name in pipeline.components if name.startswith("text_encoder")]
         self._pipeline, self._device, self._offload = pipeline, device, config.offload
         self._drop = config.conditions is not None
-        self._alone = False  # whether the transformer is known to be alone on the device
+        self._alone = False  # True if the transformer is known to be alone on the device
 
     def bring(self, *parts: nn.Module) -> None:
-        """Move these models to the device, beside what is there."""
+        """Move these models to the device, beside the others there."""
         for part in parts:
             part.to(self._device)
         self._alone = False
 
     def bring_encoders(self) -> None:
-        """Move text encoders and VAE to the device, the transformer off it where they take turns."""
+        """Move text encoders and VAE to the device; with `offload`, the transformer off it."""
         if self._offload:
             self._pipeline.transformer.to("cpu")
         self.bring(*(getattr(self._pipeline, name) for name in self.encoders), self._pipeline.vae)
 
     def bring_transformer(self) -> None:
-        """Move the transformer to the device, all else off it where they take turns."""
+        """Move the transformer to the device; with `offload`, all else off it."""
         if not self._offload:
             self._pipeline.to(self._device)
         elif not self._alone:

@@ -1,9 +1,8 @@
-"""Conditions on disk: what the text encoders and the VAE say of a pair is computed once, for all runs and processes.
+"""Conditioning on disk: the embeddings of a pair are computed once, for all runs and processes.
 
-FOLDER/KEY.safetensors holds the rows of one pair. KEY is a hash of the prompt's bytes, the references' pixels and of
-all that encoding depends on, so that another photo, prompt, model or setting is another file. Nothing is ever removed:
-a folder grows by each new pair (FLUX.1 with 512 text tokens and one reference of 512x512 pixels: 4.4 MB), and may be
-deleted at any time.
+FOLDER/KEY.safetensors holds the rows of one pair. KEY is a hash of the prompt's bytes, the references' pixels and all
+that encoding depends on. Files are never removed (FLUX.1 with 512 text tokens and one reference of 512x512 pixels:
+4.4 MB a pair); the folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -24,30 +23,20 @@ from customized_grpo.protocols import Conditions
 from customized_grpo.utils.hub import ModelError, fingerprint, local_path
 from customized_grpo.utils.records import write_bytes
 
-# Settings that no condition depends on. One that is not named here is part of the key: at worst a file too many.
-_OTHER_SETTINGS = frozenset(
-    [
-        "adapter",
-        "adapter_as",
-        "attention",
-        "compile",
-        "conditions",
-        "device",
-        "gradient_checkpointing",
-        "guidance",
-        "height",
-        "lora",
-        "offload",
-        "offload_activations",
-        "quantise",
-        "width",
-    ]
-)
+# Settings that conditioning does not depend on. Another one is part of the key: at worst a file too many.
+_OTHER_SETTINGS = {
+    "adapter", "adapter_as", "attention", "compile", "conditions", "device", "gradient_checkpointing", "guidance",
+    "height", "kernels", "lora", "offload", "offload_activations", "quantise", "width",
+}  # fmt: skip
 _LIBRARIES = ("diffusers", "torch", "transformers")
 
 
 def conditions_folder(config: PolicyConfig) -> Path | None:
-    """The folder that `config` names, None where it names none. Raises ModelError where there is a file instead."""
+    """Return the folder of `config.conditions`, None if it is null.
+
+    Raises:
+        ModelError: It is a file.
+    """
     if config.conditions is None:
         return None
     folder = local_path(config.conditions)
@@ -57,38 +46,38 @@ def conditions_folder(config: PolicyConfig) -> Path | None:
 
 
 class ConditionsFolder:
-    """Conditions by what they are made of. Any number of processes may share a folder: files are replaced in one move.
+    """Store conditioning by a hash of its inputs. Processes may share a folder: files are replaced in one move.
 
-    A file that is damaged, or whose numbers do not have the hash it was written with, is made anew.
+    A file that is damaged, or whose values do not have the hash that was stored with them, is made again.
 
     Args:
-        folder: made where it is not there.
-        config: the policy that encodes: its model and its settings.
-        device: where it encodes, and where the conditions go. Another kind of device rounds otherwise.
+        folder: Created if missing.
+        config: Settings of the policy that encodes.
+        device: Device that encodes and receives the conditioning. Another kind of device rounds differently.
     """
 
     def __init__(self, folder: Path, config: PolicyConfig, device: torch.device) -> None:
         self._folder, self._device = folder, device
-        settings = config.model_dump_json(exclude=set(_OTHER_SETTINGS))
+        settings = config.model_dump_json(exclude=_OTHER_SETTINGS)
         libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
         self._model = repr((settings, fingerprint(config.path, config.revision), device.type, libraries))
 
     def get(self, prompt: str, references: Sequence[Image.Image], encode: Callable[[], Conditions]) -> Conditions:
-        """The conditions of one pair, with the bits that `encode` gives; it is called only where there are none yet."""
+        """Return the conditioning of one pair, bit for bit as `encode` makes it; it is called if there is no file."""
         path = self._folder / f"{self._key(prompt, references)}.safetensors"
-        kept = _read(path)
-        if kept is None:
+        stored = _read(path)
+        if stored is None:
             encoded = encode()
             rows = {name: row.detach().cpu().contiguous() for name, row in encoded.rows.items()}
             write_bytes(path, save(rows, {"sha256": _digest(rows)}))
             return encoded
-        return Conditions({name: row.to(self._device) for name, row in kept.items()})
+        return Conditions({name: row.to(self._device) for name, row in stored.items()})
 
     def _key(self, prompt: str, references: Sequence[Image.Image]) -> str:
         parts = [self._model.encode(), prompt.encode("utf-8", "surrogatepass")]
         for reference in references:
-            picture = reference.convert("RGB")  # as the policies do
-            parts += [repr(picture.size).encode(), picture.tobytes()]
+            image = reference.convert("RGB")  # as the policies do
+            parts += [repr(image.size).encode(), image.tobytes()]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(len(part).to_bytes(8))
@@ -97,7 +86,7 @@ class ConditionsFolder:
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The rows of a file; None where it is missing or damaged."""
+    """Return the rows of a file, None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

@@ -1,4 +1,4 @@
-"""Weights exchanged for a while: whatever ends the while, they are given back."""
+"""Restore exchanged weights however the context ends."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def undone(give_back: Callable[[], None]) -> Iterator[None]:
-    """Call `give_back` at the end of the block, and once more from its beginning where that is interrupted.
+    """Call `give_back` at the end of the context, and once more if a signal interrupts it.
 
-    A signal raises wherever it finds the program, and raises once. `give_back` must bear being called again.
+    `give_back` may be called twice.
     """
     try:
         yield

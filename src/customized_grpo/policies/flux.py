@@ -1,10 +1,8 @@
-"""What the policies of FLUX.1 share: its two text encoders, its transformer's inputs, its latents."""
+"""Base class of FLUX.1 policies: text encoders, transformer inputs and latents."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,59 +10,41 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.flux_blocks import shorten
-from customized_grpo.policies.pipelines import ATTENTION, PATCH, Grid, PipelinePolicy, sequence_shift
-
-#: The linear layers that a LoRA adapts by default: those of attention and MLPs in all blocks.
-LORA_TARGETS = (
-    *ATTENTION,
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-    "proj_mlp",
-    "proj_out",
-)
+from customized_grpo.policies.kernels.flux import fuse_blocks
+from customized_grpo.policies.pipelines import ATTENTION, PATCH, Grid, PipelinePolicy
 
 
 class FluxPolicy(PipelinePolicy):
-    """A pipeline of FLUX.1's transformer; a model of this kind adds its references and position ids.
+    """A pipeline of FLUX.1's transformer; a subclass adds references and position ids.
 
-    Args:
-        config: model, size, precision and what to tune.
-        pipeline: the pipeline's class.
+    `Conditions.rows` holds prompt_embeds (B, T, D), pooled (B, P), and for each reference its tokens on their grid,
+    (B, rows, columns, channels), so that conditions of equal signature have equal position ids. Prompts are cut at
+    `config.max_sequence_length` tokens.
     """
 
-    _on_processor = nullcontext  # our blocks ask for our attention and GELU themselves
-
-    lora_targets = LORA_TARGETS
-    lora_exclude = "proj_out"  # the last layer, which shares its name with layers of the single blocks
+    lora_targets = (
+        *ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out",
+    )  # fmt: skip
+    lora_exclude = "proj_out"  # the last layer, which has the name of layers of the single blocks
 
     def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
         super().__init__(config, pipeline)
-        if not config.compile:  # which fuses what it finds
-            shorten(self._transformer, self.latent_shape[0])
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        factor = self._pipeline.vae_scale_factor
-        height, width = (side * factor * PATCH for side in self._grid)
-        vae = self._pipeline.vae
-        unpacked = self._pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
-        unpacked = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-        output = vae.decode(unpacked, return_dict=False)[0]
-        pictures: Tensor = self._pipeline.image_processor.postprocess(output, output_type="pt")
-        return pictures.float()
-
-    @abstractmethod
-    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
-        """Position ids (tokens, 3) of the image and its references, by their grids."""
+        if config.kernels == "auto" and not config.compile:  # inductor fuses by itself
+            fuse_blocks(self._transformer, self.latent_shape[0])
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """prompt_embeds (1, T, D) and pooled (1, P), cut at `config.max_sequence_length` tokens."""
         embeds, pooled, _ = self._pipeline.encode_prompt(
             prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
         )
         return {"prompt_embeds": embeds.to(self._dtype), "pooled": pooled.to(self._dtype)}
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        pipeline, vae, factor = self._pipeline, self._pipeline.vae, self._pipeline.vae_scale_factor
+        height, width = (side * factor * PATCH for side in self._grid)
+        unpacked = pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
+        output = vae.decode(unpacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        images: Tensor = pipeline.image_processor.postprocess(output, output_type="pt")
+        return images.float()
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         prompt = rows["prompt_embeds"]
@@ -78,6 +58,3 @@ class FluxPolicy(PipelinePolicy):
             "txt_ids": prompt.new_zeros(prompt.shape[1], 3),
             "img_ids": self._image_ids(grids),
         }
-
-    def shift(self, steps: int) -> float:
-        return sequence_shift(self._pipeline.scheduler, self.latent_shape[0])

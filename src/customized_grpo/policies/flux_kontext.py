@@ -1,8 +1,4 @@
-"""FLUX.1 Kontext (arXiv 2506.15742) as a policy, of diffusers' own parts.
-
-A deterministic Euler rollout of it is what `FluxKontextPipeline` draws, and what it saves is what
-that pipeline loads.
-"""
+"""FLUX.1 Kontext (arXiv 2506.15742) as a policy; its Euler rollouts are images of `FluxKontextPipeline`."""
 
 from __future__ import annotations
 
@@ -17,47 +13,36 @@ from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
 
 
 class FluxKontextPolicy(FluxPolicy):
-    """The transformer of a `FluxKontextPipeline` as a `protocols.Policy`.
+    """The transformer of a `FluxKontextPipeline`.
 
-    The k-th reference image, counted from 1, has k as the first coordinate of its position ids (the
-    image to draw has 0): for one reference that is the pipeline's own choice. References are
-    resized to the nearest in shape of `config.reference_sizes`; they may be none. Prompts longer than
-    `config.max_sequence_length` tokens are cut.
-
-    The dev model is distilled: `config.guidance` is an input of it, and there is one pass a step. True classifier-free
-    guidance, `config.true_cfg`, comes on top where it is above 1, as in the pipeline.
-
-    `Conditions.rows` holds prompt_embeds (B, T, D), pooled (B, P), and for each reference its
-    tokens on their grid, (B, rows, columns, channels), so that conditions of equal signature have
-    equal position ids.
-
-    Args:
-        config: model, size, precision and what to tune.
-
-    Raises:
-        ModelError: the path holds no FluxKontextPipeline in safetensors, a size is less than one
-            token, or LoRA targets do not exist.
+    The k-th reference, counted from 1, has k as the first coordinate of its position ids (the image has 0): for one
+    reference as in the pipeline. References are resized to the nearest in shape of `config.reference_sizes`; there may
+    be none. The dev model is distilled and takes `config.guidance` as an input. Classifier-free guidance by
+    `config.true_cfg` is applied on top if it is above 1, as in the pipeline.
     """
 
     pipelines = (FluxKontextPipeline,)
+    example_call = (
+        "image=reference,\n    guidance_scale={guidance},\n    max_sequence_length={tokens},\n"
+        "    max_area={height} * {width},\n    _auto_resize=False,"
+    )
+    example_guidance = "\n    true_cfg_scale={true_cfg},\n    negative_prompt={negative!r},"
 
-    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+    def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
-        # The pipeline measures a picture in whole tokens; less than one counts as one.
-        shape = [max(side, multiple) for side in processor.get_default_height_width(picture)]
+        # The pipeline measures an image in whole tokens, at least one.
+        shape = [max(side, multiple) for side in processor.get_default_height_width(image)]
         sizes = self._config.reference_sizes
         if sizes is None:
             sizes = [(h, w) for w, h in kontext.PREFERRED_KONTEXT_RESOLUTIONS]
-        height, width = nearest_size(shape[0], shape[1], sizes)
-        rows, columns = self._tokens_of("policy.reference_sizes", height, width)
+        rows, columns = self._tokens_of("policy.reference_sizes", *nearest_size(shape[0], shape[1], sizes))
         height, width = rows * multiple, columns * multiple
-        pixels = processor.preprocess(processor.resize(picture, height, width), height, width)
+        pixels = processor.preprocess(processor.resize(image, height, width), height, width)
         latents = self._pipeline._encode_vae_image(pixels.to(self._device, self._pipeline.vae.dtype), generator=None)
         packed: Tensor = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
-        """Position ids (tokens, 3) of the image and its references, by their grids."""
         ids = []
         for k, (rows, columns) in enumerate(grids):
             ids.append(self._pipeline._prepare_latent_image_ids(1, rows, columns, self._device, self._dtype))

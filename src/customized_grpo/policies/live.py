@@ -1,4 +1,4 @@
-"""How many bytes the tensors take that live at the same time, on any device, torch's meta device too."""
+"""Count the bytes of tensors that live at the same time, on any device, including meta."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Inside it the bytes of the storages that operations make are counted as long as they live: `peak` is the most.
+    """Count the bytes of storages that operations inside the context make; `peak` is the most at one time.
 
-    Tensors that were there before count nothing.
+    Tensors that existed before do not count.
     """
 
     def __init__(self) -> None:
@@ -24,26 +24,25 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for given in tree_leaves((args, kwargs)):
-            if isinstance(given, Tensor):
-                self._enter(given, counted=False)
-        made = func(*args, **kwargs)
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._enter(tensor, counted=True)
+        self._enter((args, kwargs), counted=False)
+        output = func(*args, **kwargs)
+        self._enter(output, counted=True)
         self.peak = max(self.peak, self._bytes)
-        return made
+        return output
 
-    def _enter(self, tensor: Tensor, *, counted: bool) -> None:
-        """Know a tensor's storage from now on until it is freed."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes() if counted else 0
-        self._known.add(key)
-        self._bytes += size
-        weakref.finalize(storage, self._leave, key, size)
+    def _enter(self, tree: Any, *, counted: bool) -> None:
+        """Track the storages of all tensors in a tree until they are freed."""
+        for tensor in tree_leaves(tree):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._known:
+                continue
+            size = storage.nbytes() if counted else 0
+            self._known.add(key)
+            self._bytes += size
+            weakref.finalize(storage, self._leave, key, size)
 
     def _leave(self, key: int, size: int) -> None:
         self._known.discard(key)

@@ -1,4 +1,4 @@
-"""A diffusers pipeline, or a part of it, off the disk: of safetensors alone, no code of its own, each weight there."""
+"""Load diffusers pipelines and their parts: safetensors only, no remote code, no missing weights."""
 
 from __future__ import annotations
 
@@ -11,104 +11,83 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.quantisation import (
-    check_packages,
-    quantise,
-    text_encoder_quantisation,
-    unpacked_on_cpus,
-)
+from customized_grpo.policies.quantisation import check_packages, quantise, text_encoder_quantisation, unpacked_on_cpus
 from customized_grpo.utils.hub import ModelError, first_line, no_code_of_its_own, resolve
 from customized_grpo.utils.outlines import outline_pipeline
 
+Prepare = Callable[[nn.Module], None]
+
 
 @no_code_of_its_own()
-def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Callable[[nn.Module], None] | None = None) -> Any:
-    """The diffusers pipeline at `config.path`, of one of the classes `pipelines`, in `config.dtype`.
+def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None = None) -> Any:
+    """Load the diffusers pipeline at `config.path`, frozen, for inference, in `config.dtype`.
 
-    Which class that is, the folder's model_index.json says. Frozen, for inference. On the device "meta" it is an
-    outline, of its JSON configs alone, and has shapes but no numbers.
+    On the device "meta" it is made of its JSON configs only and has shapes but no values.
 
-    `prepare` may change the transformer's weights in place, on the CPU, before they are quantised.
+    Args:
+        config: Model, precision and quantisation.
+        pipelines: Classes that are accepted; model_index.json names one of them.
+        prepare: Changes the transformer's weights in place, on the CPU, before they are quantised.
 
     Raises:
-        ModelError: the path holds no such pipeline in safetensors, or a package is missing; one line with the remedy.
+        ModelError: The path holds no such pipeline in safetensors, or a package is missing.
     """
     check_packages(config)
-    try:
-        source = resolve(config.path)
-    except ModelError as error:
-        raise ModelError(f"policy.path: {error}") from None
     classes = {pipeline.__name__: pipeline for pipeline in pipelines}
     remedy = f"give the folder or hub id of a diffusers {' or '.join(classes)}"
-    if config.device == "meta":
-        try:
+    try:
+        source = resolve(config.path)
+        if config.device == "meta":
             return outline_pipeline(config.path, config.revision, getattr(torch, config.dtype), classes)
-        except ModelError as error:
-            raise ModelError(f"policy.path: {error}") from None
+    except ModelError as error:
+        raise ModelError(f"policy.path: {error}") from None
     try:
         index = pipelines[0].load_config(source, revision=config.revision)
         kind = index["_class_name"]
         if kind not in classes:
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
-        dtype = getattr(torch, config.dtype)
-        encoders = [name for name, kind in index.items() if name.startswith("text_encoder") and kind[0] is not None]
-        later = config.conditions is not None
+        encoders = [name for name, part in index.items() if name.startswith("text_encoder") and part[0] is not None]
+        later = config.conditions is not None  # loaded when a pair is not cached
         parts = {name: None if later else load_part(config, pipelines[0], name) for name in encoders}
-        loaded = classes[kind].from_pretrained(
-            source,
-            revision=config.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **parts,
-        )
+        loaded = classes[kind].from_pretrained(source, trust_remote_code=False, **load_options(config), **parts)
     except ModelError:
         raise
-    except Exception as error:  # Three libraries raise here, from many classes.
+    except Exception as error:  # three libraries raise many classes here
         raise ModelError(
             f"policy.path: cannot load {config.path} ({first_line(error)}); {remedy} in safetensors"
         ) from error
     for name, part in loaded.components.items():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False).eval()
-            # diffusers leaves a weight that its file lacks without numbers.
-            if absent := next((weight for weight, values in part.named_parameters() if values.is_meta), None):
-                raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent}; download it again")
-        # transformers makes an empty one where its files are missing.
+        weights = part.named_parameters() if isinstance(part, nn.Module) else ()
+        # diffusers leaves a weight that its file lacks on the meta device.
+        if absent := next((weight for weight, values in weights if values.is_meta), None):
+            raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent}; download it again")
+        # transformers makes an empty one if its files are missing.
         if isinstance(part, transformers.PreTrainedTokenizerBase) and len(part) <= len(part.all_special_tokens):
             raise ModelError(
                 f"policy.path: cannot load {config.path} (no files of its {name}); {remedy} in safetensors"
             )
-    if prepare is not None:
-        prepare(loaded.transformer)
-    quantise(loaded.transformer, config.quantise)
-    return loaded
+    return _frozen(config, loaded, prepare)
 
 
 def pipeline_name(path: str, revision: str | None = None) -> str:
     """Return the class name of the diffusers pipeline at a hub id or in a folder, of its model_index.json.
 
     Raises:
-        ModelError: There is no such pipeline; one line with the remedy.
+        ModelError: There is no such pipeline.
     """
     try:
-        index = DiffusionPipeline.load_config(resolve(path), revision=revision)
-        return str(index["_class_name"])
+        return str(DiffusionPipeline.load_config(resolve(path), revision=revision)["_class_name"])
     except ModelError:
         raise
     except Exception as error:  # of huggingface_hub, diffusers and JSON
         raise ModelError(f"{path}: no diffusers pipeline ({first_line(error)}); give its folder or hub id") from error
 
 
-def adopt_pipeline(
-    config: PolicyConfig, pipeline: Any, *pipelines: Any, prepare: Callable[[nn.Module], None] | None = None
-) -> Any:
-    """Prepare a diffusers pipeline that is in memory as `load_pipeline` prepares one from disk.
-
-    Its models are changed in place: frozen, in evaluation mode, in `config.dtype`.
+def adopt_pipeline(config: PolicyConfig, pipeline: Any, *pipelines: Any, prepare: Prepare | None = None) -> Any:
+    """Prepare a diffusers pipeline that is in memory as `load_pipeline` prepares one from disk, in place.
 
     Raises:
-        ModelError: the pipeline is of none of the classes `pipelines` or has a LoRA, or a package is missing.
+        ModelError: The pipeline is of none of the classes `pipelines` or has a LoRA, or a package is missing.
     """
     check_packages(config)
     if type(pipeline) not in pipelines:
@@ -118,8 +97,14 @@ def adopt_pipeline(
         raise ModelError("the pipeline's transformer has a LoRA; take it off by transformer.unload_lora()")
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
-            # Not the model's own `to`, which warns of what `dtype` in from_pretrained does otherwise.
-            nn.Module.to(part, getattr(torch, config.dtype)).requires_grad_(False).eval()
+            nn.Module.to(part, getattr(torch, config.dtype))  # the model's own `to` warns about dtypes
+    return _frozen(config, pipeline, prepare)
+
+
+def _frozen(config: PolicyConfig, pipeline: Any, prepare: Prepare | None) -> Any:
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
     if prepare is not None:
         prepare(pipeline.transformer)
     quantise(pipeline.transformer, config.quantise)
@@ -127,10 +112,10 @@ def adopt_pipeline(
 
 
 def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
-    """The text encoder of that name in the pipeline's folder, on the CPU; `pipeline` may be the class alone.
+    """Load the text encoder of that name from the folder of a pipeline, or of a pipeline's class, on the CPU.
 
     Raises:
-        ModelError: it is not there in safetensors, or lacks weights.
+        ModelError: It is not there in safetensors, or lacks weights.
     """
     source = resolve(config.path)
     _, kind = pipeline.load_config(source, revision=config.revision)[name]
@@ -138,34 +123,25 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
         part, report = getattr(transformers, kind).from_pretrained(
             source,
             subfolder=name,
-            revision=config.revision,
-            dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
             trust_remote_code=False,
             quantization_config=text_encoder_quantisation(config),
             output_loading_info=True,
+            **load_options(config),
         )
     except ModelError:
         raise
-    except Exception as error:  # Two libraries raise here, from many classes.
+    except Exception as error:  # two libraries raise many classes here
         raise ModelError(
             f"policy.path: cannot load {name} of {config.path} ({first_line(error)}); "
             f"give the folder or hub id of a whole pipeline in safetensors"
         ) from error
-    if absent := sorted(report["missing_keys"]):  # which transformers leaves at random values
+    if absent := sorted(report["missing_keys"]):  # transformers leaves them at random values
         raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent[0]}; download it again")
     unpacked_on_cpus(part)
     encoder: nn.Module = part.requires_grad_(False).eval()
     return encoder
 
 
-def load_transformer(config: PolicyConfig, transformer: Any) -> nn.Module:
-    """The untuned transformer of the pipeline at `config.path` again, on the CPU."""
-    model: nn.Module = transformer.from_pretrained(
-        resolve(config.path),
-        subfolder="transformer",
-        revision=config.revision,
-        dtype=getattr(torch, config.dtype),
-        use_safetensors=True,
-    )
-    return model
+def load_options(config: PolicyConfig) -> dict[str, Any]:
+    """Return options of `from_pretrained` that all parts of a pipeline share."""
+    return {"revision": config.revision, "dtype": getattr(torch, config.dtype), "use_safetensors": True}

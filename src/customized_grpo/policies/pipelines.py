@@ -1,4 +1,4 @@
-"""What the policies made of a diffusers pipeline share; each model's own file holds the rest."""
+"""Base class of policies that are made of a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from PIL import Image
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.backends import resolve_backend
-from customized_grpo.policies.compute import Placement, prepare_transformer, takes_channels_last, use_channels_last
+from customized_grpo.config.kinds import Preset
+from customized_grpo.config.loading import make_section
+from customized_grpo.policies.backends import context_of, resolve_backend, use_backend
+from customized_grpo.policies.checkpointing import checkpointing
+from customized_grpo.policies.compute import Placement, takes_channels_last, use_channels_last
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
-from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
-from customized_grpo.policies.processor import OnProcessor
+from customized_grpo.policies.loading import adopt_pipeline, load_options, load_part, load_pipeline
 from customized_grpo.policies.sharding import sum_over_processes
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 from customized_grpo.utils.devices import device_of
-from customized_grpo.utils.hub import ModelError
+from customized_grpo.utils.freed import keep_freed_memory
+from customized_grpo.utils.hub import ModelError, resolve
 
 REFERENCE = "reference_{}"
-"""Name in Conditions.rows of the k-th reference's tokens, from 1."""
+"""Name in `Conditions.rows` of the tokens of the k-th reference, counted from 1."""
 NEGATIVE = "negative_"
-"""Before the names in Conditions.rows of what true classifier-free guidance reads in place of the prompt."""
+"""Prefix in `Conditions.rows` of embeddings of the negative prompt."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""The linear layers of joint attention, by diffusers' names: targets of a LoRA in every model here."""
+"""Linear layers of joint attention by diffusers' names: LoRA targets in every built-in model."""
 PATCH = 2
-"""The pipelines' patches: 2x2 latents make one token."""
+"""Patch size of the pipelines: 2x2 latents make one token."""
 
 Grid = tuple[int, int]
 
@@ -52,55 +55,70 @@ class PipelinePolicy(ABC):
     Args:
         config: Model, size, precision and what to train.
         pipeline: A diffusers pipeline in memory to use instead of the one at `config.path`. Its models are changed in
-            place, so it belongs to one policy. The path is read only where weights are wanted again: all of the
-            transformer's for KL without a LoRA, text encoders dropped to save memory.
+            place, so it belongs to one policy. The path is read only when weights are needed again: the transformer's
+            for KL without a LoRA, text encoders that were dropped to save memory.
 
     Raises:
-        ModelError: the path holds no such pipeline in safetensors, a size is less than one token, LoRA targets do not
+        ModelError: The path holds no such pipeline in safetensors, a size is less than one token, LoRA targets do not
             exist, or the attention backend is not available.
     """
 
-    _on_processor: Callable[[bool], AbstractContextManager[object]] = OnProcessor
-    """Inside what the transformer is computed on a CPU, given whether its attention is our own."""
-
     attention_backend: str
-    """What computes the transformer's attention, see `backends.resolve_backend`."""
+    """Name of the backend that computes the transformer's attention, see `backends.resolve_backend`."""
 
     pipelines: ClassVar[tuple[Any, ...]]
-    """The diffusers pipelines that this policy is made of; one of them is at `config.path`."""
+    """diffusers pipelines that this policy loads; one of them is at `config.path`."""
     lora_targets: ClassVar[Sequence[str]] = ATTENTION
-    """The layers that a LoRA adapts by default: each name stands for all linear layers whose name ends so."""
+    """Default LoRA targets: each stands for all linear layers whose name ends with it."""
     lora_exclude: ClassVar[str] = ""
-    """A layer that is none of them, though its name ends like theirs."""
+    """Full name of a layer that is no target, though its name ends like one."""
+    presets: ClassVar[tuple[Preset, ...]] = ()
+    """Defaults of the models of a registered class; those of built-in models are in `config.kinds`."""
+    example_call: ClassVar[str] = ""
+    """Arguments of the pipeline's call in a model card, besides prompt, size and steps; "" if it takes no references.
+
+    {guidance}, {true_cfg}, {negative!r}, {tokens}, {height} and {width} are replaced by the run's settings.
+    """
+    example_guidance: ClassVar[str] = ""
+    """Further arguments where `true_cfg` is not 1."""
 
     def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._device = device_of(config.device)
-        self.attention_backend = resolve_backend(config.attention, self._device, self._dtype, compiled=config.compile)
+        self.attention_backend = resolve_backend(config.attention, self._device, self._dtype)
         folder = conditions_folder(config)
         if pipeline is None:
             self._pipeline = load_pipeline(config, *self.pipelines, prepare=self.preparation())
         else:
             self._pipeline = adopt_pipeline(config, pipeline, *self.pipelines, prepare=self.preparation())
         self._transformer = self._pipeline.transformer
-        self._kind = type(self._transformer)  # before it is sharded, which makes another class of it
+        self._class = type(self._transformer)  # before it is sharded, which changes the class
+        kernels = config.kernels == "auto"
         self._tuning: Tuning
         if config.lora is not None:
             write = type(self._pipeline).save_lora_weights
-            self._tuning = LoraTuning(self._transformer, config.lora, self.lora_targets, self.lora_exclude, write)
+            targets, exclude = self.lora_targets, self.lora_exclude
+            self._tuning = LoraTuning(self._transformer, config.lora, targets, exclude, write, kernels=kernels)
         else:
             self._tuning = FullTuning(self._transformer, self._load_transformer)
-        self._inside = prepare_transformer(
-            self._transformer, config, self._device, self.attention_backend, self._on_processor
-        )
+        use_backend(self._transformer, self.attention_backend)
+        self._inside = context_of(self.attention_backend)
+        if self._device.type == "cpu":
+            keep_freed_memory()
+        if config.gradient_checkpointing:
+            on_host = config.offload_activations
+            compute = checkpointing(self._device, on_host=on_host, inside=self._inside, one_node=kernels)
+            self._transformer.enable_gradient_checkpointing(compute)
+        if config.compile:
+            self._transformer.compile_repeated_blocks()
         if takes_channels_last(self._device, self._dtype):
             use_channels_last(self._pipeline.vae)
         self._transformer.to(self._device)
         self._placement = Placement(self._pipeline, config, self._device)
         self._placement.bring_transformer()
-        # By now the model's files are there, which its keys depend on.
-        self._kept = None if folder is None else ConditionsFolder(folder, config, self._device)
+        # After loading: the keys depend on the model's files.
+        self._stored = None if folder is None else ConditionsFolder(folder, config, self._device)
         self._ids: dict[tuple[Grid, ...], Tensor] = {}
         self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
         for size in config.reference_sizes or ():
@@ -116,19 +134,25 @@ class PipelinePolicy(ABC):
             path: Hub id or folder of the pipeline, such as "black-forest-labs/FLUX.1-Kontext-dev".
             lora_rank: LoRA rank, short for `lora=LoraConfig(rank=...)`; that of the model's preset if not given.
             pipeline: A pipeline in memory to use instead of the one at `path`; its models are changed in place.
-            **settings: Other fields of `PolicyConfig`, such as `dtype`, `height` or `kind`. What is not given has the
-                value of the model's preset. The kind is found by the pipeline's class.
+            **settings: Other fields of `PolicyConfig`, such as `dtype`, `height` or `kind`. Fields that are not given
+                have the values of the model's preset. The kind is found by the pipeline's class.
 
         Returns:
-            A policy of this class; of the kind for the pipeline where this is the base class.
+            A policy of this class; of the kind for the pipeline if this is the base class.
 
         Raises:
             ModelError: There is no such pipeline in safetensors, or no policy for it.
             ConfigError: A setting is unknown or not valid.
         """
-        from customized_grpo.policies import load_policy  # which imports this module
+        from customized_grpo.policies import class_of, kind_of, name_of  # which imports this module
 
-        return load_policy(cls, path, lora_rank, pipeline, settings)
+        base = cls is PipelinePolicy
+        if lora_rank is not None:
+            settings["lora"] = {"rank": lora_rank}
+        if "kind" not in settings:
+            settings["kind"] = kind_of(path, settings.get("revision")) if base else name_of(cls)
+        config = make_section(PolicyConfig, "policy", {"path": path, **settings})
+        return (class_of(config.kind) if base else cls)(config, pipeline)
 
     @property
     def config(self) -> PolicyConfig:
@@ -146,80 +170,85 @@ class PipelinePolicy(ABC):
         return rows * columns, self._transformer.config.in_channels
 
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        """The conditions of one pair, one row, in the model's precision and on its device.
+        """Encode a pair to one row of conditioning, in the model's precision and on its device.
 
         Raises:
-            ModelError: the model can make nothing of this prompt or of these references; one line with the remedy.
+            ModelError: The model does not take this prompt or these references.
         """
-        pictures = [picture.convert("RGB") for picture in references]
-        if self._kept is None:
-            return self._encode(prompt, pictures)
-        return self._kept.get(prompt, pictures, lambda: self._encode(prompt, pictures))
+        images = [image.convert("RGB") for image in references]
+        if self._stored is None:
+            return self._encode(prompt, images)
+        return self._stored.get(prompt, images, lambda: self._encode(prompt, images))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, tokens, channels)."""
+        """Decode clean latents (B, tokens, channels) to images float32 (B, 3, H, W) in [0, 1]."""
         self._placement.bring(self._pipeline.vae)
         return self.decode_latents(latents)
 
     def sigmas(self, steps: int) -> Tensor:
-        """The scheduler's noise levels, on the CPU, shifted as the pipeline does for this size.
+        """Return the scheduler's noise levels (steps + 1,) on the CPU, shifted as the pipeline does for this size.
 
         Raises:
-            ValueError: `steps` is below 1, or is 1 where the scheduler stretches its levels to a
-                terminal one, which leaves a single level undefined.
+            ValueError: `steps` is below 1, or is 1 with a scheduler that has a shift_terminal.
         """
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
         scheduler = self._pipeline.scheduler
-        if steps == 1 and scheduler.config.get("shift_terminal"):
-            raise ValueError("steps must be at least 2, not 1: this model's scheduler has a shift_terminal")
+        least = 2 if scheduler.config.get("shift_terminal") else 1
+        if steps < least:
+            raise ValueError(f"steps must be at least {least} with this model's scheduler, not {steps}")
         levels: Any = np.linspace(1.0, 1 / steps, steps)
         scheduler.set_timesteps(sigmas=levels, mu=self.shift(steps))
         shifted: Tensor = scheduler.sigmas.float().cpu().clone()
         return shifted
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity float32 (B, tokens, channels) of latents of that shape at noise levels (B,).
+        """Compute the velocity float32 (B, tokens, channels) of latents of that shape at noise levels (B,).
 
-        Carries a gradient to `trainable()` where gradients are enabled, but not in `reference()`.
+        It carries a gradient to `trainable()` where gradients are enabled, except inside `reference()`.
 
         Raises:
-            ValueError: shapes disagree.
+            ValueError: Shapes disagree.
         """
-        check_batch(latents, sigma, conditions, self.latent_shape)
+        if latents.shape[1:] != self.latent_shape or not len(latents) == len(sigma) == len(conditions):
+            raise ValueError(
+                f"latents {tuple(latents.shape)}, sigma {tuple(sigma.shape)} and {len(conditions)} "
+                f"conditions do not fit; latents are (B, {', '.join(map(str, self.latent_shape))})"
+            )
         if self._config.offload:
             self._placement.bring_transformer()
         rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
-        tokens, grids = self._tokens(latents, rows)
+        count = sum(name.startswith(REFERENCE.format("")) for name in rows)
+        references = [rows[REFERENCE.format(k)] for k in range(1, count + 1)]
+        grids = (self._grid, *[(r.shape[1], r.shape[2]) for r in references])
+        tokens = torch.cat([latents.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]], dim=1)
+        scale = self._pipeline.scheduler.config.num_train_timesteps
+        # Rounded in the model's precision as the pipelines do.
+        timestep = (sigma.to(self._device, torch.float32) * scale).to(self._dtype) / 1000
 
-        def told(rows: dict[str, Tensor]) -> Tensor:
+        def compute(rows: dict[str, Tensor]) -> Tensor:
             with self._inside():
                 output: Tensor = self._transformer(
-                    hidden_states=tokens,
-                    timestep=self._timestep(sigma),
-                    return_dict=False,
-                    **self.transformer_inputs(rows, grids),
+                    hidden_states=tokens, timestep=timestep, return_dict=False, **self.transformer_inputs(rows, grids)
                 )[0]
             return output[:, : latents.shape[1]].float()
 
         if self._config.true_cfg == 1:
-            return told(rows)
+            return compute(rows)
         negative = {name.removeprefix(NEGATIVE): row for name, row in rows.items() if name.startswith(NEGATIVE)}
-        return self.guided(told(rows), told(negative))
+        return self.guided(compute(rows), compute(negative))
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The LoRA's parameters, or all of the transformer's, by their names in the transformer; on the device."""
-        self._transformer.to(self._device)  # so that an optimiser's state is made, or loaded, where the work is
+        """Return the LoRA's parameters, or all of the transformer's, by their names in it; on the device."""
+        self._transformer.to(self._device)  # so that an optimizer's state is made, or loaded, there
         return self._tuning.trainable()
 
     def shard(self, fully_shard: Callable[[nn.Module], object]) -> None:
-        """Spread the transformer's weights over processes by `fully_shard`, which makes FSDP2's shards of a module.
+        """Shard the transformer's weights over processes by `fully_shard` (FSDP2).
 
         From then on all processes call `velocity`, `reference`, `save` and `load` together.
 
         Raises:
-            ModelError: a setting of the policy does not go with shards.
+            ModelError: A setting of the policy does not go with shards.
         """
         for name in ("offload", "quantise", "compile"):
             if getattr(self._config, name):
@@ -228,14 +257,14 @@ class PipelinePolicy(ABC):
         sum_over_processes(self._transformer)
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it `velocity` is that of the untuned model, and no gradient is recorded."""
+        """Return a context in which `velocity` is that of the untuned model, without gradients."""
         return self._tuning.reference()
 
     def save(self, folder: Path) -> None:
         """Write pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(folder)` loads.
 
-        All weights, where all are tuned, go to the folder "transformer" in it instead, which the
-        transformer's own class loads by `from_pretrained`.
+        Without a LoRA all weights are written to the folder "transformer" in it, for the transformer's
+        `from_pretrained`.
         """
         self._tuning.save(folder)
 
@@ -243,18 +272,60 @@ class PipelinePolicy(ABC):
         """Read what `save` wrote, bit for bit, into the parameters of `trainable()`.
 
         Raises:
-            ModelError: the file is missing, damaged, or of another model; nothing is changed then.
+            ModelError: The file is missing, damaged, or of another model; nothing is changed then.
         """
         self._tuning.load(folder)
 
     def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write the whole pipeline in safetensors and `dtype`, with what training changed in its weights.
+        """Write the whole pipeline with its trained weights, in safetensors and `dtype`, for its `from_pretrained`.
 
-        The pipeline's own class loads it by `from_pretrained`. The policy itself is of no use after it.
+        The policy cannot be used afterwards.
         """
         self._tuning.merge(dtype)
         self._pipeline.to(dtype)
         self._pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def preparation(self) -> Callable[[nn.Module], None] | None:
+        """Return a function that changes the transformer's weights before they are quantised or adapted, if any."""
+        return None
+
+    @abstractmethod
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Encode a prompt to rows of `Conditions` with one row each; `references` are RGB."""
+
+    @abstractmethod
+    def encode_reference(self, image: Image.Image, count: int) -> Tensor:
+        """Encode one RGB reference of `count` to its tokens on their grid, (1, rows, columns, channels)."""
+
+    @abstractmethod
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Decode as `decode`, with the VAE on the device."""
+
+    @abstractmethod
+    def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+        """Return arguments of the transformer besides tokens and timestep.
+
+        Args:
+            rows: Those of `Conditions`.
+            grids: Rows and columns of tokens of the image and of each reference.
+        """
+
+    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+        """Return position ids of image and references, for `_image_ids`, if the transformer takes any."""
+        raise NotImplementedError
+
+    def guided(self, conditional: Tensor, negative: Tensor) -> Tensor:
+        """Apply classifier-free guidance to conditional and negative velocities."""
+        return negative + self._config.true_cfg * (conditional - negative)
+
+    def shift(self, steps: int) -> float:
+        """Return the scheduler's mu for this size and number of steps; here as FLUX.1 and Qwen-Image have it."""
+        config = self._pipeline.scheduler.config
+        base, largest = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        slope = (largest - base) / (most - fewest)
+        shift: float = self.latent_shape[0] * slope + (base - slope * fewest)
+        return shift
 
     @torch.no_grad()
     def _encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
@@ -266,63 +337,18 @@ class PipelinePolicy(ABC):
         if self._config.true_cfg != 1:
             negative = self.encode_prompt(self._config.negative_prompt, references)
             rows |= {f"{NEGATIVE}{name}": row for name, row in negative.items()}
-        for k, picture in enumerate(references, 1):
-            rows[REFERENCE.format(k)] = self.encode_reference(picture, len(references))
+        for k, image in enumerate(references, 1):
+            rows[REFERENCE.format(k)] = self.encode_reference(image, len(references))
         return Conditions(rows)
 
-    def preparation(self) -> Callable[[nn.Module], None] | None:
-        """What changes the transformer's weights before they are quantised, adapted or tuned; None: nothing does."""
-        return None
-
-    @abstractmethod
-    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Those of `Conditions.rows` that speak of the prompt, one row; `references` are RGB."""
-
-    @abstractmethod
-    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
-        """Tokens of one RGB reference of `count` on their grid, (1, rows, columns, channels)."""
-
-    @abstractmethod
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """What `decode` says."""
-
-    @abstractmethod
-    def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
-        """What the transformer takes besides tokens and timestep, of `Conditions.rows` and the grids of tokens."""
-
-    def guided(self, told: Tensor, negative: Tensor) -> Tensor:
-        """The velocity that is followed, of the one told the prompt and the one told the negative prompt."""
-        return negative + self._config.true_cfg * (told - negative)
-
     def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
-        """Position ids of the image and its references on the model's device, made once for the same grids."""
+        """Return position ids of image and references on the model's device, made once for the same grids."""
         if grids not in self._ids:
             self._ids[grids] = self.position_ids(grids).to(self._device)
         return self._ids[grids]
 
-    def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
-        """The model's own, for `_image_ids`; only of a model whose transformer takes position ids."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def shift(self, steps: int) -> float:
-        """The scheduler's mu for this size and number of steps."""
-
-    def _timestep(self, sigma: Tensor) -> Tensor:
-        """Noise levels as the pipeline hands them to its transformer, rounded as they are there in any precision."""
-        scale = self._pipeline.scheduler.config.num_train_timesteps
-        timestep: Tensor = (sigma.to(self._device, torch.float32) * scale).to(self._dtype) / 1000
-        return timestep
-
-    def _tokens(self, latents: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, tuple[Grid, ...]]:
-        """The picture's tokens and its references' in one row, (B, tokens, channels), and their grids."""
-        count = sum(name.startswith(REFERENCE.format("")) for name in rows)
-        references = [rows[REFERENCE.format(k)] for k in range(1, count + 1)]
-        parts = [latents.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]]
-        return torch.cat(parts, dim=1), (self._grid, *[(r.shape[1], r.shape[2]) for r in references])
-
     def _tokens_of(self, key: str, height: int, width: int) -> Grid:
-        """Rows and columns of tokens of a picture; `key` is the setting to name where there are none."""
+        """Return rows and columns of tokens of an image; `key` is the setting to name if there are none."""
         multiple = self._pipeline.vae_scale_factor * PATCH
         if height < multiple or width < multiple:
             raise ModelError(
@@ -331,33 +357,17 @@ class PipelinePolicy(ABC):
         return height // multiple, width // multiple
 
     def _load_transformer(self) -> nn.Module:
-        """The untuned transformer again, on the CPU."""
-        model = load_transformer(self._config, self._kind)
+        """Load the untuned transformer again, on the CPU."""
+        model: nn.Module = self._class.from_pretrained(
+            resolve(self._config.path), subfolder="transformer", **load_options(self._config)
+        )
         if (prepare := self.preparation()) is not None:
             prepare(model)
         return model
 
 
-def sequence_shift(scheduler: Any, tokens: int) -> float:
-    """The scheduler's mu for a number of tokens, as FLUX.1's and Qwen-Image's pipelines have it."""
-    base, largest = scheduler.config.get("base_shift", 0.5), scheduler.config.get("max_shift", 1.15)
-    fewest, most = scheduler.config.get("base_image_seq_len", 256), scheduler.config.get("max_image_seq_len", 4096)
-    slope = (largest - base) / (most - fewest)
-    shift: float = tokens * slope + (base - slope * fewest)
-    return shift
-
-
 def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) of `sizes` whose aspect ratio is nearest; the narrower of two as near."""
+    """Return the (height, width) of `sizes` with the nearest aspect ratio, the narrower of two equally near ones."""
     aspect = width / height
     _, width, height = min((abs(aspect - w / h), w, h) for h, w in sizes)
     return height, width
-
-
-def check_batch(latents: Tensor, sigma: Tensor, conditions: Conditions, latent_shape: tuple[int, ...]) -> None:
-    """Raises ValueError where the arguments of `Policy.velocity` do not fit together."""
-    if latents.shape[1:] != latent_shape or not len(latents) == len(sigma) == len(conditions):
-        raise ValueError(
-            f"latents {tuple(latents.shape)}, sigma {tuple(sigma.shape)} and {len(conditions)} "
-            f"conditions do not fit; latents are (B, {', '.join(map(str, latent_shape))})"
-        )

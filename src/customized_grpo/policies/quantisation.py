@@ -1,7 +1,6 @@
-"""Weights of linear layers in 8 bits (torchao) or 4 (bitsandbytes), whose packages are extras.
+"""Linear layers with weights in 8 bits (torchao) or 4 bits (bitsandbytes).
 
-int8: rounded to 8 bits, a scale a row. nf4: to 4 bits, scales quantised again (arXiv 2305.14314). Both compute in the
-precision of what comes in.
+int8 has a scale a row; nf4 quantises its scales again (arXiv 2305.14314). Both compute in the input's precision.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _BLOCK = 64  # weights that share a scale, in nf4
 
 
 def check_packages(config: PolicyConfig) -> None:
-    """Raises ModelError where the package of a scheme that is asked for is not installed."""
+    """Raise ModelError if the package of a configured scheme is not installed."""
     for key in ("quantise", "quantise_text_encoders"):
         scheme = getattr(config, key)
         if scheme is not None and importlib.util.find_spec(_PACKAGES[scheme]) is None:
@@ -31,7 +30,7 @@ def check_packages(config: PolicyConfig) -> None:
 
 
 def text_encoder_quantisation(config: PolicyConfig) -> Any:
-    """What the `from_pretrained` of a text encoder takes as its quantization_config; None where there is none."""
+    """Return the quantization_config for `from_pretrained` of a text encoder, if any."""
     if config.quantise_text_encoders is None:
         return None
     if config.quantise_text_encoders == "int8":
@@ -47,7 +46,7 @@ def text_encoder_quantisation(config: PolicyConfig) -> Any:
 
 
 def unpacked_on_cpus(encoder: nn.Module) -> None:
-    """Keep bitsandbytes from another layout on CPUs with AVX-512, which only takes layers of multiples of 32 rows."""
+    """Disable bitsandbytes' layout for CPUs with AVX-512, which only takes layers of multiples of 32 rows."""
     part: Any
     for part in encoder.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
@@ -55,7 +54,7 @@ def unpacked_on_cpus(encoder: nn.Module) -> None:
 
 
 def quantise(transformer: Any, scheme: str | None) -> None:
-    """Quantise all linear layers of a transformer in place: int8 at once, nf4 when it is sent to a device."""
+    """Quantise all linear layers of a transformer in place: int8 at once, nf4 when it is moved to a device."""
     if scheme == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -67,21 +66,23 @@ def quantise(transformer: Any, scheme: str | None) -> None:
         for name, layer in list(transformer.named_modules()):
             if isinstance(layer, nn.Linear):
                 made = kind(layer.in_features, layer.out_features, device="meta", **_NF4)
-                # A block a row, which is the same: bitsandbytes 0.50 misreads rows that are no whole blocks on a CPU.
+                # One block a row: on a CPU bitsandbytes 0.50 misreads rows that are no whole blocks.
                 whole = layer.weight.numel() % _BLOCK == 0
                 rows = layer.weight.data.reshape(-1, _BLOCK) if whole else layer.weight.data
                 made.weight = Params4bit(rows, requires_grad=False, **_NF4)
                 made.bias = layer.bias
                 transformer.set_submodule(name, made)
-        transformer.is_loaded_in_4bit = True  # which peft asks for
+        transformer.is_loaded_in_4bit = True  # peft reads it
 
 
 def _nf4_linear() -> Any:
     from bitsandbytes.nn import Linear4bit
 
     class Nf4Linear(Linear4bit):  # type: ignore[misc, unused-ignore]  # bitsandbytes may not be there
-        """bitsandbytes' own layer takes another kernel where there are no gradients: a replay had not the bits of its
-        rollout, and on-policy ratios were not 1. This one computes both in the same way."""
+        """Compute alike with gradients and without, where bitsandbytes' own layer takes another kernel.
+
+        A replay then has the bits of its rollout, and on-policy ratios are 1.
+        """
 
         def forward(self, x: Tensor) -> Tensor:
             product: Any = _Nf4Product
@@ -94,7 +95,7 @@ def _nf4_linear() -> Any:
 class _Nf4Product(torch.autograd.Function):
     """x (..., I), a quantised weight of shape (O, I) and a bias (O,), both frozen -> (..., O).
 
-    What is kept for the backward pass is the weight in its 4 bits.
+    The backward pass dequantises the weight again.
     """
 
     @staticmethod

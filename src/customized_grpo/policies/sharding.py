@@ -1,4 +1,4 @@
-"""Weights in shards (FSDP2, torch's `fully_shard`): telling them, making them whole, cutting whole ones again."""
+"""Weights that are sharded by FSDP2 (torch's `fully_shard`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def sum_over_processes(module: nn.Module) -> None:
-    """Have the gradients of all shards in a module summed over processes, where they would be means."""
+    """Sum the gradients of a module's shards over processes, instead of averaging."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
@@ -23,24 +23,24 @@ def sum_over_processes(module: nn.Module) -> None:
 
 
 def reshard(module: nn.Module) -> None:
-    """Have a module's parameters be the shards again, which a forward pass may have left whole."""
+    """Shard a module's parameters again, which a forward pass may have left gathered."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's shard; all of a tensor that is not sharded."""
+    """Return this process's shard, or all of a tensor that is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor. Of a sharded one this is a collective: all processes call it."""
+    """Return the whole tensor. All processes call this for a sharded one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, in the shards of `other`, where that is sharded."""
+    """Shard a whole tensor, the same in all processes, as `other` is sharded, if it is."""
     if not isinstance(other, DTensor):
         return tensor
     # Without a source every process cuts its shard out of its own copy.
@@ -48,5 +48,5 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def writes(weights: Sequence[Tensor]) -> bool:
-    """Whether this process writes such weights to a file: of sharded ones, which all make whole, the first alone."""
+    """Report whether this process writes such weights to a file: of sharded ones, only the first process."""
     return not any(map(is_sharded, weights)) or torch.distributed.get_rank() == 0

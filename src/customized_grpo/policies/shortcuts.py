@@ -1,4 +1,4 @@
-"""Whether layers are computed in our own ways, which are faster, or in those of the libraries they come from."""
+"""Switch between our kernels and the layers of diffusers and peft, to compare them in one process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _taken = True
 
 
 def taken() -> bool:
-    """Whether our own ways are taken; they are, outside `libraries_own`."""
+    """Report whether kernels are used; they are, except inside `libraries_own`."""
     return _taken
 
 
 @contextmanager
 def libraries_own() -> Iterator[None]:
-    """Inside it all layers are computed as diffusers and peft do: what ours are measured against."""
+    """Compute all layers as diffusers, peft and torch do inside the context."""
     global _taken
     before, _taken = _taken, False
     try:

@@ -1,12 +1,13 @@
-"""What training moves in a diffusers transformer: a LoRA, or all of its weights."""
+"""The trained part of a diffusers transformer: a LoRA, or all of its weights."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import peft
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from customized_grpo.config import LoraConfig
 from customized_grpo.policies.adapters import lora_file
 from customized_grpo.policies.exchange import undone
-from customized_grpo.policies.low_rank import LowRankLinear
+from customized_grpo.policies.kernels import lora as kernel
 from customized_grpo.policies.sharding import is_sharded, like, local, reshard, whole, writes
 from customized_grpo.utils.hub import ModelError, first_line
 
@@ -28,40 +29,59 @@ _PREFIX = "transformer."
 _FOLDER = "transformer"
 
 
-class Tuning(Protocol):
+class Tuning(ABC):
     """The part of a policy that training changes; see `protocols.Policy` for the members."""
 
+    _nested = False
+
+    @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]: ...
 
     @contextmanager
-    def reference(self) -> Iterator[None]: ...
+    def reference(self) -> Iterator[None]:
+        if self._nested:
+            yield
+            return
+        self._nested = True
+        try:
+            with self._untuned(), torch.no_grad():
+                yield
+        finally:
+            self._nested = False
 
+    @abstractmethod
+    def _untuned(self) -> AbstractContextManager[None]:
+        """Make the context in which the transformer is the untuned one."""
+
+    @abstractmethod
     def save(self, folder: Path) -> None: ...
 
+    @abstractmethod
     def load(self, folder: Path) -> None: ...
 
+    @abstractmethod
     def merge(self, dtype: torch.dtype) -> None:
-        """Make the transformer a plain one of that precision, changed for good: nothing is trainable after it."""
-        ...
+        """Merge what was trained into a plain transformer of that precision; nothing is trainable afterwards."""
 
 
-class LoraTuning:
+class LoraTuning(Tuning):
     """A LoRA (arXiv 2106.09685) in float32 on a frozen transformer; B starts at 0, A is Gaussian.
 
-    A is the same in every process and run, whatever the global random state, which is left alone.
+    A is the same in every process and run; the global random state is not changed.
 
-    The untuned model is the one with the LoRA switched off; after `start_from` the one with the LoRA that it began as,
-    whose weights wait in host memory.
+    The untuned model is the one with the LoRA switched off; after `start_from` the one with the LoRA that training
+    started from, whose weights are stored in host memory.
 
     Args:
-        transformer: a diffusers model; frozen and adapted in place.
-        config: rank, alpha and, where they are not the default ones, target modules.
-        default_targets: names of linear layers, each standing for all layers whose name ends so.
-        exclude: a name that is no target even if it ends like one.
+        transformer: A diffusers model; frozen and adapted in place.
+        config: Rank, alpha and, if they are not the default ones, target modules.
+        default_targets: Names of linear layers, each standing for all layers whose name ends with it.
+        exclude: A name that is no target even if it ends like one.
         write: `save_lora_weights` of the pipeline's class.
+        kernels: Use the fused LoRA layer where it fits.
 
     Raises:
-        ModelError: a target is the name of no linear layer.
+        ModelError: A target is the name of no linear layer.
     """
 
     def __init__(
@@ -71,6 +91,8 @@ class LoraTuning:
         default_targets: Sequence[str],
         exclude: str,
         write: Callable[..., None],
+        *,
+        kernels: bool = True,
     ) -> None:
         names = [n for n, module in transformer.named_modules() if isinstance(module, nn.Linear)]
         modules: list[str] = []
@@ -86,51 +108,40 @@ class LoraTuning:
             raise ModelError("policy.lora.targets: the list is empty; name layers or leave it out")
         self._write = write
         transformer.requires_grad_(False)
-        outline = next(transformer.parameters()).device.type == "meta"  # shapes without numbers
-        # peft's annotation says int, its arithmetic takes any number.
+        device = "meta" if next(transformer.parameters()).device.type == "meta" else "cpu"
+        # peft's annotation says int, but any number works.
         alpha: Any = config.rank if config.alpha is None else config.alpha
-        adapter = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=alpha,
-            target_modules=modules,
-            init_lora_weights=False if outline else "gaussian",
-        )
-        if all(
-            type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
-            for layer in map(transformer.get_submodule, modules)
-        ):
-            adapter._register_custom_module({nn.Linear: LowRankLinear})  # quantised layers have kinds of their own
-        drawn_on = "meta" if outline else "cpu"
-        with torch.random.fork_rng(devices=[]), torch.device(drawn_on):
-            # Not torch.manual_seed, which would seed the accelerators too. peft draws on the CPU.
+        init: Any = "gaussian" if device == "cpu" else False
+        adapter = peft.LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=modules, init_lora_weights=init)
+        layers = list(map(transformer.get_submodule, modules))
+        plain = all(type(layer) is nn.Linear and type(layer.weight) is nn.Parameter for layer in layers)
+        if kernels and kernel.USABLE and plain:  # quantised layers have other classes
+            adapter._register_custom_module({nn.Linear: kernel.LowRankLinear})
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            # Not torch.manual_seed, which would seed the accelerators too. peft initialises on the CPU.
             torch.default_generator.manual_seed(_INIT_SEED)
             transformer.add_adapter(adapter)
         cast_training_params(transformer, dtype=torch.float32)
         self._transformer = transformer
         self._start: dict[str, Tensor] | None = None
-        self._inside = False
 
     @torch.no_grad()
     def start_from(self, terms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Begin as another LoRA, in the first of the rows that this one has; the rest, and other layers, add nothing.
+        """Start from another LoRA, in this one's first rows; other rows and layers start as zero.
 
         Args:
-            terms: (down (rank, inputs), up (outputs, rank)), whose product it adds to a layer, by the layer's name.
+            terms: Its (down (rank, inputs), up (outputs, rank)) by the layer's name.
 
         Raises:
-            ModelError: a layer has no LoRA, or one of a lower rank.
+            ModelError: A layer has no LoRA, or one of a lower rank.
         """
         weights, rank, scale = self.trainable(), self._config.r, self._config.lora_alpha / self._config.r
         for name, (down, up) in terms.items():
             a, b = (weights.get(f"{name}.lora_{half}.default.weight") for half in "AB")
             if a is None or b is None:
-                raise ModelError(
-                    f"policy.lora.targets: the LoRA to start from has {name}; name it, or leave targets out"
-                )
+                raise ModelError(f"policy.lora.targets: the LoRA to start from has {name}; add it, or omit targets")
             if len(down) > rank:
-                raise ModelError(
-                    f"policy.lora.rank: {rank} is below that of the LoRA to start from; set it to {len(down)}"
-                )
+                raise ModelError(f"policy.lora.rank: {rank} is below that of the adapter; set it to {len(down)}")
             a[: len(down)] = down.to(a)
             b[:, : len(down)] = up.to(b) / scale
         self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
@@ -138,18 +149,6 @@ class LoraTuning:
     def trainable(self) -> dict[str, nn.Parameter]:
         reshard(self._transformer)
         return {n: p for n, p in self._transformer.named_parameters() if ".lora_" in n}
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        if self._inside:
-            yield
-            return
-        self._inside = True
-        try:
-            with self._untuned(), torch.no_grad():
-                yield
-        finally:
-            self._inside = False
 
     @contextmanager
     def _untuned(self) -> Iterator[None]:
@@ -161,7 +160,7 @@ class LoraTuning:
             return
         self._transformer.disable_adapters()
         for weight in self.trainable().values():
-            weight.requires_grad_(True)  # peft freezes them; shards would be made whole as frozen ones
+            weight.requires_grad_(True)  # peft freezes them, and FSDP2 would gather shards as frozen ones
         try:
             yield
         finally:
@@ -174,11 +173,7 @@ class LoraTuning:
             return
         metadata = self._config.to_dict()
         metadata["target_modules"] = sorted(metadata["target_modules"])
-        self._write(
-            folder,
-            transformer_lora_layers=weights,
-            transformer_lora_adapter_metadata=metadata,
-        )
+        self._write(folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=metadata)
 
     def load(self, folder: Path) -> None:
         path = lora_file(folder)
@@ -190,16 +185,14 @@ class LoraTuning:
         own = {f"{_PREFIX}{name}": weight for name, weight in self._state().items()}
         _check_fit(path, saved, own, "policy.path, policy.lora.rank and policy.lora.targets")
         alpha = metadata.get(f"{_PREFIX}lora_alpha", self._config.r)
-        if alpha != self._config.lora_alpha:
-            raise ModelError(
-                f"{path}: its alpha is {alpha}, the policy's {self._config.lora_alpha}; "
-                f"set policy.lora.alpha to {alpha}"
-            )
+        own_alpha = self._config.lora_alpha
+        if alpha != own_alpha:
+            raise ModelError(f"{path}: its alpha is {alpha}, not {own_alpha}; set policy.lora.alpha to {alpha}")
         shards = {name.removeprefix(_PREFIX): like(weight, own[name]) for name, weight in saved.items()}
         peft.set_peft_model_state_dict(self._transformer, shards)
 
     def merge(self, dtype: torch.dtype) -> None:
-        # The sum is taken in the finer precision of the two, and rounded once.
+        # Summed in the finer precision of the two, and rounded once.
         for name, weight in self._transformer.named_parameters():
             if ".lora_" not in name:
                 weight.data = weight.data.to(torch.promote_types(weight.dtype, dtype))
@@ -212,14 +205,18 @@ class LoraTuning:
         return self._transformer.peft_config["default"]
 
     def _state(self) -> dict[str, Tensor]:
-        """The LoRA's weights by the names of its file, which leave out the adapter's name."""
+        """Return the LoRA's weights by the names of its file, which omit the adapter's name."""
         reshard(self._transformer)
         state: dict[str, Tensor] = peft.get_peft_model_state_dict(self._transformer)
         return state
 
 
 def lora_metadata(path: Path) -> dict[str, Any]:
-    """What a LoRA's file says of itself. Reads no weight. Raises ModelError where it is no whole safetensors file."""
+    """Read the metadata of a LoRA's file without its weights.
+
+    Raises:
+        ModelError: The file is missing or not a whole safetensors file.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the folder of a saved LoRA")
     try:
@@ -232,43 +229,35 @@ def lora_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-class FullTuning:
+class FullTuning(Tuning):
     """All weights of a transformer.
 
-    The untuned weights are read again, to the CPU, when `reference` is first entered: training
-    without a KL term never pays for them, and they are right no matter when that is.
+    The untuned weights are loaded again, to the CPU, when `reference` is first entered, so that training without KL
+    does not hold them.
 
     Args:
-        transformer: a diffusers model; made trainable in place.
-        reload: loads that model anew, on the CPU and in the same dtype.
+        transformer: A diffusers model; made trainable in place.
+        reload: Loads that model again, on the CPU and in the same precision.
     """
 
     def __init__(self, transformer: Any, reload: Callable[[], Any]) -> None:
         transformer.requires_grad_(True)
         self._transformer, self._class = transformer, type(transformer)
         self._reload = reload
-        self._untuned: dict[str, Tensor] | None = None
-        self._inside = False
+        self._weights: dict[str, Tensor] | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         reshard(self._transformer)
         return dict(self._transformer.named_parameters())
 
     @contextmanager
-    def reference(self) -> Iterator[None]:
-        if self._inside:
-            yield
-            return
+    def _untuned(self) -> Iterator[None]:
         parameters = self.trainable()
-        if self._untuned is None:
+        if self._weights is None:
             weights = self._reload().named_parameters()
-            self._untuned = {name: local(like(weight.detach(), parameters[name])).cpu() for name, weight in weights}
-        self._inside = True
-        try:
-            with _exchanged(self._transformer, parameters, self._untuned), torch.no_grad():
-                yield
-        finally:
-            self._inside = False
+            self._weights = {name: local(like(weight.detach(), parameters[name])).cpu() for name, weight in weights}
+        with _exchanged(self._transformer, parameters, self._weights):
+            yield
 
     def save(self, folder: Path) -> None:
         model = self._transformer
@@ -286,13 +275,8 @@ class FullTuning:
         if not (path / "config.json").is_file():
             raise ModelError(f"{path}: no saved transformer; give the folder of a full tuning")
         try:
-            model, report = self._class.from_pretrained(
-                path,
-                dtype=self._transformer.dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+            model, report = self._class.from_pretrained(path, dtype=self._transformer.dtype, **options)
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{path}: cannot be read as a transformer ({first_line(error)}); save it again") from error
         if report["missing_keys"]:  # which diffusers would leave at random values
@@ -311,8 +295,8 @@ class FullTuning:
 def _exchanged(
     transformer: nn.Module, parameters: Mapping[str, nn.Parameter], others: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Inside it the parameters of a transformer have other numbers, afterwards their own again."""
-    # Of shards copies: FSDP2 gathers from the memory that they have.
+    """Give the parameters of a transformer other values inside the context."""
+    # Shards are copied, because FSDP2 gathers from the memory that they have.
     own = {name: local(p).data.clone() if is_sharded(p) else p.data for name, p in parameters.items()}
 
     def give_back() -> None:
@@ -326,19 +310,16 @@ def _exchanged(
         yield
 
 
-def _put(parameter: nn.Parameter, numbers: Tensor) -> None:
-    """Give a parameter, or this process's shard of it, other numbers.
-
-    In autograd's eyes nothing changes: a graph that was built before stays valid.
-    """
+def _put(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a parameter, or this process's shard of it, other values; graphs that were built before stay valid."""
     if is_sharded(parameter):
-        local(parameter).data.copy_(numbers)
+        local(parameter).data.copy_(values)
     else:
-        parameter.data = numbers.to(parameter.device)
+        parameter.data = values.to(parameter.device)
 
 
 def _check_fit(path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: str) -> None:
-    """Refuse weights whose names or shapes are not those of this model, and numbers that are none."""
+    """Raise ModelError if names or shapes of weights are not those of this model, or values are not finite."""
     for name in sorted(saved.keys() ^ own.keys()):
         where = "the policy lacks" if name in saved else "the file lacks"
         raise ModelError(f"{path}: belongs to another model, {where} {name}; check {keys}")

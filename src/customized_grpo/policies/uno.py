@@ -1,7 +1,6 @@
-"""UNO (arXiv 2504.02160) as a policy: FLUX.1 with its references as further tokens, of diffusers' own parts.
+"""UNO (arXiv 2504.02160) as a policy: FLUX.1 with references as further tokens.
 
-Without references a deterministic Euler rollout of it is what `FluxPipeline` draws, and what it saves is what that
-pipeline loads.
+Without references, its Euler rollouts are images of `FluxPipeline`.
 """
 
 from __future__ import annotations
@@ -20,48 +19,37 @@ from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
 from customized_grpo.policies.tuning import LoraTuning
 from customized_grpo.policies.uno_lora import adapter_file, fuse_uno_lora, uno_lora_by_layer
 
-#: The longer side of a reference in pixels, in UNO's own inference: where it is the only one, and where not.
-ALONE, SEVERAL = 512, 320
+#: Longer side of a reference in pixels in UNO's own inference: of a single one, and of several.
+_ALONE, _SEVERAL = 512, 320
 
 
 class UnoPolicy(FluxPolicy):
-    """The transformer of a `FluxPipeline`, with UNO's LoRA, as a `protocols.Policy`.
+    """The transformer of a `FluxPipeline` with UNO's LoRA.
 
-    `config.adapter` is UNO's dit_lora.safetensors, see `uno_lora`; null leaves the pipeline's own transformer, which
-    then should be one that has learnt to look at references. `config.adapter_as` says what becomes of it:
+    `config.adapter` is UNO's dit_lora.safetensors, see `uno_lora`; null is for a transformer that already takes
+    references. `config.adapter_as` is one of
 
-    - fused, it is added to the weights, before these are quantised where they are. The LoRA that training moves is
-      another, on top: what `save` writes belongs with that file, and the stock pipeline draws what the policy does
-      (without references) where `load_lora_weights` has read both and `set_adapters` weighs both with 1.
-    - start: it is where the LoRA that training moves begins, which must have at least its rank (512). What `save`
-      writes then stands alone. The untuned model, which KL is measured to, is that of the file.
+    - fused: it is added to the weights before they are quantised, and training changes another LoRA on top. To use what
+      `save` writes with the stock pipeline, load both files by `load_lora_weights` and `set_adapters` with weights 1.
+    - start: the trained LoRA starts as it, and needs at least its rank (512). What `save` writes then stands alone. The
+      untuned model, which KL is measured to, is that of the file.
 
-    References are resized to the nearest in shape of `config.reference_sizes`. Where that is null they go UNO's own
-    way: their longer side becomes 512 pixels, or 320 where they are several, and they are cropped about the centre to
-    whole tokens. Their position ids are UNO's, see `position_ids`.
+    References, of which there may be none, are resized to the nearest in shape of `config.reference_sizes`. If that is
+    null, UNO's own rule applies: the longer side becomes 512 pixels, or 320 of several references, and they are cropped
+    about the centre to whole tokens. Position ids are UNO's, see `position_ids`.
 
-    Two things differ from UNO's code. A reference's latents are the mean of what the VAE says, where UNO draws a
-    sample: conditions are to be the same in each run. The noise levels' shift is that of `FluxPipeline`, by the number
-    of the picture's tokens, where UNO's code takes 1/64 of that number: at 512 x 512 `rollout.shift` 1.583 instead of
-    null gives UNO's levels, exp(0.5 + (16 - 256) * 0.65 / 3840).
-
-    Prompts longer than `config.max_sequence_length` tokens (UNO: 512) are cut; references may be none.
-
-    `Conditions.rows` holds prompt_embeds (B, T, D), pooled (B, P), and for each reference its tokens on their grid,
-    (B, rows, columns, channels), so that conditions of equal signature have equal position ids.
-
-    Args:
-        config: model, adapter, size, precision and what to tune.
+    Two things differ from UNO's code. A reference's latents are the mean of the VAE's distribution, where UNO draws a
+    sample. The shift of noise levels is that of `FluxPipeline`, by the number of the image's tokens, where UNO's code
+    takes 1/64 of it: at 512 x 512 `rollout.shift` 1.583 gives UNO's levels, exp(0.5 + (16 - 256) * 0.65 / 3840).
 
     Raises:
-        ModelError: the path holds no FluxPipeline in safetensors, the adapter is missing or not UNO's or of another
-            size, the picture's size is less than one token, or LoRA targets do not exist.
+        ModelError: As `PipelinePolicy`, and if the adapter is missing, not UNO's or of another size.
     """
 
     pipelines = (FluxPipeline,)
 
     def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
-        if config.device == "meta":  # what has no numbers takes none
+        if config.device == "meta":  # weights without values take no adapter
             config = config.model_copy(update={"adapter": None})
         if config.adapter is not None:
             adapter_file(config.adapter)  # before the large model is loaded
@@ -76,31 +64,29 @@ class UnoPolicy(FluxPolicy):
             return None
         return lambda transformer: fuse_uno_lora(transformer, adapter)
 
-    def encode_reference(self, picture: Image.Image, count: int) -> Tensor:
+    def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
-        sizes = self._config.reference_sizes
-        if sizes is None:
-            picture = self._crop(picture, ALONE if count == 1 else SEVERAL)
+        if self._config.reference_sizes is None:
+            image = self._crop(image, _ALONE if count == 1 else _SEVERAL)
         else:
-            rows, columns = self._tokens_of(
-                "policy.reference_sizes", *nearest_size(picture.height, picture.width, sizes)
-            )
-            picture = processor.resize(picture, rows * multiple, columns * multiple)
+            size = nearest_size(image.height, image.width, self._config.reference_sizes)
+            rows, columns = self._tokens_of("policy.reference_sizes", *size)
+            image = processor.resize(image, rows * multiple, columns * multiple)
         vae = self._pipeline.vae
-        pixels = processor.preprocess(picture, picture.height, picture.width).to(self._device, vae.dtype)
+        pixels = processor.preprocess(image, image.height, image.width).to(self._device, vae.dtype)
         latents = (vae.encode(pixels).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
         packed: Tensor = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
-        return packed.to(self._dtype).reshape(1, picture.height // multiple, picture.width // multiple, -1)
+        return packed.to(self._dtype).reshape(1, image.height // multiple, image.width // multiple, -1)
 
-    def _crop(self, picture: Image.Image, longer: int) -> Image.Image:
-        """The picture with that longer side, then cropped about its centre to whole tokens."""
-        scale = longer / max(picture.size)
-        # Floored as in UNO's code; but not the longer side, which the quotient's error could make a pixel less.
-        width, height = (longer if side == max(picture.size) else int(scale * side) for side in picture.size)
+    def _crop(self, image: Image.Image, longer: int) -> Image.Image:
+        """Resize an image to that longer side and crop it about its centre to whole tokens."""
+        scale = longer / max(image.size)
+        # Floored as in UNO's code, except for the longer side, which rounding could make one pixel less.
+        width, height = (longer if side == max(image.size) else int(scale * side) for side in image.size)
         rows, columns = self._tokens_of("policy.reference_sizes is null, so a reference", height, width)
         multiple = self._pipeline.vae_scale_factor * PATCH
         left, top = (width - columns * multiple) // 2, (height - rows * multiple) // 2
-        resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+        resized = image.resize((width, height), Image.Resampling.LANCZOS)
         return resized.crop((left, top, left + columns * multiple, top + rows * multiple))
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
@@ -108,7 +94,7 @@ class UnoPolicy(FluxPolicy):
 
 
 def position_ids(grids: Sequence[Grid]) -> Tensor:
-    """UNO's position ids, float32 (tokens, 3), of a picture's grid of tokens and its references' ("pe='d'").
+    """Return UNO's position ids, float32 (tokens, 3), of the grids of image and references ("pe='d'").
 
     The grids stand on one diagonal: rows and columns of each begin where those of the one before it end. The first
     coordinate is 0 for all.

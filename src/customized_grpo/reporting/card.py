@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from customized_grpo.config import Config, PolicyConfig
+from customized_grpo.config import KINDS, Config, PolicyConfig
 from customized_grpo.config.loading import dump_yaml
 from customized_grpo.config.redaction import redact, redact_text
 from customized_grpo.evaluation import Evaluation
@@ -21,7 +21,6 @@ _TAGS = [
     "customized-grpo",
 ]  # fmt: skip
 _EXAMPLE = "a dog wearing a red hat in the snow"
-_PIPELINES = ("flux-kontext", "flux2", "qwen-image-edit")  # kinds whose diffusers pipeline takes a reference
 
 
 def model_card(
@@ -56,14 +55,13 @@ def model_card(
         policy=policy,
         base=base,
         embedded=embedded,
-        custom=policy.kind not in _PIPELINES,
+        call=_example_call(policy),
         adapter=policy.adapter is not None and policy.adapter_as == "fused",  # else the LoRA contains it
         settings=_changed_settings(policy),
         scores=_scores(config, *evaluations) if evaluations else None,
         images=len(evaluations[1].pictures) if evaluations else 0,
         prompts=[redact_text(" ".join(prompt.split())) for prompt in prompts or [_EXAMPLE]],
         prompt=repr((prompts or [_EXAMPLE])[0]),
-        negative_prompt=repr(policy.negative_prompt),
         picture=picture,
         reference_height=height,
         reference_width=width,
@@ -82,6 +80,25 @@ def _base_model(policy: PolicyConfig) -> str | None:
     except ModelError:
         return None  # a folder that no longer exists
     return source if isinstance(source, str) else None
+
+
+def _example_call(policy: PolicyConfig) -> str:
+    """Return the policy's arguments of its diffusers pipeline, or "" if no pipeline takes its references."""
+    if policy.kind not in KINDS:
+        return ""
+    from customized_grpo.policies import class_of  # takes seconds to import
+
+    model = class_of(policy.kind)
+    call = model.example_call + (model.example_guidance if policy.true_cfg != 1 else "")
+    return call.format(
+        # The base models of FLUX.2 klein take classifier-free guidance as `guidance_scale`.
+        guidance=policy.true_cfg if policy.kind == "flux2" and policy.true_cfg != 1 else policy.guidance,
+        true_cfg=policy.true_cfg,
+        negative=policy.negative_prompt,
+        tokens=policy.max_sequence_length,
+        height=policy.height,
+        width=policy.width,
+    )
 
 
 def _changed_settings(policy: PolicyConfig) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The tiny models of the GPU's tests: each policy, and the diffusers pipeline that it is made of."""
+"""A tiny model of each kind: its policy, and the diffusers pipeline that the policy is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,8 +26,7 @@ from torch import Tensor
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Conditions
 
-_LENGTH = 208  # text tokens of FLUX.2: dev's system message alone has 169 letters, and the tiny tokenizer spells
-_FLUX2 = {"kind": "flux2", "reference_sizes": None, "max_sequence_length": _LENGTH}
+TOKENS = 208  # text tokens of FLUX.2: dev's system message alone has 169 letters, and the tiny tokenizer spells
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Source:
 
     `save` writes its pipeline to a folder; `settings` are those of its policy; `arguments` those of the pipeline's call
     for latents and references, beside prompt, size and steps. With `adapter`, UNO's LoRA is fused into the weights.
-    `stock_references` is whether the pipeline itself takes references.
+    `stock_references` is False if the pipeline itself takes no references.
     """
 
     save: Callable[[Path], Path]
@@ -56,27 +55,27 @@ class Model:
     folder: Path
     further: dict[str, Any] = field(default_factory=dict)
 
-    def policy(self, device: str, **changes: Any) -> PipelinePolicy:
+    def policy(self, device: str = "cpu", **changes: Any) -> PipelinePolicy:
         settings = {**self.source.settings, **self.further, "device": device, **changes}
         return proofs.built(PipelinePolicy, self.folder, **settings)  # type: ignore[type-abstract]
 
     def encode(self, policy: PipelinePolicy, prompt: str = PROMPT) -> Conditions:
         return policy.encode(prompt, self.source.references)
 
-    def stock_policy(self, device: str, **changes: Any) -> tuple[PipelinePolicy, Conditions]:
-        """The policy without an adapter, and conditions that the pipeline has, too."""
+    def stock_policy(self, device: str = "cpu", **changes: Any) -> tuple[PipelinePolicy, Conditions]:
+        """The policy without an adapter, and conditioning that the pipeline has too."""
         policy = self.policy(device, **{"adapter": None, **changes})
         return policy, policy.encode(PROMPT, self.source.references if self.source.stock_references else [])
 
-    def stock(self, policy: PipelinePolicy, dtype: torch.dtype = torch.float32) -> Any:
+    def stock(self, policy: PipelinePolicy, dtype: torch.dtype = torch.float32, **parts: Any) -> Any:
         """The diffusers pipeline on the policy's device."""
-        return proofs.stock(self.folder, dtype=dtype).to(policy.device)
+        return proofs.stock(self.folder, dtype=dtype, **parts).to(policy.device)
 
-    def draw(self, pipeline: Any, latents: Tensor) -> Tensor:
-        """The pipeline's image from these latents, with the policy's default settings."""
+    def draw(self, pipeline: Any, latents: Tensor, **changes: Any) -> Tensor:
+        """The pipeline's image from these latents, with the policy's default settings unless changed."""
         shared = {"prompt": PROMPT, "height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "output_type": "pt"}
         references = self.source.references if self.source.stock_references else []
-        images: Tensor = pipeline(**shared, **self.source.arguments(latents, references)).images
+        images: Tensor = pipeline(**{**shared, **self.source.arguments(latents, references), **changes}).images
         return images
 
 
@@ -88,11 +87,10 @@ def _flux(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
 
 
 def _flux2(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
-    unpacked = latents.transpose(1, 2).unflatten(2, (HEIGHT // 8, WIDTH // 8))
     return {
-        "image": list(references),
-        "latents": unpacked,
-        "max_sequence_length": _LENGTH,
+        "image": list(references) or None,
+        "latents": latents.transpose(1, 2).unflatten(2, (HEIGHT // 8, WIDTH // 8)),
+        "max_sequence_length": TOKENS,
         "guidance_scale": 2.5,
     }
 
@@ -102,6 +100,9 @@ def _qwen(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
 
 
 _TWO = [random_picture(64, 72, 1), random_picture(80, 64, 2)]
+_FLUX2 = {"kind": "flux2", "reference_sizes": None, "max_sequence_length": TOKENS}
+_QWEN = {"kind": "qwen-image-edit", "reference_sizes": None}
+_QWEN_TWO = [random_picture(40, 50, 0), random_picture(90, 30, 1)]
 SOURCES = {
     "flux-kontext": Source(tiny.save_flux_kontext, {"reference_sizes": [(16, 24)]}, [random_picture(16, 24, 0)], _flux),
     "uno": Source(
@@ -114,25 +115,24 @@ SOURCES = {
     ),
     "flux2-klein": Source(lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
     "flux2-dev": Source(lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
-    "qwen-image-edit": Source(
-        tiny_qwen.save_qwen_image_edit,
-        {"kind": "qwen-image-edit", "reference_sizes": None},
-        [random_picture(40, 50, 0), random_picture(90, 30, 1)],
-        _qwen,
+    "qwen-image-edit": Source(tiny_qwen.save_qwen_image_edit, _QWEN, _QWEN_TWO, _qwen),
+    # Modulates references as at time 0; here with a fixed shift of noise levels.
+    "qwen-image-edit-2511": Source(
+        partial(tiny_qwen.save_qwen_image_edit, zero_cond_t=True, dynamic_shifting=False), _QWEN, _QWEN_TWO, _qwen
     ),
 }
 
 
 @contextmanager
 def small_qwen() -> Iterator[None]:
-    """Inside it Qwen-Image-Edit's own sizes are at a 256th of their area and less, and its processor has no videos."""
+    """Shrink Qwen-Image-Edit's own sizes to a 256th of their area and less, and do without its processor of videos."""
     sizes = {"VAE_IMAGE_SIZE": 64 * 64, "CONDITION_IMAGE_SIZE": 96 * 96}
     with mock.patch.multiple(plus, **sizes), tiny_qwen.without_video():
         yield
 
 
 def made(name: str, folder: Path) -> Model:
-    """The model of that name, saved to the empty `folder`."""
+    """Save the model of that name to the empty `folder`."""
     source = SOURCES[name]
     with small_qwen():
         source.save(folder)
@@ -142,7 +142,24 @@ def made(name: str, folder: Path) -> Model:
     return Model(name, source, folder, further)
 
 
-def each_model(*on_cpu: str, of: Sequence[str] = tuple(SOURCES)) -> pytest.MarkDecorator:
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    """The tiny model of a name, made once."""
+    return cache(lambda name: made(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, models: Callable[[str], Model]) -> Model:
+    return models(request.param)
+
+
+@pytest.fixture(autouse=True)
+def small_references() -> Iterator[None]:
+    with small_qwen():
+        yield
+
+
+def each_model(*on_cpu: str, of: Sequence[str] = tuple(SOURCES)[:-1]) -> pytest.MarkDecorator:
     """Run a test with `device` and `model`: each of the models `of` on a GPU, those `on_cpu` on the CPU."""
     cases = [pytest.param(devices.GPU, name, marks=pytest.mark.gpu, id=f"{name}-gpu") for name in of]
     cases += [pytest.param("cpu", name, id=f"{name}-cpu") for name in on_cpu]

@@ -1,17 +1,21 @@
-"""A policy of a pipeline that is in memory is the policy of the same pipeline on disk."""
+"""Pipelines in memory, and convolutions with channels last: the same policies and images."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import proofs
 import pytest
 import tiny
 import torch
 from diffusers import FluxKontextPipeline
 from PIL import Image
+from torch import nn
 
 from customized_grpo.config import LoraConfig, PolicyConfig
-from customized_grpo.policies import build_policy
+from customized_grpo.policies import build_policy, pipelines
+from customized_grpo.policies.compute import takes_channels_last
+from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.utils.hub import ModelError
 
 
@@ -57,3 +61,21 @@ def test_a_pipeline_is_one_policys_until_its_lora_is_taken_off(pipeline: FluxKon
         build_policy(config(), pipeline)
     pipeline.transformer.unload_lora()
     build_policy(config(), pipeline)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("float32", 2e-6), ("bfloat16", 0.04)])
+def test_channels_last_decode_to_the_same_images(
+    folder: Path, dtype: str, within: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, cuda = map(torch.device, ("cpu", "cuda"))
+    assert takes_channels_last(cpu, torch.float32) and not takes_channels_last(cpu, torch.bfloat16)
+    assert takes_channels_last(cuda, torch.bfloat16) and not takes_channels_last(torch.device("meta"), torch.float32)
+    images = []
+    for last in (False, True):
+        monkeypatch.setattr(pipelines, "takes_channels_last", lambda *where, last=last: last)
+        policy = proofs.built(PipelinePolicy, folder, dtype=dtype)  # type: ignore[type-abstract]
+        weights = [part.weight for part in policy._pipeline.vae.modules() if isinstance(part, nn.Conv2d)]
+        layouts = {w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.shape[-1] == 3}
+        assert layouts == {last}
+        images.append(policy.decode(proofs.noise(policy, 2)))
+    assert proofs.apart(*images) <= within
