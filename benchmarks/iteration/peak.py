@@ -1,4 +1,4 @@
-"""What the machine's matrix products reach: the measure that makes a time mean something elsewhere."""
+"""Measure the machine's peak in matrix products, which makes times comparable between machines."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import torch
 
 from customized_grpo.policies.products import product
 
-_SECONDS = 0.5  # of measuring
+_SECONDS = 0.5  # for each size
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the fastest of some square matrix products, with this process's threads.
+    """Return the floating-point operations per second of the fastest of some square matrix products.
 
-    The best of many, so that other work on the machine lowers it least, and of both libraries that torch multiplies by.
+    The fastest of many on each size, so that other work on the machine matters least, and of both libraries that torch
+    multiplies with on a CPU.
     """
     rates = []
     for size in (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192):
@@ -27,15 +28,15 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def _rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = a @ b  # warms up
+    ways = [lambda: torch.matmul(a, b, out=out)]
+    if device.type == "cpu":
+        ways.append(lambda: product(a, b))
     best, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < _SECONDS:
-        started = time.perf_counter()
-        torch.matmul(a, b, out=out)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-        if device.type == "cpu":
+        for multiply in ways:
             started = time.perf_counter()
-            product(a, b)
+            multiply()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best

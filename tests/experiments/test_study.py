@@ -149,7 +149,7 @@ def test_a_study_that_is_asked_to_end_ends_its_runs_and_goes_on_later(tmp_path: 
     assert asked.returncode == 128 + signal.SIGTERM, told
     assert (
         told.splitlines()[-1]
-        == "error: out: stopped by SIGTERM, the runs under way saved; run the study again to go on"
+        == "error: out: stopped by SIGTERM, the runs in progress are saved; run the study again to continue"
     )
     with claim(run):  # which its process has left
         done = len(read_records(run / "metrics.jsonl"))
@@ -190,7 +190,7 @@ def test_results_of_other_rows_alone_are_no_results(done: Path, tmp_path: Path) 
     (tmp_path / "out/results.jsonl").write_bytes((done / "out/results.jsonl").read_bytes())
     ended = study(tmp_path, "--report-only")
     assert ended.returncode == 2
-    assert "holds no results of this study's rows" in " ".join(ended.stderr.split())
+    assert "contains no results of this study's rows" in " ".join(ended.stderr.split())
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(done: Path) -> None:
