@@ -22,7 +22,7 @@ from customized_grpo.policies.products import product
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.trainer.assembly import reward_terms
 
-GROUP, STEPS, PAIRS = 3, 4, 2
+GROUP, STEPS, PAIRS = 3, 3, 2
 RANDOM = Path(__file__).parents[2] / "recipes" / "random"
 SMALL = ["policy.height=32", "policy.width=32", "policy.reference_sizes=[[32, 32]]", "rollout.pairs=1"]
 
