@@ -29,11 +29,9 @@ _FLASH_3 = "flash-3"  # of the package `kernels`, through diffusers' dispatcher
 _TOLERANCE = 0.02  # relative error; half-precision attention has about 0.004
 _CALL_SECONDS = 30.0
 _AT_ONCE = 8
-#: q, k, v (B, heads, tokens, D): contiguous; views of (B, tokens, heads, D), as models make them; parts of one tensor.
-_LAYOUTS = ("contiguous", "transposed", "packed")
-#: Gradients of the output: contiguous; views of (B, tokens, heads, D); of a slice of a wider tensor, as in FLUX.1's
-#: single blocks; one number expanded, as that of a sum.
-_GRADIENTS = ("contiguous", "transposed", "slice", "expanded")
+#: Gradients of the output (B, heads, tokens, D): contiguous; views of (B, tokens, heads, D); of a slice of a wider
+#: tensor, as in FLUX.1's single blocks.
+_GRADIENTS = ("contiguous", "transposed", "slice")
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Call:
     """An attention call, forward and backward.
 
     Args:
+        layout: q, k, v (B, heads, tokens, D) contiguous, or views of (B, tokens, heads, D), as models make them.
         mixed: Make a call with equal lengths first, whose backward pass comes last.
         timed: Measure speed instead of errors.
     """
@@ -77,11 +76,10 @@ def attention(context: Context) -> Iterator[Row]:
 
 
 def _calls(backend: str, row: int, few: int, heads: int, width: int) -> Iterator[Call]:
-    """Yield equal and unequal lengths in each layout with one gradient, and in one layout with each gradient."""
+    """Yield equal and unequal lengths with each gradient, and after calls with equal lengths."""
     for queries in (row, few):
         call = Call(backend, queries, row, heads, width)
-        yield from (replace(call, layout=layout) for layout in _LAYOUTS)
-        yield from (replace(call, gradient=gradient) for gradient in _GRADIENTS if gradient != call.gradient)
+        yield from (replace(call, gradient=gradient) for gradient in _GRADIENTS)
         yield replace(call, layout="contiguous", gradient="contiguous", mixed=True)
     yield replace(Call(backend, few, row, heads, width), gradient="slice", mixed=True)
 
@@ -159,9 +157,9 @@ def _backend(name: str) -> Callable[..., Tensor]:
     if kernel is None:
         return scaled_dot_product_attention
 
-    def by_kernel(*parts: Tensor) -> Tensor:
+    def by_kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with sdpa_kernel(kernel):
-            return scaled_dot_product_attention(*parts)
+            return scaled_dot_product_attention(query, key, value)
 
     return by_kernel
 
@@ -169,25 +167,13 @@ def _backend(name: str) -> Callable[..., Tensor]:
 def _given(call: Call, device: torch.device) -> list[Tensor]:
     """Return queries, keys and values in the layout of the call, as leaves of autograd."""
     generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device, dtype=torch.bfloat16, generator=generator)
-
-    lengths = (call.queries, call.keys, call.keys)
-    if call.layout == "contiguous":
-        parts = [normal(1, call.heads, n, call.width) for n in lengths]
-    elif call.layout == "transposed":
-        parts = [normal(1, n, call.heads, call.width).transpose(1, 2) for n in lengths]
-    else:
-        together = normal(1, call.keys, 3, call.heads, call.width).unbind(2)
-        parts = [part[:, :n].transpose(1, 2) for part, n in zip(together, lengths, strict=True)]
-    return [part.requires_grad_() for part in parts]
+    shapes = [(1, n, call.heads, call.width) for n in (call.queries, call.keys, call.keys)]
+    parts = [torch.randn(s, device=device, dtype=torch.bfloat16, generator=generator).transpose(1, 2) for s in shapes]
+    return [(part.contiguous() if call.layout == "contiguous" else part).requires_grad_() for part in parts]
 
 
 def _gradient(layout: str, output: Tensor) -> Tensor:
     """Return a gradient of the output (B, heads, tokens, D) in that layout."""
-    if layout == "expanded":
-        return output.new_ones(()).expand(output.shape)
     batch, heads, tokens, width = output.shape
     wider = 5 if layout == "slice" else 1
     generator = torch.Generator(output.device).manual_seed(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -30,16 +29,6 @@ from customized_grpo.utils.records import aside, move_folder
 
 ROOT = Path(__file__).parents[2]
 SIDE, TINY_SIDE = 512, 64
-#: preprocessor_config.json of DINOv2-base and CLIP ViT-L/14.
-_CROP = {"crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 3}
-_FRAMES = {
-    "dino": {"size": {"shortest_edge": 256}, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
-    "clip": {
-        "size": {"shortest_edge": 224},
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    },
-}
 
 
 class Context:
@@ -179,7 +168,8 @@ class Context:
             config = transformers.AutoConfig.for_model(**config_reader(path, first="config.json")("config.json"))
             model = transformers.AutoModel.from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(folder)
-        (folder / "preprocessor_config.json").write_text(json.dumps(_FRAMES[kind] | _CROP), encoding="utf-8")
+        size = {"shortest_edge": 256 if kind == "dino" else 224}
+        transformers.CLIPImageProcessor(size=size).save_pretrained(folder)
         if kind == "clip":
             transformers.CLIPTokenizer.from_pretrained(resolve("embedded/reward-prompt")).save_pretrained(folder)
 

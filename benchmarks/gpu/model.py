@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -247,7 +248,7 @@ def model_flops(policy: PipelinePolicy, work: Work) -> int:
     return of_all_blocks(policy._transformer, count)
 
 
-def _policy(context: Context, rank: int = 16, **more: object) -> PipelinePolicy:
+def _policy(context: Context, rank: int = 16, **more: Any) -> PipelinePolicy:
     """Return a policy with a LoRA on attention and gradient checkpointing."""
     return context.policy(context.policy_config(rank=rank, gradient_checkpointing=True, **more))
 
@@ -284,16 +285,16 @@ def _backward(context: Context, policy: PipelinePolicy, batch: int) -> Callable[
 @contextmanager
 def _countable_attention(transformer: nn.Module) -> Iterator[None]:
     """Use torch's attention kernels other than cuDNN, whose backward pass fails on some cards."""
-    processors = [getattr(module, "processor", None) for module in transformer.modules()]
+    processors: list[Any] = [getattr(module, "processor", None) for module in transformer.modules()]
     backends = {one: one._attention_backend for one in processors if hasattr(one, "_attention_backend")}
     try:
         for processor in backends:
-            processor._attention_backend = None  # type: ignore[union-attr]
+            processor._attention_backend = None
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
             yield
     finally:
         for processor, backend in backends.items():
-            processor._attention_backend = backend  # type: ignore[union-attr]
+            processor._attention_backend = backend
 
 
 @contextmanager

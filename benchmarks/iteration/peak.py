@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -28,7 +29,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def _rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = a @ b  # warms up
-    ways = [lambda: torch.matmul(a, b, out=out)]
+    ways: list[Callable[[], object]] = [lambda: torch.matmul(a, b, out=out)]
     if device.type == "cpu":
         ways.append(lambda: product(a, b))
     best, began = float("inf"), time.perf_counter()

@@ -1,7 +1,7 @@
 """Measure the embedded encoders and the generator on held-out subjects.
 
-    python experiments/embedded/measure.py encoders --out experiments/embedded/encoders.json
-    python experiments/embedded/measure.py policy --out experiments/embedded/policy.json
+    python experiments/embedded/measure.py encoders --seed 11
+    python experiments/embedded/measure.py policy
 
 Encoders, through the rewards that use them. Identity: is a held-out subject's reference nearest to its own image, of
 `CANDIDATES`? Prompt: does the true word of each kind score best among all words of that kind? Prompts for known and for
@@ -165,7 +165,7 @@ def measure_encoders(
     options: argparse.Namespace, bare: list[Sample], known: list[Sample], unseen: list[Sample]
 ) -> object:
     coloured = [sample for sample in known if sample.prompt.wish.colour is not None]
-    results = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
+    results = {}
     for name in options.only:
         path = f"embedded/{name}"
         found = identity(path, bare, coloured) if name.endswith("identity") else prompt(path, known, unseen)
@@ -198,7 +198,6 @@ def measure_policy(options: argparse.Namespace, *sets: list[Sample]) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("encoders", "policy"))
-    parser.add_argument("--out", type=Path, required=True, help="JSON file; results of other encoders in it are kept")
     parser.add_argument("--only", nargs="*", choices=ENCODERS, default=ENCODERS, help="some of the encoders")
     parser.add_argument("--policy", default=PolicyConfig().path)
     parser.add_argument("--grid", type=Path, help="PNG of the policy's first images")
@@ -213,9 +212,7 @@ def main() -> None:
         for coloured, held_out in ((False, False), (True, False), (True, True))
     ]
     results = (measure_encoders if options.what == "encoders" else measure_policy)(options, *sets)
-    text = json.dumps(results, indent=1)
-    print(text)
-    options.out.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
