@@ -105,6 +105,7 @@ def run(
         context: Models of this process; a child makes its own on the same folder.
         say: Prints a line of progress.
     """
+    out.mkdir(parents=True, exist_ok=True)  # for the processes' logs
     began = time.monotonic()
     record: dict[str, Any] = {
         "command": command, "tiny": context.tiny, "began": datetime.now(UTC).isoformat(timespec="seconds"),
