@@ -2,3 +2,7 @@
 
 python -m benchmarks.gpu --out runs/gpu
 """
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

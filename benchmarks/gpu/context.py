@@ -1,94 +1,80 @@
-"""What sections of one process share: the device, the random model with the policy that is on it, the reward models.
-
-Everything is made when it is first asked for, and heavy imports are inside, so that a section pays for what it uses.
-"""
+"""The device, the random 12-billion-parameter model and the policies on it, shared by the sections of one process."""
 
 from __future__ import annotations
 
 import runpy
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from unittest import mock
 
-from benchmarks.gpu.sections import Row
+import numpy as np
+import torch
+import transformers
+from diffusers import FluxPipeline
+from PIL import Image
+
+from benchmarks.gpu.timing import Row, free, synchronise
+from benchmarks.gpu.worker import first_line
+from benchmarks.iteration.peak import matmul_peak
+from customized_grpo.config import PolicyConfig, RewardConfig
+from customized_grpo.policies import build_policy
+from customized_grpo.policies.pipelines import ATTENTION, PipelinePolicy
+from customized_grpo.protocols import Conditions, Pair, Reward
+from customized_grpo.rewards import build_reward, default_path
+from customized_grpo.utils.hub import resolve
+from customized_grpo.utils.outlines import config_reader
 from customized_grpo.utils.records import aside, move_folder
-
-if TYPE_CHECKING:
-    import torch
-
-    from customized_grpo.config import PolicyConfig, RewardConfig
-    from customized_grpo.policies.pipelines import PipelinePolicy
-    from customized_grpo.protocols import Conditions, Pair, Reward
 
 ROOT = Path(__file__).parents[2]
 SIDE, TINY_SIDE = 512, 64
-#: Layers that a LoRA adapts: attention, or the default of the policies (those of MLPs too).
-LAYERS = ("attention", "default")
 
 
 class Context:
-    """Shared by the sections of one process.
+    """Models of a process, made on first use.
 
     Args:
-        tiny: a small model, fewer and smaller cases: to try everything out on a CPU.
-        folder: for temporary files, which processes may share; one of its own where none is given.
+        tiny: Use a small model and fewer, smaller cases, to try the code on a CPU.
+        folder: Folder for temporary files, which several processes may share.
     """
 
-    def __init__(self, *, tiny: bool, folder: Path | None = None) -> None:
-        self.tiny = tiny
-        if folder is None:
-            self._own_folder = tempfile.TemporaryDirectory(prefix="benchmarks-gpu-")  # until this object is gone
-            folder = Path(self._own_folder.name)
-        self.folder = folder
+    def __init__(self, *, tiny: bool, folder: Path) -> None:
+        self.tiny, self.folder = tiny, folder
+        self.side = TINY_SIDE if tiny else SIDE
+        found = torch.accelerator.current_accelerator(check_available=True)
+        self.device = torch.device("cpu") if found is None else torch.device(found.type, 0)
         self._held: tuple[PolicyConfig, PipelinePolicy] | None = None
 
     @cached_property
-    def device(self) -> torch.device:
-        import torch
-
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else torch.device(found.type, 0)
-
-    @cached_property
     def peak(self) -> float:
-        """Measured floating-point operations a second of matrix products in bfloat16."""
-        import torch
-
-        from benchmarks.iteration.peak import matmul_peak
-
+        """Measured floating-point operations per second of matrix products in bfloat16."""
         return matmul_peak(self.device, torch.bfloat16)
 
-    @property
-    def side(self) -> int:
-        """Pixels of an image's side."""
-        return TINY_SIDE if self.tiny else SIDE
-
     def sizes(self, *full: int) -> tuple[int, ...]:
-        """Batch sizes or the like; with `tiny` the first two, none above 2."""
+        """Return batch sizes; for a tiny model the first two, at most 2 each."""
         return tuple(dict.fromkeys(min(size, 2) for size in full)) if self.tiny else full
 
     @cached_property
     def pipeline(self) -> Any:
-        """FLUX.1 Kontext's pipeline with 12 billion random weights, made on the device."""
+        """FLUX.1 Kontext's pipeline with random weights, made on the device."""
         make = runpy.run_path(str(ROOT / "recipes" / "random" / "flux1.py"))["pipeline"]
         return make(tiny=self.tiny, device=self.device)
 
-    @cached_property
-    def _pipelines(self) -> dict[str, Any]:
-        """A pipeline for each kind of policy, of the same models."""
-        from diffusers import FluxPipeline
-
+    def _fresh_pipeline(self, kind: str) -> Any:
+        """Return a pipeline for a kind of policy with a new transformer on the same weights, which are not copied."""
         parts = {name: part for name, part in self.pipeline.components.items() if part is not None}
-        return {"flux-kontext": self.pipeline, "uno": FluxPipeline(**parts)}
+        with torch.device("meta"):
+            transformer = type(parts["transformer"]).from_config(parts["transformer"].config)
+        transformer.load_state_dict(parts["transformer"].state_dict(), assign=True)
+        parts["transformer"] = transformer.requires_grad_(False)
+        return {"flux-kontext": type(self.pipeline), "uno": FluxPipeline}[kind](**parts)
 
     def outline(self, kind: str = "flux-kontext") -> Path:
-        """A folder with the JSON configs of the random pipeline, of which `cgrpo plan` makes its plan."""
+        """Return a folder with the JSON configs of the random pipeline, which `cgrpo plan` plans from."""
 
         def write(folder: Path) -> None:
-            pipeline = self._pipelines[kind]
+            pipeline = self._fresh_pipeline(kind)
             pipeline.save_config(folder)
             for name, part in pipeline.components.items():
                 if hasattr(part, "save_config"):  # a model or scheduler of diffusers
@@ -96,10 +82,10 @@ class Context:
                 elif hasattr(part, "config"):  # a model of transformers
                     part.config.save_pretrained(folder / name)
 
-        return self.written(kind, write)
+        return self._written(kind, write)
 
-    def written(self, name: str, write: Callable[[Path], None]) -> Path:
-        """The temporary folder of that name, as `write` fills it; whole, whenever a process was killed."""
+    def _written(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Return the temporary folder of that name, filled by `write` on first use; complete or absent after a kill."""
         folder = self.folder / name
         if not folder.is_dir():
             unfinished = aside(folder)
@@ -108,121 +94,98 @@ class Context:
         return folder
 
     def policy_config(
-        self, *, rank: int, layers: str = "attention", kind: str = "flux-kontext", side: int | None = None, **more: Any
+        self, *, rank: int, all_layers: bool = False, kind: str = "flux-kontext", side: int | None = None, **more: Any
     ) -> PolicyConfig:
-        """Settings of a policy on the random model, with a LoRA of this rank on these `LAYERS`."""
-        from customized_grpo.config import PolicyConfig
-        from customized_grpo.policies.pipelines import ATTENTION
-
+        """Return settings of a policy on the random model with a LoRA on attention, or on a kind's default layers."""
         side = side or self.side
-        return PolicyConfig.model_validate(
-            {
-                "kind": kind,
-                "path": str(self.outline(kind)),
-                "dtype": "bfloat16",
-                "height": side,
-                "width": side,
-                "reference_sizes": [(side, side)],
-                "max_sequence_length": 24 if self.tiny else 512,
-                "guidance": 3.5,
-                "lora": {
-                    "rank": max(1, rank // 32) if self.tiny else rank,
-                    "targets": list(ATTENTION) if layers == "attention" else None,
-                },
-                **more,
-            }
-        )
+        settings = {
+            "kind": kind, "path": str(self.outline(kind)), "dtype": "bfloat16", "height": side, "width": side,
+            "reference_sizes": [(side, side)], "max_sequence_length": 24 if self.tiny else 512, "guidance": 3.5,
+            "lora": {
+                "rank": max(1, rank // 32) if self.tiny else rank, "targets": None if all_layers else list(ATTENTION),
+            },
+        }  # fmt: skip
+        return PolicyConfig.model_validate(settings | more)
 
     def policy(self, config: PolicyConfig) -> PipelinePolicy:
-        """A policy of these settings on the random model. The one before it is of no use any more."""
+        """Return a policy of these settings; the previous one must not be used any more."""
         if self._held is None or self._held[0] != config:
-            from benchmarks.gpu.random_policy import random_policy, restore
-
             self._held = None
-            restore(self.pipeline.transformer)
-            self._free()
-            self._held = config, random_policy(config, self._pipelines[config.kind])
+            free(self.device)
+            self._held = config, self._random_policy(config)
         return self._held[1]
 
+    def _random_policy(self, config: PolicyConfig) -> PipelinePolicy:
+        """Build a policy whose LoRA has random numbers in both factors, so that it is not skipped."""
+
+        def skip(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+            return tensor
+
+        # A LoRA is initialised on the CPU, which for the two billion weights of rank 512 takes longer than training.
+        with mock.patch.multiple(torch.nn.init, kaiming_uniform_=skip, normal_=skip, zeros_=skip):
+            policy = build_policy(config, self._fresh_pipeline(config.kind))
+        assert isinstance(policy, PipelinePolicy)
+        generator = torch.Generator(policy.device).manual_seed(0)
+        with torch.no_grad():
+            for name, weight in policy.trainable().items():
+                scale = 0.02 if ".lora_B" in name else 1.0
+                weight.normal_(0.0, scale * weight.shape[1] ** -0.5, generator=generator)
+        return policy
+
     def pairs(self, count: int) -> list[Pair]:
-        """Pairs with a prompt and a random reference each."""
-        import numpy as np
-        from PIL import Image
-
-        from customized_grpo.protocols import Pair
-
-        made = []
+        """Return pairs of a prompt and a random reference."""
+        pairs = []
         for k in range(count):
             pixels = np.random.default_rng(k).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
-            prompt = f"toy number {k} on a red table"
-            made.append(Pair(key=f"pair-{k}", prompt=prompt, references=(Image.fromarray(pixels),), masks=(None,)))
-        return made
+            references = (Image.fromarray(pixels),)
+            pairs.append(Pair(f"pair-{k}", f"toy number {k} on a red table", references, masks=(None,)))
+        return pairs
 
     def inputs(self, policy: PipelinePolicy, batch: int) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
-        """Random latents, noise levels and conditioning of so many images, for `Policy.velocity`."""
-        import torch
-
+        """Return random latents, noise levels and conditioning of a batch, for `Policy.velocity`."""
         pair = self.pairs(1)[0]
         conditions = policy.encode(pair.prompt, pair.references).select(torch.zeros(batch, dtype=torch.long))
-        draws = torch.Generator(self.device).manual_seed(0)
-        latents = torch.randn(batch, *policy.latent_shape, device=self.device, generator=draws)
+        generator = torch.Generator(self.device).manual_seed(0)
+        latents = torch.randn(batch, *policy.latent_shape, device=self.device, generator=generator)
         return latents, torch.full((batch,), 0.7, device=self.device), conditions
 
     def rewards(self, configs: Sequence[RewardConfig]) -> list[Reward]:
-        """The rewards `dino` and `clip` with random weights, under the names of these settings."""
-        from customized_grpo.rewards import build_reward
-
-        return [build_reward(config, self.device) for config in self.reward_configs(configs)]
+        """Build rewards from settings with random weights."""
+        return [build_reward(config, self.device) for config in configs]
 
     def reward_configs(self, configs: Sequence[RewardConfig]) -> list[RewardConfig]:
-        """The settings with the folders of random weights as paths; with `tiny` the embedded reward models'."""
-        from benchmarks.gpu.random_rewards import write_reward
-
+        """Return settings of `dino` and `clip` with random weights as paths; for a tiny model the embedded rewards."""
         paths = {"dino": "embedded/reward-identity", "clip": "embedded/reward-prompt"}
         if not self.tiny:
-            paths = {kind: str(self.written(kind, partial(write_reward, kind, self.device))) for kind in paths}
+            paths = {kind: str(self._written(kind, partial(self._write_reward, kind))) for kind in paths}
         return [config.model_copy(update={"path": paths[config.kind]}) for config in configs]
 
+    def _write_reward(self, kind: str, folder: Path) -> None:
+        """Write the default model of the reward `kind` with random weights."""
+        path = default_path(kind)
+        assert path is not None
+        with self.device:
+            config = transformers.AutoConfig.for_model(**config_reader(path, first="config.json")("config.json"))
+            model = transformers.AutoModel.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(folder)
+        size = {"shortest_edge": 256 if kind == "dino" else 224}
+        transformers.CLIPImageProcessor(size=size).save_pretrained(folder)
+        if kind == "clip":
+            transformers.CLIPTokenizer.from_pretrained(resolve("embedded/reward-prompt")).save_pretrained(folder)
+
     def attempt(self, settings: Row, measure: Callable[[], Row]) -> Row:
-        """The row of `settings` with what `measure` finds; of what fails, the error instead, with memory freed."""
+        """Return the row of `settings` with its measurements, or with the error if the device can still compute."""
         try:
             return settings | measure()
         except Exception as error:
-            if not self.usable():
-                raise
-            text = f"{type(error).__name__}: {error}"
+            failed = first_line(error)
+        synchronise(self.device)  # raises after an illegal access, which ends the device's context for good
         self.tidy()
-        return settings | {"failed": text.splitlines()[0]}
-
-    def usable(self) -> bool:
-        """Whether the device still computes: an illegal access ends its context for good."""
-        from benchmarks.gpu.timing import synchronise
-
-        try:
-            synchronise(self.device)
-        except RuntimeError:
-            return False
-        return True
+        return settings | {"failed": failed}
 
     def tidy(self) -> None:
         """Free gradients and cached memory."""
         if self._held is not None:
             for weight in self._held[1].trainable().values():
                 weight.grad = None
-        self._free()
-
-    def _free(self) -> None:
-        from benchmarks.gpu.timing import free
-
         free(self.device)
-
-    @contextmanager
-    def stance(self) -> Iterator[None]:
-        """Inside it, with `tiny`, compiled code runs as it was written: a CPU would compile for minutes."""
-        import torch
-
-        if not self.tiny:
-            yield
-            return
-        with torch.compiler.set_stance("force_eager"):
-            yield

@@ -1,4 +1,4 @@
-"""Sections on the transformer alone: velocities, forward and backward passes, log-ratios."""
+"""Sections on the models alone: velocities, forward and backward passes, log-ratios, VAE, reward models, optimizer."""
 
 from __future__ import annotations
 
@@ -13,103 +13,130 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.context import Context
-from benchmarks.gpu.planned import difference, model_bytes
-from benchmarks.gpu.sections import Row
-from benchmarks.gpu.timing import Timing, alternate, both, ratio, synchronise
+from benchmarks.gpu.context import ROOT, Context
+from benchmarks.gpu.timing import Row, Timing, Work, alternate, paired, reset_peak, synchronise
 from benchmarks.iteration.flops import flop_counter
-from customized_grpo.config import PolicyConfig
+from customized_grpo.config import Config, PolicyConfig
+from customized_grpo.config.loading import load_config
 from customized_grpo.method import SAMPLERS, flow_sigmas
+from customized_grpo.planning import make_plan
 from customized_grpo.planning.shapes import of_all_blocks
+from customized_grpo.policies.backends import available_backends
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.policies.shortcuts import libraries_own
 
-#: (rank, layers, checkpointing, batch sizes) of the section `training`.
+#: (rank, default layers instead of attention, checkpointing, batch sizes) of the section `training`.
 _TRAINING = (
-    (16, "attention", True, (4,)),
-    (128, "attention", False, (1,)),
-    (128, "attention", True, (4, 8)),  # of 1: the section `launch`
-    (512, "default", True, (1, 4)),
+    (16, False, True, (4,)),
+    (128, False, False, (1,)),
+    (128, False, True, (4, 8)),  # batch 1: the section `launch`
+    (512, True, True, (1, 4)),
 )
 _STEPS, _SHIFT = 25, 3.0
 _ETAS = {"dance": 0.4, "flow": 0.7}
+#: Parts of the plan's training phase that a forward and backward pass has; the others are the trainer's.
+_MODEL_PARTS = ("transformer", "LoRA", "text encoders", "VAE", "gradients", "activations")
 
 
 def peak(context: Context) -> Iterator[Row]:
+    """The fastest of some square products, which shares of the peak refer to."""
     yield {"precision": "bfloat16", "tflops": context.peak / 1e12}
 
 
 def velocity(context: Context) -> Iterator[Row]:
-    policy = context.policy(context.policy_config(rank=16, gradient_checkpointing=True))
-    flops = _flops(policy, _forward(context, policy, 1))
+    """LoRA of rank 16 on attention. Shares of the peak count the operations of diffusers' and peft's own computation:
+    matrix products, convolutions and attention.
+    """
+    policy = _policy(context)
+    flops = model_flops(policy, _forward(context, policy, 1))
+
+    def measure(batch: int) -> Row:
+        work = _forward(context, policy, batch)
+        row, timing = paired(work, context.device, batch, repeats=3 if batch < 8 else 2)
+        return row | {"flops_per_image": flops, "percent_of_peak": _share(context, timing, batch, flops)}
+
     for batch in context.sizes(1, 2, 4, 8, 12):
-        yield context.attempt({"batch": batch}, partial(_velocity, context, policy, batch, flops))
+        yield context.attempt({"batch": batch}, partial(measure, batch))
 
 
 def training(context: Context) -> Iterator[Row]:
-    for rank, layers, checkpointing, batches in _TRAINING:
-        config = context.policy_config(rank=rank, layers=layers, gradient_checkpointing=checkpointing)
-        settings = {"rank": _rank(config), "layers": layers, "checkpointing": checkpointing}
+    """Operations are those of diffusers + peft with what gradient checkpointing computes again, and in the next column
+    without. The plan is the sum of the parts of `cgrpo plan` that are there: weights, LoRA, gradients, activations.
+    """
+    for rank, all_layers, checkpointing, batches in _TRAINING:
+        config = context.policy_config(rank=rank, all_layers=all_layers, gradient_checkpointing=checkpointing)
+        assert config.lora is not None
         policy = context.policy(config)
-        flops = _flops(policy, _backward(context, policy, 1))
-        useful = flops
+        flops = useful = model_flops(policy, _backward(context, policy, 1))
         if checkpointing:  # which computes the forward pass again
-            useful -= _flops(policy, _forward(context, policy, 1))
+            useful -= model_flops(policy, _forward(context, policy, 1))
+        settings = {
+            "rank": config.lora.rank,
+            "layers": "default" if all_layers else "attention",
+            "checkpointing": checkpointing,
+        }
         for batch in context.sizes(*batches):
             measure = partial(_training, context, policy, config, batch, flops, useful)
             yield context.attempt({**settings, "batch": batch}, measure)
 
 
+def _training(
+    context: Context, policy: PipelinePolicy, config: PolicyConfig, batch: int, flops: int, useful: int
+) -> Row:
+    repeats = 3 if batch < 4 else 2 if batch < 8 else 1
+    row, timing = paired(_backward(context, policy, batch), context.device, batch, repeats=repeats)
+    train = Config().train.model_copy(update={"batch_size": batch})
+    plan = make_plan(Config(policy=config).model_copy(update={"train": train})).device["training"]
+    planned = sum(plan.get(part, 0) for part in _MODEL_PARTS)
+    return row | {
+        "flops_per_image": flops,
+        "percent_of_peak": _share(context, timing, batch, flops),
+        "percent_without_recomputation": _share(context, timing, batch, useful),
+        "planned_gb": planned / 1e9,
+        "plan_difference_percent": difference(planned, timing.peak_bytes),
+    }
+
+
 def launch(context: Context) -> Iterator[Row]:
-    """Small work, whose time is that of the CPU which launches it; with Python's garbage collector and without."""
-    policy = context.policy(context.policy_config(rank=128, gradient_checkpointing=True))
-    work = both(_backward(context, policy, 1))
+    """Rank 128, checkpointing, batch 1: small work, whose time is that of the CPU which launches it."""
+    policy = _policy(context, rank=128)
+    work = _backward(context, policy, 1)
     for collector in ("on", "off"):
         with nullcontext() if collector == "on" else _no_collector():
-            repeats = 2 if context.tiny else 5 if collector == "on" else 3
-            found = alternate(work, context.device, repeats=repeats)
-        yield {"collector": collector, **_paired(found, 1)}
+            row, _ = paired(work, context.device, 1, repeats=2 if context.tiny else 5 if collector == "on" else 3)
+        yield {"garbage_collector": collector, **row}
 
 
 def high_resolution(context: Context) -> Iterator[Row]:
+    """One reference of the same size, batch 1."""
     side = 2 * context.side
     policy = context.policy(context.policy_config(rank=16, side=side))
-    found = alternate(both(_forward(context, policy, 1)), context.device, repeats=2)
-    yield {"what": "velocity", "side": side, **_paired(found, 1)}
+    yield {"what": "velocity", "side": side, **paired(_forward(context, policy, 1), context.device, 1, repeats=2)[0]}
     latents = context.inputs(policy, 1)[0]
-    found = alternate({"ours": lambda: policy.decode(latents)}, context.device, repeats=2)
-    yield {"what": "VAE decoding", "side": side, "ours": found["ours"].per()}
+    found = alternate({"": lambda: policy.decode(latents)}, context.device, repeats=2)
+    yield {"what": "VAE decoding", "side": side, "ours_s_per_image": found[""].per()}
 
 
 def by_attention(context: Context) -> Iterator[Row]:
+    """LoRA of rank 16 on attention, checkpointing, batch 4."""
     batch = context.sizes(4)[0]
 
-    def measure(config: PolicyConfig) -> Row:
-        policy = context.policy(config)
+    def measure(name: str) -> Row:
+        policy = _policy(context, attention=name)
         work = {"velocity": _forward(context, policy, batch), "training": _backward(context, policy, batch)}
         found = alternate(work, context.device, repeats=1)
-        return {name: timing.per(batch) for name, timing in found.items()}
+        return {f"{what}_s_per_image": timing.per(batch) for what, timing in found.items()}
 
-    for name in attention_settings(context.device):
-        more: dict[str, Any] = {} if name is None else {"attention": name}
-        config = context.policy_config(rank=16, gradient_checkpointing=True, **more)
-        yield context.attempt({"attention": name or "torch's choice"}, partial(measure, config))
-
-
-def attention_settings(device: torch.device) -> list[str | None]:
-    """Values of `policy.attention` that work on the device; None alone where there is no such setting."""
-    try:
-        from customized_grpo.policies.backends import available_backends  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return [None]
-    return [str(name) for name in available_backends(device)]
+    for name in available_backends(context.device):
+        yield context.attempt({"attention": name}, partial(measure, name))
 
 
 def compiled(context: Context) -> Iterator[Row]:
-    config = context.policy_config(rank=16, gradient_checkpointing=True, compile=True)
+    """Batch 4, rank 16. The first call compiles the two kinds of blocks."""
     batch = context.sizes(4)[0]
-    with context.stance():
-        policy = context.policy(config)
+    # A CPU would compile for minutes.
+    with torch.compiler.set_stance("force_eager" if context.tiny else "default"):
+        policy = _policy(context, compile=True)
         for what, make in (("velocity", _forward), ("forward and backward", _backward)):
             work = make(context, policy, batch)
             began = time.perf_counter()
@@ -117,12 +144,14 @@ def compiled(context: Context) -> Iterator[Row]:
             synchronise(context.device)
             first = time.perf_counter() - began
             found = alternate({"": work}, context.device, repeats=2)
-            yield {"what": what, "first_seconds": first, "seconds": found[""].per(batch)}
+            yield {"what": what, "first_call_s": first, "s_per_image": found[""].per(batch)}
 
 
 def ratios(context: Context) -> Iterator[Row]:
-    """Log-densities of the same transitions by velocities of batches of different sizes."""
-    policy = context.policy(context.policy_config(rank=16, gradient_checkpointing=True))
+    """Absolute difference of log-densities of the same transitions, sampled without gradients and replayed with them in
+    batches of another size, by the policy alone: the error that a trainer has to correct for.
+    """
+    policy = _policy(context)
     sigmas = flow_sigmas(_STEPS, _SHIFT).to(context.device)
     trained = context.sizes(1, 4, 8)
     for sampled in context.sizes(4, 8, 12):
@@ -130,7 +159,7 @@ def ratios(context: Context) -> Iterator[Row]:
         steps = torch.linspace(0, _STEPS - 2, sampled).round().long()  # all but the last, which is deterministic
         sigma, sigma_next = sigmas[steps], sigmas[steps + 1]
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)).to(context.device)
-        for way, inside in (("ours", nullcontext), ("diffusers + peft", libraries_own)):
+        for layers, inside in (("ours", nullcontext), ("diffusers + peft", libraries_own)):
             with inside():
                 with torch.no_grad():
                     first = policy.velocity(latents, sigma, conditions)
@@ -141,58 +170,96 @@ def ratios(context: Context) -> Iterator[Row]:
                     )
                     for name, eta in _ETAS.items():
                         step = partial(SAMPLERS[name], latents, eta=eta, sigma_max=sigmas[1])
-                        drawn = step(first, sigma, sigma_next, noise=noise)
-                        replayed = step(again, sigma, sigma_next, next_sample=drawn.next_sample)
-                        found = (replayed.log_density - drawn.log_density).abs().double()
+                        taken = step(first, sigma, sigma_next, noise=noise)
+                        replayed = step(again, sigma, sigma_next, next_sample=taken.next_sample)
+                        error = (replayed.log_density - taken.log_density).abs().double()
                         yield {
-                            "sampler": name, "eta": eta, "sampled": sampled, "trained": size, "way": way,
-                            "largest": float(found.max()), "mean": float(found.mean()),
+                            "sampler": name, "eta": eta, "sampled_batch": sampled, "trained_batch": size,
+                            "layers": layers, "max": float(error.max()), "mean": float(error.mean()),
                         }  # fmt: skip
 
 
-def _velocity(context: Context, policy: PipelinePolicy, batch: int, flops: int) -> Row:
-    found = alternate(both(_forward(context, policy, batch)), context.device, repeats=3 if batch < 8 else 2)
-    return _paired(found, batch) | _shares(context, found, batch, flops)
+def decode(context: Context) -> Iterator[Row]:
+    """Images of one VAE in both memory layouts."""
+    policy = _policy(context)
+    vae = context.pipeline.vae
+
+    def measure(batch: int) -> Row:
+        latents = context.inputs(policy, batch)[0]
+        timing = alternate({"": lambda: policy.decode(latents)}, context.device)[""]
+        return {"s_per_image": timing.per(batch), "peak_gb": timing.peak_gb}
+
+    for channels_last in (True, False):
+        vae.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        for batch in context.sizes(1, 4, 12):
+            yield context.attempt({"batch": batch, "channels_last": channels_last}, partial(measure, batch))
 
 
-def _training(
-    context: Context, policy: PipelinePolicy, config: PolicyConfig, batch: int, flops: int, useful: int
-) -> Row:
-    found = alternate(
-        both(_backward(context, policy, batch)), context.device, repeats=3 if batch < 4 else 2 if batch < 8 else 1
-    )
-    planned, measured = model_bytes(config, batch), found["ours"].peak_bytes
-    return {
-        **_paired(found, batch),
-        **_shares(context, found, batch, flops),
-        "useful_share": _share(context, found["ours"], batch, useful),
-        "planned_gb": planned / 1e9,
-        "plan_difference": difference(planned, measured),
-    }
+def scoring(context: Context) -> Iterator[Row]:
+    """DINOv2-base and CLIP ViT-L/14 with random weights, float32, as the rewards `dino` and `clip` use them: framing of
+    the images included, features of references and prompts cached.
+    """
+    configs = load_config(ROOT / "recipes" / "kontext-dev.yaml").rewards
+    pair = context.pairs(1)[0]
+    for config, reward in zip(configs, context.rewards(context.reward_configs(configs)), strict=True):
+        for batch in context.sizes(1, 12, 48):
+            images = torch.rand(batch, 3, context.side, context.side, device=context.device)
+            found = alternate({"": partial(reward, images, [pair] * batch)}, context.device)[""]
+            yield {"model": config.path, "batch": batch, "s_per_image": found.per(batch)}
 
 
-def _paired(found: dict[str, Timing], items: int) -> Row:
-    return {
-        "ours": found["ours"].per(items),
-        "libraries": found["libraries"].per(items),
-        "speed_up": ratio(found["libraries"], found["ours"]),
-        "ours_gb": found["ours"].peak_gb,
-        "libraries_gb": found["libraries"].peak_gb,
-    }
+def adamw(context: Context) -> Iterator[Row]:
+    """A step on a LoRA of rank 512 on the default layers, by each of torch's implementations."""
+    policy = context.policy(context.policy_config(rank=512, all_layers=True, gradient_checkpointing=True))
+    weights = list(policy.trainable().values())
+    million = sum(weight.numel() for weight in weights) / 1e6
+
+    def measure(implementation: str) -> Row:
+        context.tidy()
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        fused = implementation == "fused"
+        optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=fused, foreach=not fused)
+        optimizer.step()  # makes its state
+        reset_peak(context.device)
+        held = torch.cuda.memory_allocated(context.device) if context.device.type == "cuda" else 0
+        timing = alternate({"": optimizer.step}, context.device, warm=0)[""]
+        extra = None if timing.peak_bytes is None else (timing.peak_bytes - held) / 1e9
+        return {"s_per_step": timing.per(), "extra_peak_gb": extra}
+
+    for implementation in ("foreach", "fused"):
+        settings = {"implementation": implementation, "million_weights": million}
+        yield context.attempt(settings, partial(measure, implementation))
 
 
-def _shares(context: Context, found: dict[str, Timing], items: int, flops: int) -> Row:
-    shares = {f"{way}_share": _share(context, timing, items, flops) for way, timing in found.items()}
-    return {"flops_per_image": flops, **shares}
+def difference(planned: int, measured: int | None) -> float | None:
+    """Return by how many percent the plan exceeds the measured bytes; None if these are not known."""
+    return None if not measured else 100 * (planned - measured) / measured
+
+
+def model_flops(policy: PipelinePolicy, work: Work) -> int:
+    """Count the operations of the work by diffusers' and peft's layers and torch's own attention kernels."""
+
+    def count() -> int:
+        with libraries_own(), _countable_attention(policy._transformer), flop_counter() as counter:
+            work()
+        return int(counter.get_total_flops())
+
+    return of_all_blocks(policy._transformer, count)
+
+
+def _policy(context: Context, rank: int = 16, **more: Any) -> PipelinePolicy:
+    """Return a policy with a LoRA on attention and gradient checkpointing."""
+    return context.policy(context.policy_config(rank=rank, gradient_checkpointing=True, **more))
 
 
 def _share(context: Context, timing: Timing, items: int, flops: int) -> float:
-    """Per cent of the measured matrix peak."""
+    """Return the percentage of the measured matrix peak."""
     return float(100 * flops / timing.per(items)["median"] / context.peak)
 
 
-def _forward(context: Context, policy: PipelinePolicy, batch: int) -> Callable[[], object]:
-    """A velocity without gradients."""
+def _forward(context: Context, policy: PipelinePolicy, batch: int) -> Callable[[], None]:
+    """Return the work of a velocity without gradients."""
     given = context.inputs(policy, batch)
 
     def work() -> None:
@@ -202,8 +269,8 @@ def _forward(context: Context, policy: PipelinePolicy, batch: int) -> Callable[[
     return work
 
 
-def _backward(context: Context, policy: PipelinePolicy, batch: int) -> Callable[[], object]:
-    """A velocity and the gradients of the LoRA; they replace those of the call before."""
+def _backward(context: Context, policy: PipelinePolicy, batch: int) -> Callable[[], None]:
+    """Return the work of a velocity and the gradients of the LoRA, which replace those of the previous call."""
     given = context.inputs(policy, batch)
     weights = list(policy.trainable().values())
 
@@ -215,30 +282,18 @@ def _backward(context: Context, policy: PipelinePolicy, batch: int) -> Callable[
     return work
 
 
-def _flops(policy: PipelinePolicy, work: Callable[[], object]) -> int:
-    """Operations of the work as diffusers and peft compute it, attention by torch's own kernels, which are counted."""
-
-    def count() -> int:
-        with libraries_own(), _countable_attention(policy._transformer), flop_counter() as counter:
-            work()
-        return int(counter.get_total_flops())
-
-    return of_all_blocks(policy._transformer, count)
-
-
 @contextmanager
 def _countable_attention(transformer: nn.Module) -> Iterator[None]:
-    """Attention by torch, but not by its choice: cuDNN's backward pass fails on some cards."""
-    every: list[Any] = [getattr(module, "processor", None) for module in transformer.modules()]
-    found = [processor for processor in every if hasattr(processor, "_attention_backend")]
-    own = [processor._attention_backend for processor in found]
+    """Use torch's attention kernels other than cuDNN, whose backward pass fails on some cards."""
+    processors: list[Any] = [getattr(module, "processor", None) for module in transformer.modules()]
+    backends = {one: one._attention_backend for one in processors if hasattr(one, "_attention_backend")}
     try:
-        for processor in found:
+        for processor in backends:
             processor._attention_backend = None
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
             yield
     finally:
-        for processor, backend in zip(found, own, strict=True):
+        for processor, backend in backends.items():
             processor._attention_backend = backend
 
 
@@ -250,8 +305,3 @@ def _no_collector() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _rank(config: PolicyConfig) -> int:
-    assert config.lora is not None
-    return config.lora.rank

@@ -1,4 +1,4 @@
-"""An iteration of training, measured stage by stage: seconds, floating-point operations and memory."""
+"""Measure one training iteration, stage by stage: seconds, floating-point operations and memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage of an iteration takes: seconds, floating-point operations, bytes at its peak.
+    """Cost of one stage of an iteration.
 
-    Those bytes come on top of `held_bytes`, of weights and what earlier stages left; 0 on a CPU, where it is not known.
+    Args:
+        seconds: Wall-clock time.
+        flops: Floating-point operations.
+        peak_bytes: Peak bytes of tensors on top of `held_bytes`.
+        held_bytes: Bytes of weights and of earlier stages' results; 0 on a CPU, where they are not known.
     """
 
     seconds: float
@@ -37,35 +41,34 @@ class Stage:
 class Shape:
     """How an iteration's images go through the model.
 
-    So many at once, conditions encoded once a pair or once an image, by our own LoRA layers or by peft's.
+    Args:
+        name: Name in tables and in bench.json.
+        images_at_once: Batch size of sampling and training; as configured if None.
+        encode_each: Encode the conditioning once per image instead of once per pair.
+        own_layers: Use this package's layers instead of diffusers' and peft's.
     """
 
     name: str
-    images_at_once: int | None = None  #: None: as configured
+    images_at_once: int | None = None
     encode_each: bool = False
     own_layers: bool = True
 
     def of(self, config: Config) -> Config:
         """Return the settings in this shape. Scoring waits for sampling, so that each stage has a time of its own."""
         size = {} if self.images_at_once is None else {"batch_size": self.images_at_once}
-        return config.model_copy(
-            update={
-                "rollout": config.rollout.model_copy(update={"overlap": False, **size}),
-                # Repeated updates on the same images may drift far; nothing is learned here.
-                "train": config.train.model_copy(update={"max_drift": None, **size}),
-            }
-        )
+        rollout = config.rollout.model_copy(update={"overlap": False, **size})
+        # Repeated updates on the same images may drift far; nothing is learned here.
+        train = config.train.model_copy(update={"max_drift": None, **size})
+        return config.model_copy(update={"rollout": rollout, "train": train})
 
 
 OURS = Shape("whole groups")
-#: Fault 5 of the authors' released script: one image at a time, its reference and prompt encoded again each time, by
-#: the libraries' own layers and blocks.
+#: The authors' released script: one image at a time, its reference and prompt encoded again each time, by the
+#: libraries' own layers.
 RELEASED = Shape("one image at a time", images_at_once=1, encode_each=True, own_layers=False)
 
 
 class _EncodesEach(CustomizedGRPOTrainer):
-    """Encodes each image's reference and prompt again."""
-
     def encode(self, pairs: Sequence[Pair]) -> list[Conditions]:
         return [self.policy.encode(pair.prompt, pair.references) for pair in pairs]
 
@@ -78,7 +81,7 @@ def iterate(
     shape: Shape,
     profiler: Profiler,
 ) -> None:
-    """Run the first iteration of a training on `pairs`, in that shape; it updates the policy."""
+    """Run the first iteration of a training on `pairs` in that shape; it updates the policy."""
     kind = _EncodesEach if shape.encode_each else CustomizedGRPOTrainer
     trainer = kind(policy, rewards, pairs, None, shape.of(config), Path())
     with nullcontext() if shape.own_layers else libraries_own(), trainer.profile(profiler):
@@ -93,51 +96,40 @@ def measure(
     shapes: Sequence[Shape],
     repeats: int,
     progress: Callable[[], None] = lambda: None,
-    *,
-    count: bool = True,
 ) -> dict[str, dict[str, Stage]]:
-    """Stages by the shapes' names. Seconds are the median of `repeats` iterations, the shapes taking turns.
+    """Measure the stages of each shape, by their names; seconds are the median of `repeats` iterations.
 
-    An iteration of each before them warms up; two more count operations and bytes, which would disturb the clock.
-    Where `count` is False operations are omitted, 0 for every stage.
+    The shapes take turns. One more iteration of each warms up, and two count operations and bytes, which would slow
+    down a timed one. `progress` is called after every iteration.
     """
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    runs: dict[tuple[str, str], list[Profiler]] = {}
 
-    def run(kind: str, profiler: Callable[[], Profiler], times: int) -> None:
+    def run(kind: str, profiler: Callable[[], Profiler], times: int = 1) -> None:
         for _ in range(times):
             for shape in shapes:
                 made = profiler()
                 iterate(config, policy, rewards, pairs, shape, made)
-                found.setdefault((kind, shape.name), []).append(made.totals)
-                if isinstance(made, _Bytes):
-                    found.setdefault(("held", shape.name), []).append(made.held)
+                runs.setdefault((kind, shape.name), []).append(made)
                 progress()
 
-    run("warm-up", Clock, 1)
-    run("flops", _Flops, int(count))
-    run("bytes", lambda: _Bytes(policy.device), 1)
+    run("warm-up", Clock)
+    run("flops", _Flops)
+    run("bytes", lambda: _Bytes(policy.device))
     run("seconds", lambda: Clock(policy.device), repeats)
-
-    def median_of(kind: str, shape: Shape, stage: str) -> float:
-        return median(totals.get(stage, 0.0) for totals in found.get((kind, shape.name), [{}]))
-
-    return {
-        shape.name: {
+    found: dict[str, dict[str, Stage]] = {}
+    for name in (shape.name for shape in shapes):
+        flops, memory = runs["flops", name][0].totals, runs["bytes", name][0]
+        assert isinstance(memory, _Bytes)
+        found[name] = {
             stage: Stage(
-                median_of("seconds", shape, stage),
-                median_of("flops", shape, stage),
-                int(median_of("bytes", shape, stage)),
-                int(median_of("held", shape, stage)),
+                median(clock.totals.get(stage, 0.0) for clock in runs["seconds", name]),
+                flops.get(stage, 0.0),
+                int(memory.totals.get(stage, 0)),
+                int(memory.held.get(stage, 0)),
             )
             for stage in STAGES
         }
-        for shape in shapes
-    }
-
-
-def runs_of(shapes: int, repeats: int) -> int:
-    """How often `measure` calls its `progress`."""
-    return shapes * (3 + repeats)
+    return found
 
 
 class _Flops:
@@ -154,7 +146,7 @@ class _Flops:
 
 
 class _Bytes:
-    """The most bytes of tensors that a stage holds beyond those that were there; `held` is how many these were."""
+    """Peak bytes of tensors in a stage beyond those there before it, which are `held`."""
 
     def __init__(self, device: torch.device) -> None:
         self.totals: dict[str, float] = {}
@@ -164,9 +156,7 @@ class _Bytes:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         held = torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
-        peak = PeakBytes(self._device)
-        with peak:
+        with PeakBytes(self._device) as peak:
             yield
-        first = stage not in self.held
-        self.held[stage] = held if first else self.held[stage]
+        self.held.setdefault(stage, held)
         self.totals[stage] = max(self.totals.get(stage, 0.0), peak.bytes + held - self.held[stage])

@@ -1,4 +1,4 @@
-"""Put a trained generator into the package: its weights in half precision, with the VAE given.
+"""Copy a trained generator with a VAE into the package, with weights in half precision.
 
 python experiments/embedded/assemble.py --policy build/policy/pipeline --vae build/vae
 """
@@ -14,21 +14,13 @@ from diffusers import AutoencoderKL, FluxKontextPipeline
 
 PACKAGE = Path(__file__).parents[2] / "src/customized_grpo/embedded/models/pipeline"
 
-
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=PACKAGE)
     options = parser.parse_args()
-    pipeline = FluxKontextPipeline.from_pretrained(
-        options.policy, vae=AutoencoderKL.from_pretrained(options.vae), dtype=torch.float32
-    )
+    vae = AutoencoderKL.from_pretrained(options.vae)
+    pipeline = FluxKontextPipeline.from_pretrained(options.policy, vae=vae, dtype=torch.float32)
     shutil.rmtree(options.out, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
-    size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
-    print(f"{options.out}: {size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    main()

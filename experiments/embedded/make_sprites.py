@@ -1,7 +1,6 @@
-"""Rasterise the embedded world's subjects: Noto emoji into one small atlas, held-out subjects marked.
+"""Rasterise the embedded world's subjects, Noto emoji, into one small atlas, with held-out subjects marked.
 
-Needs Debian's `fonts-noto-color-emoji` (OFL 1.1) and `unicode-data`; its output is committed, so nobody
-has to run it to use the package.
+Needs Debian's `fonts-noto-color-emoji` (OFL 1.1) and `unicode-data`. Its output is committed.
 
     python experiments/embedded/make_sprites.py
 """
@@ -22,8 +21,8 @@ SIDE = 40  # pixels of one sprite in the atlas
 COLUMNS = 20
 HELD_OUT = 48
 
-#: The class word a prompt uses for a subject, by Unicode's emoji subgroups. Coarse on purpose: a name
-#: that told the subject apart would let the model memorise it instead of looking at the reference.
+#: Class word of a subject in prompts by Unicode's emoji subgroups. Coarse on purpose: the model could memorise a name
+#: that identifies the subject, instead of looking at the reference.
 CLASSES = {
     "animal": ["animal-mammal", "animal-reptile", "animal-amphibian", "cat-face", "monkey-face"],
     "bird": ["animal-bird"],
@@ -40,23 +39,10 @@ CLASSES = {
     "clothes": ["clothing"],
     "instrument": ["musical-instrument", "sound", "music"],
     "house": ["place-building", "place-religious", "place-other"],
-    "thing": [
-        "household",
-        "tool",
-        "light & video",
-        "phone",
-        "computer",
-        "other-object",
-        "award-medal",
-        "lock",
-        "money",
-        "mail",
-        "office",
-        "time",
-        "science",
-    ],
-}
-#: Pictures that are scenery, abstract, text or too thin to be a subject.
+    "thing": ["household", "tool", "light & video", "phone", "computer", "other-object", "award-medal", "lock", "money",
+              "mail", "office", "time", "science"],
+}  # fmt: skip
+#: Scenery, abstract images, text, and what is too thin to be a subject.
 UNFIT = re.compile(
     r"o.clock|thirty|fog|night|sunrise|sunset|cityscape|bridge|milky|web|chart|suit$|calendar|hot springs|"
     r"map|wedding|construction|microbe|pager|cross mark|banknote|speaker|bell with|smiling cat|cat with|"
@@ -96,7 +82,7 @@ def main() -> None:
 
 
 def _rasterise(font: ImageFont.FreeTypeFont, glyph: str) -> Image.Image | None:
-    """The glyph cut to its own box and fitted into a square sprite; None where it fills too little of it."""
+    """Return the glyph cropped and fitted into a square sprite; None if it covers too little of it."""
     canvas = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(canvas).text((10, 10), glyph, font=font, embedded_color=True)
     box = canvas.getbbox()

@@ -1,14 +1,12 @@
-"""Render the pairs that the embedded models are trained on, once, into plain numpy files.
+"""Render the pairs that the embedded models are trained on into plain numpy files.
 
     python experiments/embedded/render.py --out build/pairs --pairs 40000 --wishes known --imperfect
     python experiments/embedded/render.py --out build/world --pairs 16000 --seed 2
 
-Rendered ahead because a CPU that trains should not wait for the painter. Writes reference.npy and
-target.npy (uint8, pairs x 64 x 64 x 3), the subjects' masks and prompts.jsonl.
+Writes reference.npy and target.npy (uint8, pairs x 64 x 64 x 3), the subjects' masks and prompts.jsonl.
 
-`--imperfect` makes the pairs that a generator learns from as faulty as the generated and collected pairs
-that real subject-driven generators learn from: some targets lack what the prompt says, or show a subject
-that has drifted. The generator learns to do the same now and then, which is what there is to be tuned.
+`--imperfect` makes the pairs as faulty as those that real subject-driven generators are trained on: some targets lack
+a part of the prompt, or show a subject that has drifted. The generator learns the same faults, which tuning can mend.
 """
 
 from __future__ import annotations
@@ -35,15 +33,15 @@ from customized_grpo.embedded.scenes import (
 from customized_grpo.embedded.subjects import Subject, draw_subject, sprites
 
 CHUNK = 1000
-UNKNOWN = 0.3  # share of the combinations that the generator never meets, where all wishes are rendered
-#: Shares of imperfect targets, of those that could have the fault. The first four are against the prompt (of the
+UNKNOWN = 0.3  # share of held-out combinations, with --wishes all
+#: Shares of imperfect targets among those that could have the fault. The first four are against the prompt (of the
 #: missing accessories, one in four is another one; of the wrong places, half are the reference's own: copy-paste),
 #: the last two against the reference.
 FAULTS = {"accessory": 0.45, "colour": 0.4, "position": 0.4, "place": 0.18, "hue": 0.15, "subject": 0.12}
 
 
 def with_faults(subject: Subject, wish: Wish, other: str, rng: np.random.Generator) -> tuple[Subject, Wish]:
-    """What an imperfect target shows instead of `subject` and `wish`; `other` is the reference's place."""
+    """Return subject and prompt attributes of an imperfect target; `other` is the reference's place."""
     met = {fault: rng.random() < share for fault, share in FAULTS.items()}
     if wish.accessory and met["accessory"]:
         worn = [a for a in ACCESSORIES if a != wish.accessory]
@@ -67,12 +65,8 @@ def render_chunk(
     seed: int, chunk: int, pairs: int, wishes: str, imperfect: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     rng = np.random.default_rng([seed, chunk])
-    arrays = {
-        "reference": np.empty((pairs, SIDE, SIDE, 3), np.uint8),
-        "target": np.empty((pairs, SIDE, SIDE, 3), np.uint8),
-        "reference_mask": np.empty((pairs, SIDE, SIDE), np.bool_),
-        "target_mask": np.empty((pairs, SIDE, SIDE), np.bool_),
-    }
+    arrays = {name: np.empty((pairs, SIDE, SIDE, 3), np.uint8) for name in ("reference", "target")}
+    arrays |= {f"{name}_mask": np.empty((pairs, SIDE, SIDE), np.bool_) for name in ("reference", "target")}
     lines = []
     for i in range(pairs):
         subject = draw_subject(rng, held_out=False)
@@ -84,11 +78,7 @@ def render_chunk(
         target = render_target(*shown, rng, stray)
         arrays["reference"][i], arrays["reference_mask"][i] = reference.image, reference.mask
         arrays["target"][i], arrays["target_mask"][i] = target.image, target.mask
-        entry = {
-            "prompt": wish.prompt(subject.word),
-            "subject": asdict(subject),
-            "wish": asdict(wish),
-        }
+        entry = {"prompt": wish.prompt(subject.word), "subject": asdict(subject), "wish": asdict(wish)}
         lines.append(json.dumps(entry))
     return arrays, lines
 
@@ -103,26 +93,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    chunks = -(-options.pairs // CHUNK)
+    sizes = [min(CHUNK, options.pairs - start) for start in range(0, options.pairs, CHUNK)]
+    render = partial(render_chunk, wishes=options.wishes, imperfect=options.imperfect)
     files: dict[str, np.memmap] = {}
     with (
         ProcessPoolExecutor(options.workers) as pool,
         (options.out / "prompts.jsonl").open("w", encoding="utf-8") as prompts,
     ):
-        sizes = [min(CHUNK, options.pairs - i * CHUNK) for i in range(chunks)]
-        render = partial(render_chunk, wishes=options.wishes, imperfect=options.imperfect)
-        for chunk, (arrays, lines) in enumerate(pool.map(render, [options.seed] * chunks, range(chunks), sizes)):
+        chunks = pool.map(render, [options.seed] * len(sizes), range(len(sizes)), sizes)
+        for chunk, (arrays, lines) in enumerate(chunks):
             for name, array in arrays.items():
                 if name not in files:
-                    files[name] = np.lib.format.open_memmap(
-                        options.out / f"{name}.npy",
-                        "w+",
-                        array.dtype,
-                        (options.pairs, *array.shape[1:]),
-                    )
+                    shape = (options.pairs, *array.shape[1:])
+                    files[name] = np.lib.format.open_memmap(options.out / f"{name}.npy", "w+", array.dtype, shape)
                 files[name][chunk * CHUNK : chunk * CHUNK + len(array)] = array
             prompts.write("\n".join(lines) + "\n")
-            print(f"{chunk + 1}/{chunks}", flush=True)
+            print(f"{chunk + 1}/{len(sizes)}", flush=True)
 
 
 if __name__ == "__main__":

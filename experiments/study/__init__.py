@@ -1,5 +1,1 @@
-"""Methods compared over seeds: what to run, running it, and what came of it."""
-
-from experiments.study.study import measure_gradients, run_study
-
-__all__ = ["measure_gradients", "run_study"]
+"""Compare methods over seeds: python -m experiments.study recipes/studies/embedded.yaml"""

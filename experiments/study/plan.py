@@ -1,10 +1,9 @@
-"""What a study compares: rows of settings, each over several seeds, read from one YAML file."""
+"""Rows of settings that a study compares, each over several seeds, read from one YAML file."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ class RowConfig(Section):
     """One way of training."""
 
     set: Settings = Field({})
-    seeds: int | None = Field(None, ge=1, description="seeds 0, 1, ... of this row; the study's number where none")
+    seeds: int | None = Field(None, ge=1, description="Seeds 0, 1, ... of this row; default: those of the study.")
 
 
 class StudyConfig(Section):
@@ -32,15 +31,15 @@ class StudyConfig(Section):
 
     title: str = "Comparison"
     config: Path | None = Field(
-        None, description="YAML of the runs, from the study's folder; the embedded recipe without"
+        None, description="YAML of the runs, relative to the study's folder; default: the embedded recipe."
     )
     set: Settings = Field({})
     seeds: int = Field(3, ge=1)
     rows: dict[str, RowConfig] = Field(min_length=1)
-    ours: str = Field(description="the row that the others are compared with")
-    front: list[str] = Field([], description="rows of static weights, joined in the plane in this order")
-    grid: list[str] = Field([], description="rows whose pictures are shown side by side")
-    gradient_batches: int = Field(16, ge=0, description="iterations to measure gradients over; 0: none")
+    ours: str = Field(description="Row that the others are compared with.")
+    front: list[str] = Field([], description="Rows of static weights, joined in the plane in this order.")
+    grid: list[str] = Field([], description="Rows whose images are shown side by side.")
+    gradient_batches: int = Field(16, ge=0, description="Iterations to measure gradients over; 0 for none.")
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -66,16 +65,17 @@ class StudyRun:
 
     @property
     def folder(self) -> str:
+        """Folder of the run in that of the study."""
         return f"{slug(self.row)}/seed-{self.seed}"
 
 
 def slug(name: str) -> str:
-    """A row's name as a folder's."""
+    """Return a row's name as that of a folder."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower().replace(":", " to ")).strip("-") or "row"
 
 
 def load_study(path: Path) -> StudyConfig:
-    """The study of a YAML file. Raises ConfigError, one line for each problem."""
+    """Read a study's YAML file. Raises ConfigError, one line for each problem."""
     study = read_section(path, StudyConfig)
     if study.config is None or study.config == Path(EMBEDDED):
         return study
@@ -83,14 +83,14 @@ def load_study(path: Path) -> StudyConfig:
 
 
 def plan(study: StudyConfig) -> list[StudyRun]:
-    """All runs, every row's first seed before any second one. Raises ConfigError where a row cannot be run."""
+    """Return all runs, every row's first seed before any second one. Raises ConfigError if a row cannot be run."""
     runs, problems = [], []
-    count = {name: row.seeds or study.seeds for name, row in study.rows.items()}
-    for seed in range(max(count.values())):
+    for seed in range(max(row.seeds or study.seeds for row in study.rows.values())):
         for name, row in study.rows.items():
-            if seed < count[name]:
+            if seed < (row.seeds or study.seeds):
+                settings = {**study.set, **row.set, "seed": seed}
                 try:
-                    config = load_config(study.config, _overrides({**study.set, **row.set, "seed": seed}))
+                    config = load_config(study.config, [f"{key}={json.dumps(one)}" for key, one in settings.items()])
                 except ConfigError as error:
                     problems += [f"row {name!r}: {line}" for line in error.problems]
                 else:
@@ -98,7 +98,3 @@ def plan(study: StudyConfig) -> list[StudyRun]:
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return runs
-
-
-def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]

@@ -1,9 +1,9 @@
-"""A study's results as a table, a verdict and pictures."""
+"""Report a study's results as a table, a verdict and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Column, Table
@@ -22,17 +22,22 @@ from experiments.study.results import Result
 from experiments.study.statistics import dominates, front, hypervolume
 
 GRADIENTS = "gradients.json"
-#: Shares that advantages of independent noise would have, and those the paper reports, in per cent.
+#: Shares in per cent (conflicted, both positive, both negative) of independent noise, and those the paper reports.
 NOISE_SHARES = (50.0, 25.0, 25.0)
 PAPER_SHARES = (50.2, 26.8, 23.0)
 _SAME_BASE = 0.05  # points of a score: other processors round otherwise
+Rows = Mapping[str, list[Result]]
+Planes = Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class RowSummary:
-    """Of one row: gains over the base in per cent by score, and hypervolume over the base in per cent squared.
+    """Gains of a row over the base by score, and hypervolumes by plane.
 
-    Of a guard, whose base may be near 0, the gain is the plain difference.
+    Args:
+        seeds: Number of seeds.
+        gains: Gains in per cent; for a guard, whose base may be near 0, the plain difference.
+        hypervolume: Hypervolumes over the base in per cent squared.
     """
 
     seeds: int
@@ -41,14 +46,13 @@ class RowSummary:
 
 
 def by_row(study: StudyConfig, results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of each row that has any, in the study's order, by rising seed."""
+    """Return the results of each row that has any, in the study's order, by rising seed."""
     rows = {name: sorted((r for r in results if r.row == name), key=lambda r: r.seed) for name in study.rows}
     return {name: found for name, found in rows.items() if found}
 
 
-def summarise(
-    rows: Mapping[str, list[Result]], planes: Mapping[str, tuple[str, str]], guards: Collection[str]
-) -> dict[str, RowSummary]:
+def summarise(rows: Rows, planes: Planes, guards: Collection[str]) -> dict[str, RowSummary]:
+    """Return the summary of each row."""
     return {
         name: RowSummary(
             len(found),
@@ -56,142 +60,139 @@ def summarise(
                 score: Estimate.of([r.change(score) if score in guards else r.gain(score) for r in found])
                 for score in found[0].tuned
             },
-            {
-                plane: Estimate.of([hypervolume([(r.gain(i), r.gain(p))], (0.0, 0.0)) for r in found])
-                for plane, (i, p) in planes.items()
-            },
+            {plane: Estimate.of([_area([r], axes) for r in found]) for plane, axes in planes.items()},
         )
         for name, found in rows.items()
     }
 
 
-def front_hypervolume(
-    rows: Mapping[str, list[Result]], static: Sequence[str], axes: tuple[str, str]
-) -> Estimate | None:
-    """Of all static weights together: seed by seed, the area that any of them reaches. None where one is missing."""
+def _area(results: Sequence[Result], axes: tuple[str, str]) -> float:
+    return hypervolume([(r.gain(axes[0]), r.gain(axes[1])) for r in results], (0.0, 0.0))
+
+
+def front_hypervolume(rows: Rows, static: Sequence[str], axes: tuple[str, str]) -> Estimate | None:
+    """Return the hypervolume of all static weights together, over seeds; None if a row is missing."""
     if not static or any(name not in rows for name in static):
         return None
     seeds = set.intersection(*({r.seed for r in rows[name]} for name in static))
-    areas = []
-    for seed in sorted(seeds):
-        at = [r for name in static for r in rows[name] if r.seed == seed]
-        areas.append(hypervolume([(r.gain(axes[0]), r.gain(axes[1])) for r in at], (0.0, 0.0)))
+    areas = [_area([r for name in static for r in rows[name] if r.seed == seed], axes) for seed in sorted(seeds)]
     return Estimate.of(areas) if areas else None
 
 
-def verdict(
-    study: StudyConfig, summaries: Mapping[str, RowSummary], planes: Mapping[str, tuple[str, str]]
-) -> list[str]:
-    """What holds of the claim and what does not, plane by plane, in plain sentences."""
+def verdict(study: StudyConfig, summaries: Mapping[str, RowSummary], planes: Planes) -> list[str]:
+    """Return a sentence for each plane on what holds of the claim and what does not."""
     if study.ours not in summaries:
         return [f"{study.ours} has no result yet"]
     ours, lines = summaries[study.ours], []
     for plane, (identity, prompt) in planes.items():
         gains = {n: (s.gains[identity].mean, s.gains[prompt].mean) for n, s in summaries.items()}
         mine, area = gains[study.ours], ours.hypervolume[plane]
-        told = f"{study.ours} by the {plane}: identity {mine[0]:+.1f}%, prompt {mine[1]:+.1f}%"
         better = [name for name in study.front if name in gains and dominates(gains[name], mine)]
-        told += f"; dominated by {', '.join(better)}" if better else "; no static weights dominate it"
         larger = [n for n, s in summaries.items() if n != study.ours and s.hypervolume[plane].mean >= area.mean]
-        told += f"; undominated are {', '.join(front(gains))}"
-        told += f"; hypervolume {area.told('.0f')}"
-        told += f", not above {', '.join(larger)}" if larger else ", the largest of all rows"
+        parts = [
+            f"{study.ours} by the {plane}: identity {mine[0]:+.1f}%, prompt {mine[1]:+.1f}%",
+            f"dominated by {', '.join(better)}" if better else "no static weights dominate it",
+            f"undominated are {', '.join(front(gains))}",
+            f"hypervolume {area.told('.0f')}, "
+            + (f"not above {', '.join(larger)}" if larger else "the largest of all rows"),
+        ]
         static = [summaries[name] for name in study.front if name in summaries]
         if static:
             best = max(static, key=lambda summary: summary.hypervolume[plane].mean)
             reached = best.hypervolume[plane]
-            told += f"; the best static weights' is {reached.told('.0f')}"
+            apart = "apart from it" if area.low > reached.high else "not apart from it"
+            parts.append(f"the best static weights' is {reached.told('.0f')}")
             if min(ours.seeds, best.seeds) > 1:
-                told += ", apart from it" if area.low > reached.high else ", not apart from it"
+                parts[-1] += f", {apart}"
             else:
-                told += "; one seed says nothing of how sure that is"
-        lines.append(told)
+                parts.append("one seed gives no interval")
+        lines.append("; ".join(parts))
     return lines
 
 
 def write_report(study: StudyConfig, config: Config, results: Sequence[Result], out: Path) -> tuple[Table, list[str]]:
-    """table.md, summary.json and the pictures in the study's folder.
+    """Write table.md, summary.json and the figures to the study's folder.
 
-    Returns the table (mean changes over the base, in per cent but for guards, and hypervolumes; table.md has the
-    intervals) and the verdict.
+    Returns:
+        The table (mean changes over the base, in per cent except for guards, and hypervolumes; table.md has the
+        intervals) and the verdict.
     """
     planes, guards = axes_of(config), guards_of(config)
     rows = by_row(study, results)
     summaries = summarise(rows, planes, guards)
-    told = [*_uneven_bases(rows), *verdict(study, summaries, planes)]
+    lines = [*_uneven_bases(rows), *verdict(study, summaries, planes)]
     scores = list(next(iter(summaries.values())).gains)
-    headings, rows_told = _headings(scores, planes, guards), _cells(summaries, scores, planes)
-    write_bytes(out / "table.md", (markdown_table(headings, rows_told) + "\n").encode())
+    headings = ["row", "seeds", *(score if score in guards else f"{score} %" for score in scores)]
+    headings += [f"hypervolume ({plane})" for plane in planes]
+    cells = [
+        [name, str(summary.seeds), *(summary.gains[score].told() for score in scores)]
+        + [summary.hypervolume[plane].told(".0f") for plane in planes]
+        for name, summary in summaries.items()
+    ]
+    write_bytes(out / "table.md", (markdown_table(headings, cells) + "\n").encode())
     static = {plane: front_hypervolume(rows, study.front, axes) for plane, axes in planes.items()}
-    write_json(
-        out / "summary.json",
-        {
-            "rows": {name: _plain(summary) for name, summary in summaries.items()},
-            "hypervolume of all static weights together": {
-                plane: None if estimate is None else vars(estimate) for plane, estimate in static.items()
-            },
-            "verdict": told,
+    summary = {
+        "rows": {name: asdict(row) for name, row in summaries.items()},
+        "hypervolume of all static weights together": {
+            plane: None if estimate is None else asdict(estimate) for plane, estimate in static.items()
         },
-    )
+        "verdict": lines,
+    }
+    write_json(out / "summary.json", summary)
     for plane, axes in planes.items():
         _plane(out / f"plane-{plane}.png", study, rows, axes, plane)
-    _curves(out / "curves.png", study, rows, guards)
+    panels = {
+        score: {name: [r.curves[score] for r in found if score in r.curves] for name, found in rows.items()}
+        for score in next(iter(rows.values()))[0].curves
+    }
+    highlight = [name for name in dict.fromkeys([*study.grid, study.ours]) if name in rows]
+    learning_curves(out / "curves.png", panels, study.title, highlight=highlight, absolute=guards)
     _quadrants(out / "quadrants.png", rows)
     if (out / GRADIENTS).exists():
         draw_gradients(out, read_evidence(out / GRADIENTS))
     _grid(out / "grid.png", study, config, out, rows)
     table = Table(*(Column(heading, overflow="fold") for heading in headings), title=study.title)
-    for cells in rows_told:
-        table.add_row(*(cell.partition(" [")[0] for cell in cells))
-    return table, told
+    for row in cells:
+        table.add_row(*(cell.partition(" [")[0] for cell in row))
+    return table, lines
 
 
 def draw_gradients(out: Path, evidence: Evidence) -> None:
-    """gradients.png in the study's folder."""
-    gradient_evidence(
-        out / "gradients.png",
-        _steps(evidence.cosines),
-        _steps(evidence.agreements),
-        _steps(evidence.strengths),
-        evidence.at or None,
+    """Draw gradients.png in the study's folder."""
+    cosines, agreements, strengths = (
+        {name: [(at.sigma, at.value, at.low, at.high) for at in curve] for name, curve in curves.items()}
+        for curves in (evidence.cosines, evidence.agreements, evidence.strengths)
     )
+    gradient_evidence(out / "gradients.png", cosines, agreements, strengths, evidence.at or None)
 
 
 def gradients_tables(evidence: Evidence) -> tuple[Table, Table]:
-    """What gradients.png shows, without the intervals: whether the two roles agree, and what each of them has to learn.
-
-    The weights learned from the latter stand beside it.
-    """
-    cosines, agreements, strengths = evidence.cosines, evidence.agreements, evidence.strengths
+    """Return the values of gradients.png without intervals: agreement of the roles, and signal with learned weights."""
     where = evidence.at or "the base"
-    steps = [(str(at.step), f"{at.sigma:.2f}") for at in next(iter(cosines.values()))]
+
+    def values(label: str, curves: Mapping[str, Sequence[AtStep]]) -> dict[str, list[str]]:
+        return {f"{label}, {name}": [f"{at.value:+.4f}" for at in curve] for name, curve in curves.items()}
 
     def table(title: str, columns: Mapping[str, Sequence[str]]) -> Table:
-        headings = (Column(heading, overflow="fold") for heading in ("step", "sigma", *columns))
-        filled = Table(*headings, title=title)
-        for step, cells in zip(steps, zip(*columns.values(), strict=True), strict=True):
-            filled.add_row(*step, *cells)
+        filled = Table(*(Column(heading, overflow="fold") for heading in ("step", "sigma", *columns)), title=title)
+        for at, cells in zip(next(iter(evidence.cosines.values())), zip(*columns.values(), strict=True), strict=True):
+            filled.add_row(str(at.step), f"{at.sigma:.2f}", *cells)
         return filled
 
-    def values(curve: Sequence[AtStep]) -> list[str]:
-        return [f"{at.value:+.4f}" for at in curve]
-
+    weights = {
+        f"learned weight, {role}": [f"{at.weight:.2f}" for at in curve] for role, curve in evidence.strengths.items()
+    }
     return (
         table(
-            f"Do the two roles' gradients agree, at {where}?",
-            {f"cosine, {name}": values(curve) for name, curve in cosines.items()}
-            | {f"agreement / noise, {name}": values(curve) for name, curve in agreements.items()},
+            f"Agreement of the two roles' gradients at {where}",
+            values("cosine", evidence.cosines) | values("agreement / noise", evidence.agreements),
         ),
-        table(
-            f"What each role's gradient can teach, at {where}",
-            {f"signal / noise, {role}": values(curve) for role, curve in strengths.items()}
-            | {f"learned weight, {role}": [f"{at.weight:.2f}" for at in curve] for role, curve in strengths.items()},
-        ),
+        table(f"Signal of each role's gradient at {where}", values("signal / noise", evidence.strengths) | weights),
     )
 
 
-def _uneven_bases(rows: Mapping[str, list[Result]]) -> list[str]:
-    """A warning where the rows' bases differ by more than rounding: another model, data or judge came in between."""
+def _uneven_bases(rows: Rows) -> list[str]:
+    """Return a warning if the rows' bases differ by more than rounding: the model, data or a scorer has changed."""
     found = [result for results in rows.values() for result in results]
     uneven = {
         result.row
@@ -202,32 +203,7 @@ def _uneven_bases(rows: Mapping[str, list[Result]]) -> list[str]:
     return [f"not the same base as {found[0].row}'s: {', '.join(sorted(uneven))}; run them again"] if uneven else []
 
 
-def _headings(scores: Sequence[str], planes: Mapping[str, object], guards: Collection[str]) -> list[str]:
-    told = [score if score in guards else f"{score} %" for score in scores]
-    return ["row", "seeds", *told, *(f"hypervolume ({plane})" for plane in planes)]
-
-
-def _cells(summaries: Mapping[str, RowSummary], scores: Sequence[str], planes: Mapping[str, object]) -> list[list[str]]:
-    return [
-        [
-            name,
-            str(summary.seeds),
-            *(summary.gains[score].told() for score in scores),
-            *(summary.hypervolume[plane].told(".0f") for plane in planes),
-        ]
-        for name, summary in summaries.items()
-    ]
-
-
-def _plain(summary: RowSummary) -> dict[str, object]:
-    return {
-        "seeds": summary.seeds,
-        "gains": {name: vars(estimate) for name, estimate in summary.gains.items()},
-        "hypervolume": {name: vars(estimate) for name, estimate in summary.hypervolume.items()},
-    }
-
-
-def _plane(path: Path, study: StudyConfig, rows: Mapping[str, list[Result]], axes: tuple[str, str], plane: str) -> None:
+def _plane(path: Path, study: StudyConfig, rows: Rows, axes: tuple[str, str], plane: str) -> None:
     points: dict[str, Point] = {}
     intervals: dict[str, Interval] = {}
     for name, found in rows.items():
@@ -236,59 +212,35 @@ def _plane(path: Path, study: StudyConfig, rows: Mapping[str, list[Result]], axe
     base = next(iter(rows.values()))[0].base
     points["base"] = (base[axes[0]], base[axes[1]])
     static = [points[name] for name in study.front if name in points]
-    identity_prompt_plane(
-        path,
-        points,
-        intervals,
-        f"{study.title}: {plane}",
-        static if len(static) > 1 else None,
-        arrow=("base", study.ours),
-        labels=axes,
-    )
+    title, joined = f"{study.title}: {plane}", static if len(static) > 1 else None
+    identity_prompt_plane(path, points, intervals, title, joined, arrow=("base", study.ours), labels=axes)
 
 
-def _curves(path: Path, study: StudyConfig, rows: Mapping[str, list[Result]], guards: Collection[str]) -> None:
-    scores = next(iter(rows.values()))[0].curves
-    panels = {
-        score: {name: [r.curves[score] for r in found if score in r.curves] for name, found in rows.items()}
-        for score in scores
-    }
-    highlighted = [name for name in dict.fromkeys([*study.grid, study.ours]) if name in rows]
-    learning_curves(path, panels, study.title, highlight=highlighted, absolute=guards)
-
-
-def _quadrants(path: Path, rows: Mapping[str, list[Result]]) -> None:
+def _quadrants(path: Path, rows: Rows) -> None:
     shares = {"independent noise": NOISE_SHARES, "the paper": PAPER_SHARES}
     for name, found in rows.items():
-        means = [
+        conflicted, positive, negative = (
             100 * sum(r.logged[f"share/{kind}"] for r in found) / len(found)
             for kind in ("conflicted", "both_positive", "both_negative")
-        ]
-        shares[name] = (means[0], means[1], means[2])
+        )
+        shares[name] = (conflicted, positive, negative)
     quadrant_bars(path, shares)
 
 
-def _steps(curves: Mapping[str, Sequence[AtStep]]) -> dict[str, list[tuple[float, float, float, float]]]:
-    return {name: [(at.sigma, at.value, at.low, at.high) for at in curve] for name, curve in curves.items()}
-
-
-def _grid(path: Path, study: StudyConfig, config: Config, out: Path, rows: Mapping[str, list[Result]]) -> None:
-    """Reference, base and the chosen rows from the same noise, all of one seed: the first that most rows have."""
+def _grid(path: Path, study: StudyConfig, config: Config, out: Path, rows: Rows) -> None:
+    """Draw reference, base and the chosen rows from the same noise, all of one seed: the first that most rows have."""
     seeds = sorted({result.seed for name in study.grid for result in rows.get(name, ())})
-    found = [_grid_columns(study, config, out, rows, seed) for seed in seeds]
-    columns = max(found, key=len, default={})
+    columns = max((_grid_columns(study, config, out, rows, seed) for seed in seeds), key=len, default={})
     if columns:
         evaluation_grid(path, open_dataset(config.evaluation.data), config.evaluation.images, columns)
 
 
-def _grid_columns(
-    study: StudyConfig, config: Config, out: Path, rows: Mapping[str, list[Result]], seed: int
-) -> dict[str, Evaluation]:
-    """Base and rows of that seed, as far as the pictures are there that their results were told from."""
+def _grid_columns(study: StudyConfig, config: Config, out: Path, rows: Rows, seed: int) -> dict[str, Evaluation]:
+    """Return base and rows of that seed whose images are in the study's folder."""
     columns: dict[str, Evaluation] = {}
     for name in study.grid:
         if not any(result.seed == seed for result in rows.get(name, ())):
-            continue  # what an unfinished run has drawn is of some iteration before its last
+            continue  # images of an unfinished run are of some iteration before its last
         folder = out / slug(name) / f"seed-{seed}/evaluation"
         base = read_evaluation(folder / "base", config.evaluation)
         tuned = read_evaluation(folder / "tuned", config.evaluation)

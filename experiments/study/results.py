@@ -1,9 +1,9 @@
-"""What a study keeps of each run: one line of results.jsonl, enough for every table and curve."""
+"""Results of a study: one line of results.jsonl for each run, enough for every table and curve."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,17 @@ _LOGGED = ("share/conflicted", "share/both_positive", "share/both_negative", "id
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: mean scores of the evaluation before and after, and what happened in between.
+    """A finished run.
 
-    `curves` has the evaluation's scores (by their names) over the iterations at which they were taken, 0 being
-    the base; `logged` the means over all iterations of what the log says of the groups. `settings` is the whole
-    configuration.
+    Args:
+        row: Row of the study.
+        seed: Seed of the run.
+        settings: Whole configuration.
+        base: Mean scores of the evaluation before training.
+        tuned: Mean scores of the evaluation after training.
+        curves: Scores by name over the iterations at which they were taken; iteration 0 is the base.
+        logged: Means over all iterations of some logged metrics.
+        seconds: Training time.
     """
 
     row: str
@@ -38,26 +44,26 @@ class Result:
     seconds: float
 
     def change(self, name: str) -> float:
-        """Of a score over the base, on its own scale."""
+        """Return the change of a score over the base, on its own scale."""
         return self.tuned[name] - self.base[name]
 
     def gain(self, name: str) -> float:
-        """Change of a score over the base in per cent."""
+        """Return the change of a score over the base in per cent."""
         return 100 * self.change(name) / abs(self.base[name])
 
 
 def collect(run: StudyRun, folder: Path) -> Result:
-    """The result of a finished run's folder. Raises ConfigError where it is not finished."""
+    """Read the result of a finished run's folder. Raises ConfigError if it is not finished."""
     base = read_evaluation(folder / "evaluation/base", run.config.evaluation)
     tuned = read_evaluation(folder / "evaluation/tuned", run.config.evaluation)
     records = read_records(folder / "metrics.jsonl")
     if base is None or tuned is None or len(records) < run.config.train.iterations:
         raise ConfigError(f"{folder}: not finished; run the study again")
-    curves: dict[str, Curve] = {name: [(0, mean)] for name, mean in base.means.items()}
-    for record in records:
-        for name, curve in curves.items():
-            if f"evaluation/{name}/mean" in record:
-                curve.append((record["iteration"], record[f"evaluation/{name}/mean"]))
+    curves: dict[str, Curve] = {
+        name: [(0, mean)]
+        + [(r["iteration"], r[key]) for key in [f"evaluation/{name}/mean"] for r in records if key in r]
+        for name, mean in base.means.items()
+    }
     logged = {key: sum(r[key] for r in records) / len(records) for key in _LOGGED if key in records[0]}
     seconds = sum(record["seconds/total"] for record in records)
     return Result(
@@ -66,11 +72,12 @@ def collect(run: StudyRun, folder: Path) -> Result:
 
 
 def append_result(out: Path, result: Result) -> None:
+    """Add a line to the study's results."""
     append_record(out / RESULTS, asdict(result))
 
 
 def read_results(out: Path) -> list[Result]:
-    """All results in a study's folder; none where there is no file yet."""
+    """Read all results in a study's folder; none if there is no file yet."""
     if not (out / RESULTS).exists():
         return []
     results = []
@@ -83,13 +90,12 @@ def read_results(out: Path) -> list[Result]:
     return results
 
 
-def finished(runs: list[StudyRun], results: list[Result], out: Path) -> set[tuple[str, int]]:
-    """(row, seed) of the runs that need not be done again. Raises ConfigError where a result is of other settings."""
+def finished(runs: Iterable[StudyRun], results: Iterable[Result], out: Path) -> set[tuple[str, int]]:
+    """Return (row, seed) of the finished runs. Raises ConfigError for a result with other settings."""
     planned = {(run.row, run.seed): run.config for run in runs}
     done = set()
     for result in results:
-        key = (result.row, result.seed)
-        if key in planned:
+        if (key := (result.row, result.seed)) in planned:
             other = difference(result.settings, planned[key])
             if other is not None:
                 raise ConfigError(
@@ -101,30 +107,26 @@ def finished(runs: list[StudyRun], results: list[Result], out: Path) -> set[tupl
 
 
 def difference(settings: Mapping[str, Any], config: Config) -> str | None:
-    """The first dotted key in which kept settings are not those of `config`, or None.
+    """Return the first dotted key in which stored settings differ from those of `config`, or None.
 
-    A key that the kept ones do not have is newer than they are: it agrees where it stands at its default.
+    A key that the stored settings lack is newer than they are; it agrees if it has its default value.
     """
-    default = base_config(config.policy)
-    return _difference(settings, config.model_dump(mode="json"), default.model_dump(mode="json"), ())
+    usual = base_config(config.policy)
+    stored, now, default = map(_flat, (settings, config.model_dump(mode="json"), usual.model_dump(mode="json")))
+    for key, value in now.items():
+        if key in stored:
+            if stored[key] != value:
+                return key
+        elif not (key in default and default[key] == value):
+            return key
+    return next((key for key in stored if key not in now), None)
 
 
-def _difference(kept: Any, now: Any, default: Any, place: tuple[str, ...]) -> str | None:
-    if isinstance(kept, Mapping) and isinstance(now, Mapping):
-        usual = default if isinstance(default, Mapping) else {}
-        for key in [*now, *(key for key in kept if key not in now)]:
-            here = (*place, key)
-            if key not in kept and key in usual and now[key] == usual[key]:
-                continue
-            if key not in kept or key not in now:
-                return ".".join(here)
-            found = _difference(kept[key], now[key], usual.get(key), here)
-            if found is not None:
-                return found
-        return None
-    if isinstance(kept, list) and isinstance(now, list) and len(kept) == len(now):
-        usuals = default if isinstance(default, list) and len(default) == len(now) else [None] * len(now)
-        parts = enumerate(zip(kept, now, usuals, strict=True))
-        found_parts = (_difference(k, n, d, (*place, str(i))) for i, (k, n, d) in parts)
-        return next((found for found in found_parts if found is not None), None)
-    return None if kept == now else ".".join(place)
+def _flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings and lists by their dotted keys."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping) or not value:
+        return {place: value}
+    parts = (_flat(one, f"{place}.{key}" if place else str(key)) for key, one in value.items())
+    return {key: one for part in parts for key, one in part.items()}

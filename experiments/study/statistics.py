@@ -1,35 +1,27 @@
-"""What can be said of many rows: dominance and the area that points cover.
-
-A point is (identity, prompt), scores or their gains over the base in per cent; more is better in both.
-"""
+"""Dominance and hypervolume of points (identity, prompt), of which more is better in both coordinates."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 Point = tuple[float, float]
-"""(identity, prompt)."""
+"""(identity, prompt): scores, or their gains over the base in per cent."""
 
 
 def hypervolume(points: Iterable[Point], origin: Point) -> float:
-    """Area of the union of the rectangles that stretch from `origin` to each of the points.
+    """Compute the area of the union of the rectangles from `origin` to each of the points.
 
     Args:
-        points: any number; those that do not exceed the origin in both coordinates add nothing.
-        origin: the corner that the rectangles share; (0, 0) for gains over the base.
+        points: Points; those that do not exceed the origin in both coordinates add nothing.
+        origin: Corner that the rectangles share; (0, 0) for gains over the base.
 
     Returns:
-        The area, at least 0; 0 for no points. Of gains in per cent: per cent squared.
-
-    Raises:
-        ValueError: if a coordinate is not finite.
+        Area, at least 0; for gains in per cent, per cent squared.
     """
-    left, bottom = _finite("origin", origin)
-    kept = [_finite("a point", point) for point in points]
+    left, bottom = origin
     area, top = 0.0, bottom
     # From the right: each point adds the part of its rectangle above all those that reach further.
-    for x, y in sorted(kept, reverse=True):
+    for x, y in sorted(points, reverse=True):
         if x > left and y > top:
             area += (x - left) * (y - top)
             top = y
@@ -37,29 +29,11 @@ def hypervolume(points: Iterable[Point], origin: Point) -> float:
 
 
 def dominates(a: Point, b: Point) -> bool:
-    """Whether `a` is at least as good as `b` in both coordinates and better in one.
-
-    Raises:
-        ValueError: if a coordinate is not finite.
-    """
-    (a0, a1), (b0, b1) = _finite("a point", a), _finite("a point", b)
-    return a0 >= b0 and a1 >= b1 and (a0 > b0 or a1 > b1)
+    """Whether `a` is at least as good as `b` in both coordinates and better in one."""
+    return a[0] >= b[0] and a[1] >= b[1] and a != b
 
 
 def front(points: Mapping[str, Point]) -> list[str]:
-    """Names of the points that no other dominates, from the lowest first coordinate to the highest.
-
-    Equal points do not dominate each other: both are named, in the order given. No points, no names.
-
-    Raises:
-        ValueError: if a coordinate is not finite.
-    """
-    kept = {name: _finite(repr(name), point) for name, point in points.items()}
-    best = [name for name, point in kept.items() if not any(dominates(other, point) for other in kept.values())]
-    return sorted(best, key=lambda name: kept[name][0])
-
-
-def _finite(name: str, point: Point) -> Point:
-    if not all(math.isfinite(value) for value in point):
-        raise ValueError(f"{name} lies at {point}; give finite coordinates")
-    return point
+    """Return names of the points that no other dominates, by rising first coordinate; equal points are all named."""
+    best = [name for name, point in points.items() if not any(dominates(other, point) for other in points.values())]
+    return sorted(best, key=lambda name: points[name][0])

@@ -22,7 +22,7 @@ import customized_grpo
 from customized_grpo.utils.hub import resolve
 
 _PARTS = json.loads(
-    (Path(customized_grpo.__file__).parent / "models" / "known_models.json").read_text(encoding="utf-8")
+    (Path(customized_grpo.__file__).parent / "utils" / "known_models.json").read_text(encoding="utf-8")
 )["parts"]
 _TINY_TRANSFORMER = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 64}
 _TINY_VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}

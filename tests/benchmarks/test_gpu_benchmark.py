@@ -1,25 +1,22 @@
-"""The benchmark for a GPU, with a tiny model on a CPU: all of its code runs, and its record is whole."""
+"""The GPU benchmark with a tiny model on a CPU: all of its code runs, and its record is complete."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import replace
+import shlex
 from pathlib import Path
 from typing import Any
 
+import crashing
 import pytest
 import tiny
 import torch
-from crashing import crash
 
-from benchmarks.gpu import attention, model, page
-from benchmarks.gpu.goals import goals
-from benchmarks.gpu.planned import difference
-from benchmarks.gpu.sections import DEBUG, SECTIONS, Section, named
-from benchmarks.gpu.tables import markdown, tables
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import attention, model, report
+from benchmarks.gpu import sections as benchmark
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.sections import SECTIONS, Section, named
 from benchmarks.gpu.timing import Timing, alternate, ratio
 from benchmarks.iteration.flops import flop_counter
 from customized_grpo.config import PolicyConfig
@@ -27,145 +24,128 @@ from customized_grpo.policies import build_policy
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.policies.shortcuts import libraries_own
 
-ROOT = Path(__file__).parents[2]
-#: Sections that have no row of a GPU's alone.
-PAIRED = ("velocity", "training", "launch")
-
-
-def benchmark(out: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), "--tiny", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment, timeout=1200)
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """The record of all sections, and what was printed."""
+def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of all sections, measured in this process."""
     out = tmp_path_factory.mktemp("gpu")
-    done = benchmark(out, "--time-limit", "1200")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((out / "gpu.json").read_text(encoding="utf-8")), done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.iteration.peak._SECONDS", 0.02)
+        assert command.main(["--out", str(out), "--tiny", "--time-limit", "1200"]) == 0
+    found: dict[str, Any] = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
+    return found
 
 
-def test_every_section_is_measured(run: tuple[dict[str, Any], str]) -> None:
-    record, printed = run
+def test_every_section_is_measured(record: dict[str, Any]) -> None:
     assert record["failures"] == record["skipped"] == {}
     assert list(record["results"]) == [section.name for section in SECTIONS]
     assert record["seconds"].keys() == {*record["results"], "total"}
-    for section in SECTIONS:
-        rows = record["results"][section.name]
-        assert rows and not any("failed" in row for row in rows), (section.name, rows)
-        assert section.title in printed
-    assert record["tiny"] and record["command"].startswith("python -m benchmarks.gpu --out ")
+    for name, rows in record["results"].items():
+        assert rows and not any("failed" in row for row in rows), (name, rows)
+    assert record["tiny"] and shlex.split(record["command"])[:3] == ["python", "-m", "benchmarks.gpu"]
     assert record["machine"]["device"] and record["machine"]["versions"].keys() >= {"torch", "diffusers", "peft"}
 
 
-def test_ways_are_paired_and_shares_are_of_the_peak(run: tuple[dict[str, Any], str]) -> None:
-    results = run[0]["results"]
+def test_layers_are_compared_in_turns_and_shares_are_of_the_peak(record: dict[str, Any]) -> None:
+    results = record["results"]
     peak = 1e12 * results["peak"][0]["tflops"]
-    for name in PAIRED:
-        for row in results[name]:
-            for way in ("ours", "libraries", "speed_up"):
-                assert 0 < row[way]["min"] <= row[way]["median"] <= row[way]["max"]
-            assert row["speed_up"]["repeats"] == row["ours"]["repeats"] == row["libraries"]["repeats"] > 1
+    for row in (*results["velocity"], *results["training"], *results["launch"]):
+        ours, libraries, speed_up = (row[key] for key in ("ours_s_per_image", "libraries_s_per_image", "speed_up"))
+        assert ours["repeats"] == libraries["repeats"] == speed_up["repeats"] > 1
+        assert 0 < speed_up["min"] <= speed_up["median"] <= speed_up["max"]
     for row in (*results["velocity"], *results["training"]):
-        share = 100 * row["flops_per_image"] / row["ours"]["median"] / peak
-        assert row["ours_share"] == pytest.approx(share)
-    checkpointed = [row for row in results["training"] if row["checkpointing"]]
-    kept = [row for row in results["training"] if not row["checkpointing"]]
-    assert checkpointed and all(row["useful_share"] < 0.8 * row["ours_share"] for row in checkpointed)
-    assert kept and all(row["useful_share"] == row["ours_share"] for row in kept)
+        share = 100 * row["flops_per_image"] / row["ours_s_per_image"]["median"] / peak
+        assert row["percent_of_peak"] == pytest.approx(share)
+    for row in results["training"]:
+        useful = row["percent_without_recomputation"] / row["percent_of_peak"]
+        assert useful < 0.8 if row["checkpointing"] else useful == 1
 
 
-def test_an_iteration_is_extrapolated_as_its_formula_says(run: tuple[dict[str, Any], str]) -> None:
-    for name, trained in (("kontext", 14), ("paper", 14)):
-        rows = run[0]["results"][name]
-        assert [row["way"] for row in rows] == ["ours", "diffusers + peft", "released shape"]
-        for row in rows:
-            unit, images = row["seconds_per_unit"], row["recipe_images"]
-            assert (images, row["recipe_steps"], row["recipe_trained_steps"]) == (96, 25, trained)
-            encoded = 96 if row["way"] == "released shape" else 8
-            each = 25 * unit["sample"] + trained * unit["update"] + unit["decode"] + unit["score"]
-            assert row["recipe_seconds"] == pytest.approx(encoded * unit["encode"] + images * each + unit["probe"])
-            assert row["speed_up"] == pytest.approx(row["recipe_seconds"] / rows[0]["recipe_seconds"])
-        assert rows[0]["planned_phases_gb"].keys() == rows[0]["phases_gb"].keys()
-        assert rows[2]["batch_sizes"] == "1, 1"
+@pytest.mark.parametrize("name", ["kontext", "paper"])
+def test_an_iteration_is_extrapolated_to_the_recipe(record: dict[str, Any], name: str) -> None:
+    rows = record["results"][name]
+    assert [row["way"] for row in rows] == ["ours", "diffusers + peft", "released shape"]
+    for row in rows:
+        encoded = 96 if row["way"] == "released shape" else 8
+        units = {"encode": encoded, "sample": 96 * 25, "decode": 96, "score": 96, "update": 96 * 14, "probe": 1}
+        assert row["recipe_units"] == units
+        assert row["recipe_s"] == pytest.approx(sum(units[stage] * row["s_per_unit"][stage] for stage in units))
+        assert row["speed_up_of_ours"] == pytest.approx(row["recipe_s"] / rows[0]["recipe_s"])
+    assert rows[0]["planned_phases_gb"].keys() == rows[0]["phases_gb"].keys()
+    assert rows[2]["batch_sizes"] == "1, 1"
 
 
-def test_equal_batches_have_equal_log_densities(run: tuple[dict[str, Any], str]) -> None:
-    rows = run[0]["results"]["ratios"]
-    assert {row["sampler"]: row["eta"] for row in rows} == {"dance": 0.4, "flow": 0.7}
-    assert any(row["sampled"] != row["trained"] for row in rows)
-    assert all(row["largest"] == 0 for row in rows if row["sampled"] == row["trained"])
-    assert all(0 <= row["mean"] <= row["largest"] < 1e-3 for row in rows)
+def test_equal_batches_have_equal_log_densities(record: dict[str, Any]) -> None:
+    rows = record["results"]["ratios"]
+    assert any(row["sampled_batch"] != row["trained_batch"] for row in rows)
+    assert all(row["max"] == 0 for row in rows if row["sampled_batch"] == row["trained_batch"])
+    assert all(0 <= row["mean"] <= row["max"] < 1e-3 for row in rows)
 
 
-def test_attention_is_exact_where_it_is_there(run: tuple[dict[str, Any], str]) -> None:
-    rows = run[0]["results"]["attention"]
-    status = {row["backend"]: row["status"] for row in rows if not row.get("timed")}
+def test_attention_is_exact_where_it_is_available(record: dict[str, Any]) -> None:
+    rows = record["results"]["attention"]
+    status = {row["backend"]: row["status"] for row in rows if not row["timed"]}
     assert status["native"] == status["math"] == "ok"
     assert status["cudnn"].startswith("unavailable: RuntimeError")
     assert all(row["backward_error"] < 0.02 for row in rows if row["status"] == "ok")
-    assert {row["backend"] for row in rows if row.get("timed")} >= {"native", "math"}
+    assert {row["backend"] for row in rows if row["timed"]} >= {"native", "math"}
 
 
-def test_tables_show_every_row(run: tuple[dict[str, Any], str]) -> None:
-    record = run[0]
-    shown = {section.name: rows for section, _, rows in tables(record)}
-    assert {name: len(rows) for name, rows in shown.items()} == {
-        name: len(rows) for name, rows in record["results"].items()
-    }
-    text = page.page(record)
-    assert markdown(record) in text and record["command"] in text
-    assert all(f"## {section.title}" in text for section in SECTIONS)
-    assert "What was not measured" in text
+def test_the_page_contains_every_section(record: dict[str, Any]) -> None:
+    skipped = dict(record, results={k: v for k, v in record["results"].items() if k != "peak"}, skipped={"peak": "why"})
+    text = report.page(skipped)
+    assert all((f"## {section.title}" in text) == (section.name != "peak") for section in SECTIONS)
+    assert record["command"] in text and "- Matrix products: skipped, why." in text
+    headings, cells = report.table(record["results"]["velocity"])
+    assert "ours s per image" in headings and len(cells) == len(record["results"]["velocity"])
 
 
-def test_a_section_that_fails_crashes_or_hangs_stops_no_other(tmp_path: Path) -> None:
-    names = ",".join(section.name for section in DEBUG)
-    done = benchmark(tmp_path, "--sections", names, "--time-limit", "300", BENCHMARKS_GPU_DEBUG="1")
-    record = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    assert done.returncode == 1
-    assert record["results"]["debug-rows"] == record["results"]["debug-last"] == [{"row": 0}, {"row": 1}]
-    assert record["failures"]["debug-error"]["error"] == "RuntimeError: an error of the section's own"
-    assert "SIGSEGV" in record["failures"]["debug-crash"]["error"]
-    assert "killed" in record["failures"]["debug-hang"]["error"]
-    for name in ("debug-error", "debug-crash", "debug-hang"):  # what was measured before is kept
-        assert record["results"][name] == [{"row": 0}]
-    assert record["skipped"].keys() == {"debug-long"} and "needs 10000 s" in record["skipped"]["debug-long"]
-
-
-def test_an_optional_section_leaves_time_for_those_after_it() -> None:
-    section = Section("small", "Small", "model", needs=10, limit=20, measure="", optional=True)
-    assert section.shortage(left=30, later=20) is None
-    assert section.shortage(left=29, later=20) == "29 s were left, it needs 10 s and 20 s are for sections after it"
-    assert replace(section, optional=False).shortage(left=29, later=20) is None
-
-
-def test_a_section_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    done = benchmark(tmp_path, "--sections", "velocity,speed")
-    assert done.returncode == 2 and "there is no 'speed'" in done.stderr and "Traceback" not in done.stderr
-    assert [section.name for section in named(["training", "peak"])] == ["peak", "training"]
+def test_a_section_that_fails_crashes_or_hangs_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_START_SECONDS", 60.0)
+    measures = {"rows": crashing.rows, "error": crashing.error, "crash": crashing.crash, "last": crashing.rows}
+    sections = [Section(name, name, measure, needs=0) for name, measure in measures.items()]
+    sections += [Section("hang", "", crashing.hang, needs=-9), Section("long", "", crashing.rows, needs=10_000)]
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "_START_SECONDS", 0.0)
+        hung = benchmark.run(
+            sections[4:], tmp_path, isolate=True, limit=300, command="", say=print,
+            context=Context(tiny=True, folder=tmp_path),
+        )  # fmt: skip
+    record = benchmark.run(
+        sections[:4], tmp_path, isolate=True, limit=300, command="", say=print,
+        context=Context(tiny=True, folder=tmp_path),
+    )  # fmt: skip
+    assert json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8")) == record
+    assert record["results"]["rows"] == record["results"]["last"] == [{"row": 0}, {"row": 1}]
+    assert record["failures"].keys() == {"error", "crash"}
+    assert record["failures"]["error"] == "RuntimeError: an error of the section's own; see model.log"
+    assert "signal SIGSEGV" in record["failures"]["crash"]
+    assert "was killed" in hung["failures"]["hang"]
+    assert "needs 10000 s" in hung["skipped"]["long"]
+    for found, name in ((record, "error"), (record, "crash"), (hung, "hang")):  # rows of before are kept
+        assert found["results"][name] == [{"row": 0}]
 
 
 def test_an_attention_call_that_ends_its_process_is_reported() -> None:
-    calls = [attention.Call(backend, 8, 8, 1, 8) for backend in ("fine", "crash", "fine")]
-    rows = list(attention.isolated(calls, torch.device("cpu"), 1, crash))
-    assert [row["status"] for row in rows] == ["ok", "failed in the backward pass: signal SIGSEGV", "ok"]
+    call, device = attention.Call("math", 8, 8, 1, 8), torch.device("cpu")
+    assert attention.isolated(call, attention.make_call, device)["status"] == "ok"
+    crashed = attention.isolated(call, crashing.call, device)
+    assert crashed["status"] == "failed in the backward pass: its process ended with signal SIGSEGV"
 
 
-def test_a_wrong_result_is_seen() -> None:
-    given = [part.detach() for part in attention._given(attention.Call("math", 4, 6, 2, 8), torch.device("cpu"))]
-    expected = attention._exact(given, torch.ones(1, 2, 4, 8))[0]
-    assert attention._distance(expected, expected) == 0
-    assert attention._distance(-expected, expected) == pytest.approx(2)
+def test_an_unknown_section_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--sections", "velocity,speed"])
+    assert "there is no 'speed'" in capsys.readouterr().err
+    assert [section.name for section in named("training,peak")] == ["peak", "training"]
 
 
 def test_ratios_are_of_neighbours() -> None:
     slower, faster = Timing((4.0, 2.0, 9.0), None), Timing((2.0, 2.0, 3.0), None)
     assert ratio(slower, faster) == {"median": 2.0, "min": 1.0, "max": 3.0, "repeats": 3}
     order: list[str] = []
-    ways = {name: lambda name=name: order.append(name) for name in "ab"}
-    alternate(ways, torch.device("cpu"), repeats=2, warm=1)
+    works = {name: lambda name=name: order.append(name) for name in "ab"}
+    alternate(works, torch.device("cpu"), repeats=2, warm=1)
     assert order == list("ababab")
 
 
@@ -181,30 +161,13 @@ def test_operations_are_extrapolated_from_few_blocks() -> None:
 
     with libraries_own(), flop_counter() as counter:
         work()
-    assert model._flops(policy, work) == counter.get_total_flops() > 0
+    assert model.model_flops(policy, work) == counter.get_total_flops() > 0
 
 
-def test_goals_are_held_against_results() -> None:
-    nothing = goals({})
-    assert all(goal["reached"] is None and goal["met"] is None for goal in nothing)
-    found = goals(
-        {
-            "velocity": [{"batch": 1, "ours_share": 50.0}, {"batch": 2, "ours_share": 66.0}, {"failed": "memory"}],
-            "kontext": [{"way": "ours", "speed_up": 1.0, "plan_difference": -12.0}, {"way": "released shape"}],
-        }
+def test_the_page_is_made_from_the_stored_results(tmp_path: Path) -> None:
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(report.stored()), (
+        "run python -m benchmarks.gpu.report"
     )
-    assert [goal["met"] for goal in found] == [True, None, None, None, False]
-    assert found[-1]["reached"] == 12.0
-    assert difference(110, 100) == pytest.approx(10) and difference(110, None) is None
-
-
-def test_the_page_is_that_of_the_stored_results() -> None:
-    assert page.PAGE.read_text(encoding="utf-8") == page.page(page.stored()), "run python -m benchmarks.gpu.page"
-    assert page.stored() is not None or "Not measured yet" in page.PAGE.read_text(encoding="utf-8")
-
-
-def test_a_tiny_run_is_no_page(tmp_path: Path) -> None:
     (tmp_path / "gpu.json").write_text('{"tiny": true}', encoding="utf-8")
-    command = [sys.executable, "-m", "benchmarks.gpu.page", str(tmp_path / "gpu.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "--tiny" in done.stderr
+    with pytest.raises(SystemExit, match="2"):
+        report.main([str(tmp_path / "gpu.json")])

@@ -1,4 +1,4 @@
-"""What a study's file may say, and which runs come of it."""
+"""A study's file and the runs it describes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.config import Config, ConfigError
-from experiments.study.plan import load_study, plan, slug
+from experiments.study.plan import load_study, plan
 from experiments.study.results import difference
 
 STUDY = """
@@ -39,14 +39,8 @@ def test_every_first_seed_comes_before_any_second(tmp_path: Path) -> None:
     assert runs[1].folder == "naive-1-to-1/seed-0"
 
 
-def test_the_shipped_study_is_what_the_docs_say() -> None:
+def test_rows_of_the_shipped_study_differ_in_the_method_alone() -> None:
     runs = plan(load_study(Path(__file__).parents[2] / "recipes/studies/embedded.yaml"))
-    rows = {run.row for run in runs}
-    seeds = {row: sum(run.row == row for run in runs) for row in rows}
-    for row in ("SARS + TDW", "naive 1:1", "SARS alone", "TDW alone"):
-        assert seeds[row] >= 5
-    assert min(seeds.values()) >= 3
-    # Nothing but the method differs between two rows of one seed.
     first = [run.config.model_copy(update={"method": runs[0].config.method}) for run in runs if run.seed == 0]
     assert all(config == first[0] for config in first)
 
@@ -75,24 +69,14 @@ def test_every_method_has_as_many_trials_and_none_on_what_is_reported() -> None:
         (("rows:", "rows: ["), "not valid YAML"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+def test_an_error_names_the_key(tmp_path: Path, change: tuple[str, str], told: str) -> None:
     path = write(tmp_path, STUDY.replace(*change, 1))
     with pytest.raises(ConfigError) as error:
         plan(load_study(path))
     assert told in str(error.value)
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read"):
-        load_study(tmp_path / "nothing.yaml")
-
-
-def test_folders_are_plain() -> None:
-    assert slug("TDW as released (shuffled)") == "tdw-as-released-shuffled"
-    assert slug("../..") == ".." or "/" not in slug("../..")
-
-
-def test_kept_settings_agree_as_long_as_nothing_that_counts_has_changed() -> None:
+def test_stored_settings_differ_in_changed_keys_and_not_in_new_defaults() -> None:
     config = Config()
     kept = config.model_dump(mode="json")
     assert difference(kept, config) is None

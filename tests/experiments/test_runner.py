@@ -1,4 +1,4 @@
-"""What a study gives the processes that train its runs: a GPU each, and the base model's pictures."""
+"""A study's processes get a GPU each, and the base model's evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from customized_grpo.config.loading import load_config, save_config
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.utils.records import sweep
 from experiments.study.plan import StudyRun
-from experiments.study.runner import _Workers
+from experiments.study.runner import _lend_base, environment
 
 
 @pytest.mark.parametrize(
@@ -28,14 +28,13 @@ from experiments.study.runner import _Workers
     ],
 )
 def test_runs_share_the_gpus_that_the_user_names(
-    given: str | None, gpus: int, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: str | None, gpus: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    workers = _Workers(tmp_path, 3)
-    assert [workers._environment(place) for place in range(3)] == [{"CUDA_VISIBLE_DEVICES": one} for one in expected]
+    assert [environment(place, 3) for place in range(3)] == [{"CUDA_VISIBLE_DEVICES": one} for one in expected]
 
 
 def test_a_base_that_is_lent_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +50,6 @@ def test_a_base_that_is_lent_is_there_whole_or_not_at_all(tmp_path: Path, monkey
         (base / name).write_bytes(name.encode())
     settings = config.evaluation.model_dump(mode="json")
     (base / "scores.json").write_text(json.dumps({"scores": {}, "pictures": names, "settings": settings}))
-    workers = _Workers(tmp_path, 1)
     copy = shutil.copy2
 
     def killed(source: str, target: str, **options: bool) -> str:
@@ -62,10 +60,10 @@ def test_a_base_that_is_lent_is_there_whole_or_not_at_all(tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copytree", partial(shutil.copytree, copy_function=killed))
         with pytest.raises(KeyboardInterrupt):
-            workers._lend_base(second)
+            _lend_base(tmp_path, second)
     assert list(mine.parent.rglob("*.*")), "it was cut off half-way"
     assert not mine.exists() and read_evaluation(mine, config.evaluation) is None
-    workers._lend_base(second)
+    _lend_base(tmp_path, second)
     assert {file.name: file.read_bytes() for file in mine.iterdir()} == {
         file.name: file.read_bytes() for file in base.iterdir()
     }

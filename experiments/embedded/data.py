@@ -1,12 +1,10 @@
-"""Rendered pairs (render.py) as batches of tensors for the reward encoders, and the words that are
-nearly right.
-"""
+"""Rendered pairs (render.py) as tensors, the parts of their prompts, and augmentations."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from customized_grpo.embedded.scenes import ACCESSORIES, POSITIONS, Wish
 from customized_grpo.embedded.subjects import COLOURS, Subject, sprites
 
 WORDS = sorted({Subject(i).word for held in (False, True) for i in sprites(held_out=held)})
-#: What a prompt can say, kind by kind; None: nothing of that kind.
+#: Choices of a prompt by kind; None: nothing of that kind.
 CHOICES: dict[str, list[str | None]] = {
     "word": [*WORDS],
     "place": [*PLACES],
@@ -30,8 +28,8 @@ CHOICES: dict[str, list[str | None]] = {
 KINDS = tuple(CHOICES)
 
 
-@dataclasses.dataclass(frozen=True)
-class Saying:
+@dataclass(frozen=True)
+class Prompt:
     """A prompt by its parts."""
 
     word: str
@@ -42,76 +40,74 @@ class Saying:
         return self.wish.prompt(self.word)
 
     @property
+    def parts(self) -> dict[str, str | None]:
+        return {"word": self.word, **asdict(self.wish)}
+
+    @property
     def codes(self) -> list[int]:
         """Index of each part in its kind's `CHOICES`."""
-        parts = {"word": self.word, **dataclasses.asdict(self.wish)}
-        return [CHOICES[kind].index(parts[kind]) for kind in KINDS]
+        return [CHOICES[kind].index(self.parts[kind]) for kind in KINDS]
 
-    def swapped(self, kind: str, choice: str | None) -> Saying:
-        """The same with one part changed."""
-        if kind == "word":
-            return Saying(str(choice), self.wish)
-        return Saying(self.word, dataclasses.replace(self.wish, **{kind: choice}))
+    def swapped(self, kind: str, choice: str | None) -> Prompt:
+        """Return the prompt with one part changed."""
+        return (
+            Prompt(str(choice), self.wish)
+            if kind == "word"
+            else replace(self, wish=replace(self.wish, **{kind: choice}))
+        )
+
+    def nearly(self, position: str, kind: str, rng: np.random.Generator) -> Prompt:
+        """Return the prompt with one part that is wrong for an image whose subject stands at `position`."""
+        right = self.parts | {"position": position}
+        wrong = [c for c in CHOICES[kind] if c != right[kind] and not (kind == "position" and c is None)]
+        return self.swapped(kind, wrong[int(rng.integers(len(wrong)))])
 
 
 class Rendered:
     """A folder that render.py wrote."""
 
     def __init__(self, folder: Path) -> None:
-        self._arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r")
-            for name in ("reference", "target", "reference_mask", "target_mask")
-        }
+        names = ("reference", "target", "reference_mask", "target_mask")
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
         entries = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
         self.subjects = [Subject(**entry["subject"]) for entry in entries]
-        self.sayings = [
-            Saying(subject.word, Wish(**entry["wish"])) for subject, entry in zip(self.subjects, entries, strict=True)
-        ]
+        self.prompts = [Prompt(s.word, Wish(**entry["wish"])) for s, entry in zip(self.subjects, entries, strict=True)]
 
     def __len__(self) -> int:
         return len(self.subjects)
 
-    def pictures(self, name: str, rows: np.ndarray) -> Tensor:
-        """`reference` or `target` pictures (B, 3, 64, 64) in [0, 1]."""
+    def images(self, name: str, rows: np.ndarray) -> Tensor:
+        """Return `reference` or `target` images (B, 3, 64, 64) in [0, 1]."""
         return torch.from_numpy(self._arrays[name][rows]).permute(0, 3, 1, 2).float().div(255)
 
     def masks(self, name: str, rows: np.ndarray) -> Tensor:
-        """Their subjects' masks (B, 1, 64, 64), 1 on the subject."""
+        """Return their subjects' masks (B, 1, 64, 64), 1 on the subject."""
         return torch.from_numpy(self._arrays[f"{name}_mask"][rows])[:, None].float()
 
     def position(self, row: int) -> str:
-        """Where a target's subject stands, also where its prompt leaves that open."""
-        said = self.sayings[row].wish.position
-        if said is not None:
-            return said
+        """Return the position of a target's subject, also if its prompt leaves it open."""
+        named = self.prompts[row].wish.position
+        if named is not None:
+            return named
         columns = np.nonzero(self._arrays["target_mask"][row])[1]
         middle = (columns.min() + columns.max()) / 2 - 16
         return min(POSITIONS, key=lambda name: abs(POSITIONS[name][0] - middle))
 
     def rows_by_sprite(self) -> dict[int, list[int]]:
-        """Rows by the sprite of their subject."""
+        """Return rows by the sprite of their subject."""
         rows = defaultdict(list)
         for row, subject in enumerate(self.subjects):
             rows[subject.sprite].append(row)
         return dict(rows)
 
 
-def nearly(saying: Saying, position: str, kind: str, rng: np.random.Generator) -> Saying:
-    """The saying with one part that is wrong for a picture whose subject stands at `position`."""
-    parts = {"word": saying.word, **dataclasses.asdict(saying.wish), "position": position}
-    wrong = [c for c in CHOICES[kind] if c != parts[kind] and not (kind == "position" and c is None)]
-    return saying.swapped(kind, wrong[int(rng.integers(len(wrong)))])
-
-
 def cut_out(images: Tensor, masks: Tensor) -> Tensor:
-    """The subject alone on neutral grey, which is zero to the encoders."""
+    """Return the subject alone on neutral grey, which is zero to the encoders."""
     return images * masks + 0.5 * (1 - masks)
 
 
 def disturb(images: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) as an imperfect generator may draw them: a little blurred, tinted and
-    noisy.
-    """
+    """Return images (B, 3, H, W) like those of an imperfect generator: a little blurred, tinted and noisy."""
     images = images.clone()
     blurred = torch.rand(len(images)) < 0.4
     if blurred.any():
