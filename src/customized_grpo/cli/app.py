@@ -100,19 +100,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         groups[name] = group
         types = get_type_hints(group, include_extras=True)
         for field in fields(group):
-            option = inspect.Parameter(
-                field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
-            )
-            parameters.append(option)
+            made = parameter.replace(name=field.name, default=field.default, annotation=types[field.name])
+            parameters.append(made.replace(kind=parameter.KEYWORD_ONLY))
 
     @wraps(function)
     def run(**given: Any) -> None:
-        made = {
-            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
-        }
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         with one_line_errors():
-            function(**given, **made)
+            function(**given)
 
     del run.__wrapped__  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -64,7 +64,7 @@ def evaluate(
     settings: Settings,
     benchmark: Annotated[
         str | None,
-        typer.Option(help="DreamBench folder, or other data (world, a .jsonl file) of which each pair is used."),
+        typer.Option(help="DreamBench folder, or other data (world, a .jsonl file), each pair of it."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the evaluation. Default: RUN/benchmark, or evaluations/NAME.")
@@ -115,13 +115,13 @@ def compare(
             "evaluation, a folder of images."
         ),
     ],
-    benchmark: Annotated[str, typer.Option(help="DreamBench folder, or other data of which each pair is used.")],
+    benchmark: Annotated[str, typer.Option(help="DreamBench folder, or other data, each pair of it.")],
     options: Benchmark,
     settings: Settings,
     published: Annotated[bool, typer.Option(help="Show published points beside the plane, on DreamBench.")] = True,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the comparison; images that it holds are not generated again.")
-    ] = (Path("comparison")),
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; existing images are reused.")] = (
+        Path("comparison")
+    ),
 ) -> None:
     """Compare systems: a table with paired differences, the plane, images from the same noise.
 

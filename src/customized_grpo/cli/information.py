@@ -35,8 +35,8 @@ shows one section; this page is what `cgrpo settings --markdown` prints.
 _PRESETS = """\
 ## Presets
 
-Settings whose default depends on the model, which `policy.kind` and `policy.path` name. `cgrpo info --config FILE` shows
-where each value of a configuration comes from.
+Settings whose default depends on the model, which `policy.kind` and `policy.path` name. `cgrpo info --config FILE`
+shows the origin of each value of a configuration.
 """
 
 
@@ -52,10 +52,9 @@ def describe(console: Console, resolved: Resolved) -> None:
     for folder, size in embedded_models().items():
         models.add_row(f"embedded/{folder}", f"{size / 1e6:.1f}")
     console.print(models)
-    values = Table(Column("setting", no_wrap=True), "value", "origin", title="Settings")
+    console.print("settings, and the origin of each value:", style="bold")
     for key, value, origin in resolved.rows():
-        values.add_row(*map(escape, (key, value, origin)))
-    console.print(values)
+        console.print(f"{key}: {value}  # {origin}", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe_settings(console: Console, part: str | None) -> None:

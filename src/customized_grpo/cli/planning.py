@@ -17,9 +17,7 @@ def plan(
         list[Path] | None, typer.Argument(help="YAML files with settings; later ones override earlier ones.")
     ] = None,
     set_: SetOption = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory of the device, such as 24GB. Default: of this device.")
-    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of the device, such as 24GB. Default: this one's.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Number of processes, one device each.")] = 1,
     references: Annotated[int, typer.Option(min=0, help="Reference images per pair.")] = 1,
 ) -> None:
@@ -38,9 +36,7 @@ def plan(
 @command
 def settings(
     part: Annotated[str | None, typer.Argument(help="A section or key, such as [b]train[/b]. Default: all.")] = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print all settings as the page docs/settings.md.")
-    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md.")] = False,
 ) -> None:
     """Show settings: allowed values, default, meaning.
 

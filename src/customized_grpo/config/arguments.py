@@ -13,9 +13,7 @@ from customized_grpo.config.section import ConfigError, Section, section_in
 from customized_grpo.config.settings import Config
 
 #: Sections whose settings may be given without naming the section.
-_SECTIONS = {
-    name: section_in(Config.model_fields[name].annotation) for name in ("method", "rollout", "train", "evaluation")
-}
+_SECTIONS = ("method", "rollout", "train", "evaluation")
 
 
 class CustomizedGRPOConfig(Config):
@@ -51,7 +49,8 @@ def _by_section(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in CustomizedGRPOConfig.model_fields:
             sorted_in[name] = value
             continue
-        sections = [section for section, model in _SECTIONS.items() if model and name in model.model_fields]
+        models = {section: section_in(Config.model_fields[section].annotation) for section in _SECTIONS}
+        sections = [section for section, model in models.items() if model and name in model.model_fields]
         if not sections:
             raise ConfigError(f"{name}: unknown setting; `cgrpo settings` lists all of them")
         if len(sections) > 1:

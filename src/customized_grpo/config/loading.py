@@ -212,13 +212,9 @@ class _Places:
 
     def nearest(self, location: Location) -> str | None:
         """Return where the value, or the nearest part around it, was given; None if nowhere."""
-        at, place = self._find(location)
-        if place is None:  # an unknown section that an override made
-            inner = (
-                places for layer in self._layers for at, places in layer.items() if at[: len(location)] == location
-            )
-            return next(inner, None)
-        return place
+        depth, inner = len(location), (item for places in self._layers for item in places.items())
+        # An unknown section that an override made has a place only for what is inside it.
+        return self._find(location)[1] or next((place for at, place in inner if at[:depth] == location), None)
 
     def of(self, location: Location) -> str | None:
         """Return where the value itself was given; None if nowhere."""

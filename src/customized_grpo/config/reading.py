@@ -153,10 +153,8 @@ def _problem(detail: Any, root: type[BaseModel], location: Location) -> str:
     message = f"{dotted(location)}: {message[0].lower()}{message[1:]}"
     if kind == "string_type" and isinstance(given, bool | int | float):
         message += ", in quotes"
-    models = isinstance(given, BaseModel) or (
-        isinstance(given, list) and any(isinstance(one, BaseModel) for one in given)
-    )
-    if kind == "missing" or given is None or models:
+    first = given[0] if isinstance(given, list) and given else given
+    if kind == "missing" or first is None or isinstance(first, BaseModel):
         return message
     shown = repr(given)
     return f"{message}; given {shown if len(shown) <= 60 else shown[:57] + '...'}"

@@ -247,8 +247,8 @@ class MethodConfig(Section):
     advantage_clip: float = Field(5.0, gt=0, description="Advantages are clipped to this absolute value.")
     surgery: Literal["none", "pcgrad"] = Field(
         "none",
-        description="pcgrad: compute one gradient per role and project out conflicts (arXiv 2001.06782); needs a second "
-        "backward pass.",
+        description="pcgrad: compute one gradient per role and project out conflicts (arXiv 2001.06782); needs a "
+        "second backward pass.",
     )
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
@@ -387,7 +387,7 @@ class EvaluationConfig(Section):
         DataConfig(split="held-out", size=96, seed=1), description="Held-out pairs; the path defaults to data.path."
     )
     steps: int = Field(
-        DEFAULT["evaluation.steps"], ge=1, description="Denoising steps of deterministic Euler sampling."
+        DEFAULT["evaluation.steps"], ge=1, description="Denoising steps, by deterministic Euler sampling."
     )
     images: int = Field(1, ge=1, description="Images per pair.")
     seed: int = Field(0, description="Random seed of the initial noise.")
