@@ -172,7 +172,7 @@ def test_errors_of_the_disk_say_where_and_what_to_do(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left") as raised:
         write_bytes(path, b"x")
     assert told_os_error(raised.value) == (
-        f"{path}: no space left on device; make room and try again; a run goes on by --resume"
+        f"{path}: no space left on device; free some disk space and try again; a run resumes with --resume"
     )
     assert not list(tmp_path.iterdir())
     assert told_os_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")).startswith("[Errno 2]")

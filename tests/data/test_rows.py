@@ -126,7 +126,7 @@ def test_all_prompts_and_keys_of_a_list_are_checked_at_once_images_when_they_are
     many[7] = {**many[7], "prompt": 5}
     many[8] = {**many[8], "id": 3}
     assert problems(many, key="id") == [
-        "row 6, column 'prompt' is empty; say what the picture should show",
+        "row 6, column 'prompt' is empty; describe what the image should show",
         "row 7, column 'prompt' is 5; give a text",
         "row 8, column 'id' is '3', as in row 3; give each row its own",
     ]

@@ -92,7 +92,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     declare, so that several commands can share them.
     """
     hints = get_type_hints(function, include_extras=True)
-    parameters, groups = [], {}
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if not is_dataclass(group := hints[name]):
             parameters.append(parameter.replace(annotation=group, kind=parameter.KEYWORD_ONLY))

@@ -17,7 +17,17 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config.presets import preset_of
-from customized_grpo.config.reading import Places, describe, dotted, dump_yaml, nearest, parse, read_file, type_at
+from customized_grpo.config.reading import (
+    Places,
+    describe,
+    dotted,
+    dump_yaml,
+    flow_yaml,
+    nearest,
+    parse,
+    read_file,
+    type_at,
+)
 from customized_grpo.config.section import ConfigError, Location, section_in
 from customized_grpo.config.settings import Config, PolicyConfig
 from customized_grpo.utils.hub import EMBEDDED
@@ -60,8 +70,7 @@ class Resolved:
         values = self.config.model_dump(mode="json")
         for location in _leaves(values, ()):
             value: Any = reduce(getitem, location, values)
-            shown = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-            yield dotted(location), shown, self.origins[dotted(location)]
+            yield dotted(location), flow_yaml(value), self.origins[dotted(location)]
 
 
 def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -71,7 +71,8 @@ def parse(text: str, origin: str, location: Location, *, lines: bool) -> tuple[A
 class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported", self.peek_event().start_mark)
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call, unused-ignore]
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
         return super().compose_node(parent, index)
 
 
@@ -210,6 +211,14 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
     """Write JSON values as YAML, in their order."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
+
+
+def flow_yaml(value: Any) -> str:
+    """Write a JSON value as YAML in one line, as `--set` takes it."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=9999
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc, unused-ignore]

@@ -1,4 +1,4 @@
-"""Memory that was freed stays with the process, where work on a CPU asks for as much again within milliseconds."""
+"""Reuse of freed memory within the process, for CPU work that allocates and frees large tensors all the time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _TRIM, _AHEAD, _MAPPED = -1, -2, -3  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRES
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed, from now on and for the whole process; False where the C library is another.
+    """Make glibc retain freed memory for the rest of the process; return False with another C library.
 
-    By itself it gives large tensors back at once, and the system hands out pages anew, each with an interrupt and
-    zeros, for the next ones. The process then needs no more memory at its highest, but keeps that much to its end.
+    By default glibc returns large tensors to the system at once, which hands out zeroed pages again for the next ones,
+    with an interrupt each. The peak is the same, but the process holds that much memory until it ends.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
