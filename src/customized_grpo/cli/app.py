@@ -111,7 +111,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         with one_line_errors():
             function(**given)
 
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     app.command(function.__name__.replace("_", "-"))(run)

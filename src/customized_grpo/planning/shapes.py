@@ -217,8 +217,8 @@ def _cut(transformer: nn.Module, counts: dict[str, int]) -> Iterator[None]:
 def peak_bytes(compute: Callable[[], object]) -> int:
     """Return the peak bytes of tensors created inside `compute`, those of autograd's graph included.
 
-    Attention counts as a fused kernel (flash or memory-efficient) needs it: queries, keys, values, output and one number
-    per query, but no matrix of all pairs of tokens.
+    Attention counts as a fused kernel (flash or memory-efficient) needs it: queries, keys, values, output and one
+    number per query, but no matrix of all pairs of tokens.
     """
     live, functional = LiveBytes(), torch.nn.functional
     # Not by a TorchFunctionMode, which is off where gradient checkpointing recomputes a block.

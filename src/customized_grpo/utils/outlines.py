@@ -42,8 +42,8 @@ def config_reader(path: str, revision: str | None = None, *, first: str = "model
             raise
         except Exception as error:  # of the hub's client, and of what it is built on
             raise ModelError(
-                f"{path}: {name} is neither in the local cache nor available from the Hub ({first_line(error)}); connect once, or "
-                "give a folder with the model's JSON configs"
+                f"{path}: {name} is neither in the local cache nor available from the Hub ({first_line(error)}); "
+                "connect once, or give a folder with the model's JSON configs"
             ) from error
 
     known = _json(_KNOWN, str(_KNOWN))
