@@ -120,9 +120,9 @@ def _shapes(config_json: str, references: int) -> Shapes:
     def training() -> None:
         torch.autograd.backward(policy.velocity(latents, sigma, conditions).square().mean())
 
-    forward_bytes, training_bytes = (
-        of_all_blocks(transformer, partial(peak_bytes, work)) for work in (forward, training)
-    )
+    with _cut(transformer, _few(transformer)):
+        forward_bytes = peak_bytes(forward)  # without gradients, each block frees its activations
+    training_bytes = of_all_blocks(transformer, partial(peak_bytes, training))
     waiting = 0
     if config.offload_activations:
         transformer.enable_gradient_checkpointing(checkpointing(policy.device, on_host=False))
@@ -189,15 +189,21 @@ def of_all_blocks(transformer: nn.Module, count: Callable[[], int]) -> int:
         transformer: A diffusers model; it has fewer blocks while `count` is called.
         count: Computes with the transformer, and counts something that grows with its blocks by equal amounts.
     """
-    lists = {name: part for name, part in transformer.named_children() if isinstance(part, nn.ModuleList)}
-    few = {name: min(len(blocks), _LONGEST_LIST - 1) for name, blocks in lists.items()}
+    few = _few(transformer)
     with _cut(transformer, few):
         total = base = count()
-    for name, blocks in lists.items():
-        if len(blocks) > few[name]:
-            with _cut(transformer, {**few, name: few[name] + 1}):
-                total += (len(blocks) - few[name]) * (count() - base)
+    for name, blocks in few.items():
+        left = len(getattr(transformer, name)) - blocks
+        if left:
+            with _cut(transformer, {**few, name: blocks + 1}):
+                total += left * (count() - base)
     return total
+
+
+def _few(transformer: nn.Module) -> dict[str, int]:
+    """Return the number of blocks to compute with, by the name of each list of blocks."""
+    lists = ((name, part) for name, part in transformer.named_children() if isinstance(part, nn.ModuleList))
+    return {name: min(len(blocks), _LONGEST_LIST - 1) for name, blocks in lists}
 
 
 @contextmanager
