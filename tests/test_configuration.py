@@ -105,8 +105,8 @@ def test_settings_that_contradict_each_other_are_reported_at_their_lines(tmp_pat
     guard = "{kind: copy-paste, role: guard, name: copies}"
     rewards = f"rewards:\n- {{kind: dino, role: identity}}\n- {{kind: clip, role: prompt}}\n- {guard}\n"
     assert lines(tmp_path, rewards) == [
-        "run.yaml:4: rewards.2: is a guard without a limit; set the limit above which images are removed, or move it to "
-        "evaluation.monitors"
+        "run.yaml:4: rewards.2: is a guard without a limit; set the limit above which images are removed, or move it "
+        "to evaluation.monitors"
     ]
     assert load(tmp_path, rewards.replace("copies}", "copies, limit: 80}")).rewards[2].limit == 80
     with_limit = rewards.replace("role: prompt", "role: prompt, limit: 3").replace(f"- {guard}\n", "")

@@ -136,12 +136,6 @@ def test_the_site_is_built_and_asks_nothing_of_other_hosts(tmp_path: Path) -> No
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]*"', page), name
 
 
-def test_the_readme_has_commands_and_its_two_first_lines() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {command[0] for command in commands(text)} == {"train", "generate", "evaluate", "report", "info"}
-    assert re.findall(r"^```bash fresh-clone\n(.*)\n```", text, re.MULTILINE) == ["make train", "make test"]
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_local_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")):

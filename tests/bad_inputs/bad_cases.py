@@ -1,4 +1,4 @@
-"""What a bad input is here: something written to a folder, the commands that meet it there, and what they must say."""
+"""Bad input: something written to a folder, the commands that read it there, and the errors that they must print."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from pathlib import Path
 import diffusers  # noqa: F401 - here, since its log goes to the stderr that its import finds, and `invoke` has its own
 import transformers  # noqa: F401 - likewise
 from PIL import Image
+from typer import Typer
 from typer.testing import CliRunner
 
 from customized_grpo.cli import app
+from experiments.study.__main__ import main as study
 
+#: Arguments of cgrpo; those of `python -m experiments.study` after the word study.
 Command = list[str]
+#: Parts of one line of error.
 Told = tuple[str, ...]
-"""Parts of one line of error."""
+
+STUDY = Typer()
+STUDY.command()(study)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Outcome:
 def invoke(command: Sequence[str]) -> Outcome:
     """Runs a command in this process. Fails on anything that is no exit: a user would see a traceback."""
     with warnings.catch_warnings(record=True) as warned:
-        done = CliRunner().invoke(app, list(command))
+        name, *arguments = command
+        done = CliRunner().invoke(STUDY, arguments) if name == "study" else CliRunner().invoke(app, list(command))
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert "Traceback" not in done.output
