@@ -55,7 +55,6 @@ def options() -> Iterator[Case]:
         "int8",
     )
     yield case("plan --processes 0", "plan: Invalid value for '--processes'", "plan", "--processes", "0")
-    yield case("study --processes 0", "study: Invalid value for '--processes'", "study", "s.yaml", "--processes", "0")
     for size in ("big", "-24GB", "0", "24XB", "1e999GB", "nan", ""):
         yield case(f"plan --memory {size!r}", f"--memory: '{size}' is no size", "plan", f"--memory={size}")
     yield case("--resume and --out", "--resume uses the run's own settings", "train", "--resume", "a", "--out", "b")

@@ -60,7 +60,7 @@ USED = {
 def cases() -> Iterator[Case]:
     for name, prompt in EMPTY.items():
         for make in (_scored, _generated):
-            yield Case("prompt", f"{name}, {make.__name__[1:]}", make(prompt), (("--prompt is empty; say what",),))
+            yield Case("prompt", f"{name}, {make.__name__[1:]}", make(prompt), (("--prompt is empty; describe what",),))
     for make in (_scored, _generated):
         yield Case(
             "prompt", f"bytes that are no UTF-8, {make.__name__[1:]}", make("cat \udcff"), (("--prompt holds half",),)

@@ -113,7 +113,7 @@ def contradictions() -> Iterator[Case]:
 
     yield case("no reward that counts", "no reward of role prompt has a weight above 0; add one", "rewards.1.weight=0")
     yield case("two of one name", "two rewards or monitors have the name 'prompt'", "rewards.0.name=prompt")
-    yield case("a window past the end", "rollout.window: start 3 plus size 4 passes", "rollout.window={start: 3}")
+    yield case("a window past the end", "rollout.window: start 3 and size 4 pass", "rollout.window={start: 3}")
     yield case("another version", "version: should be 1: another version of this package wrote", "version=2")
     yield case(
         "surgery of a sum",
@@ -128,7 +128,7 @@ def contradictions() -> Iterator[Case]:
     yield case("quantised and tuned", "policy.quantise: needs a LoRA", "policy.lora=null",
                "policy.quantise=int8")  # fmt: skip
     yield case(
-        "an adapter of another kind", "policy.adapter: is only for policy.kind=uno", "policy.adapter=a.safetensors"
+        "an adapter of another kind", "policy.adapter: belongs to policy.kind=uno", "policy.adapter=a.safetensors"
     )
     yield case("all weights that start from a LoRA", "policy.adapter_as: start needs a LoRA", "policy.kind=uno",
                "policy.lora=null", "policy.adapter_as=start", "policy.adapter=a.safetensors")  # fmt: skip

@@ -157,7 +157,7 @@ def _problem(detail: Any, root: type[BaseModel], location: Location) -> str:
     first = given[0] if isinstance(given, list) and given else given
     if kind == "missing" or first is None or isinstance(first, BaseModel):
         return message
-    shown = repr(given)
+    shown = repr(list(given) if isinstance(given, tuple) else given)
     return f"{message}; given {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 

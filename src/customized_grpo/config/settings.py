@@ -150,7 +150,7 @@ class PolicyConfig(Section):
         if self.quantise and self.lora is None:
             yield ("quantise",), "needs a LoRA, because quantised weights cannot be trained; set policy.lora, or null"
         if self.adapter is not None and self.kind != "uno":
-            yield ("adapter",), f"is only for policy.kind=uno, not for {self.kind}; set that kind, or null"
+            yield ("adapter",), f"belongs to policy.kind=uno, not to {self.kind}; set that kind, or null"
         if self.adapter_as == "start" and self.lora is None:
             yield ("adapter_as",), "start needs a LoRA; set policy.lora, or use fused"
 
@@ -310,7 +310,7 @@ class RolloutConfig(Section):
         if window is not None and window.start + window.size > self.steps - 1:
             yield (
                 ("window",),
-                f"start {window.start} plus size {window.size} passes the last stochastic step of "
+                f"start {window.start} and size {window.size} pass the last stochastic step of "
                 f"rollout.steps={self.steps}; together at most {self.steps - 1}",
             )
 
