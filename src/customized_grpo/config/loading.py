@@ -67,7 +67,7 @@ class Resolved:
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield (dotted key, value as YAML, origin) of all settings."""
-        values = self.config.model_dump(mode="json")
+        values: Any = self.config.model_dump(mode="json")
         for location in _leaves(values, ()):
             value: Any = reduce(getitem, location, values)
             yield dotted(location), flow_yaml(value), self.origins[dotted(location)]
