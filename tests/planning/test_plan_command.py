@@ -226,7 +226,7 @@ def test_a_plan_that_fits_is_shown_and_one_that_does_not_is_refused(config: Call
     for word in ("optimiser state", "model evaluations", "It fits", "trained: a LoRA of rank 16"):
         assert word in shown
     with pytest.raises(ConfigError) as caught:
-        plan_run(config(), console, memory="100MB", processes=1, references=1)
+        plan_run(config(), console, memory=f"{needed(config()) * 3 // 4} B", processes=1, references=1)
     assert "\n" not in str(caught.value) and "train.batch_size 120 -> " in str(caught.value)
 
 
