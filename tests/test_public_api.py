@@ -101,7 +101,7 @@ def trainer(folder: Path, **changes: object) -> cg.CustomizedGRPOTrainer:
 
 
 class Watch(cg.TrainerCallback):
-    """Remembers the events that it is called for."""
+    """Records the events that it is called for."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -148,7 +148,7 @@ def test_callbacks_stop_a_training_early(tmp_path: Path) -> None:
         again.train()
 
 
-def test_bad_parts_are_told_before_any_work(tmp_path: Path) -> None:
+def test_bad_parts_are_reported_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="no reward has the role prompt"):
         trainer(tmp_path, rewards={"identity": brightness})
 

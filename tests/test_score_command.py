@@ -56,7 +56,7 @@ def tensor(path: Path) -> torch.Tensor:
     return to_tensor(Image.open(path).convert("RGB"))[None]
 
 
-def test_a_kind_scores_as_it_does_in_a_training(folder: Path) -> None:
+def test_a_kind_scores_as_in_a_training(folder: Path) -> None:
     arguments = ["--path", "embedded/judge-identity", "--option", "segmented={0}", "--reference", "cat.png"]
     masks = (Image.open(folder / "mask.png"),)
     pair = Pair("a", "a cat in the snow", (Image.open(folder / "cat.png"),), masks)
@@ -71,7 +71,7 @@ def test_a_kind_scores_as_it_does_in_a_training(folder: Path) -> None:
         assert "drawn/a.png" in done.stdout and f"{expected:.3f}" in done.stdout and "mean" not in done.stdout
 
 
-def test_a_folder_by_a_runs_own_rewards_to_a_csv_file(folder: Path) -> None:
+def test_a_folder_is_scored_by_a_runs_rewards_to_a_csv_file(folder: Path) -> None:
     shared = ["--images", "drawn", "--reference", "cat.png", "--out", "out/scores.csv"]
     done = score("--run", ".", *shared)
     assert done.exit_code == 0, done.stderr
@@ -95,7 +95,7 @@ def test_a_folder_by_a_runs_own_rewards_to_a_csv_file(folder: Path) -> None:
     assert [float(one["prompt"]) for one in chosen] == pytest.approx([float(row["prompt"]) for row in rows], abs=2e-3)
 
 
-def test_what_could_not_be_scored_stays_empty_and_out_of_the_mean(folder: Path) -> None:
+def test_missing_scores_are_empty_and_not_in_the_mean(folder: Path) -> None:
     for name, level in (("dark", 51), ("grey", 102), ("light", 204)):
         Image.new("RGB", (8, 8), (level,) * 3).save(folder / f"{name}.png")
     images = [part for name in ("light", "dark", "grey") for part in ("--image", f"{name}.png")]
