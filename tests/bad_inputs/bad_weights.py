@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.config import Config
-from customized_grpo.config.loading import load_config, save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.policies import build_policy
 from customized_grpo.utils.hub import resolve
 
@@ -83,11 +83,6 @@ def _folder_instead(path: Path) -> None:
     path.mkdir()
 
 
-def _of_another_model(path: Path) -> None:
-    other = load_config(None, ["policy.lora={rank: 4, targets: [to_q]}"])
-    build_policy(other.policy).save(path.parent)
-
-
 def _first(weights: dict[str, torch.Tensor]) -> str:
     return min(weights)
 
@@ -104,26 +99,14 @@ def loras() -> Iterator[Case]:
     yield case("a header of 2^60 bytes", _content(struct.pack("<Q", 2**60) + b"{}"), damaged)
     yield case("a header that is no JSON", _content(_header(b"{nonsense")), damaged)
     yield case("a header that is a list", _content(_header([1])), damaged)
-    yield case(
-        "a header that promises more",
-        _content(_header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}})),
-        damaged,
-    )
+    promised = {"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}
+    yield case("a header that promises more", _content(_header(promised)), damaged)
     yield case("no weights", _weights(lambda weights: {}), "belongs to another model, the file lacks ")
-    yield case("a LoRA of another rank and other layers", _of_another_model, "belongs to another model")
     yield case("a weight too few", _weights(lambda w: {k: v for k, v in w.items() if k != _first(w)}), "the file lacks")
     yield case("a weight too many", _weights(lambda w: {**w, "transformer.mine": torch.zeros(1)}), "the policy lacks")
-    yield case(
-        "names of another library", _weights(lambda w: {f"lora_unet_{k}": v for k, v in w.items()}), "another model"
-    )
     yield case("a weight of another shape", _weights(lambda w: {**w, _first(w): torch.zeros(3, 3)}), "(3, 3) there")
     yield case("NaN", _weights(lambda w: {**w, _first(w): torch.full_like(w[_first(w)], torch.nan)}), "not finite")
     yield case("whole numbers", _weights(lambda w: {k: v.int() for k, v in w.items()}), "int32")
-    yield case(
-        "metadata that is a list",
-        lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "[]"}),
-        damaged,
-    )
     yield case("another alpha", lambda path: save_file(
         load_file(path), path, {"lora_adapter_metadata": '{"transformer.lora_alpha": 99}'}), "its alpha is 99")  # fmt: skip
     yield case("a folder in its place", _folder_instead, "no such file")
