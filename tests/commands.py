@@ -1,8 +1,7 @@
-"""Commands as a user types them, each in a process of its own that need not import the models' libraries again.
+"""Run commands in processes of their own without importing torch and the like for each.
 
-A server imports them once and computes nothing; it forks a child for each command, in the folder that the command is
-typed in. Of a process of its own the child differs in that alone. No command sees a GPU: CUDA does not work in a child
-that is forked from a process that has looked for one.
+A server imports the libraries once, and forks a child for each command, in the command's working directory. GPUs are
+hidden, because CUDA does not work in a child of a process that has looked for one.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
-_SECONDS = 600  # that a command may take
+_SECONDS = 600  # time limit of a command
 _HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def cgrpo(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """What `cgrpo` with these arguments leaves and says in `folder`."""
+    """Run `cgrpo`, or `python -m MODULE` for arguments that begin with -m, in `folder`."""
     typed = [str(argument) for argument in arguments]
-    with tempfile.TemporaryDirectory() as told:
-        output, error = Path(told) / "output", Path(told) / "error"
-        asked = {"arguments": typed, "folder": str(folder), "output": str(output), "error": str(error)}
+    with tempfile.TemporaryDirectory() as temporary:
+        output, error = Path(temporary) / "output", Path(temporary) / "error"
+        request = {"arguments": typed, "folder": str(folder), "output": str(output), "error": str(error)}
         server = _server()
         assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(json.dumps({**asked, "environment": {**os.environ, **_HIDDEN}}) + "\n")
+        server.stdin.write(json.dumps({**request, "environment": {**os.environ, **_HIDDEN}}) + "\n")
         server.stdin.flush()
         answer = server.stdout.readline()
         assert answer, "the server of commands ended"
-        said = [path.read_text(encoding="utf-8", errors="replace") for path in (output, error)]
-    return subprocess.CompletedProcess(["cgrpo", *typed], json.loads(answer)["code"], *said)
+        streams = [path.read_text(encoding="utf-8", errors="replace") for path in (output, error)]
+    return subprocess.CompletedProcess(["cgrpo", *typed], json.loads(answer)["code"], *streams)
 
 
 def run_typed(arguments: list[str]) -> int:
-    """Return the exit code of `cgrpo` with these arguments, or of `python -m MODULE ...`, in this process."""
+    """Run `cgrpo`, or `python -m MODULE ...`, in this process, and return the exit code."""
     import customized_grpo.cli
 
     try:
@@ -59,7 +58,7 @@ def run_typed(arguments: list[str]) -> int:
 
 
 def leave_with(run: Callable[[], int]) -> NoReturn:
-    """End this forked process with the exit code that `run` gives; 1 and a traceback where it fails."""
+    """End this forked process with the exit code that `run` returns; 1 and a traceback if it fails."""
     code = 1
     try:
         code = run()
@@ -110,16 +109,13 @@ def _child(arguments: list[str], folder: str, output: str, error: str, environme
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        sys.path[0] = folder  # as that of `python -m`
-        for place, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, _written(output)), (2, _written(error))):
-            os.dup2(target, place)
+        sys.path[0] = folder  # as with `python -m`
+        written = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        for place, path, flags in ((0, os.devnull, os.O_RDONLY), (1, output, written), (2, error, written)):
+            os.dup2(os.open(path, flags), place)
         return run_typed(arguments)
 
     leave_with(run)
-
-
-def _written(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
 if __name__ == "__main__":

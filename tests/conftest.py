@@ -1,16 +1,13 @@
 """Fixtures and hooks of all tests.
 
-Ordinary tests run on the CPU, whatever the machine has: what many of them hold to (bits that repeat, processes that
-learn what one learns) is a promise for a CPU. GPUs are visible only where tests marked `gpu` are asked for by
-`-m gpu`, as `make test-gpu` does; elsewhere those are skipped.
+Tests run on the CPU, because many guarantees (bit-exact repetition, equal results of several processes) are made for
+CPUs. GPUs are visible only if tests marked `gpu` are selected by `-m gpu`, as `make test-gpu` does.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from typing import Any
 
 import pytest
 
@@ -65,21 +62,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if SHARED_OUT:
         rank = {file: place for place, file in enumerate(LONGEST)}
         items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Counts of the bad inputs and of what came of them, from all processes that tried some."""
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    called = [report for report in reports if getattr(report, "when", None) == "call"]
-    tried = [value for report in called for name, value in report.user_properties if name == "bad input"]
-    if not tried:
-        return
-    counts = Counter((kind, outcome) for kind, outcome in tried)
-    terminalreporter.section("bad inputs")
-    kinds = dict.fromkeys(kind for kind, _ in tried)
-    outcomes = ("refused", "used", "failed")
-    rows = [[kind, *(counts[kind, outcome] for outcome in outcomes)] for kind in kinds]
-    rows.append(["all", *(sum(counts[kind, outcome] for kind in kinds) for outcome in outcomes)])
-    terminalreporter.write_line(f"{'kind':<16}{''.join(f'{outcome:>10}' for outcome in outcomes)}")
-    for kind, *numbers in rows:
-        terminalreporter.write_line(f"{kind:<16}{''.join(f'{number:>10}' for number in numbers)}")

@@ -1,4 +1,4 @@
-"""How well words stand out on a page, asked of the browser that shows it."""
+"""Contrast of text on a page, measured in the browser that shows it."""
 
 #: Script; its argument is a selector. The three lowest contrasts of words inside it with the nearest ground behind them
 #: that is not transparent, each with the words.

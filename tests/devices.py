@@ -1,8 +1,4 @@
-"""The devices that a test runs on: a GPU where `-m gpu` asks for it, and in the ordinary suite the CPU.
-
-A test of a GPU has a body for any device, and runs on the CPU too, with a model or two: so it is known to work where
-there is no GPU.
-"""
+"""Devices to parametrise a test over: the CPU, and a GPU if `-m gpu` selects it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands as a user types them, on the embedded models, cut short by settings alone."""
+"""The commands on the embedded models, with settings that shorten them. Bad input is in bad_inputs/."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_leaves_all_that_a_user_looks_for(trained: Path) -> None:
+def test_a_run_writes_all_its_files(trained: Path) -> None:
     run = trained / "run"
     assert load_config(run / "config.yaml").train.iterations == 2
     assert [record["iteration"] for record in read_records(run / "metrics.jsonl")] == [1, 2]
@@ -68,7 +68,7 @@ def test_the_lora_loads_in_the_stock_pipeline_and_changes_the_picture(trained: P
     assert not torch.equal(draw(), base)
 
 
-def test_a_finished_run_can_go_on(trained: Path) -> None:
+def test_a_finished_run_can_be_extended(trained: Path) -> None:
     config = trained / "run" / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("iterations: 2", "iterations: 3"), encoding="utf-8")
     done = cgrpo("train", "--resume", "run", folder=trained)
@@ -96,18 +96,18 @@ def test_evaluate_scores_base_and_tuned(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(list((trained / "run/evaluation/tuned").glob("*.png"))) == 6
     assert "base" in done.stdout
-    # The run's own settings hold again when it goes on: what was drawn by others is not taken for its own.
+    # Images of other settings are not reused when the run resumes.
     assert cgrpo("train", "--resume", "run", folder=trained).returncode == 0
     for name in ("base", "tuned"):
         kept = json.loads((trained / "run/evaluation" / name / "scores.json").read_text(encoding="utf-8"))
         assert len(kept["pictures"]) == 3
 
 
-def test_info_tells_versions_device_and_defaults(trained: Path) -> None:
+def test_info_shows_versions_device_and_settings(trained: Path) -> None:
     done = cgrpo("info", folder=trained)
     assert done.returncode == 0, done.stderr
-    for told in ("diffusers", "device", "embedded/pipeline", "learning_rate"):
-        assert told in done.stdout
+    for word in ("diffusers", "device: ", "policy.path: embedded/pipeline  # embedded:", "train.learning_rate: "):
+        assert word in done.stdout
 
 
 def test_real_photos_train_from_start_to_end(tmp_path: Path) -> None:
@@ -121,30 +121,3 @@ def test_real_photos_train_from_start_to_end(tmp_path: Path) -> None:
     done = cgrpo("generate", "--reference", photo, "--prompt", "a dog in the snow", "--run", "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "generated.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["train", "--set", "train.learning_rat=1"], "learning_rate"),
-        (["train", "--set", "rollout.steps=1"], "rollout.steps"),
-        (["train", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["train", "--data", "world", "--set", "policy.path=./nowhere"], "nowhere"),
-        (["train", "--resume", "nowhere"], "nowhere"),
-        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["evaluate", "nowhere"], "nowhere"),
-        (["export", "nowhere", "--out", "out"], "nowhere"),
-        (["merge", "nowhere", "--out", "out"], "nowhere"),
-        (["generate", "--reference", "nowhere.jpg", "--prompt", "a dog"], "nowhere.jpg"),
-        (["generate", "--reference", "broken.jpg", "--prompt", "a dog"], "broken.jpg"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
-    (tmp_path / "broken.jpg").write_text("no picture", encoding="utf-8")
-    done = cgrpo(*arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, done.stderr
-    assert told in lines[0]
-    assert not (tmp_path / "runs").exists(), "nothing is left of a run that could not start"

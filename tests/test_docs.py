@@ -1,4 +1,4 @@
-"""What the documents tell a user to type works, cut short by settings alone."""
+"""Commands and Python examples of the documents work, with settings that shorten them."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(text: str) -> list[tuple[str, list[str]]]:
-    """What stands after the language, and the lines, of each block of commands."""
+    """Return (text after the language, lines) of each block of commands."""
     found = re.findall(r"^```(?:bash|sh|shell|console)([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [(mark.strip(), [line for line in block.splitlines() if line.strip()]) for mark, block in found]
 
 
 def commands(text: str, program: tuple[str, ...] = ("cgrpo ", "python -m ")) -> list[list[str]]:
-    """The lines of programs, in the blocks that are marked bash and nothing more; without their names."""
+    """Return the arguments of programs in blocks that are marked bash and nothing more."""
     lines = [line for mark, block in blocks(text) if not mark for line in block if line.startswith(program)]
     return [shlex.split(line)[1:] for line in lines]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A working folder with the files that the documents speak of."""
+    """A working folder with the files that the documents mention."""
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
     line = '{"prompt": "a dog in the snow", "references": ["photo.jpg"]}\n'
-    (tmp_path / "pairs.jsonl").write_text(line * 1 + line.replace("snow", "jungle"), encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text(line + line.replace("snow", "jungle"), encoding="utf-8")
     for subject in ("dog", "vase", "clock"):
         (tmp_path / "dreambench" / subject).mkdir(parents=True)
         Image.radial_gradient("L").convert("RGB").save(tmp_path / "dreambench" / subject / "00.jpg")
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str], Path], None]:
-    """Does what `cgrpo train --out` does, in a folder: trains where no document has typed the same before."""
+    """Run `cgrpo train --out` in a folder, or copy the run of another document that ran the same command."""
     done: dict[tuple[str, ...], Path] = {}
 
     def train(command: list[str], folder: Path) -> None:
@@ -64,9 +64,9 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str], 
             shutil.copytree(done[tuple(command)], folder / out)
             return
         run(command, folder, settings())
-        kept = tmp_path_factory.mktemp("trained") / "run"
-        shutil.copytree(folder / out, kept)  # what follows in the document changes the run itself
-        done[tuple(command)] = kept
+        copy = tmp_path_factory.mktemp("trained") / "run"
+        shutil.copytree(folder / out, copy)  # later commands of the document change the run itself
+        done[tuple(command)] = copy
 
     return train
 
@@ -98,7 +98,7 @@ def test_commands_run(document: Path, folder: Path, trainings: Callable[[list[st
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_a_command_is_run_here_or_a_reader_sees_what_it_needs(document: Path) -> None:
+def test_commands_that_are_not_run_say_what_they_need(document: Path) -> None:
     for mark, block in blocks(document.read_text(encoding="utf-8")):
         if not mark:
             run_above = ("cgrpo ", "python -m ", "accelerate ")
@@ -118,7 +118,7 @@ def test_python_examples_hold(document: Path, tmp_path: Path, monkeypatch: pytes
         exec(compile("\n".join(blocks), document.name, "exec"), {})
 
 
-def test_the_site_is_built_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None:
+def test_the_site_is_built_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
@@ -134,12 +134,6 @@ def test_the_site_is_built_and_asks_nothing_of_other_hosts(tmp_path: Path) -> No
             text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
             assert len(re.findall("<h2", page)) == len(re.findall("^## ", text, re.MULTILINE)), f"headings of {name}"
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]*"', page), name
-
-
-def test_the_readme_has_commands_and_its_two_first_lines() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {command[0] for command in commands(text)} == {"train", "generate", "evaluate", "report", "info"}
-    assert re.findall(r"^```bash fresh-clone\n(.*)\n```", text, re.MULTILINE) == ["make train", "make test"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

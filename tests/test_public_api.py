@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import huggingface_hub
@@ -21,7 +18,7 @@ from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.protocols import PairDataset
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer import base
-from customized_grpo.utils.hub import ModelError, resolve
+from customized_grpo.utils.hub import ModelError
 
 
 def test_every_export_is_there_and_documented() -> None:
@@ -35,15 +32,11 @@ def test_every_export_is_there_and_documented() -> None:
 
 
 def test_import_is_quick_and_leaves_torch_out() -> None:
-    program = "import sys, customized_grpo; sys.exit('torch' in sys.modules)"
-
-    def seconds(code: str) -> float:
-        began = time.perf_counter()
-        assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == 0
-        return time.perf_counter() - began
-
-    with_it, without = (statistics.median(seconds(code) for _ in range(3)) for code in (program, "pass"))
-    assert with_it - without < 0.3 * max(1.0, without / 0.02)  # a busy machine is slow at both
+    program = (
+        "import sys, time; began = time.process_time(); import customized_grpo\n"
+        "sys.exit('torch' in sys.modules or time.process_time() - began > 0.3)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_settings_are_given_by_section_or_by_name() -> None:
@@ -108,7 +101,7 @@ def trainer(folder: Path, **changes: object) -> cg.CustomizedGRPOTrainer:
 
 
 class Watch(cg.TrainerCallback):
-    """Remembers the events that it is called for."""
+    """Records the events that it is called for."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -155,7 +148,7 @@ def test_callbacks_stop_a_training_early(tmp_path: Path) -> None:
         again.train()
 
 
-def test_bad_parts_are_told_before_any_work(tmp_path: Path) -> None:
+def test_bad_parts_are_reported_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="no reward has the role prompt"):
         trainer(tmp_path, rewards={"identity": brightness})
 
@@ -195,7 +188,3 @@ def test_weights_are_uploaded_as_diffusers_loads_them(tmp_path: Path, monkeypatc
     )
     assert seen["repository"] == ("me/dog", True, True)
     assert seen["files"] == ["pytorch_lora_weights.safetensors"]
-
-
-def test_the_embedded_pipeline_is_a_folder_that_diffusers_loads() -> None:
-    assert (Path(resolve("embedded/pipeline")) / "model_index.json").is_file()

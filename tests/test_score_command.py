@@ -42,7 +42,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask[16:48, 16:48] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "broken.png").write_text("no picture")
     save_config(embedded(Config), tmp_path / "config.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -57,7 +56,7 @@ def tensor(path: Path) -> torch.Tensor:
     return to_tensor(Image.open(path).convert("RGB"))[None]
 
 
-def test_a_kind_scores_as_it_does_in_a_training(folder: Path) -> None:
+def test_a_kind_scores_as_in_a_training(folder: Path) -> None:
     arguments = ["--path", "embedded/judge-identity", "--option", "segmented={0}", "--reference", "cat.png"]
     masks = (Image.open(folder / "mask.png"),)
     pair = Pair("a", "a cat in the snow", (Image.open(folder / "cat.png"),), masks)
@@ -72,7 +71,7 @@ def test_a_kind_scores_as_it_does_in_a_training(folder: Path) -> None:
         assert "drawn/a.png" in done.stdout and f"{expected:.3f}" in done.stdout and "mean" not in done.stdout
 
 
-def test_a_folder_by_a_runs_own_rewards_to_a_csv_file(folder: Path) -> None:
+def test_a_folder_is_scored_by_a_runs_rewards_to_a_csv_file(folder: Path) -> None:
     shared = ["--images", "drawn", "--reference", "cat.png", "--out", "out/scores.csv"]
     done = score("--run", ".", *shared)
     assert done.exit_code == 0, done.stderr
@@ -96,7 +95,7 @@ def test_a_folder_by_a_runs_own_rewards_to_a_csv_file(folder: Path) -> None:
     assert [float(one["prompt"]) for one in chosen] == pytest.approx([float(row["prompt"]) for row in rows], abs=2e-3)
 
 
-def test_what_could_not_be_scored_stays_empty_and_out_of_the_mean(folder: Path) -> None:
+def test_missing_scores_are_empty_and_not_in_the_mean(folder: Path) -> None:
     for name, level in (("dark", 51), ("grey", 102), ("light", 204)):
         Image.new("RGB", (8, 8), (level,) * 3).save(folder / f"{name}.png")
     images = [part for name in ("light", "dark", "grey") for part in ("--image", f"{name}.png")]
@@ -109,44 +108,3 @@ def test_what_could_not_be_scored_stays_empty_and_out_of_the_mean(folder: Path) 
     ]  # fmt: skip
     assert score(*arguments, "--out", "s.csv").exit_code == 0
     assert (folder / "s.csv").read_text() == "image,own.py:first_half\nlight.png,\ndark.png,2\ngrey.png,4\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--reward", "dino"], "no image to score; give --image"),
-        (["--image", "drawn/a.png"], "no --reward; give a kind such as dino"),
-        (["--reward", "dyno", "--image", "drawn/a.png"], "unknown kind 'dyno'; did you mean 'dino'?"),
-        (["--reward", "copy-paste", "--image", "nowhere.png"], "nowhere.png: no such file"),
-        (["--reward", "copy-paste", "--image", "broken.png"], "broken.png: not an image of a known format"),
-        (["--reward", "copy-paste", "--images", "nowhere"], "nowhere: no such folder"),
-        (["--reward", "copy-paste", "--images", "out"], "out: no image in it"),
-        (
-            ["--reward", "copy-paste", "--image", "drawn/a.png"],
-            "reward 'copy-paste' needs a reference, and pair 'score' has none",
-        ),
-        (["--reward", "copy-paste", "--image", "drawn/a.png", "--reference", "no.jpg"], "no.jpg: no such file"),
-        (["--reward", "copy-paste", "--image", "drawn/a.png", "--mask", "mask.png"], "--mask is given 1 times for 0"),
-        (["--reward", "copy-paste", "--option", "size", "--image", "drawn/a.png"], "--option size: not an override"),
-        (["--reward", "copy-paste", "--option", "size=3", "--image", "drawn/a.png"], "unknown option 'size'"),
-        (["--reward", "copy-paste", "--role", "judge", "--image", "drawn/a.png"], "role"),
-        (["--reward", "clip", "--reward", "dino", "--path", "x", "--image", "drawn/a.png"], "give one --reward"),
-        (["--reward", "clip", "--reward", "clip", "--image", "drawn/a.png"], "'clip' is given twice"),
-        (
-            ["--run", ".", "--reward", "promt", "--image", "drawn/a.png"],
-            ". has no such reward; it has identity",
-        ),
-        (
-            ["--run", ".", "--reward", "prompt", "--path", "x", "--image", "drawn/a.png"],
-            "describe a kind; . has",
-        ),
-        (["--run", ".", "--config", "config.yaml", "--image", "drawn/a.png"], "are both given; keep one"),
-        (["--run", "nowhere", "--image", "drawn/a.png"], "nowhere: holds no config.yaml"),
-    ],
-)
-def test_what_is_wrong_is_one_line(arguments: list[str], told: str, folder: Path) -> None:
-    (folder / "out").mkdir()
-    done = score(*arguments)
-    assert done.exit_code == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert line.startswith("error:") and told in line

@@ -1,4 +1,6 @@
-"""What a terminal shows and what a log file gets."""
+"""Output to a terminal and to a log file."""
+
+from __future__ import annotations
 
 import io
 import subprocess
@@ -22,7 +24,7 @@ RECORD = {
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """Seconds that pass only when set."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -40,111 +42,72 @@ def text(console: Console) -> str:
     return console.file.getvalue()
 
 
-def lines(console: Console) -> Iterator[str]:
-    return iter(text(console).splitlines())
+def lines(console: Console) -> list[str]:
+    return text(console).splitlines()
 
 
-def test_a_log_gets_one_short_line_for_each_iteration() -> None:
+def cells(console: Console) -> Iterator[list[str]]:
+    for line in lines(console):
+        if line.startswith("│"):
+            yield [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_a_log_file_gets_one_line_per_iteration_with_the_time_left() -> None:
     console, clock = log(), Clock()
     with TrainingDisplay(60, console=console, clock=clock) as display:
-        for _ in range(2):
-            clock.now += 65
-            display.update(RECORD)
-    first, second = lines(console)
-    assert first == ("1/60  identity 61.23  prompt 24.50  conflicted 48%  KL 1.2e-05  1:03:55 left")
-    assert second.startswith("2/60  ") and second.endswith("  1:02:50 left")
-    assert len(first) <= 80
-
-
-def test_images_without_a_score_are_told_of() -> None:
-    console = log()
-    with TrainingDisplay(60, console=console, clock=Clock()) as display:
+        clock.now += 65
         display.update({**RECORD, "share/missing": 0.0, "share/vetoed": 0.0})
+        clock.now += 65
         display.update({**RECORD, "share/missing": 1 / 48, "share/vetoed": 1 / 4})
     first, second = lines(console)
-    assert "not scored" not in first and "vetoed" not in first
-    assert "  not scored 2.1%  vetoed 25.0%  " in second
+    assert first == "1/60  identity 61.23  prompt 24.50  conflicted 48%  KL 1.2e-05  1:03:55 left"
+    assert "  not scored 2.1%  vetoed 25.0%  1:02:50 left" in second
 
 
-def test_the_time_left_of_a_resumed_run_counts_its_own_iterations_alone() -> None:
+def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers() -> None:
     console, clock = log(), Clock()
     with TrainingDisplay(10, done=8, console=console, clock=clock) as display:
         clock.now += 7
-        display.update({})
+        display.update({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
         clock.now += 7
         display.update({})
-    assert list(lines(console)) == ["9/10  0:00:07 left", "10/10  0:00:00 left"]
+    assert lines(console) == [
+        "9/10  prompt 2.00  0:00:07 left", "9/10  evaluation  a [b] 41.00", "10/10  0:00:00 left",
+    ]  # fmt: skip
 
 
-def test_missing_numbers_are_left_out_and_held_out_scores_have_their_lines() -> None:
-    console = log()
-    display = TrainingDisplay(3, console=console, clock=Clock())
-    display.update({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
-    assert list(lines(console)) == ["1/3  prompt 2.00  0:00:00 left", "1/3  evaluation  a [b] 41.00"]
-
-
-def test_a_terminal_gets_a_bar_with_the_live_numbers_under_it() -> None:
+def test_a_terminal_gets_a_bar_with_the_metrics_and_returns_the_cursor() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
     with TrainingDisplay(60, done=11, console=console, clock=Clock()) as display:
-        display.update(RECORD)
-        display.message("checkpoint written")
+        display.update({**RECORD, "evaluation/dino/mean": 41.0})
     shown = text(console)
     assert "12/60" in shown and "━" in shown and "left" in shown
     assert "identity 61.23  prompt 24.50  conflicted 48%  KL 1.2e-05" in shown
-    assert "checkpoint written\n" in shown
+    assert "12/60  evaluation  dino 41.00\n" in shown
+    assert shown.endswith("\x1b[?25h")  # shows the cursor
 
 
-def test_the_bar_is_taken_down_when_training_fails() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
-    with pytest.raises(RuntimeError), TrainingDisplay(3, console=console):
-        raise RuntimeError
-    assert text(console).endswith("\x1b[?25h")  # the cursor is back
-
-
-def test_the_table_shows_the_change_both_ways() -> None:
+def test_the_table_shows_absolute_and_relative_changes_and_warnings() -> None:
     console = log()
-    console.print(
-        score_table(
-            [
-                ("identity [dino]", 50.0, 52.5),
-                ("prompt", 24.0, 23.4),
-                ("negative", -2.0, -1.0),
-                ("zero", 0.0, 1.0),
-                ("new", None, 1.0),
-                ("lost", 1.0, float("nan")),
-            ]
-        )
-    )
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines(console) if line.startswith("│")]
-    assert cells == [
-        ["identity [dino]", "50.000", "52.500", "+2.500", "+5.0"],
-        ["prompt", "24.000", "23.400", "-0.600", "-2.5"],
-        ["negative", "-2.000", "-1.000", "+1.000", "+50.0"],
-        ["zero", "0.000", "1.000", "+1.000", "-"],
-        ["new", "-", "1.000", "-", "-"],
-        ["lost", "1.000", "-", "-", "-"],
+    rows = [
+        ("identity [dino]", 50.0, 52.5),
+        ("prompt", 24.0, 23.4),
+        ("negative", -2.0, -1.0),
+        ("zero", 0.0, 1.0),
+        ("new", None, 1.0),
+        ("lost", 1.0, float("nan")),
     ]
-    heading = next(line for line in lines(console) if "score" in line)
-    assert [cell.strip() for cell in heading.strip("┃").split("┃")] == [
-        "score",
-        "base",
-        "tuned",
-        "change",
-        "change in %",
+    console.print(score_table(rows, notes={"prompt": "warned"}))
+    assert list(cells(console)) == [
+        ["identity [dino]", "50.000", "52.500", "+2.500", "+5.0", ""],
+        ["prompt", "24.000", "23.400", "-0.600", "-2.5", "warned"],
+        ["negative", "-2.000", "-1.000", "+1.000", "+50.0", ""],
+        ["zero", "0.000", "1.000", "+1.000", "-", ""],
+        ["new", "-", "1.000", "-", "-", ""],
+        ["lost", "1.000", "-", "-", "-", ""],
     ]
-
-
-def test_a_guards_change_is_neither_good_nor_bad() -> None:
     table = score_table([("identity", 1.0, 2.0), ("prompt", 2.0, 1.0), ("copy-paste", 1.0, 2.0)], guards=["copy-paste"])
     assert [cell.style for cell in table.columns[3].cells if isinstance(cell, Text)] == ["green", "red", ""]
-
-
-def test_a_score_that_is_warned_of_says_so_in_its_row() -> None:
-    console = log()
-    rows = [("identity", 1.0, 2.0), ("prompt", 2.0, 1.0)]
-    console.print(score_table(rows, notes={"identity": "parted at iteration 20"}))
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines(console) if line.startswith("│")]
-    assert [row[-1] for row in cells] == ["parted at iteration 20", ""]
 
 
 def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +117,7 @@ def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[st
     assert captured.err == "error: run.yaml: key [bold]x[/bold] is " + " ".join(["long"] * 40) + "\n"
 
 
-def test_no_torch_is_needed_to_talk() -> None:
+def test_the_terminal_needs_no_torch() -> None:
     program = (
         "import sys, customized_grpo.utils.terminal, customized_grpo.utils.records\n"
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"

@@ -19,7 +19,7 @@ _EXPORTS = {
     "EMACallback": "trainer.callbacks",
     "EarlyStoppingCallback": "trainer.callbacks",
     "Evaluation": "trainer.evaluation",
-    "LoraConfig": "config.policy",
+    "LoraConfig": "config",
     "Pair": "protocols",
     "Policy": "policies:PipelinePolicy",
     "ProgressCallback": "trainer.callbacks",
@@ -44,9 +44,9 @@ _MODULES = {"datasets": "data.datasets", "method": "method", "rewards": "rewards
 
 if TYPE_CHECKING:
     from customized_grpo import method, rewards
+    from customized_grpo.config import LoraConfig
     from customized_grpo.config.arguments import CustomizedGRPOConfig
     from customized_grpo.config.loading import load_config
-    from customized_grpo.config.policy import LoraConfig
     from customized_grpo.data import datasets
     from customized_grpo.evaluation.generate import generate
     from customized_grpo.method import (

@@ -1,6 +1,6 @@
-"""What the loop needs of its parts: a pair to draw, a policy that draws it, rewards that judge it.
+"""Interfaces of the trainer's parts: pairs, policies and rewards.
 
-A new model, reward or source of data is a class with these members; nothing has to be inherited.
+A new model, reward or data set is any class with these members; nothing has to be inherited.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-#: What a reward that is trained on judges: is this still the subject, or does it do what the prompt says?
+#: Roles of rewards in the method: fidelity to the subject, and to the prompt.
 Role = Literal["identity", "prompt"]
 ROLES: tuple[Role, Role] = ("identity", "prompt")
-#: What a reward may need beside the picture.
+#: Parts of a pair that a reward may need besides the image.
 Need = Literal["prompt", "reference", "mask"]
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One (reference images, prompt) to draw a group of images for.
+    """Reference images and a prompt to generate a group of images for.
 
-    `key` is unique in its dataset and stable between runs: features of the pair are cached under it.
-    `references` are RGB pictures of the subject; `masks` (mode L, 255 on the subject, the size of its
-    reference) are None where nobody drew one. `columns` holds further values of the dataset by name, for rewards.
+    Attributes:
+        key: Unique in its data set and stable between runs; features of the pair are cached under it.
+        prompt: Text that the images should show.
+        references: RGB images of the subject.
+        masks: Mode L, 255 on the subject, of the size of its reference; None for references without a mask.
+        subject: The subject in a word.
+        columns: Further values of the data set by name, for rewards.
     """
 
     key: str
@@ -41,7 +45,7 @@ class Pair:
 
 @runtime_checkable
 class PairDataset(Protocol):
-    """An indexed set of pairs. `dataset[i]` may read files, and returns the same pair every time."""
+    """Indexed set of pairs. `dataset[i]` may read files, and returns the same pair every time."""
 
     def __len__(self) -> int: ...
 
@@ -50,7 +54,7 @@ class PairDataset(Protocol):
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a policy is told of some images: tensors whose first dimension counts the images."""
+    """Conditioning (embeddings) of a batch: tensors by name, whose first dimension is the batch."""
 
     rows: dict[str, Tensor]
 
@@ -59,16 +63,16 @@ class Conditions:
 
     @property
     def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Conditions of equal signature can stand in one batch."""
+        """Names and shapes without the batch; conditions of equal signature can be joined."""
         return tuple((name, tuple(rows.shape[1:])) for name, rows in sorted(self.rows.items()))
 
     def select(self, index: Tensor) -> Conditions:
-        """Rows by index (LongTensor (B,)); rows may repeat."""
+        """Select rows by index, LongTensor (B,); rows may repeat."""
         return Conditions({name: rows[index.to(rows.device)] for name, rows in self.rows.items()})
 
     @staticmethod
     def join(parts: Sequence[Conditions]) -> Conditions:
-        """One batch of several. Raises ValueError where their signatures differ."""
+        """Concatenate to one batch. Raises ValueError if signatures differ."""
         if len({part.signature for part in parts}) != 1:
             raise ValueError("conditions of different shapes cannot stand in one batch")
         if len(parts) == 1:
@@ -77,59 +81,59 @@ class Conditions:
 
 
 class Policy(Protocol):
-    """A flow-matching generator: x_sigma = (1 - sigma) * x_0 + sigma * noise, velocity = noise - x_0."""
+    """Flow-matching generator: x_sigma = (1 - sigma) * x_0 + sigma * noise, velocity = noise - x_0."""
 
     @property
     def device(self) -> torch.device: ...
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's latents, as `velocity` takes them, without the batch dimension."""
+        """Shape of one image's latents as `velocity` takes them, without the batch dimension."""
         ...
 
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        """The conditions of one pair, one row; frozen, so that callers may keep them."""
+        """Return the conditioning of one pair, one row, without gradient; callers may store it."""
         ...
 
     def sigmas(self, steps: int) -> Tensor:
-        """The model's own noise levels for that many steps, float32 (steps + 1,), from 1 to 0."""
+        """Return the model's own noise levels, float32 (steps + 1,), from 1 to 0."""
         ...
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity of latents (B, ...) at noise levels (B,), float32 of the latents' shape."""
+        """Return the velocity of latents (B, ...) at noise levels (B,), float32 of the latents' shape."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures float32 (B, 3, H, W) in [0, 1] of clean latents (B, ...). Carries no gradient."""
+        """Decode clean latents (B, ...) to images, float32 (B, 3, H, W) in [0, 1], without gradient."""
         ...
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training moves, by name."""
+        """Return the trained parameters by name."""
         ...
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it `velocity` is that of the untuned model."""
+        """Make `velocity` that of the untuned model inside the context."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what training has changed, in the form that the model's own pipeline loads."""
+        """Write the trained weights in the form that the model's own pipeline loads."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. Raises ValueError where it belongs to another model."""
+        """Read weights that `save` wrote. Raises ValueError if they belong to another model."""
         ...
 
 
 class Reward(Protocol):
-    """A judge of pictures. Higher is better; any scale.
+    """Scorer of images; higher is better, on any scale.
 
-    Its role comes from the configuration. It may have an attribute `needs`, some of `Need`: pairs that lack one of
-    them are refused, and a reward on another machine is sent nothing else.
+    The configuration gives its role. An attribute `needs`, some of `Need`, is optional: pairs that lack one of them are
+    refused, and a reward on another machine receives nothing else.
     """
 
     @property
     def name(self) -> str: ...
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        """Scores float32 (B,) of pictures (B, 3, H, W) in [0, 1]; pairs[i] is what images[i] should show."""
+        """Return scores, float32 (B,), of images (B, 3, H, W) in [0, 1]; images[i] was generated for pairs[i]."""
         ...

@@ -1,4 +1,4 @@
-"""What a bad input is here: something written to a folder, the commands that meet it there, and what they must say."""
+"""Bad input: something written to a folder, the commands that read it there, and the errors that they must print."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ from pathlib import Path
 import diffusers  # noqa: F401 - here, since its log goes to the stderr that its import finds, and `invoke` has its own
 import transformers  # noqa: F401 - likewise
 from PIL import Image
+from typer import Typer
 from typer.testing import CliRunner
 
 from customized_grpo.cli import app
+from experiments.study.__main__ import main as study
 
+#: Arguments of cgrpo; those of `python -m experiments.study` after the word study.
 Command = list[str]
+#: Parts of one line of error.
 Told = tuple[str, ...]
-"""Parts of one line of error."""
+
+STUDY = Typer()
+STUDY.command()(study)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input. `told` has what each line of error must hold, in order; it is empty where the input is to be used.
+    """One input.
 
-    `make` writes the input to a folder, in which the commands then run, and returns them; one that uses the input
-    rightly may say so by assertions of its own in `check`, which gets the folder and what the last command printed.
+    Attributes:
+        make: Writes the input to a folder, and returns the commands to run there.
+        told: Parts of each line of error, in order; empty if the input is to be used.
+        check: Asserts that the input was used as intended; gets the folder and the output of the last command.
     """
 
     kind: str
@@ -33,10 +41,6 @@ class Case:
     make: Callable[[Path], list[Command]]
     told: tuple[Told, ...] = ()
     check: Callable[[Path, str], None] | None = None
-
-    @property
-    def refused(self) -> bool:
-        return bool(self.told)
 
 
 #: Ends a training in one known line as soon as its data are read and before a model is loaded.
@@ -78,9 +82,10 @@ class Outcome:
 
 
 def invoke(command: Sequence[str]) -> Outcome:
-    """Runs a command in this process. Fails on anything that is no exit: a user would see a traceback."""
+    """Run a command in this process. Fails on anything but an exit, of which a user would see a traceback."""
     with warnings.catch_warnings(record=True) as warned:
-        done = CliRunner().invoke(app, list(command))
+        name, *arguments = command
+        done = CliRunner().invoke(STUDY, arguments) if name == "study" else CliRunner().invoke(app, list(command))
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert "Traceback" not in done.output
@@ -90,7 +95,7 @@ def invoke(command: Sequence[str]) -> Outcome:
 
 
 def hold(case: Case, folder: Path) -> None:
-    """Asserts that the commands of a case, run in the working directory `folder`, do as it says."""
+    """Assert that the commands of a case print its errors, or none, in the working directory `folder`."""
     for command in case.make(folder):
         before = {path.name for path in folder.iterdir()}
         done = invoke(command)

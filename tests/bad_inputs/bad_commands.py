@@ -33,16 +33,14 @@ def options() -> Iterator[Case]:
     yield case("no such option", "train: No such option", "train", "--confg", "a.yaml")
     yield case("an option without its value", "'--set' requires an argument", "train", "--set")
     yield case("a setting that there is not", "metod: no such setting; did you mean method?", "settings", "metod")
-    yield case("a part as a page", "--markdown is of all settings; leave out train", "settings", "train", "--markdown")
+    yield case("a part as a page", "--markdown prints all settings; remove train", "settings", "train", "--markdown")
     yield case("an argument too many", "info: Got unexpected extra argument", "info", "more")
     yield case("an argument too few", "evaluate: Missing argument '", "evaluate")
     yield case("no reference", "generate: Missing option '--reference'", "generate", "--prompt", "a")
     yield case("no prompt", "generate: Missing option '--prompt'", "generate", "--reference", "good.png")
-    for option, value in (("--images", "0"), ("--images", "-3"), ("--images", "two"), ("--steps", "0"), ("--steps", "1.5"),
-                          ("--seed", "x"), ("--seed", "1e3")):  # fmt: skip
+    for option, value in (("--images", "0"), ("--images", "two"), ("--steps", "1.5"), ("--seed", "1e3")):
         yield case(f"{option} {value}", f"generate: Invalid value for '{option}'", "generate", *ASK, option, value)
-    for option, value in (("--port", "70000"), ("--port", "-1"), ("--port", "http"), ("--max-images", "0"),
-                          ("--max-pixels", "x"), ("--max-bytes", "-1"), ("--keep", "-1")):  # fmt: skip
+    for option, value in (("--port", "70000"), ("--max-images", "0"), ("--max-pixels", "x"), ("--keep", "-1")):
         yield case(f"serve-reward {option} {value}", f"serve-reward: Invalid value for '{option}'", "serve-reward",
                    "--reward", "copy-paste", option, value)  # fmt: skip
     yield case("demo --port 0", "demo: Invalid value for '--port'", "demo", "--port", "0")
@@ -57,13 +55,10 @@ def options() -> Iterator[Case]:
         "int8",
     )
     yield case("plan --processes 0", "plan: Invalid value for '--processes'", "plan", "--processes", "0")
-    yield case("study --processes 0", "study: Invalid value for '--processes'", "study", "s.yaml", "--processes", "0")
     for size in ("big", "-24GB", "0", "24XB", "1e999GB", "nan", ""):
         yield case(f"plan --memory {size!r}", f"--memory: '{size}' is no size", "plan", f"--memory={size}")
-    yield case(
-        "--resume and --out", "--resume goes on with the run's own settings", "train", "--resume", "a", "--out", "b"
-    )
-    yield case("--resume and --data", "--resume goes on with the run's own", "train", "--resume", "a", "--data", "")
+    yield case("--resume and --out", "--resume uses the run's own settings", "train", "--resume", "a", "--out", "b")
+    yield case("--resume and --data", "--resume uses the run's own", "train", "--resume", "a", "--data", "")
     yield case("--out that is a file", "good.png: holds something already", "train", "--out", "good.png")
     yield case("--out that is the folder itself", ".: holds something already", "train", "--out", ".")
     for name, told in (("out", "no name of a picture"), ("out.txt", "no name of a picture"), ("out.exe", "no name of"),
@@ -76,7 +71,7 @@ def _scores() -> Iterator[Case]:
     def case(name: str, told: str, *command: str) -> Case:
         return Case("command", f"score: {name}", _typed("score", "--prompt", "a", *command), ((told,),))
 
-    image = ("--image", "good.png")
+    image, guard = ("--image", "good.png"), ("--reward", "copy-paste", "--role", "guard")
     yield case("no reward", "no --reward; give a kind", *image)
     yield case("no picture", "no image to score; give --image", "--reward", "copy-paste")
     yield case("an empty folder", "no image in it", "--reward", "copy-paste", "--images", "empty")
@@ -85,6 +80,9 @@ def _scores() -> Iterator[Case]:
     yield case("a reward twice", "--reward 'dino' is given twice", "--reward", "dino", "--reward", "dino", *image)
     yield case("a path of two", "describe one kind", "--reward", "dino", "--reward", "clip", "--path", "x", *image)
     yield case("no such role", "role: input should be", "--reward", "dino", "--role", "style", *image)
+    yield case("no reference", "reward 'copy-paste' needs a reference, and pair 'score' has none", *guard, *image)
+    yield case("an option without a value", "--option size: not an override", *guard, "--option", "size", *image)
+    yield case("an unknown option", "unknown option 'size'", *guard, "--option", "size=3", *image)
     yield case("--config and --run", "both given; keep one", "--config", "a.yaml", "--run", "b", *image)
     yield case("a run that is none", "good.png: holds no config.yaml", "--run", "good.png", *image)
     yield case("a path that copy-paste has no use for", "needs no model; leave its path", "--reward", "copy-paste", "--path",
@@ -129,7 +127,6 @@ def runs() -> Iterator[Case]:
     every = (resume, evaluate, report, export, merge, draw, score)
     yield case("empty", lambda run: (shutil.rmtree(run), run.mkdir()), "before: holds no config.yaml", *every)
     yield case("not there", shutil.rmtree, "before: holds no config.yaml", *every)
-    yield case("a file", lambda run: (shutil.rmtree(run), run.write_text("x")), "before: holds no config.yaml", *every)
 
     def config(text: str) -> Callable[[Path], object]:
         return lambda run: (run / "config.yaml").write_text(text, encoding="utf-8")
@@ -137,37 +134,22 @@ def runs() -> Iterator[Case]:
     yield case("a configuration that is no YAML", config("a: ["), "before/config.yaml:1: not valid YAML", *every)
     yield case("a configuration of another version", config("seed: 1\nflux_capacitor: 5\n"),
                "before/config.yaml:2: flux_capacitor: unknown key", *every)  # fmt: skip
-    yield case("a configuration of zero bytes", config("\0\0"), "before/config.yaml: not valid YAML", *every)
     yield case("a folder as configuration", lambda run: ((run / "config.yaml").unlink(), (run / "config.yaml").mkdir()),
                "before: holds no config.yaml", *every)  # fmt: skip
     yield case("without a LoRA", lambda run: shutil.rmtree(run / "lora"), "before: ", evaluate, export, merge, draw)
     yield case("an export to a folder with something in it", lambda run: (run.parent / "out").mkdir() or photo(run.parent / "out"),
                "out: holds something already", export, merge)  # fmt: skip
-    yield case(
-        "an export to a file",
-        lambda run: (run.parent / "out").write_text("x"),
-        "out: holds something already",
-        export,
-        merge,
-    )
-    for name, line in (("no JSON", "nonsense"), ("a list", "[1]"), ("no iteration", "{}"), ("iteration is a text", '{"iteration": "1"}'),
-                       ("zero bytes", "\0\0")):  # fmt: skip
+    for name, line in (("no JSON", "nonsense"), ("no iteration", "{}"), ("zero bytes", "\0\0")):
         yield case(f"metrics: {name}", lambda run, line=line: (run / "metrics.jsonl").write_text(f"{line}\n{{\"iteration\": 1}}\n"),
                    "before/metrics.jsonl:1: ", report)  # fmt: skip
-    yield case(
-        "metrics: bad UTF-8",
-        lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\n"),
-        "before/metrics.jsonl:1",
-        report,
-    )
     yield case("metrics in a folder", lambda run: (run / "metrics.jsonl").mkdir(), "metrics.jsonl", report)
     yield Case(
         "run folder",
         "a report of nothing yet",
         lambda folder: (_run(lambda run: None)(folder), [["report", "before"]])[1],
     )
-    for name, content in (("no JSON", "{"), ("a list", "[]"), ("a number", "5"), ("scores of texts", json.dumps(
-            {"settings": {}, "scores": {"a": "x"}, "pictures": 5}))):  # fmt: skip
+    of_texts = json.dumps({"settings": {}, "scores": {"a": "x"}, "pictures": 5})
+    for name, content in (("no JSON", "{"), ("a list", "[]"), ("scores of texts", of_texts)):
 
         def damaged(run: Path, content: str = content) -> None:
             for half in ("base", "tuned"):

@@ -41,24 +41,17 @@ def json_lines() -> Iterator[Case]:
         "cut": '{"prompt": "a cat", "refer',
         "single quotes": "{'prompt': 'a cat', 'reference': 'good.png'}",
         "a comma too many": '{"prompt": "a cat", "reference": "good.png",}',
-        "a comment": '{"prompt": "a cat"} // mine',
         "two objects": '{"prompt": "a"} {"prompt": "b"}',
         "a raw tab in a text": '{"prompt": "a\tcat", "reference": "good.png"}',
         "a bad escape": '{"prompt": "\\x41", "reference": "good.png"}',
-        "half an escape": '{"prompt": "\\u12", "reference": "good.png"}',
         "zero bytes": "\0\0\0\0",
         "deeply nested": "[" * 100_000,
-        "deeply nested objects": '{"a":' * 100_000,
         "a number of 10,000 digits": "9" * 10_000,
-        "only a brace": "{",
-        "YAML": "prompt: a cat",
         "CSV": "prompt,reference",
-        "a diff's mark": "<<<<<<< HEAD",
         "a mark of byte order inside": "\ufeff\ufeff" + json.dumps(GOOD),
     }.items():
         yield case(name, line, told=bad)
-    for name, line in {"a list": "[1]", "a text": '"a cat"', "a number": "5", "null": "null", "true": "true",
-                       "not a number": "NaN", "infinity": "Infinity"}.items():  # fmt: skip
+    for name, line in {"a list": "[1]", "null": "null", "not a number": "NaN"}.items():
         yield case(f"{name}, no object", line, told="not a JSON object")
     yield case("a key twice", '{"prompt": "a", "prompt": "b", "reference": "good.png"}', told="not valid JSON (the key")
     yield case("a misspelt key", {"promt": "a", **GOOD}, told="unknown key 'promt'; did you mean 'prompt'?")
@@ -70,13 +63,13 @@ def json_lines() -> Iterator[Case]:
     yield case("no prompt", {"reference": "good.png"}, told="no 'prompt'; add it")
     yield case("no reference", {"prompt": "a cat"}, told="no 'references'; add it")
     yield case("an empty object", {}, told=(("pairs.jsonl:1: no 'prompt'",), ("pairs.jsonl:1: no 'references'",)))
-    for value in (5, 1.5, True, ["a cat"], {"text": "a cat"}):
+    for value in (5, ["a cat"]):
         yield case(f"prompt is {json.dumps(value)}", {**GOOD, "prompt": value}, told="'prompt' is ")
         yield case(f"subject is {json.dumps(value)}", {**GOOD, "subject": value}, told="'subject' is ")
         yield case(f"key is {json.dumps(value)}", {**GOOD, "key": value}, told="'key' is ")
-    for value in (5, True, {}, "", "  ", ["good.png", 5], [None], [["good.png"]], "a\0.png"):
+    for value in (5, {}, "  ", ["good.png", 5], "a\0.png"):
         yield case(f"reference is {json.dumps(value)}", {**GOOD, "reference": value}, told="'reference' holds ")
-    for value in (5, True, {"a": 1}, "", [5]):
+    for value in (5, ""):
         yield case(f"mask is {json.dumps(value)}", {**GOOD, "mask": value}, told="'mask' holds ")
     yield case("no reference in the list", {"prompt": "a", "references": []}, told="'references' is an empty list")
     yield case(
@@ -86,19 +79,14 @@ def json_lines() -> Iterator[Case]:
     yield case("masks too few", {"prompt": "a", "references": ["good.png"] * 2, "masks": ["good.png"]},
                told="'masks' has 1 for 2")  # fmt: skip
     yield case("masks too many", {**GOOD, "masks": ["good.png"] * 2}, told="'masks' has 2 for 1")
-    for prompt in ("", " ", "\n\t", "\u2003", "\u200b\u200e"):
+    for prompt in ("", "\u200b\u200e"):
         yield case(f"an empty prompt, {prompt!r}", {**GOOD, "prompt": prompt}, told="'prompt' is ")
     yield case("half a surrogate pair", '{"prompt": "\\ud800", "reference": "good.png"}', told="'prompt' holds half a")
-    for path in ("../good.png", "a/../../good.png", "/etc/hostname", "/etc/passwd", "../../../../../../etc/shadow",
-                 "./../pairs.jsonl", "//etc/hostname"):  # fmt: skip
-        yield case(
-            f"the path {path}", {**GOOD, "reference": path}, told=f"'reference' is '{path}', which leaves the folder"
-        )
-        yield case(
-            f"a mask of the path {path}", {**GOOD, "mask": path}, told=f"'mask' is '{path}', which leaves the folder"
-        )
-    for path in ("missing.png", "no/such/folder.png", "~/good.png", "$HOME/good.png", "C:\\photos\\cat.png",
-                 "https://example.org/cat.png", "file:///etc/hostname", "data:image/png;base64,AAAA"):  # fmt: skip
+    for path in ("../good.png", "a/../../good.png", "/etc/hostname", "//etc/hostname"):
+        told = f"'reference' is '{path}', which leaves the folder"
+        yield case(f"the path {path}", {**GOOD, "reference": path}, told=told)
+        yield case(f"a mask of the path {path}", {**GOOD, "mask": path}, told=told.replace("reference", "mask"))
+    for path in ("missing.png", "~/good.png", "$HOME/good.png", "https://example.org/cat.png", "file:///etc/hostname"):
         yield case(f"the path {path}", {**GOOD, "reference": path}, told=(("pairs.jsonl:1: ", "no such file"),))
     yield case("a path of 5,000 letters", {**GOOD, "reference": "a" * 5000}, told=(("pairs.jsonl:1: ", "aaaa"),))
     yield case("the file itself as picture", {**GOOD, "reference": "pairs.jsonl"}, told=(("not an image",),))
@@ -139,12 +127,10 @@ def _places() -> Iterator[Case]:
     yield case("a file that is not there", "gone.jsonl", "data.path: no file or folder gone.jsonl")
     yield case("a name of no kind", "pairs.csv", "pairs.csv is of no known kind", at("pairs.csv"))
     yield case("no suffix", "pairs", "pairs is of no known kind", at("pairs"))
-    yield case("a parquet file", "a.parquet", "a.parquet is of no known kind", at("a.parquet"))
     yield case("an empty name", "", "data.path: ")
     yield case("a folder of that name", "pairs.jsonl", "has no prompts_and_classes.txt",
                lambda folder: (folder / "pairs.jsonl").mkdir())  # fmt: skip
     yield case("an address", "https://example.org/pairs.jsonl", "no file or folder https:")
-    yield case("a zero byte in the name", "pairs\0.jsonl", "data.path: ")
     yield case("a name of 5,000 letters", "a" * 5000 + ".jsonl", "data.path: ")
     yield Case("JSON lines", "a root that is not there", _opened(GOOD, more=("--set", "data.root=gone")),
                (("data.root: no folder gone",),))  # fmt: skip
@@ -251,7 +237,7 @@ def dreambench() -> Iterator[Case]:
     yield case(
         "a subject twice", LISTED.replace("dog,dog", "dog,dog\ndog,cat"), f"{where}:5: the subject 'dog' is given"
     )
-    for name in ("..", "../dog", "/etc", "a/b", "."):
+    for name in ("../dog", "/etc"):
         yield case(f"the subject {name}", LISTED.replace("dog,dog", f"dog,dog\n{name},cat"), f"{where}:5: '{name}' is")
     yield case("a subject without a folder", LISTED.replace("dog,dog", "dog,dog\ncat,cat"), "bench/cat: no photos")
     yield case("lines of Windows", LISTED.replace("\n", "\r\n"))

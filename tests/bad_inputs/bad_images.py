@@ -115,38 +115,26 @@ def refused() -> Iterator[Case]:
     for kind, suffix in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"),
                          ("TIFF", "tif"), ("PPM", "ppm")):  # fmt: skip
         whole = encoded(kind)
-        for share in (0.1, 0.5, 0.9):
-            told = "does not decode" if share > 0.1 or kind not in ("GIF", "JPEG", "TIFF", "WEBP") else ": "
-            yield case(f"{kind} cut at {share:.0%}", f"cut.{suffix}", whole[: int(len(whole) * share)], told)
+        yield case(f"{kind} cut at 90%", f"cut.{suffix}", whole[: int(len(whole) * 0.9)], "does not decode")
         yield case(f"the first 4 bytes of a {kind}", f"start.{suffix}", whole[:4], ": ")
-        yield case(
-            f"{kind} with its first bytes gone", f"headless.{suffix}", whole[9:], "not an image of a known format"
-        )
-    for suffix in ("jpg", "png", "webp"):
-        yield case(f"no bytes, .{suffix}", f"empty.{suffix}", b"", "the file is empty")
-        yield case(f"a text, .{suffix}", f"text.{suffix}", b"This is no picture.\n", "not an image of a known format")
-        yield case(f"zeros, .{suffix}", f"zeros.{suffix}", bytes(5000), "not an image of a known format")
+    yield case("JPEG without its first bytes", "headless.jpg", encoded("JPEG")[9:], "not an image of a known format")
+    yield case("no bytes", "empty.jpg", b"", "the file is empty")
+    yield case("a text", "text.jpg", b"This is no picture.\n", "not an image of a known format")
+    yield case("zeros", "zeros.jpg", bytes(5000), "not an image of a known format")
     others: dict[str, bytes] = {
         "a page of HTML": b"<!doctype html><title>404</title>not found",
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
         "PDF": b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n%%EOF",
-        "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
         "MP4": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
-        "ICO": b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0h\4\0\0\x16\0\0\0",
-        "PSD": b"8BPS\0\1" + bytes(30),
         "a zip archive": archive(),
-        "gzip": b"\x1f\x8b\x08\0" + bytes(20),
         "a pickle": pickle.dumps({"a": 1}),
-        "an array of numpy": b"\x93NUMPY\1\0" + bytes(100),
-        "safetensors": struct.pack("<Q", 2) + b"{}",
-        "an ELF program": b"\x7fELF\2\1\1" + bytes(100),
         "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
     }
     for what, content in others.items():
         yield case(f"{what}, .jpg", "other.jpg", content, "not an image of a known format")
     flat = "above the bound of 67 million"
-    for width, height in ((8193, 8193), (10_000, 9_000), (12_000, 12_000), (60_000, 60_000), (2**31 - 1, 1)):
+    for width, height in ((8193, 8193), (60_000, 60_000), (2**31 - 1, 1)):
         yield case(f"PNG bomb {width} x {height}", "bomb.png", png(header(width, height), ROWS, END), flat)
     yield case("JPEG bomb", "bomb.jpg", frame_header(65500, 65500), flat)
     gif = encoded("GIF")
@@ -263,20 +251,16 @@ def used() -> Iterator[Case]:
         exif[0x0112] = orientation
         content = encoded("PNG", halves().transpose(Image.Transpose(turn)), exif=exif)
         yield case(f"turned by EXIF {orientation}", "a.png", content, size)
-    for orientation in (0, 9, 65535):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        yield case(f"EXIF orientation {orientation}", "a.png", encoded("PNG", halves(), exif=exif), size)
+    exif = Image.Exif()
+    exif[0x0112] = 65535
+    yield case("EXIF of no known orientation", "a.png", encoded("PNG", halves(), exif=exif), size)
     yield case("EXIF that is damaged", "a.jpg", encoded("JPEG", halves(), quality=100, exif=b"Exif\0\0II*\0nonsense"),
                size, near=6)  # fmt: skip
     yield case("a colour profile that is none", "a.png", encoded("PNG", halves(), icc_profile=b"nonsense"), size)
     yield case("1 x 1", "a.png", encoded("PNG", halves(1, 1)), (1, 1), (BLUE,))
-    yield case("2 x 1", "a.png", encoded("PNG", halves(2, 1)), (2, 1))
     yield case("20000 x 1", "a.png", encoded("PNG", halves(20000, 1)), (2048, 1))
-    yield case("1 x 20000", "a.png", encoded("PNG", halves(1, 20000)), (1, 2048), (BLUE,))
-    yield case("JPEG of 65500 x 1", "a.jpg", encoded("JPEG", halves(65500, 1), quality=100), (2048, 1), near=8)
     yield case("2200 x 2200", "a.jpg", encoded("JPEG", halves(2200, 2200), quality=95), (2048, 2048), near=6)
-    for what, name in (("spaces", "my cat.png"), ("emoji", "🐈.png"), ("Arabic", "قطة.png"), ("a bracket", "[a].png")):
+    for what, name in (("spaces", "my cat.png"), ("emoji", "🐈.png"), ("a bracket", "[a].png")):
         yield case(f"a name of {what}", name, encoded("PNG", halves()), size)
 
 

@@ -1,4 +1,4 @@
-"""Prompts, as they come from a command line and, in `bad_datasets`, from files; read by a real text encoder."""
+"""Prompts from a command line, read by a real text encoder; those of files are in `bad_datasets`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _scored(prompt: str) -> Callable[[Path], list[Command]]:
     return make
 
 
-def _drawn(prompt: str) -> Callable[[Path], list[Command]]:
+def _generated(prompt: str) -> Callable[[Path], list[Command]]:
     def make(folder: Path) -> list[Command]:
         return [["generate", "--reference", photo(folder), "--prompt", prompt, "--steps", "1", "--out", "out.png"]]
 
@@ -37,48 +37,38 @@ def _is_picture(folder: Path, printed: str) -> None:
         assert len(set(picture.convert("L").tobytes())) > 10, "no flat picture"
 
 
-EMPTY = {"nothing": "", "spaces": "   ", "line breaks alone": "\n\r\n", "a tab": "\t", "no-break spaces": "\xa0\u2003",
-         "a zero-width space": "\u200b", "marks of direction": "\u200e\u202e", "a mark of byte order": "\ufeff",
-         "control characters alone": "\x01\x02\x1b"}  # fmt: skip
+EMPTY = {
+    "nothing": "",
+    "spaces and line breaks": " \n\t\xa0\u2003",
+    "invisible characters": "\u200b\u200e\u202e\ufeff\x1b",
+}
 USED = {
     "10,000 characters": LONG,
-    "10,000 of one letter": "a" * 10_000,
     "100,000 characters": "cat " * 25_000,
-    "control characters": "a\x01\x07\x1b[2J\x7f cat",
-    "line breaks": "a cat\nin the\r\nsnow",
+    "control characters": "a\x01\x07\x1b[2J\x7f cat\r\nin the snow",
     "emoji": "🐈‍⬛ in the ❄️, 👩🏽‍🚀 🇩🇪",
-    "emoji alone": "🐱",
-    "right to left": "قطة ترتدي قبعة حمراء في الثلج",
-    "both directions": "a \u202etac\u202c חתול cat",
-    "Chinese": "一只戴着红帽子的猫在雪地里",
-    "combining marks": "c\u0301a\u0300t" + "\u0301" * 500,
-    "letters beyond the first plane": "𝓬𝓪𝓽 𠀀",
-    "an unassigned letter": "cat \U0003fffe",
-    "private letters": "\ue000\U000f0000",
-    "one letter": "a",
+    "right to left": "قطة ترتدي قبعة حمراء \u202etac\u202c חתול",
+    "Chinese, combining marks and rare letters": "一只猫 c\u0301a" + "\u0301" * 500 + "𝓬𝓪𝓽 𠀀 \U0003fffe \ue000",
     "punctuation": "?!.,;:'\"\\/",
     "the encoders' own tokens": "<|endoftext|> <|startoftext|> </s> <pad> <unk> <image>",
-    "markup of rich": "[red]cat[/red] [/nothing]",
-    "HTML": "<script>alert(1)</script> &amp; cat",
-    "a format": "{prompt} {0} %s %(x)d",
+    "markup and formats": "[red]cat[/red] [/nothing] <script>alert(1)</script> {prompt} {0} %s %(x)d",
     "a shell's command": "$(touch evil) `touch evil` ; touch evil",
-    "a path": "../../etc/passwd",
     "an option": "--help",
 }
 
 
 def cases() -> Iterator[Case]:
     for name, prompt in EMPTY.items():
-        for make in (_scored, _drawn):
-            yield Case("prompt", f"{name}, {make.__name__[1:]}", make(prompt), (("--prompt is empty; say what",),))
-    for make in (_scored, _drawn):
+        for make in (_scored, _generated):
+            yield Case("prompt", f"{name}, {make.__name__[1:]}", make(prompt), (("--prompt is empty; describe what",),))
+    for make in (_scored, _generated):
         yield Case(
             "prompt", f"bytes that are no UTF-8, {make.__name__[1:]}", make("cat \udcff"), (("--prompt holds half",),)
         )
     for name, prompt in USED.items():
         yield Case("prompt", f"{name}, scored", _scored(prompt), (), _has_score)
-    for name in ("10,000 characters", "control characters", "emoji", "right to left", "the encoders' own tokens"):
-        yield Case("prompt", f"{name}, drawn", _drawn(USED[name]), (), _is_picture)
+    for name in ("10,000 characters", "emoji", "the encoders' own tokens"):
+        yield Case("prompt", f"{name}, generated", _generated(USED[name]), (), _is_picture)
 
 
 CASES = list(cases())

@@ -30,64 +30,41 @@ def files() -> Iterator[Case]:
     yield case("UTF-16", "seed: 1\n".encode("utf-16"), "run.yaml: not UTF-8")
     yield case("zero bytes", b"\0\0\0", "run.yaml: not valid YAML")
     yield case("a control character", "data: {path: a\x07b}", "run.yaml: not valid YAML")
-    yield case("a picture", b"\x89PNG\r\n\x1a\n" + bytes(99), "run.yaml: not UTF-8")
     yield case("a tab", "train:\n\tseed: 1\n", "run.yaml:2: not valid YAML")
     yield case("a bracket left open", "rewards: [1\n", "run.yaml:2: not valid YAML")
-    yield case("quotes left open", 'data:\n  path: "a\n', "run.yaml:3: not valid YAML")
     yield case("two documents", "seed: 1\n---\nseed: 2\n", "run.yaml:2: not valid YAML")
-    yield case("an unknown anchor", "seed: *gone\n", "run.yaml:1: not valid YAML")
-    yield case("an unknown tag handle", "seed: !a!b 1\n", "run.yaml:1: not valid YAML")
-    yield case("1,000 brackets", "[" * 1000, "run.yaml")
     yield case("3,000 brackets", "[" * 3_000, "run.yaml")
     yield case("2 MB", "# nothing\n" * 200_000, "run.yaml: more than 1 MB")
     yield case("a list", "- seed: 1\n", "run.yaml: not a mapping")
     yield case("a text", "seed\n", "run.yaml: not a mapping")
-    yield case("a number", "5\n", "run.yaml: not a mapping")
     yield case("a key twice", "seed: 1\nseed: 2\n", "run.yaml:2: seed is given twice; keep one")
     yield case("a key twice, deep", "train:\n  updates: 1\n  updates: 2\n", "run.yaml:3: train.updates is given twice")
-    yield case("an alias", "data: &a {path: x}\nevaluation: {data: *a}\n", "run.yaml:1: evaluation.data is an alias")
-    yield case("an alias of itself", "rewards: &a [*a]\n", "run.yaml:1: rewards.0 is an alias")
-    bomb = "a: &a [x, x]\n" + "".join(
-        f"{new}: &{new} [*{old}, *{old}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
-    )
-    yield Case("YAML", "a billion laughs", _from_file(bomb),
-               tuple((f"run.yaml:{line}: ", "is an alias") for line in range(1, 9) for _ in range(2)))  # fmt: skip
-    yield case("a merge key", "a: &a {seed: 1}\n<<: *a\n", "run.yaml:2: the file has a key that is no plain text")
-    yield case("a key that is a list", "? [a]\n: 1\n", "run.yaml:1: the file has a key that is no plain text")
-    for tag in ("python/object/apply:os.system ['true']", "python/name:os.system", "python/object/new:os.system [x]",
-                "python/module:os", "python/tuple [1]", "binary aGk=", "set {a}", "mine 1"):  # fmt: skip
-        mark = "!!" if tag != "mine 1" else "!"
-        yield Case("YAML", f"the tag {mark}{tag}", _from_file(f"seed: {mark}{tag}\n"), (("run.yaml:1: ",),))
-    yield case("a date for a text", "data: {path: 2024-13-45}\npolicy: {revision: 2024-01-01}\nseed: 2024-01-01\n",
-               "run.yaml:3: seed: input should be a valid integer; given '2024-01-01'")  # fmt: skip
-    yield case("a misspelt key", "train:\n  lerning_rate: 1\n",
-               "run.yaml:2: train.lerning_rate: unknown key; did you mean train.learning_rate?")  # fmt: skip
-    yield case("a key of another section", "gamma: 1\n", "run.yaml:1: gamma: unknown key; did you mean method.gamma?")
-    yield case("a misspelt section", "trian: {}\n", "run.yaml:1: trian: unknown key; did you mean train?")
+    alias = "not valid YAML (aliases are not supported)"
+    yield case("an unknown anchor", "seed: *gone\n", f"run.yaml:1: {alias}")
+    yield case("an alias", "data: &a {path: x}\nevaluation: {data: *a}\n", f"run.yaml:2: {alias}")
+    yield case("an alias of itself", "rewards: &a [*a]\n", f"run.yaml:1: {alias}")
+    yield case("a billion laughs", "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", f"run.yaml:2: {alias}")
+    yield case("a merge key", "<<: {seed: 1}\n", "run.yaml:1: the file has a key that is not plain text")
+    yield case("a key that is a list", "? [a]\n: 1\n", "run.yaml:1: the file has a key that is not plain text")
+    for tag in ("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!python/module:os",
+                "!!python/tuple [1]", "!!binary aGk=", "!!set {a}", "!mine 1"):  # fmt: skip
+        yield case(f"the tag {tag}", f"seed: {tag}\n", "run.yaml:1: ")
+    yield case("a date", "policy: {revision: 2024-01-01}\nseed: 2024-01-01\n",
+               "run.yaml:2: seed: input should be a valid integer; given '2024-01-01'")  # fmt: skip
     yield case("a misspelt key in a list", "rewards:\n- {kind: dino, role: identity, wieght: 1}\n- {kind: clip, role: prompt}\n",
                "run.yaml:2: rewards.0.wieght: unknown key; did you mean rewards.0.weight?")  # fmt: skip
     yield case("a key that nothing is like", "qqqq: 1\n", "run.yaml:1: qqqq: unknown key; known are data, ")
     yield case("a key of dots", "train.seed: 1\n", "run.yaml:1: train.seed: unknown key")
-    yield case("a key in capitals", "SEED: 1\n", "run.yaml:1: SEED: unknown key")
     yield case("a number as key", "1: 1\n", "run.yaml:1: 1: unknown key")
     yield case("five mistakes", "seed: -1\ntrain:\n  updates: many\n  lerning_rate: 1\nmethods: {}\nrewards: 5\n",
                "run.yaml:1: seed", "run.yaml:6: rewards", "run.yaml:3: train.updates", "run.yaml:4: train.lerning_rate",
                "run.yaml:5: methods: unknown key; did you mean method?")  # fmt: skip
-    yield case("no file", "")  # an empty file is the defaults
     yield case("comments alone", "# nothing\n")
-    yield case("a mark of byte order and lines of Windows", "\ufeffseed: 1\r\ntrain:\r\n  updates: 2\r\n")
+    yield case("a byte order mark and Windows lines", "\ufeffseed: 1\r\ntrain:\r\n  updates: 2\r\n")
     yield case("flow style, as JSON", '{"seed": 1, "train": {"updates": 2}}')
-    yield Case("YAML", "a file that is not there", lambda folder: [training("--config", "gone.yaml")],
-               (("gone.yaml: cannot be read (No such file", ),))  # fmt: skip
-    yield Case(
-        "YAML", "a folder", lambda folder: [training("--config", ".")], ((".: cannot be read (Is a directory",),)
-    )
-    yield Case(
-        "YAML", "a name of line breaks", lambda folder: [training("--config", "a\nb.yaml")], (("cannot be read",),)
-    )
-    yield Case(
-        "YAML", "a name of 5,000 letters", lambda folder: [training("--config", "a" * 5000)], (("cannot be read",),)
-    )
+    for name, path in (("a file that is not there", "gone.yaml"), ("a folder", "."), ("a name of line breaks", "a\nb.yaml"),
+                       ("a name of 5,000 letters", "a" * 5000)):  # fmt: skip
+        yield Case("YAML", name, lambda folder, path=path: [training("--config", path)], (("cannot be read (",),))
 
 
 def values() -> Iterator[Case]:
@@ -96,28 +73,15 @@ def values() -> Iterator[Case]:
     def case(setting: str, told: str, *further: str) -> Case:
         return Case("setting", setting[:60], _from_options(setting, *further), ((told,),))
 
-    for key in ("train.learning_rate", "train.weight_decay", "rollout.eta", "method.gamma", "policy.guidance",
-                "rewards.0.weight", "train.ema", "rollout.shift"):  # fmt: skip
-        for text in (".nan", ".inf", "-.inf"):
-            yield case(f"{key}={text}", f"{key} must be finite; given {text}")
+    for text in (".nan", ".inf", "-.inf"):
+        yield case(f"train.learning_rate={text}", f"train.learning_rate must be finite; given {text}")
+    # Bounds are tried in tests/test_settings.py.
     for key, text in {
-        "seed": "-1", "train.iterations": "0", "train.updates": "-3", "train.learning_rate": "0", "train.ema": "1",
-        "train.trained_fraction": "1.5", "train.max_missing": "-0.1", "train.clip_range": "-1e-4",
-        "train.checkpoint_every": "0", "train.keep_checkpoints": "0", "train.sample_every": "0", "train.kl_weight": "-1",
-        "rollout.steps": "1", "rollout.group_size": "1", "rollout.pairs": "0",
-        "rollout.eta": "0", "rollout.shift": "-1", "policy.height": "-64", "policy.width": "8", "policy.lora.rank": "0",
-        "policy.lora.alpha": "-2", "policy.guidance": "-1", "policy.max_sequence_length": "0", "data.size": "-5",
-        "data.seed": "-1", "evaluation.steps": "0", "evaluation.images": "0", "rewards.0.weight": "-1",
-        "method.gamma": "-0.4", "method.advantage_clip": "0", "rollout.window.size": "0", "rollout.window.stay": "-1",
-    }.items():  # fmt: skip
-        yield case(f"{key}={text}", f"{key}: input should be ")
-    for key, text in {
-        "seed": "one", "train.iterations": "'60'", "train.updates": "true", "train.learning_rate": "fast",
-        "train.betas": "0.9", "rollout.steps": "6.5", "policy.lora": "5", "policy.lora.targets": "to_q",
-        "rewards.0.path": "5", "policy.compile": "'yes'", "rewards": "dino", "train": "[]", "data.path": "5",
-        "evaluation.monitors": "{}", "policy.options": "[1]", "policy.revision": "12", "rollout.shared_noise": "2",
-        "policy.reference_sizes": "64", "train.trackers": "tensorboard", "data.root": "5", "method.std_floor": "1",
-        "policy.conditions": "[a]",
+        "seed": "one", "train.iterations": "'60'", "train.updates": "true", "rollout.steps": "6.5", "train.betas": "0.9",
+        "policy.lora": "5", "policy.lora.targets": "to_q", "rewards.0.path": "5", "policy.compile": "'yes'",
+        "rewards": "dino", "train": "[]", "evaluation.monitors": "{}", "policy.options": "[1]", "policy.revision": "12",
+        "rollout.shared_noise": "2", "policy.reference_sizes": "64", "train.trackers": "tensorboard", "data.root": "5",
+        "method.std_floor": "1", "policy.conditions": "[a]",
     }.items():  # fmt: skip
         yield case(f"{key}={text}", f"{key}: input should be ")
     for key, text in {"train.batch_size": "0", "rollout.batch_size": "-48"}.items():
@@ -125,12 +89,9 @@ def values() -> Iterator[Case]:
     yield case("train.betas=[0.9]", "train.betas.1: field required")
     yield case("train.betas=[1, 2, 3]", "train.betas: tuple should have at most 2 items")
     yield case("train.betas=[2, 3]", "train.betas: should be two numbers from 0 to below 1; given [2")
-    yield case("policy.reference_sizes=[]", "policy.reference_sizes: should name sizes")
-    yield case("policy.reference_sizes=[[0, 0]]", "policy.reference_sizes: should name sizes")
-    yield case("policy.reference_sizes=[[-64, 64]]", "policy.reference_sizes: should name sizes")
+    yield case("policy.reference_sizes=[]", "policy.reference_sizes: should list sizes")
+    yield case("policy.reference_sizes=[[0, 0]]", "policy.reference_sizes: should list sizes")
     yield case("policy.reference_sizes=[[64]]", "policy.reference_sizes.0.1: field required")
-    yield case("policy.height=65", "policy.height: input should be a multiple of 8; given 65")
-    yield case("policy.height=1000000", "policy.height: input should be less than or equal to 16384")
     for key, near in {"policy.kind": "flux", "policy.dtype": "fp16", "rollout.sampler": "ddim", "method.shaping": "SARS",
                       "train.schedule": "cosine", "rewards.0.role": "style", "data.split": "test",
                       "policy.quantise": "int4", "train.trackers.0": "mlflow"}.items():  # fmt: skip
@@ -150,33 +111,32 @@ def contradictions() -> Iterator[Case]:
     def case(name: str, told: str, *settings: str) -> Case:
         return Case("setting", name, _from_options(*settings), ((told,),))
 
-    yield case("no rewards", "rewards: no reward of role identity", "rewards=[]")
-    yield case("no reward that counts", "no reward of role prompt with a weight above 0", "rewards.1.weight=0")
-    yield case(
-        "a guard to be trained on", "is a guard; give it a limit", "rewards.0.role=guard", "rewards.0.kind=copy-paste"
-    )
-    yield case("two of one name", "two are named 'prompt'; give each a name", "rewards.0.name=prompt")
+    yield case("no reward that counts", "no reward of role prompt has a weight above 0; add one", "rewards.1.weight=0")
+    yield case("two of one name", "two rewards or monitors have the name 'prompt'", "rewards.0.name=prompt")
     yield case("a window past the end", "rollout.window: start 3 and size 4 pass", "rollout.window={start: 3}")
+    yield case("another version", "version: should be 1: another version of this package wrote", "version=2")
     yield case(
         "surgery of a sum",
-        "method.surgery: pcgrad needs a gradient for each role; set method.normalise=roles",
+        "method.surgery: pcgrad needs one gradient per role; set method.normalise=roles",
         *("method.shaping=none", "method.weighting=static", "method.normalise=sum", "method.surgery=pcgrad"),
     )
     yield case("a sum that is shaped", "method.normalise: sum needs method.shaping=none", "method.normalise=sum")
-    yield case("a table of too few weights", "method.prompt_table: holds 1 weights for rollout.steps=6",
-               "method.weighting=table", "method.prompt_table=[1]", "method.identity_table=[1]")  # fmt: skip
-    yield case("weights of 0 both", "method.identity_weight: is 0 as method.prompt_weight is", "method.weighting=static",
+    yield case("a table of too few weights", "method.prompt_table: has 1 weights; give one for each of rollout.steps=6",
+               "method.weighting=table", "method.prompt_table=[1]", "method.identity_table=[1, 1, 1, 1, 1, 1]")  # fmt: skip
+    yield case("weights of 0 both", "method.identity_weight: is 0, and so is method.prompt_weight", "method.weighting=static",
                "method.prompt_weight=0", "method.identity_weight=0")  # fmt: skip
-    yield case("quantised and tuned", "policy.quantise: a quantised transformer cannot be tuned", "policy.lora=null",
+    yield case("quantised and tuned", "policy.quantise: needs a LoRA", "policy.lora=null",
                "policy.quantise=int8")  # fmt: skip
     yield case(
         "an adapter of another kind", "policy.adapter: belongs to policy.kind=uno", "policy.adapter=a.safetensors"
     )
-    yield case("all weights that start from a LoRA", "policy.adapter_as: start is of a LoRA", "policy.kind=uno",
+    yield case("all weights that start from a LoRA", "policy.adapter_as: start needs a LoRA", "policy.kind=uno",
                "policy.lora=null", "policy.adapter_as=start", "policy.adapter=a.safetensors")  # fmt: skip
-    yield case("options of a built-in kind", "policy.options: belong to a class of your own", "policy.options={a: 1}")
     yield case(
-        "a tracker twice", "train.trackers: names tensorboard twice", "train.trackers=[tensorboard, tensorboard]"
+        "options of a built-in kind", "policy.options: are only for a policy class of your own", "policy.options={a: 1}"
+    )
+    yield case(
+        "a tracker twice", "train.trackers: lists tensorboard twice", "train.trackers=[tensorboard, tensorboard]"
     )
 
 
@@ -184,7 +144,7 @@ def studies() -> Iterator[Case]:
     def case(name: str, content: bytes | str, *told: str) -> Case:
         def make(folder: Path) -> list[Command]:
             (folder / "study.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-            return [["-m", "experiments.study", "study.yaml", "--out", "run", "--report-only"]]
+            return [["study", "study.yaml", "--out", "run", "--report-only"]]
 
         return Case("study's YAML", name, make, tuple((line,) for line in told))
 
@@ -200,7 +160,9 @@ def studies() -> Iterator[Case]:
         "a misspelt key", "ours: a\nrows: {a: {}}\nseed: 3\n", "study.yaml:3: seed: unknown key; did you mean seeds?"
     )
     yield case(
-        "a misspelt key of a row", "ours: a\nrows: {a: {sets: {}}}\n", "rows.a.sets: unknown key; did you mean set?"
+        "a misspelt key of a row",
+        "ours: a\nrows: {a: {sets: {}}}\n",
+        "rows.a.sets: unknown key; did you mean rows.a.set?",
     )
     yield case("ours that is no row", "ours: b\nrows: {a: {}}", "study.yaml: ours: no row is named 'b'")
     yield case(
@@ -216,7 +178,7 @@ def studies() -> Iterator[Case]:
     yield Case(
         "study's YAML",
         "no file",
-        lambda folder: [["-m", "experiments.study", "gone.yaml"]],
+        lambda folder: [["study", "gone.yaml"]],
         (("gone.yaml: cannot be read",),),
     )
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.config import Config
-from customized_grpo.config.loading import load_config, save_config
+from customized_grpo.config.loading import save_config
 from customized_grpo.policies import build_policy
 from customized_grpo.utils.hub import resolve
 
@@ -83,11 +83,6 @@ def _folder_instead(path: Path) -> None:
     path.mkdir()
 
 
-def _of_another_model(path: Path) -> None:
-    other = load_config(None, ["policy.lora={rank: 4, targets: [to_q]}"])
-    build_policy(other.policy).save(path.parent)
-
-
 def _first(weights: dict[str, torch.Tensor]) -> str:
     return min(weights)
 
@@ -99,48 +94,19 @@ def loras() -> Iterator[Case]:
     damaged = "not a LoRA in safetensors"
     yield case("no bytes", _content(b""), damaged)
     yield case("a text", _content(b"no weights"), damaged)
-    yield case("zeros", _content(bytes(10_000)), damaged)
     yield case("cut", _cut, damaged)
     yield case("a pickle", _content(pickle.dumps(Evil())), damaged)
     yield case("a header of 2^60 bytes", _content(struct.pack("<Q", 2**60) + b"{}"), damaged)
     yield case("a header that is no JSON", _content(_header(b"{nonsense")), damaged)
     yield case("a header that is a list", _content(_header([1])), damaged)
-    yield case(
-        "a header that promises more",
-        _content(_header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}})),
-        damaged,
-    )
-    yield case(
-        "an unknown type of number",
-        _content(_header({"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))),
-        damaged,
-    )
-    yield case(
-        "a shape that is negative",
-        _content(_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, bytes(4))),
-        damaged,
-    )
+    promised = {"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}
+    yield case("a header that promises more", _content(_header(promised)), damaged)
     yield case("no weights", _weights(lambda weights: {}), "belongs to another model, the file lacks ")
-    yield case("a LoRA of another rank and other layers", _of_another_model, "belongs to another model")
     yield case("a weight too few", _weights(lambda w: {k: v for k, v in w.items() if k != _first(w)}), "the file lacks")
     yield case("a weight too many", _weights(lambda w: {**w, "transformer.mine": torch.zeros(1)}), "the policy lacks")
-    yield case(
-        "names of another library", _weights(lambda w: {f"lora_unet_{k}": v for k, v in w.items()}), "another model"
-    )
     yield case("a weight of another shape", _weights(lambda w: {**w, _first(w): torch.zeros(3, 3)}), "(3, 3) there")
     yield case("NaN", _weights(lambda w: {**w, _first(w): torch.full_like(w[_first(w)], torch.nan)}), "not finite")
-    yield case("infinity", _weights(lambda w: {**w, _first(w): torch.full_like(w[_first(w)], torch.inf)}), "not finite")
     yield case("whole numbers", _weights(lambda w: {k: v.int() for k, v in w.items()}), "int32")
-    yield case(
-        "metadata that is no JSON",
-        lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "{"}),
-        damaged,
-    )
-    yield case(
-        "metadata that is a list",
-        lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "[]"}),
-        damaged,
-    )
     yield case("another alpha", lambda path: save_file(
         load_file(path), path, {"lora_adapter_metadata": '{"transformer.lora_alpha": 99}'}), "its alpha is 99")  # fmt: skip
     yield case("a folder in its place", _folder_instead, "no such file")
@@ -178,28 +144,23 @@ def pipelines() -> Iterator[Case]:
         return Case("pipeline", name, _pipeline(change), ((told,),))
 
     yield case("without model_index.json", lambda model: (model / "model_index.json").unlink())
-    yield case("model_index.json empty", lambda model: (model / "model_index.json").write_text(""))
     yield case("model_index.json a list", lambda model: (model / "model_index.json").write_text("[]"))
     yield case("model_index.json of another pipeline", lambda model: (model / "model_index.json").write_text(
         '{"_class_name": "StableDiffusionPipeline"}'), "policy.path: ./model is a StableDiffusionPipeline")  # fmt: skip
     yield case("without a transformer", lambda model: shutil.rmtree(model / "transformer"))
-    yield case("without a VAE", lambda model: shutil.rmtree(model / "vae"))
     yield case("without a tokenizer", lambda model: shutil.rmtree(model / "tokenizer"))
     yield case("transformer's config cut", lambda model: _cut_text(model / "transformer/config.json"))
-    yield case("VAE's config cut", lambda model: _cut_text(model / "vae/config.json"))
     yield case("transformer's weights cut", lambda model: _cut(model / "transformer" / WEIGHTS))
-    yield case("VAE's weights a text", lambda model: (model / "vae" / WEIGHTS).write_text("no weights"))
     yield case(
         "text encoder's weights cut",
         lambda model: _cut(model / "text_encoder/model.safetensors"),
         "policy.path: cannot load text_encoder of ./model",
     )
-    for part, file in (("text_encoder", "model.safetensors"), ("text_encoder_2", "model.safetensors"),
-                       ("transformer", WEIGHTS), ("vae", WEIGHTS)):  # fmt: skip
+    for part, file in (("text_encoder_2", "model.safetensors"), ("transformer", WEIGHTS), ("vae", WEIGHTS)):
         yield case(f"{part} without one of its weights", lambda model, place=f"{part}/{file}": _weights(
             lambda w: {k: v for k, v in w.items() if k != max(w)})(model / place),
             f"policy.path: {part} of ./model lacks the weight")  # fmt: skip
-    for part, file in (("text_encoder", "model.safetensors"), ("transformer", WEIGHTS), ("vae", WEIGHTS)):
+    for part, file in (("text_encoder", "model.safetensors"), ("transformer", WEIGHTS)):
         yield case(f"{part} without one of its shards", lambda model, place=f"{part}/{file}": _without_a_shard(
             model / place), "-00002-of-00002.safetensors")  # fmt: skip
     yield case("tokenizer cut", lambda model: _cut_text(model / "tokenizer/tokenizer.json"))
@@ -217,7 +178,7 @@ def pipelines() -> Iterator[Case]:
     ):  # fmt: skip
         yield Case("pipeline", name, lambda folder, path=path: [
             ["generate", "--reference", photo(folder), "--prompt", "a", "--set", f"policy.path={path}"]], ((told,),))  # fmt: skip
-    for device in ("banana", "cuda", "cuda:99", "cpu:5", "mps", "xpu", "''"):
+    for device in ("banana", "cuda:99", "cpu:5"):
         yield Case("pipeline", f"the device {device}", lambda folder, device=device: [
             training("--set", f"policy.device={device}")], (("policy.device: ",),))  # fmt: skip
     yield Case("pipeline", "conditions in a file", lambda folder: [
@@ -264,7 +225,6 @@ def judges() -> Iterator[Case]:
         return lambda judge: (judge / "config.json").write_text(text, encoding="utf-8")
 
     yield case("without a config", lambda judge: (judge / "config.json").unlink())
-    yield case("config empty", config(""))
     yield case("config a list", config("[]"))
     yield case("config of no type", config("{}"))
     yield case("config of another type", config('{"model_type": "bert"}'), "holds a bert model")
@@ -275,7 +235,6 @@ def judges() -> Iterator[Case]:
     )
     yield case("without weights", lambda judge: (judge / "model.safetensors").unlink())
     yield case("weights cut", lambda judge: _cut(judge / "model.safetensors"))
-    yield case("weights a text", lambda judge: (judge / "model.safetensors").write_text("no weights"))
     yield case(
         "without one of its shards",
         lambda judge: _without_a_shard(judge / "model.safetensors"),
@@ -283,14 +242,12 @@ def judges() -> Iterator[Case]:
     )
     yield case("weights a hostile pickle", lambda judge: _replace_by_pickle(judge / "model.safetensors"))
     yield case("without a preprocessor", lambda judge: (judge / "preprocessor_config.json").unlink())
-    yield case("preprocessor empty", lambda judge: (judge / "preprocessor_config.json").write_text("{}"))
     yield case("preprocessor cut", lambda judge: _cut_text(judge / "preprocessor_config.json"))
     yield case("a weight too few", lambda judge: _weights(
         lambda w: {k: v for k, v in w.items() if "layer.0" not in k})(judge / "model.safetensors"), "lacks the weights")  # fmt: skip
     for option, told in {
         "batch_size=x": "options.batch_size is 'x'; input should be a valid integer",
         "batch_size=0": "options.batch_size is 0; input should be greater than or equal to 1",
-        "batch_size=-1": "options.batch_size is -1", "cache_size=true": "options.cache_size is True",
         "segmented='no'": "options.segmented is 'no'", "segmenter=5": "options.segmenter is 5",
         "bach_size=1": "unknown option 'bach_size'; did you mean 'batch_size'?", "=1": "--option =1: not an override",
         "batch_size": "--option batch_size: not an override", "batch_size=[": "not valid YAML",

@@ -1,27 +1,28 @@
-"""Plans of real models from their configs alone, and the refusal of what cannot fit."""
+"""Plans from configs alone, and the refusal of runs that cannot fit."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
-from commands import cgrpo
-from diffusers import DiffusionPipeline
 from embedded import embedded
 from rich.console import Console
+from typer.testing import CliRunner
 
-from customized_grpo.config import Config, ConfigError, LoraConfig, PolicyConfig, RewardConfig
+import customized_grpo as cg
+from customized_grpo.cli import app
+from customized_grpo.config import KINDS, Config, ConfigError, LoraConfig, PolicyConfig, RewardConfig
 from customized_grpo.planning import make_plan, plan_run
-from customized_grpo.planning.judges import judges_of
-from customized_grpo.planning.plan import _changed, nearest_that_fits
-from customized_grpo.planning.report import _told, bytes_of
+from customized_grpo.planning.remedies import Change, changed, nearest_that_fits
+from customized_grpo.planning.report import bytes_of
 from customized_grpo.planning.shapes import count
-from customized_grpo.rewards import KINDS, default_path
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.utils.hub import ModelError
 from customized_grpo.utils.outlines import config_reader, outline_judge, outline_pipeline
 
@@ -34,9 +35,15 @@ PUBLISHED = {
     "black-forest-labs/FLUX.2-dev": {"transformer": 32.2, "text_encoder": 24.0, "vae": 0.084},
     "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3.88, "text_encoder": 4.02, "vae": 0.084},
     "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19, "vae": 0.084},
-    "Qwen/Qwen-Image-Edit-2509": {"transformer": 20.4, "text_encoder": 8.29, "vae": 0.127},
     "Qwen/Qwen-Image-Edit-2511": {"transformer": 20.4, "text_encoder": 8.29, "vae": 0.127},
 }  # fmt: skip
+PUBLISHED_REWARDS = {
+    "facebook/dinov2-base": 86.6e6,
+    "openai/clip-vit-large-patch14": 427.6e6,
+    "yuvalkirstain/PickScore_v1": 986.1e6,
+    "google/siglip2-base-patch16-224": 375.2e6,
+    "Qwen/Qwen2-VL-7B-Instruct": 8.291e9 - 152064 * 3584,  # without the layer that predicts tokens
+}
 
 
 @pytest.mark.parametrize("path", PUBLISHED)
@@ -49,226 +56,192 @@ def test_known_models_have_their_published_sizes(path: str) -> None:
         assert count(getattr(pipeline, part)).parameters / 1e9 == pytest.approx(billions, rel=0.005), part
 
 
-def test_known_judges_have_their_published_sizes() -> None:
-    assert count(outline_judge("facebook/dinov2-base")).parameters == pytest.approx(86.6e6, rel=0.005)
-    assert count(outline_judge("openai/clip-vit-large-patch14")).parameters == pytest.approx(427.6e6, rel=0.005)
-    assert count(outline_judge("yuvalkirstain/PickScore_v1")).parameters == pytest.approx(986.1e6, rel=0.005)
-    assert count(outline_judge("google/siglip2-base-patch16-224")).parameters == pytest.approx(375.2e6, rel=0.005)
-    # 8.29 billion with the layer that names the next token, which no reward needs.
-    seven = count(outline_judge("Qwen/Qwen2-VL-7B-Instruct")).parameters
-    assert seven + 152064 * 3584 == pytest.approx(8.291e9, rel=0.005)
+def test_known_reward_models_have_their_published_sizes() -> None:
+    for path, parameters in PUBLISHED_REWARDS.items():
+        assert count(outline_judge(path)).parameters == pytest.approx(parameters, rel=0.005), path
 
 
-def test_every_built_in_kind_with_a_default_model_is_counted() -> None:
-    for kind in KINDS:
-        role: Any = "guard" if kind == "copy-paste" else "prompt"
-        judges, uncounted = judges_of([RewardConfig(kind=kind, role=role, name="x")], 512**2)
-        assert (set(judges) == {"x"}) is (default_path(kind) is not None and kind not in ("vlm", "remote")), kind
-        assert uncounted == [], kind
-    judges, _ = judges_of(
-        [RewardConfig(kind="hps-v3", role="prompt"), RewardConfig(kind="dino", role="identity")], 512**2
-    )
-    assert judges["hps-v3"].bytes == pytest.approx(15.5e9, rel=0.01)  # bfloat16
-    assert judges["hps-v3"].activations > judges["dino"].activations > 0
-    assert judges_of([RewardConfig(kind="dinno", role="identity", path="some/model")], 512**2) == ({}, [])
-    cut = RewardConfig(kind="dino", role="identity", options={"segmenter": "facebook/sam2.1-hiera-large"})
-    assert judges_of([cut], 512**2)[1] == ["facebook/sam2.1-hiera-large, the segmenter of the reward 'dino'"]
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline, configs and weights."""
+    return tiny.save_flux_kontext(tmp_path_factory.mktemp("plan") / "whole", layers=2)
+
+
+@pytest.fixture
+def config(folder: Path) -> Callable[..., Config]:
+    """The embedded recipe with the tiny pipeline and changes of its policy."""
+
+    def make(**changes: Any) -> Config:
+        settings = {"path": str(folder), "device": "cpu", "lora": LoraConfig(rank=16), **changes}
+        return embedded(Config, policy=embedded(PolicyConfig, **settings))
+
+    return make
 
 
 def configs_alone(folder: Path, to: Path) -> Path:
-    """A copy of a pipeline's folder without its weights."""
+    """Copy a pipeline's folder without its weights."""
     return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors")))
 
 
-def hub_config(**changes: Any) -> Config:
-    settings = {"device": "cpu", "height": 64, "width": 64, "reference_sizes": [(64, 64)], **changes}
-    return embedded(Config, policy=embedded(PolicyConfig, **settings))
+def needed(config: Config, *changes: Change) -> int:
+    return make_plan(changed(config, *changes), accelerator=False).needed
 
 
-def test_a_hubs_local_copy_of_configs_is_enough(tmp_path: Path) -> None:
-    folder = tiny.save_flux_kontext(tmp_path / "whole", layers=2)
+def test_a_hubs_local_copy_of_configs_is_enough(folder: Path, config: Callable[..., Config], tmp_path: Path) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--someone--tiny"
     configs_alone(folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    plan = make_plan(hub_config(path="someone/tiny"), accelerator=False)
-    assert plan.parameters["transformer"] == count(DiffusionPipeline.from_pretrained(folder).transformer).parameters
+    plan = make_plan(config(path="someone/tiny"), accelerator=False)
     missing = {(one.path, one.files): one.bytes for one in plan.downloads}
     assert missing["someone/tiny", "transformer/*.safetensors"] == 2 * plan.parameters["transformer"]
     shutil.copy(next((folder / "vae").glob("*.safetensors")), repository / "snapshots" / commit / "vae")
-    again = {one.files for one in make_plan(hub_config(path="someone/tiny"), accelerator=False).downloads}
+    again = {one.files for one in make_plan(config(path="someone/tiny"), accelerator=False).downloads}
     assert again == {f"{part}/*.safetensors" for part in ("transformer", "text_encoder", "text_encoder_2")}
-    assert make_plan(hub_config(path=str(folder)), accelerator=False).downloads == []
+    assert make_plan(config(), accelerator=False).downloads == []
 
 
-def test_what_cannot_be_outlined_is_one_line(tmp_path: Path) -> None:
-    folder = configs_alone(tiny.save_flux_kontext(tmp_path / "whole"), tmp_path / "configs")
+def test_models_without_an_outline_are_refused_in_one_line(
+    folder: Path, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    copy = configs_alone(folder, tmp_path / "configs")
 
-    def refused(path: str | Path, *words: str) -> None:
+    def refused(*words: str, **changes: Any) -> None:
         with pytest.raises((ModelError, ConfigError)) as caught:
-            make_plan(hub_config(path=str(path)))
+            make_plan(config(**changes))
         assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
 
-    refused("nobody/nothing", "nobody/nothing", "connect once")
-    refused(tmp_path / "nowhere", "policy.path", "no such folder")
-    refused("black-forest-labs/FLUX.1-dev", "is a FluxPipeline", "FluxKontextPipeline")
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "NoSuchVAE"]}))
-    refused(folder, "NoSuchVAE", "update")
-    (folder / "model_index.json").write_text(json.dumps(index))
-    (folder / "transformer" / "config.json").write_text("{")
-    refused(folder, "transformer/config.json", "JSON")
-    with pytest.raises(ConfigError, match="class of your own"):
-        make_plan(embedded(Config, policy=embedded(PolicyConfig, kind="some.module:Policy")))
+    refused("nobody/nothing", "connect once", path="nobody/nothing")
+    refused("policy.path", "no such folder", path=str(tmp_path / "nowhere"))
+    refused("is a FluxPipeline", "FluxKontextPipeline", path="black-forest-labs/FLUX.1-dev")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "NoSuchVAE"]}))
+    refused("NoSuchVAE", "update", path=str(copy))
+    (copy / "model_index.json").write_text(json.dumps(index))
+    (copy / "transformer" / "config.json").write_text("{")
+    refused("transformer/config.json", "JSON", path=str(copy))
+    refused("policy.kind: there is no file gone.py", kind="gone.py:Policy")
+    refused("json:loads has no plan; derive the class from PipelinePolicy", kind="json:loads")
 
 
-def test_own_rewards_are_told_and_not_counted() -> None:
+def test_a_policy_of_ones_own_is_planned_by_name_and_by_path(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "half", KINDS["flux-kontext"])
+    KINDS.pop("half")
+
+    @cg.register_policy("half")
+    class Half(FluxKontextPolicy):
+        lora_targets = ("to_q",)
+
+    file = tmp_path / "half.py"
+    file.write_text(
+        "from customized_grpo.policies.flux_kontext import FluxKontextPolicy\n\n"
+        "class Half(FluxKontextPolicy):\n    lora_targets = ('to_q',)\n"
+    )
+    built_in = make_plan(config(), accelerator=False)
+    for kind in ("half", f"{file}:Half"):
+        plan = make_plan(config(kind=kind), accelerator=False)
+        assert plan.parameters == built_in.parameters and 0 < plan.trainable < built_in.trainable
+
+
+def test_reward_models_on_another_device_take_no_memory_and_are_a_remedy(config: Callable[..., Config]) -> None:
     rewards = [
-        RewardConfig(kind="judges.py:mine", role="identity"),
-        RewardConfig(kind="clip", role="prompt", path="embedded/reward-prompt"),
-    ]
-    plan = make_plan(hub_config().model_copy(update={"rewards": rewards}), accelerator=False)
-    assert plan.uncounted == ["the reward 'judges.py:mine', code of your own"]
-
-
-def test_judges_elsewhere_take_no_memory_of_the_policys_device_and_are_offered_as_a_remedy() -> None:
-    config = embedded(Config, policy=klein().policy, rewards=[
-        RewardConfig(kind="dino", role="identity", path="facebook/dinov2-base"),
+        RewardConfig(kind="dino", role="identity", path="facebook/dinov2-base", options={"segmenter": "some/sam"}),
         RewardConfig(kind="hps-v3", role="prompt"),
-    ])  # fmt: skip
-    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"monitors": []})})
-    beside = make_plan(config)
-    keys = "rewards.0.device, rewards.1.device"
-    elsewhere = _changed(config, [(keys, [None, None], ["cpu", "cpu"])])
-    assert [reward.device for reward in elsewhere.rewards] == ["cpu", "cpu"]
-    apart = make_plan(elsewhere)
-    assert beside.device["scoring"]["rewards"] > 0 and "rewards" not in apart.device["scoring"]
-    assert apart.parameters == beside.parameters and apart.needed < beside.needed
-    changes = nearest_that_fits(config, apart.needed)
-    assert changes is not None and make_plan(_changed(config, changes)).needed <= apart.needed
-    on_cpu = _changed(config, [("policy.device", None, "cpu"), ("rewards.0.device", None, "cpu")])
-    assert make_plan(on_cpu, accelerator=False).device["scoring"]["rewards"] == beside.device["scoring"]["rewards"]
+        RewardConfig(kind="judges.py:mine", role="prompt", name="mine"),
+    ]
+    ours = config(device=None).model_copy(update={"rewards": rewards})
+    plan = make_plan(ours)
+    bfloat16, float32 = 2, 4
+    sizes = PUBLISHED_REWARDS
+    assert plan.device["scoring"]["rewards"] == pytest.approx(
+        float32 * sizes["facebook/dinov2-base"] + bfloat16 * sizes["Qwen/Qwen2-VL-7B-Instruct"], rel=0.01
+    )
+    assert plan.uncounted == ["some/sam, the segmenter of the reward 'dino'", "the reward 'mine', code of your own"]
+    elsewhere = {"rewards.0.device": "cpu", "rewards.1.device": "cpu"}
+    apart = make_plan(changed(ours, elsewhere))
+    assert "rewards" not in apart.device["scoring"] and apart.parameters == plan.parameters
+    assert nearest_that_fits(ours, apart.needed) is not None and apart.needed < plan.needed
 
 
-def klein(**changes: Any) -> Config:
-    path = "black-forest-labs/FLUX.2-klein-4B"
-    policy = {"kind": "flux2", "path": path, "dtype": "bfloat16", "height": 512, "width": 512,
-              "reference_sizes": [(512, 512)], "max_sequence_length": 512, "lora": LoraConfig(rank=64)}  # fmt: skip
-    config = embedded(Config, policy=embedded(PolicyConfig, **{**policy, **changes}))
-    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 4})})
+def test_the_nearest_settings_fit_and_each_is_needed(config: Callable[..., Config]) -> None:
+    ours = config()
+    assert nearest_that_fits(ours, needed(ours), accelerator=False) is not None
+    least = {"train.batch_size": 1, "rollout.batch_size": 1, "policy.gradient_checkpointing": True}
+    memory = needed(ours, least)
+    found = nearest_that_fits(ours, memory, accelerator=False)
+    assert found is not None and "policy.quantise" not in found and needed(ours, found) <= memory
+    for key in found:
+        assert needed(ours, {other: value for other, value in found.items() if other != key}) > memory, key
+    assert nearest_that_fits(ours, 10**4, accelerator=False) is None
 
 
-def test_the_nearest_settings_fit_and_each_is_needed() -> None:
-    config = klein()
-    needed = make_plan(config).needed
-    assert nearest_that_fits(config, needed) is not None
-    seen = []
-    for memory in (40e9, 12e9):
-        changes = nearest_that_fits(config, int(memory))
-        assert changes is not None, memory
-        assert make_plan(_changed(config, changes)).needed <= memory
-        for change in changes:
-            fewer = _changed(config, [one for one in changes if one is not change])
-            assert make_plan(fewer).needed > memory, (memory, change)
-        seen.append(changes)
-    assert len({tuple(map(str, changes)) for changes in seen}) == 2
-    assert ("policy.quantise" in {key for key, *_ in seen[-1]}) and "policy.quantise" not in {k for k, *_ in seen[0]}
-    assert nearest_that_fits(hub_config(), 10**6) is None
-
-
-def test_where_nothing_else_helps_smaller_pictures_are_named() -> None:
+def test_the_last_remedy_is_smaller_images(config: Callable[..., Config]) -> None:
     def least(side: int) -> Config:
-        config = klein(
+        small = config(
             height=side, width=side, reference_sizes=[(side, side)], gradient_checkpointing=True, offload=True,
-            quantise="nf4", quantise_text_encoders="nf4", lora=LoraConfig(rank=8),
+            offload_activations=True, quantise="nf4", quantise_text_encoders="nf4", lora=LoraConfig(rank=8),
         )  # fmt: skip
-        one = {name: getattr(config, name).model_copy(update={"batch_size": 1}) for name in ("rollout", "train")}
-        return config.model_copy(update=one)
+        devices = {f"rewards.{i}.device": "cpu" for i in range(2)} | {
+            f"evaluation.monitors.{i}.device": "cpu" for i in range(3)
+        }
+        return changed(small, {"rollout.batch_size": 1, "train.batch_size": 1, **devices})
 
-    ((keys, before, after),) = nearest_that_fits(least(1024), make_plan(least(512)).needed) or []
-    assert keys == "policy.height, policy.width, policy.reference_sizes"
-    assert before == [1024, 1024, [[1024, 1024]]] and after in ([768, 768, [[768, 768]]], [512, 512, [[512, 512]]])
-    told = _told((keys, before, after))
-    assert told.startswith(f"policy.height 1024 -> {after[0]}, policy.width 1024 -> ") and "[[1024, 1024]] ->" in told
-
-
-def test_a_full_tuning_that_does_not_fit_is_told_of_a_lora() -> None:
-    full = nearest_that_fits(klein(lora=None), int(40e9))
-    assert full is not None and "policy.lora" in {key for key, *_ in full}
+    found = nearest_that_fits(least(512), needed(least(256)), accelerator=False) or {}
+    assert list(found) == ["policy.height", "policy.width", "policy.reference_sizes"]
+    assert found["policy.height"] in (384, 256) and found["policy.reference_sizes"] == [[found["policy.height"]] * 2]
 
 
-def test_processes_share_the_images_and_not_the_weights() -> None:
-    config = klein()
-    one, four = make_plan(config), make_plan(config, processes=4)
+def test_settings_change_the_plan(config: Callable[..., Config]) -> None:
+    ours = config()
+    one, four = make_plan(ours), make_plan(ours, processes=4)
     assert four.images == one.images
-    parts = [plan.device["training"] for plan in (one, four)]
-    assert parts[1]["latents of the rollout"] * 4 == parts[0]["latents of the rollout"]
-    assert parts[1]["transformer"] == parts[0]["transformer"]
-
-
-def test_a_moving_average_and_offloading_count() -> None:
-    config = klein()
-    averaged = config.model_copy(update={"train": config.train.model_copy(update={"ema": 0.99})})
-    training = make_plan(averaged).device["training"]
-    assert training["moving average"] == training["LoRA"]
-    offloaded = make_plan(klein(offload=True))
+    assert four.device["training"]["latents of the rollout"] * 4 == one.device["training"]["latents of the rollout"]
+    assert four.device["training"]["transformer"] == one.device["training"]["transformer"]
+    averaged = make_plan(changed(ours, {"train.ema": 0.99})).device["training"]
+    assert averaged["moving average"] == averaged["LoRA"]
+    offloaded = make_plan(config(offload=True))
     assert "text encoders" not in offloaded.device["training"] and "text encoders" in offloaded.device["encoding"]
     assert "text encoders" in offloaded.host
-
-
-def test_true_cfg_is_twice_the_work_and_needs_a_model_that_has_it() -> None:
-    base = {"path": "black-forest-labs/FLUX.2-klein-base-4B"}
-    one, two = make_plan(klein(**base)), make_plan(klein(**base, true_cfg=4.0))
-    assert two.sampling_evaluations == 2 * one.sampling_evaluations
-    assert two.training_evaluations == 2 * one.training_evaluations
-    activations = [plan.device["training"]["activations"] for plan in (one, two)]
+    full = make_plan(config(lora=None)).device["training"]
+    assert full["untuned weights"] == full["gradients"] == full["transformer"]
+    guided = make_plan(config(true_cfg=2.0))
+    assert guided.sampling_evaluations == 2 * one.sampling_evaluations
+    assert guided.training_evaluations == 2 * one.training_evaluations
+    activations = [plan.device["training"]["activations"] for plan in (one, guided)]
     assert 1.8 * activations[0] < activations[1] < 2.1 * activations[0]
-    with pytest.raises(ModelError, match="distilled"):
-        make_plan(klein(true_cfg=4.0))
 
 
-def test_a_lora_that_starts_from_another_keeps_that_one_for_the_kl() -> None:
-    path = "black-forest-labs/FLUX.1-dev"
-    settings: dict[str, Any] = {"kind": "uno", "path": path, "adapter": "dit_lora.safetensors"}
-    fused, start = (make_plan(klein(**settings, adapter_as=way)) for way in ("fused", "start"))
-    assert "untuned weights" not in fused.device["training"]
-    training = start.device["training"]
-    assert training["untuned weights"] == training["LoRA"] == start.host["untuned weights"]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("24GB", 24e9), ("24g", 24e9), ("1.5 GiB", 1.5 * 2**30), ("8e9", 8e9), ("512MiB", 2**29)]
-)
-def test_sizes_are_read(text: str, size: float) -> None:
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24e9), ("24g", 24e9), ("1.5 GiB", 1.5 * 2**30), ("512MiB", 2**29)])
+def test_sizes_are_parsed(text: str, size: float) -> None:
     assert bytes_of(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "12XB", "1.2.3GB"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--memory"):
-        bytes_of(text)
-
-
-def test_a_plan_that_fits_is_told_and_one_that_does_not_is_refused() -> None:
+def test_a_plan_that_fits_is_shown_and_one_that_does_not_is_refused(config: Callable[..., Config]) -> None:
     console = Console(record=True, width=200)
-    plan_run(klein(), console, memory="200GB", processes=1, references=1)
-    told = console.export_text()
-    for word in ("3,875,544,576", "optimiser state", "model evaluations", "It fits", "text_encoder/*.safetensors"):
-        assert word in told
+    plan_run(config(), console, memory="20GB", processes=1, references=1)
+    shown = console.export_text()
+    for word in ("optimiser state", "model evaluations", "It fits", "trained: a LoRA of rank 16"):
+        assert word in shown
     with pytest.raises(ConfigError) as caught:
-        plan_run(klein(), console, memory="24GB", processes=1, references=1)
-    assert "\n" not in str(caught.value) and "gradient_checkpointing false -> true" in str(caught.value)
+        plan_run(config(), console, memory=f"{needed(config()) * 3 // 4} B", processes=1, references=1)
+    assert "\n" not in str(caught.value) and "train.batch_size 120 -> " in str(caught.value)
 
 
-def test_the_command_needs_no_weights_and_exits_2_where_it_cannot_fit(tmp_path: Path) -> None:
-    folder = configs_alone(tiny.save_flux_kontext(tmp_path / "whole"), tmp_path / "configs")
-    (tmp_path / "run.yaml").write_text(f"policy: {{path: {folder}, device: cpu}}\n")
+def test_the_command_needs_no_weights_and_exits_with_2_if_the_run_cannot_fit(folder: Path, tmp_path: Path) -> None:
+    copy = configs_alone(folder, tmp_path / "configs")
+    (tmp_path / "run.yaml").write_text(f"policy: {{path: {copy}, device: cpu}}\n")
     (tmp_path / "more.yaml").write_text("train: {batch_size: 4096}\n")
-    done = cgrpo("plan", "embedded", "run.yaml", folder=tmp_path)
-    assert done.returncode == 0 and "It fits" in done.stdout, done.stderr
-    done = cgrpo("plan", "embedded", "run.yaml", "more.yaml", "--memory", "100MB", folder=tmp_path)
-    assert done.returncode == 2, done.stdout
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and "train.batch_size 4096 ->" in errors[0] and "Traceback" not in done.stderr
-    assert cgrpo("plan", "nowhere.yaml", folder=tmp_path).returncode == 2
+
+    def plan(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["plan", "embedded", str(tmp_path / "run.yaml"), *arguments])
+
+    done = plan()
+    assert done.exit_code == 0 and "It fits" in done.stdout, done.stderr
+    done = plan(str(tmp_path / "more.yaml"), "--memory", "100MB")
+    assert done.exit_code == 2, done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line]
+    assert line.startswith("error:") and "train.batch_size 4096 ->" in line
+    assert plan("nowhere.yaml").exit_code == 2

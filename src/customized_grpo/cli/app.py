@@ -1,21 +1,46 @@
-"""The application itself, options that commands share, and errors in one line with exit code 2."""
+"""The application, options that commands share, and errors in one line with exit code 2."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
-from customized_grpo.cli.usage import OneLineGroup
 from customized_grpo.utils.stopping import Stopped
 from customized_grpo.utils.terminal import print_error, told_os_error
+
+
+class OneLineGroup(TyperGroup):
+    """Commands whose usage errors are one line, which names the command, instead of a page of usage."""
+
+    def main(self, *arguments: Any, **further: Any) -> Any:
+        if not further.get("standalone_mode", True):
+            return super().main(*arguments, **further)
+        try:
+            code = super().main(*arguments, **{**further, "standalone_mode": False})
+        except Exception as error:
+            # Not by type: some releases of Typer contain their own copy of Click, with errors of its own.
+            message = getattr(error, "format_message", None)
+            if message is None:
+                raise
+            if type(error).__name__ != "NoArgsIsHelpError":  # which has shown the help
+                context = getattr(error, "ctx", None)
+                command = f"{context.command_path}: " if context is not None else ""
+                print_error(f"{command}{message().rstrip('.')}; see --help")
+            sys.exit(getattr(error, "exit_code", 2))
+        sys.exit(code if isinstance(code, int) else 0)
+
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -23,8 +48,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Tune a subject-driven image generator to keep [b]this[/b] subject and follow [b]that[/b] prompt.\n\n"
-    "Start with [b]cgrpo train[/b]: it tunes the small model that comes with the package, in minutes, on a CPU.",
+    help="Train a subject-driven image generator to keep [b]this[/b] subject and follow [b]that[/b] prompt.\n\n"
+    "Start with [b]cgrpo train[/b]: it trains the small model that comes with the package, in minutes, on a CPU.",
 )
 
 ConfigOption = Annotated[
@@ -32,23 +57,70 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="YAML file of what differs from the defaults; may be given again, the later over it. Without one: "
+        help="YAML file with settings; may be repeated, later files override earlier ones. Without it: "
         "[b]embedded[/b], the recipe of the embedded model, unless --set names another model.",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set",
-        help="One setting, as [b]train.learning_rate=1e-4[/b]; may be given again.",
-        metavar="KEY=VALUE",
+        "--set", help="One setting, such as [b]train.learning_rate=1e-4[/b]; may be repeated.", metavar="KEY=VALUE"
     ),
 ]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Options that choose a configuration."""
+
+    config: ConfigOption = None
+    set_: SetOption = None
+
+    @property
+    def files(self) -> list[Path]:
+        return self.config or []
+
+    @property
+    def overrides(self) -> list[str]:
+        return self.set_ or []
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add a command to the application, named after the function.
+
+    Errors are shown as lines. A parameter that is annotated with a dataclass stands for the options that its fields
+    declare, so that several commands can share them.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if not is_dataclass(group := hints[name]):
+            parameters.append(parameter.replace(annotation=group, kind=parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = group
+        types = get_type_hints(group, include_extras=True)
+        for field in fields(group):
+            made = parameter.replace(name=field.name, default=field.default, annotation=types[field.name])
+            parameters.append(made.replace(kind=parameter.KEYWORD_ONLY))
+
+    @wraps(function)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        with one_line_errors():
+            function(**given)
+
+    del run.__wrapped__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    app.command(function.__name__.replace("_", "-"))(run)
+    return run
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a command raises, as lines for people: bad input 2, a request to stop its own code."""
+    """Print errors as lines and exit: 2 for bad input, the signal's own code for a request to stop."""
     try:
         yield
     except OSError as error:
@@ -68,7 +140,7 @@ def one_line_errors() -> Iterator[None]:
 
 @app.callback()
 def quiet() -> None:
-    """Keep the libraries' advice out of the progress; a user's own settings win."""
+    """Silence advice and progress bars of libraries; a user's own settings take precedence."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -76,4 +148,4 @@ def quiet() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.WARNING)
     if not sys.warnoptions:
-        warnings.filterwarnings("ignore", module="PIL")  # of pictures that are refused, or read all the same
+        warnings.filterwarnings("ignore", module="PIL")  # about images that are refused, or read all the same

@@ -1,4 +1,4 @@
-"""Commands that hand on what a run has learned: a report, weights for others, a page to try it."""
+"""Commands that share the results of a run: a report, weights, a demo."""
 
 from __future__ import annotations
 
@@ -9,41 +9,39 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from customized_grpo.cli.app import ConfigOption, SetOption, app, one_line_errors
+from customized_grpo.cli.app import Settings, command
 
 
-@app.command()
+@command
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write; RUN/report.html where none is given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file to write. Default: RUN/report.html.")] = None,
 ) -> None:
-    """Write what a run has come to as one HTML file: scores, curves, pictures, warnings. It opens from the disk.
+    """Write the results of a run as one HTML file that works offline: scores, curves, images, warnings.
 
     [dim]cgrpo report runs/mine[/dim]
     """
-    with one_line_errors():
-        from customized_grpo.trainer.folder import open_run
+    from customized_grpo.trainer.folder import open_run
 
-        config = open_run(run)
-        from customized_grpo.reporting import write_report
+    config = open_run(run)
+    from customized_grpo.reporting import write_report
 
-        Console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
+    Console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
 
 
-@app.command()
+@command
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or not there.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
 ) -> None:
-    """Write a run's LoRA for others: diffusers' file, a model card, the picture of before and after.
+    """Write a run's LoRA for publication: diffusers' file, a model card, a picture of before and after.
 
     [dim]cgrpo export runs/mine --out my-lora && hf upload me/my-lora my-lora[/dim]
     """
-    with one_line_errors():
-        from customized_grpo.reporting.lora import export_run
+    from customized_grpo.reporting.lora import export_run
 
-        export_run(run, out)
-        Console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and look at its pictures and prompts")
+    export_run(run, out)
+    Console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
 
 
 class Precision(StrEnum):
@@ -52,38 +50,35 @@ class Precision(StrEnum):
     float16 = "float16"
 
 
-@app.command()
+@command
 def merge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or not there.")],
-    dtype: Annotated[Precision | None, typer.Option(help="Of the weights; policy.dtype where none is given.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    dtype: Annotated[Precision | None, typer.Option(help="Data type of the weights. Default: policy.dtype.")] = None,
 ) -> None:
-    """Write the whole pipeline with what a run has learned in its weights.
+    """Write the whole pipeline with a run's LoRA merged into its weights.
 
     [dim]cgrpo merge runs/mine --out my-pipeline --dtype bfloat16[/dim]
     """
-    with one_line_errors():
-        from customized_grpo.reporting.merge import merge_run
+    from customized_grpo.reporting.merge import merge_run
 
-        merge_run(run, out, dtype.value if dtype else None)
-        Console().print(f"wrote {out}")
+    merge_run(run, out, dtype.value if dtype else None)
+    Console().print(f"wrote {out}")
 
 
-@app.command()
+@command
 def demo(
-    lora: Annotated[Path | None, typer.Option(help="Folder of a finished run to show beside the base model.")] = None,
+    settings: Settings,
+    lora: Annotated[Path | None, typer.Option(help="Folder of a finished run to compare with the base model.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 lets others in who have the token.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines that have the token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
-    config: ConfigOption = None,
-    set_: SetOption = None,
 ) -> None:
-    """Open a page: drop a photo, write a prompt, see base and tuned side by side with their scores.
+    """Open a web page: drop a photo, write a prompt, compare base and tuned images with their scores.
 
     [dim]cgrpo demo --lora runs/mine[/dim]
     """
-    with one_line_errors():
-        from customized_grpo.serve.demo import serve_demo
+    from customized_grpo.serve.demo import serve_demo
 
-        serve_demo(config or [], set_ or [], lora, host, port, Console())
+    serve_demo(settings.files, settings.overrides, lora, host, port, Console())

@@ -1,21 +1,25 @@
-"""One typed configuration of a run. Every key has a default: the paper's, or of the model's preset.
+"""Typed configuration of a run. Every key has a default: the paper's, or the preset of the model.
 
-A YAML file names what differs, `--set a.b=c` what differs from the file; unknown keys are refused. A file for each
-section.
+A YAML file contains what differs from the defaults, `--set a.b=c` what differs from the file. Unknown keys are refused.
 """
 
 from __future__ import annotations
 
-from customized_grpo.config.data import DataConfig
-from customized_grpo.config.evaluation import EvaluationConfig
 from customized_grpo.config.kinds import KINDS, POLICIES, Kind
-from customized_grpo.config.method import MethodConfig
-from customized_grpo.config.policy import LoraConfig, PolicyConfig
-from customized_grpo.config.rewards import RewardConfig
-from customized_grpo.config.rollout import RolloutConfig, WindowConfig
-from customized_grpo.config.run import VERSION, Config
 from customized_grpo.config.section import ConfigError
-from customized_grpo.config.train import TrainConfig
+from customized_grpo.config.settings import (
+    VERSION,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    MethodConfig,
+    PolicyConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+    WindowConfig,
+)
 
 __all__ = [
     "KINDS",

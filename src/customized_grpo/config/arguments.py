@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from customized_grpo.config.loading import problems_of
-from customized_grpo.config.run import Config
-from customized_grpo.config.section import ConfigError, Section
+from customized_grpo.config.reading import describe
+from customized_grpo.config.section import ConfigError, Section, section_in
+from customized_grpo.config.settings import Config
 
 #: Sections whose settings may be given without naming the section.
 _SECTIONS = ("method", "rollout", "train", "evaluation")
@@ -21,35 +21,36 @@ class CustomizedGRPOConfig(Config):
 
     Keyword arguments are the keys of a YAML recipe: a whole section (`train={"learning_rate": 2e-5}`), or a setting of
     `method`, `rollout`, `train` or `evaluation` by its own name (`learning_rate=2e-5`). A name that two sections have,
-    such as `batch_size`, must be given by section. `policy`, `data` and `rewards` describe what the trainer is given as
-    objects, and are only used for what it is not given.
+    such as `batch_size`, must be given by section. `policy`, `data` and `rewards` describe the objects that the trainer
+    gets, and are only used for those that it does not get.
 
     Args:
-        output_dir: Folder of the run; a new folder in `runs` if not given.
+        output_dir: Folder of the run. None: a new folder in `runs`.
         **settings: See `cgrpo settings` for each one's meaning and default.
 
     Raises:
         ConfigError: A name is unknown or ambiguous, or a value is not valid; one line each.
     """
 
-    output_dir: Path | None = Field(None, exclude=True, description="Folder of the run; null: a new one in runs.")
+    output_dir: Path | None = Field(None, exclude=True, description="Folder of the run. null: a new one in runs.")
 
     def __init__(self, **settings: Any) -> None:
         try:
             super().__init__(**_by_section(settings))
         except ValidationError as error:
-            raise ConfigError(*problems_of(error)) from error
+            raise describe(error, CustomizedGRPOConfig, lambda location: None) from error
 
 
 def _by_section(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with those that were given directly moved into their section."""
+    """Move settings that were given directly into their section."""
     sorted_in: dict[str, Any] = {}
     moved: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         if name in CustomizedGRPOConfig.model_fields:
             sorted_in[name] = value
             continue
-        sections = [s for s in _SECTIONS if name in Config.model_fields[s].annotation.model_fields]  # type: ignore[union-attr]
+        models = {section: section_in(Config.model_fields[section].annotation) for section in _SECTIONS}
+        sections = [section for section, model in models.items() if model and name in model.model_fields]
         if not sections:
             raise ConfigError(f"{name}: unknown setting; `cgrpo settings` lists all of them")
         if len(sections) > 1:

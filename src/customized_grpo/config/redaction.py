@@ -1,4 +1,4 @@
-"""A configuration as others may see it: without this machine's paths, addresses and secrets."""
+"""Removal of secrets, addresses and local paths from a configuration before others see it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ LOCAL_PATH, ADDRESS, SECRET = "<local path>", "<address>", "<secret>"
 
 _SECRET_KEY = re.compile(r"(?i)(^|_|-)(key|token|secret|password|passwd|credentials?|authorization|headers?)$|api.?key")
 _TOKEN = re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|xox[abp]-|AKIA)[A-Za-z0-9_-]{12,}")
-_PASSWORD = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # what an address holds before its host
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # user and password of an address
 _URL = re.compile(r"\b(?!file:)[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
-# From the first absolute, home or upward path on to the end: names of folders may hold spaces. What stays is the
-# name behind a colon, the function in "rewards.py:colourful".
+# From the first absolute, home or upward path to the end, since names of folders may contain spaces; but without the
+# name behind a colon, such as the function in "rewards.py:colourful".
 _PATH = re.compile(
     r"(file:|(?<![\w.:)\]>-])(?=/)|(?<!\w)~(?=[\w.-]*[/\\])|(?<!\w)[A-Za-z]:[\\/]|\\\\|(?<![\w.])\.\.[/\\]).*?(?=:\w+$|$)",
     re.DOTALL,
@@ -21,12 +21,12 @@ _PATH = re.compile(
 
 
 def redact(value: Any) -> Any:
-    """JSON values with each text cleaned, and whatever stands under a key that names a secret left out."""
+    """Remove secrets, addresses and local paths from JSON values."""
     return _cleaned(value, "", redact_text)
 
 
 def hide_secrets(value: Any) -> Any:
-    """JSON values without secrets alone: for what stays on this machine, where paths and addresses are of use."""
+    """Remove secrets alone from JSON values, for files that stay on this machine."""
     return _cleaned(value, "", lambda text: _PASSWORD.sub(SECRET, _TOKEN.sub(SECRET, text)))
 
 
@@ -41,14 +41,14 @@ def _cleaned(value: Any, key: str, clean: Callable[[str], str]) -> Any:
 
 
 def redact_text(text: str) -> str:
-    """The text without tokens of the usual services, addresses, and absolute or upward paths. Hub ids stay."""
+    """Remove tokens of common services, addresses, and absolute or upward paths from text. Hub ids stay."""
     text = _TOKEN.sub(SECRET, text)
     text = _URL.sub(ADDRESS, text)
     return _PATH.sub(LOCAL_PATH, text)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one of dotted keys; lists are spelt out as text."""
+    """Flatten nested mappings to dotted keys; lists become text."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:

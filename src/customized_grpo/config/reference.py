@@ -1,4 +1,4 @@
-"""Every setting as people read of it: its key, what it may be, what it is unless somebody names it, what it means."""
+"""Reference of all settings: key, allowed values, default, meaning."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from customized_grpo.config.run import Config
 from customized_grpo.config.section import Section, section_in
+from customized_grpo.config.settings import Config
 
 #: Stands for the number of an entry of a list, in a key.
 ENTRY = "N"
@@ -24,7 +24,7 @@ _NAMES = {bool: "true, false", int: "whole number", float: "number", str: "text"
 
 @dataclass(frozen=True)
 class Setting:
-    """One key. `default` is YAML; empty where the key has to be named, as of an entry of a list."""
+    """One key. `default` is YAML, and empty if the key is required."""
 
     key: str
     values: str
@@ -33,12 +33,12 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """All of a run's, in the order of its file. Those of a list's entries have N for their number."""
+    """Return all settings in the order of a file. In keys of a list's entries, N stands for the number."""
     return list(_of(Config, Config(), ""))
 
 
 def _of(section: type[BaseModel], chosen: BaseModel | None, prefix: str) -> Iterator[Setting]:
-    """`chosen` holds the defaults where they are not the section's own."""
+    """Yield the settings of a section; `chosen` holds defaults that differ from the section's own."""
     for name, field in section.model_fields.items():
         key = f"{prefix}{name}"
         default = field.get_default(call_default_factory=True) if chosen is None else getattr(chosen, name)

@@ -1,9 +1,10 @@
-"""What the sections of a configuration share."""
+"""Base class and types that all sections of a configuration share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -12,11 +13,15 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+Location = tuple[str | int, ...]
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run: `problems`, one line each, that name the key and the remedy."""
+    """A configuration that cannot be used: `problems` holds one line each, with the key and the remedy."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -24,13 +29,34 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
+    """A group of settings. Unknown keys and numbers that are not finite are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def conflicts(self) -> Iterator[tuple[Location, str]]:
+        """Yield (key, message) for each setting that does not fit the others."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        """Report conflicts at their own keys, so that errors name the line of the setting."""
+        details = [
+            InitErrorDetails(
+                type=PydanticCustomError("value_error", "{message}", {"message": message}),
+                loc=location,
+                input=getattr(self, str(location[0])) if len(location) == 1 else None,
+            )
+            for location, message in self.conflicts()
+        ]
+        if details:
+            raise ValidationError.from_exception_data(type(self).__name__, details)
+        return self
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field of this type is, or may be; not that of a list's entries."""
-    is_list = getattr(annotation, "__origin__", None) is list
-    for candidate in (annotation, *(() if is_list else get_args(annotation))):
+    """Return the section that a field of this type holds, if it holds one itself and not a list or mapping of them."""
+    inner = () if get_origin(annotation) in (list, dict, tuple) else get_args(annotation)
+    for candidate in (annotation, *inner):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
@@ -52,5 +78,5 @@ T = TypeVar("T")
 TupleOrList = Annotated[T, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 PathOrText = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
 
-#: Items of one forward pass, or as many as memory is free for.
+#: Items of one forward pass, or `auto` for as many as fit into free memory.
 SizeOrAuto = Annotated[int | Literal["auto"], WrapValidator(_size_or_auto)]

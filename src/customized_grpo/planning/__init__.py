@@ -1,4 +1,4 @@
-"""What a run will take, said before anything is loaded: parameters, memory, work, downloads."""
+"""Parameters, memory, work and downloads of a run, estimated before anything is loaded."""
 
 from customized_grpo.planning.plan import Plan, make_plan
 from customized_grpo.planning.report import plan_run

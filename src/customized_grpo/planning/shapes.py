@@ -1,6 +1,7 @@
-"""Counts and activations of a configured policy, from its outline on torch's meta device.
+"""Parameters and activations of a policy, counted on torch's meta device without weights.
 
-Activations are a GPU's.
+The policy's own code runs there: operations create tensors with shapes but no numbers, whose bytes are added up while
+they live. Gradient checkpointing, casts and copies therefore count as they are. Activations are those of a GPU.
 """
 
 from __future__ import annotations
@@ -16,21 +17,52 @@ from PIL import Image
 from torch import Tensor, nn
 
 from customized_grpo.config import ConfigError, PolicyConfig
-from customized_grpo.planning.measure import peak_bytes
-from customized_grpo.planning.memory import Activations, Model
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.checkpointing import checkpointing
+from customized_grpo.policies.live import LiveBytes
 from customized_grpo.policies.pipelines import NEGATIVE, REFERENCE, PipelinePolicy
 from customized_grpo.protocols import Conditions
+from customized_grpo.utils.named import NamedError, find
 
-# What of a policy's settings has no part in its outline.
+#: Settings of a policy that do not change its shapes.
 _IRRELEVANT = {"offload": False, "conditions": None, "quantise": None, "quantise_text_encoders": None, "compile": False}
-_LONGEST_LIST = 3  # blocks of a kind that are enough to see what each more takes
+_LONGEST_LIST = 3  # blocks of a kind from which the memory of further ones is extrapolated
+#: Bytes per weight of a quantised linear layer. nf4: 4 bits, and per 64 weights one absolute maximum, itself quantised
+#: to a byte, of which 256 share a float32 (QLoRA, arXiv 2305.14314, double quantisation).
+_QUANTISED = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """Number of parameters; `linear` of them, in `rows` rows, are weights of linear layers and can be quantised."""
+
+    parameters: int
+    linear: int = 0
+    rows: int = 0
+
+    def bytes(self, width: int, quantise: str | None = None) -> int:
+        """Return the bytes of the weights, `width` each, with quantised linear layers (int8: one scale per row)."""
+        if quantise is None:
+            return self.parameters * width
+        scales = self.rows * width if quantise == "int8" else 0
+        return (self.parameters - self.linear) * width + int(self.linear * _QUANTISED[quantise]) + scales
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What of a policy memory depends on, for pairs with one reference of `reference` (height, width) pixels."""
+    """Sizes of a policy that its memory depends on.
+
+    Attributes:
+        transformer: Parameters without the LoRA.
+        text_encoders: Parameters by name.
+        vae: Parameters of the VAE.
+        trained: Number of trained parameters, in `trained_tensors` tensors of `trained_bytes` bytes.
+        largest_linear: Parameters of the transformer's largest linear layer.
+        latent: Elements of one image's latents.
+        condition: Bytes of one pair's conditioning.
+        forward: Bytes of activations of a forward pass for one image; likewise `training` (forward and backward),
+            `encode` and `decode` (of the VAE), and `waiting` (activations that are offloaded to host memory).
+    """
 
     transformer: Model
     text_encoders: dict[str, Model]
@@ -41,20 +73,28 @@ class Shapes:
     largest_linear: int
     latent: int
     condition: int
-    pixels: int
-    activations: Activations
+    forward: int
+    training: int
+    encode: int
+    decode: int
+    waiting: int
 
 
 def shapes_of(config: PolicyConfig, references: int) -> Shapes:
-    """The shapes of a policy, for pairs of so many references.
+    """Return the shapes of a policy for pairs with that number of references.
 
     Raises:
-        ConfigError, ModelError: a policy of the user's own, which has no outline, or a model that cannot be outlined.
+        ConfigError: The policy is a class of the user's own that is no `PipelinePolicy`.
+        ModelError: There are no configs of the model.
     """
     if ":" in config.kind:
-        raise ConfigError(f"policy.kind: {config.kind} is a class of your own, which has no plan; plan a built-in kind")
-    known = {name: value for name, value in _IRRELEVANT.items() if name in type(config).model_fields}
-    return _shapes(config.model_copy(update={**known, "device": "meta"}).model_dump_json(), references)
+        try:
+            found = find(config.kind)
+        except NamedError as error:
+            raise ConfigError(f"policy.kind: {error}") from error
+        if not (isinstance(found, type) and issubclass(found, PipelinePolicy)):
+            raise ConfigError(f"policy.kind: {config.kind} has no plan; derive the class from PipelinePolicy")
+    return _shapes(config.model_copy(update={**_IRRELEVANT, "device": "meta"}).model_dump_json(), references)
 
 
 @lru_cache(maxsize=32)
@@ -80,29 +120,35 @@ def _shapes(config_json: str, references: int) -> Shapes:
     def training() -> None:
         torch.autograd.backward(policy.velocity(latents, sigma, conditions).square().mean())
 
-    encode, decode = _vae_activations(pipeline.vae, config)
-    drawing, tuning = (of_all_blocks(transformer, partial(peak_bytes, work)) for work in (forward, training))
+    with _cut(transformer, _few(transformer)):
+        forward_bytes = peak_bytes(forward)  # without gradients, each block frees its activations
+    training_bytes = of_all_blocks(transformer, partial(peak_bytes, training))
     waiting = 0
     if config.offload_activations:
         transformer.enable_gradient_checkpointing(checkpointing(policy.device, on_host=False))
-        waiting = of_all_blocks(transformer, partial(peak_bytes, training)) - tuning
+        waiting = of_all_blocks(transformer, partial(peak_bytes, training)) - training_bytes
+    encode, decode = _vae_activations(pipeline.vae, config)
+    linear, rows = sum(m.weight.numel() for m in adapted), sum(m.out_features for m in adapted)
     return Shapes(
-        Model(whole.parameters - own, sum(m.weight.numel() for m in adapted), sum(m.out_features for m in adapted)),
-        {name: count(getattr(pipeline, name)) for name in policy._placement.encoders},
-        count(pipeline.vae),
-        sum(weight.numel() for weight in trained),
-        len(trained),
-        sum(weight.numel() * weight.element_size() for weight in trained),
-        max(module.weight.numel() for module in adapted),
-        latents.numel(),
-        sum(row.numel() * row.element_size() for row in conditions.rows.values()),
-        config.height * config.width,
-        Activations(drawing, tuning, encode, decode, 0, waiting),
+        transformer=Model(whole.parameters - own, linear, rows),
+        text_encoders={name: count(getattr(pipeline, name)) for name in policy._placement.encoders},
+        vae=count(pipeline.vae),
+        trained=sum(weight.numel() for weight in trained),
+        trained_tensors=len(trained),
+        trained_bytes=sum(weight.numel() * weight.element_size() for weight in trained),
+        largest_linear=max(module.weight.numel() for module in adapted),
+        latent=latents.numel(),
+        condition=sum(row.numel() * row.element_size() for row in conditions.rows.values()),
+        forward=forward_bytes,
+        training=training_bytes,
+        encode=encode,
+        decode=decode,
+        waiting=waiting,
     )
 
 
 def count(model: nn.Module) -> Model:
-    """The parameters of a model, tied ones once."""
+    """Count the parameters of a model, tied ones once."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     weights = {id(module.weight): module.weight.numel() for module in linear}
     rows = sum(module.out_features for module in linear)
@@ -110,14 +156,11 @@ def count(model: nn.Module) -> Model:
 
 
 def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
-    """Conditions of one pair whose prompt has as many tokens as are read, on meta."""
+    """Return conditioning of one pair on meta, with a prompt of the maximum length."""
     config, shape = policy._config, policy._transformer.config
     dtype = getattr(torch, config.dtype)
-    rows: dict[str, Tensor] = {
-        "prompt_embeds": torch.empty(
-            1, config.max_sequence_length, shape.joint_attention_dim, dtype=dtype, device="meta"
-        )
-    }
+    embeds = torch.empty(1, config.max_sequence_length, shape.joint_attention_dim, dtype=dtype, device="meta")
+    rows: dict[str, Tensor] = {"prompt_embeds": embeds}
     if "pooled_projection_dim" in shape:
         rows["pooled"] = torch.empty(1, shape.pooled_projection_dim, dtype=dtype, device="meta")
     if config.true_cfg != 1:
@@ -131,7 +174,7 @@ def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
 
 
 def _vae_activations(vae: Any, config: PolicyConfig) -> tuple[int, int]:
-    """Bytes that encoding and decoding one picture of the configured size take."""
+    """Return the bytes of encoding and of decoding one image of the configured size."""
     frames = (1,) if hasattr(vae, "temperal_downsample") else ()  # a VAE of videos
     pixels = torch.empty(1, 3, *frames, config.height, config.width, dtype=vae.dtype, device="meta")
     with torch.no_grad():
@@ -140,26 +183,32 @@ def _vae_activations(vae: Any, config: PolicyConfig) -> tuple[int, int]:
 
 
 def of_all_blocks(transformer: nn.Module, count: Callable[[], int]) -> int:
-    """The result of `count` for the whole transformer, extrapolated from few blocks: each more of a kind adds as much.
+    """Extrapolate `count()` to the whole transformer from few blocks, since each more of a kind adds as much.
 
     Args:
-        transformer: a diffusers model; it has fewer blocks while `count` is called.
-        count: computes with the transformer, and counts something that grows with its blocks by equal amounts.
+        transformer: A diffusers model; it has fewer blocks while `count` is called.
+        count: Computes with the transformer, and counts something that grows with its blocks by equal amounts.
     """
-    lists = {name: part for name, part in transformer.named_children() if isinstance(part, nn.ModuleList)}
-    few = {name: min(len(blocks), _LONGEST_LIST - 1) for name, blocks in lists.items()}
+    few = _few(transformer)
     with _cut(transformer, few):
         total = base = count()
-    for name, blocks in lists.items():
-        if len(blocks) > few[name]:
-            with _cut(transformer, {**few, name: few[name] + 1}):
-                total += (len(blocks) - few[name]) * (count() - base)
+    for name, blocks in few.items():
+        left = len(getattr(transformer, name)) - blocks
+        if left:
+            with _cut(transformer, {**few, name: blocks + 1}):
+                total += left * (count() - base)
     return total
+
+
+def _few(transformer: nn.Module) -> dict[str, int]:
+    """Return the number of blocks to compute with, by the name of each list of blocks."""
+    lists = ((name, part) for name, part in transformer.named_children() if isinstance(part, nn.ModuleList))
+    return {name: min(len(blocks), _LONGEST_LIST - 1) for name, blocks in lists}
 
 
 @contextmanager
 def _cut(transformer: nn.Module, counts: dict[str, int]) -> Iterator[None]:
-    """Inside it the transformer has only so many blocks of each list: its first ones and its last, which may differ."""
+    """Shorten each list of blocks to so many: its first ones and its last, which may differ."""
     whole: dict[str, Any] = {name: getattr(transformer, name) for name in counts}
     try:
         for name, blocks in whole.items():
@@ -169,3 +218,40 @@ def _cut(transformer: nn.Module, counts: dict[str, int]) -> Iterator[None]:
     finally:
         for name, blocks in whole.items():
             setattr(transformer, name, blocks)
+
+
+def peak_bytes(compute: Callable[[], object]) -> int:
+    """Return the peak bytes of tensors created inside `compute`, those of autograd's graph included.
+
+    Attention counts as a fused kernel (flash or memory-efficient) needs it: queries, keys, values, output and one
+    number per query, but no matrix of all pairs of tokens.
+    """
+    live, functional = LiveBytes(), torch.nn.functional
+    # Not by a TorchFunctionMode, which is off where gradient checkpointing recomputes a block.
+    own = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = _fused_attention
+    try:
+        with live:
+            compute()
+    finally:
+        functional.scaled_dot_product_attention = own
+    return live.peak
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+
+
+class _Fused(torch.autograd.Function):
+    """Tensors that a fused kernel creates and saves, without numbers; on meta torch would materialise the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        query, key, value = ctx.saved_tensors[:3]
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

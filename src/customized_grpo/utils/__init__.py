@@ -1,1 +1,1 @@
-"""What is told in a terminal: progress, tables, one line of error, what is installed, every setting."""
+"""Helpers without knowledge of models or training: files, terminal output, devices, model paths, random numbers."""

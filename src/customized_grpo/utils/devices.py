@@ -1,4 +1,4 @@
-"""The devices that models and judges are put on."""
+"""Devices of the policy and of reward models."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ def device_of(name: torch.device | str | None, key: str = "policy.device") -> to
 
 
 def device_named(name: str, key: str) -> torch.device:
-    """The device of that name, which the setting `key` gives.
-
-    Raises:
-        ModelError: it is none, or is not there; the text names the key.
-    """
+    """Return the device of that name. Raises ModelError, which names the setting `key`, if there is none."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -38,5 +34,5 @@ def device_named(name: str, key: str) -> torch.device:
     found = torch.accelerator.current_accelerator(check_available=True)
     there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
     if (device.index or 0) >= there.get(device.type, 0):
-        raise ModelError(f"{key}: {name} is not there; give another, or null for the best there is")
+        raise ModelError(f"{key}: {name} is not there; give another, or null for the best device")
     return device

@@ -1,4 +1,4 @@
-"""Where models come from: the package's own folder of embedded ones, a local folder, or the hub."""
+"""Paths of models: embedded in the package, in a local folder, or on the Hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-#: A path that begins with this names a folder of the package's embedded models.
+#: First part of the path of an embedded model.
 EMBEDDED = "embedded"
 
 #: The folder that holds the embedded models, one folder each.
@@ -14,17 +14,17 @@ EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded" / "models"
 
 
 class ModelError(ValueError):
-    """A model that cannot be used; its text is one line that names what is wrong and the remedy."""
+    """A model that cannot be used; the message is one line with the remedy."""
 
 
 def resolve(path: str) -> str | Path:
-    """What a library's `from_pretrained` takes for a `path` of the configuration.
+    """Return what `from_pretrained` accepts for a `path` of the configuration.
 
-    "embedded/NAME" is the folder NAME inside the package, whatever the working directory holds; an
-    existing local folder stays; anything else of the form "name" or "owner/name" is a hub id.
+    "embedded/NAME" is a folder inside the package, an existing folder is itself, and any other "name" or "owner/name"
+    is a hub id.
 
     Raises:
-        ModelError: no such embedded model, or a path that can only be local and is not there.
+        ModelError: There is no such embedded model, or no such folder and the path cannot be a hub id.
     """
     parts = PurePosixPath(path).parts
     if parts and parts[0] == EMBEDDED:
@@ -51,7 +51,7 @@ def resolve(path: str) -> str | Path:
 
 
 def local_path(path: str | Path) -> Path:
-    """The path with ~ as the user's home. Raises ModelError where that is the home of nobody."""
+    """Expand ~ in a path. Raises ModelError if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -59,12 +59,9 @@ def local_path(path: str | Path) -> Path:
 
 
 def fingerprint(path: str, revision: str | None = None) -> str:
-    """What changes when the files of a model do: names, sizes and times of a folder's, or the hub's commit.
+    """Return a text that changes when the files of a model do: names, sizes and times, or the Hub's commit.
 
-    The commit is that of the local copy; where there is none yet, the path and the revision stand for it.
-
-    Raises:
-        ModelError: as `resolve` does.
+    The commit is that of the local copy; without one, the revision stands for it. Raises ModelError, as `resolve`.
     """
     source = resolve(path)
     if isinstance(source, Path):
@@ -78,10 +75,9 @@ def fingerprint(path: str, revision: str | None = None) -> str:
 
 @contextmanager
 def no_code_of_its_own() -> Iterator[None]:
-    """Inside it transformers refuses a part that brings code of its own, where it would ask at the terminal for leave.
+    """Make transformers refuse models with custom code instead of asking at the terminal.
 
-    diffusers does not hand its own `trust_remote_code=False` on to tokenizers and processors, and without it
-    transformers asks.
+    diffusers does not pass its `trust_remote_code=False` on to tokenizers and processors.
     """
     from transformers import dynamic_module_utils
 
@@ -94,11 +90,11 @@ def no_code_of_its_own() -> Iterator[None]:
 
 
 def embedded_models() -> dict[str, int]:
-    """The embedded models by name, and the bytes that each one takes."""
+    """Return the size in bytes of each embedded model, by name."""
     folders = sorted(path for path in EMBEDDED_FOLDER.glob("*") if path.is_dir())
     return {folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders}
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

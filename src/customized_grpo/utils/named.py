@@ -1,4 +1,4 @@
-"""Code of the user's own by its path: `package.module:Name` or `file.py:Name`. What is named is run."""
+"""The user's own code by path: `package.module:Name` or `file.py:Name`. The module is executed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from typing import Any
 
 
 class NamedError(ValueError):
-    """A path that leads nowhere; its text is one line with the remedy, and does not say what it was for."""
+    """A path without a class or function; the message is one line with the remedy."""
 
 
 def find(path: str) -> Any:
-    """The class, function or other object that `package.module:Name` or `file.py:Name` leads to.
-
-    Raises:
-        NamedError: no such form, module, file or name, or an import that fails.
-    """
+    """Import the class or function at `package.module:Name` or `file.py:Name`. Raises NamedError."""
     place, _, name = path.rpartition(":")
     if not place or not name:
         raise NamedError(f"{path!r} is not package.module:Class or file.py:function")
@@ -35,12 +31,12 @@ def find(path: str) -> Any:
 
 
 def told(error: BaseException) -> str:
-    """What an exception says, as one line of bounded length."""
+    """Return an exception's type and message as one line of at most 300 letters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _load(place: str) -> ModuleType:
-    """The module of that name, or that a .py file holds."""
+    """Import a module by name, or from a .py file."""
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
@@ -49,7 +45,7 @@ def _load(place: str) -> ModuleType:
             raise NamedError(f"there is no file {place}; paths start from the working directory")
         spec = importlib.util.spec_from_file_location(f"customized_grpo_own_{path.stem}", path)
         if spec is None or spec.loader is None:
-            raise NamedError(f"{place} is no Python file")
+            raise NamedError(f"{place} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -57,7 +53,7 @@ def _load(place: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         raise NamedError(
-            f"{place} cannot be imported, for want of {error.name!r}; install it or correct the name"
+            f"{place} cannot be imported, because there is no module {error.name!r}; install it or correct the name"
         ) from error
     except Exception as error:
         raise NamedError(f"{place} cannot be imported ({told(error)}); correct it") from error

@@ -1,8 +1,7 @@
-"""Models without their weights: the real classes on torch's meta device, made of their JSON configs alone.
+"""Models without weights: the real classes on torch's meta device, built from their JSON configs alone.
 
-The configs come from a local folder; for a hub id from the hub's local copy, else, for the models of
-known_models.json, whose shapes are public, from there, which asks for neither a connection nor leave; else from the hub
-itself, a few kilobytes.
+Configs come from a local folder, the Hub's local cache, known_models.json (public models, without connection or
+licence), or the Hub itself (a few kilobytes), in this order.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ ReadConfig = Callable[[str], dict[str, Any]]
 
 
 def config_reader(path: str, revision: str | None = None, *, first: str = "model_index.json") -> ReadConfig:
-    """What reads the JSON configs of the model at `path`, a folder or a hub id; `first` is one that it must have.
+    """Return a reader of the JSON configs of the model at `path`, a folder or hub id.
 
     Raises:
-        ModelError: there is none; so does the reader where another file is missing or no JSON.
+        ModelError: The file `first` is missing; the reader raises it for any other file.
     """
     source = resolve(path)
     if isinstance(source, Path):
@@ -43,8 +42,8 @@ def config_reader(path: str, revision: str | None = None, *, first: str = "model
             raise
         except Exception as error:  # of the hub's client, and of what it is built on
             raise ModelError(
-                f"{path}: {name} is neither here nor to be had from the hub ({first_line(error)}); connect once, or "
-                "give a folder with the model's JSON configs"
+                f"{path}: {name} is neither in the local cache nor available from the Hub ({first_line(error)}); "
+                "connect once, or give a folder with the model's JSON configs"
             ) from error
 
     known = _json(_KNOWN, str(_KNOWN))
@@ -58,12 +57,12 @@ def config_reader(path: str, revision: str | None = None, *, first: str = "model
 
 
 def outline_pipeline(path: str, revision: str | None, dtype: torch.dtype, pipelines: dict[str, Any]) -> Any:
-    """The pipeline at `path`, of that one of the classes `pipelines` that it names, all of its models on meta.
+    """Build the pipeline at `path` on meta, as the one of the classes `pipelines` that it names.
 
-    It has no tokenizers and no processors: it can compute shapes, and encode no prompt.
+    It has neither tokenizers nor processors, and cannot encode prompts.
 
     Raises:
-        ModelError: no configs, or of another pipeline.
+        ModelError: There are no configs, or they are of another pipeline.
     """
     read = config_reader(path, revision)
     index = read("model_index.json")
@@ -80,10 +79,10 @@ def outline_pipeline(path: str, revision: str | None, dtype: torch.dtype, pipeli
 
 
 def outline_judge(path: str, revision: str | None = None) -> nn.Module:
-    """The transformers model at `path` on meta, in float32, of the class that its config names.
+    """Build the transformers model at `path` on meta, in float32, as the class that its config names.
 
     Raises:
-        ModelError: no config, or of no model that transformers knows.
+        ModelError: There is no config, or it is of no model that transformers knows.
     """
     config = config_reader(path, revision, first="config.json")("config.json")
     try:
@@ -91,12 +90,14 @@ def outline_judge(path: str, revision: str | None = None) -> nn.Module:
             kind = transformers.AutoConfig.for_model(**config)
             model: nn.Module = transformers.AutoModel.from_config(kind, dtype=torch.float32)
     except Exception as error:
-        raise ModelError(f"{path}: config.json is of no known model ({first_line(error)}); correct the path") from error
+        raise ModelError(
+            f"{path}: config.json is not of a known model ({first_line(error)}); correct the path"
+        ) from error
     return model
 
 
 def _outline_part(path: str, read: ReadConfig, name: str, kind: str, dtype: torch.dtype) -> Any:
-    """A model on meta, a scheduler, or None for all else."""
+    """Build a model on meta or a scheduler; None for other parts."""
     found = getattr(diffusers, kind, None) or getattr(transformers, kind, None)
     if not isinstance(found, type):
         raise ModelError(f"{path}: {name} is a {kind}, which neither diffusers nor transformers has; update them")
@@ -112,7 +113,7 @@ def _outline_part(path: str, read: ReadConfig, name: str, kind: str, dtype: torc
                 model = build.from_config(config)
             else:
                 model = build._from_config(build.config_class.from_dict(config), dtype=dtype)
-        # Not the model's own `to`, which warns of what `dtype` in from_pretrained does otherwise: nothing here.
+        # Not the model's own `to`, which warns about dtypes that from_pretrained would keep.
         return nn.Module.to(model, dtype).requires_grad_(False).eval()
     except ModelError:
         raise
@@ -126,7 +127,7 @@ def _json(file: Path, path: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: {file} cannot be read as JSON ({first_line(error)}); correct the path") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path}: {file} is no JSON object; get it again")
+        raise ModelError(f"{path}: {file} is not a JSON object; download it again")
     return found
 
 

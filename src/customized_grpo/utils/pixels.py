@@ -1,4 +1,4 @@
-"""A picture as Pillow has it, and as a tensor."""
+"""Conversion between PIL images and tensors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """A PIL picture as float32 (3, H, W) in [0, 1], or (1, H, W) for mode L."""
-    array = np.array(picture, dtype=np.float32) / 255
+def to_tensor(image: Image.Image) -> Tensor:
+    """Convert a PIL image to float32 (3, H, W) in [0, 1], or (1, H, W) for mode L."""
+    array = np.array(image, dtype=np.float32) / 255
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """A picture (3, H, W) in [0, 1] as an 8-bit image."""
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+def to_image(pixels: Tensor) -> Image.Image:
+    """Convert a tensor (3, H, W) in [0, 1] to an 8-bit PIL image."""
+    rounded = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(rounded.permute(1, 2, 0).cpu().numpy())

@@ -1,30 +1,30 @@
-"""Which texts can be prompts at all, whoever wrote them: a data set, a command, a page."""
+"""Checks of prompts, from data sets, commands and the demo alike."""
 
 from __future__ import annotations
 
 import unicodedata
 
-#: Unicode's categories of what shows nothing: control and format characters, halves of pairs, spaces.
+#: Unicode's categories of invisible characters: control and format characters, surrogates, spaces.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 
 
 def has_letters(text: str) -> bool:
-    """Whether the text holds anything that a reader would see."""
+    """Return True if the text contains a visible character."""
     return any(unicodedata.category(letter) not in _UNSEEN for letter in text)
 
 
 def encoding_problem(text: str) -> str | None:
-    """What keeps the text from being UTF-8, with the remedy; None for all texts that are."""
+    """Return why the text cannot be encoded as UTF-8, with the remedy; None if it can."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return "holds half a surrogate pair, or bytes that are no UTF-8; write it as valid UTF-8"
+        return "holds half a surrogate pair, or bytes that are not UTF-8; write it as valid UTF-8"
     return None
 
 
 def check_prompt(text: str, where: str) -> None:
-    """Raises ValueError, one line that begins with `where`, for a prompt that is empty to a reader or no UTF-8."""
+    """Raise ValueError, one line that begins with `where`, for a prompt that is blank or not UTF-8."""
     if problem := encoding_problem(text):
         raise ValueError(f"{where} {problem}")
     if not has_letters(text):
-        raise ValueError(f"{where} is empty; say what the picture should show")
+        raise ValueError(f"{where} is empty; describe what the image should show")

@@ -1,7 +1,4 @@
-"""What a run says to the person in front of it: progress, the table of scores, one line of error.
-
-A terminal gets a live bar; a log file gets short lines, one for each iteration.
-"""
+"""Terminal output: training progress, the table of scores, errors in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
@@ -18,38 +14,44 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-ABSENT = "-"  #: stands for a number that is not there
+ABSENT = "-"  #: stands for a missing number
 
-_LIVE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("identity", "identity/mean", lambda value: f"{value:.2f}"),
-    ("prompt", "prompt/mean", lambda value: f"{value:.2f}"),
-    ("conflicted", "share/conflicted", lambda value: f"{value:.0%}"),
-    ("KL", "kl", lambda value: f"{value:.1e}"),
+#: Metrics shown at every iteration: (label, key, format, shown if 0).
+_SHOWN = (
+    ("identity", "identity/mean", ".2f", True),
+    ("prompt", "prompt/mean", ".2f", True),
+    ("conflicted", "share/conflicted", ".0%", True),
+    ("KL", "kl", ".1e", True),
+    ("not scored", "share/missing", ".1%", False),
+    ("vetoed", "share/vetoed", ".1%", False),
+    ("updates skipped", "share/skipped", ".0%", False),
 )
-"""The numbers shown of every record: label, key, format."""
 
-_ROOM = "make room and try again; a run goes on by --resume"
+_FULL = "free some disk space and try again; a run resumes with --resume"
+_PERMISSION = "give a file or folder that this user may use"
+#: Remedies by the number of a system's error.
 _REMEDIES = {
-    errno.ENOSPC: _ROOM,
-    errno.EDQUOT: _ROOM,
-    errno.EFBIG: "raise the limit on file sizes and try again; a run goes on by --resume",
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "raise the limit on file sizes and try again; a run resumes with --resume",
     errno.EROFS: "give a folder that can be written",
-    errno.EACCES: "give a file or folder that this user may use",
-    errno.EPERM: "give a file or folder that this user may use",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.EIO: "check the disk",
 }
-"""What to do about errors of the system, by their number."""
 
 
 class TrainingDisplay:
-    """Shows how far a training is. Use it as a context manager; call `update` once an iteration.
+    """Progress of a training: a live bar in a terminal, one short line per iteration in a log file.
+
+    Use it as a context manager, and call `update` after each iteration.
 
     Args:
-        iterations: how many the whole run has.
-        done: how many of them an earlier process made, for a run that resumes.
-        console: where to write; standard output where none is given.
-        clock: seconds, ever rising.
+        iterations: Number of iterations of the whole run.
+        done: Iterations that were done before, for a run that resumes.
+        console: Console to write to. None: standard output.
+        clock: Returns seconds that never decrease.
     """
 
     def __init__(
@@ -73,57 +75,39 @@ class TrainingDisplay:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     def update(self, record: Mapping[str, Any]) -> None:
-        """Show one more finished iteration by its record of metrics; keys may be missing."""
+        """Show a finished iteration by its record of metrics; keys may be missing."""
         self._done += 1
+        found = {key: value for key in record if (value := _number(record[key])) is not None}
         numbers = [
-            f"{label} {form(value)}" for label, key, form in _LIVE if (value := _number(record.get(key))) is not None
+            f"{label} {found[key]:{form}}" for label, key, form, zero in _SHOWN if key in found and (zero or found[key])
         ]
-        if missing := _number(record.get("share/missing")):
-            numbers.append(f"not scored {missing:.1%}")
-        if vetoed := _number(record.get("share/vetoed")):
-            numbers.append(f"vetoed {vetoed:.1%}")
-        if skipped := _number(record.get("share/skipped")):
-            numbers.append(f"updates skipped {skipped:.0%}")
-        left = f"{_clock_time(self._seconds_left())} left"
+        seconds = (self._clock() - self._began) / (self._done - self._first) * max(0, self._iterations - self._done)
+        left = f"{_clock_time(seconds)} left"
         if self._bar is not None:
             self._bar.show(self._done, left, "  ".join(numbers))
         else:
-            self.message("  ".join([f"{self._done}/{self._iterations}", *numbers, left]))
-        scores = [
-            f"{key.split('/', 1)[1].removesuffix('/mean')} {value:.2f}"
-            for key in record
-            if key.startswith("evaluation/") and key.endswith("/mean")
-            if (value := _number(record[key])) is not None
-        ]
-        for score in scores:
-            self.message(f"{self._done}/{self._iterations}  evaluation  {score}")
+            self._print("  ".join([f"{self._done}/{self._iterations}", *numbers, left]))
+        for key, value in found.items():
+            if key.startswith("evaluation/") and key.endswith("/mean"):
+                name = key.removeprefix("evaluation/").removesuffix("/mean")
+                self._print(f"{self._done}/{self._iterations}  evaluation  {name} {value:.2f}")
 
-    def message(self, text: str) -> None:
-        """Say one line, above the bar where there is one."""
+    def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
-        self._console.file.flush()  # a log that is followed should not lag a buffer behind
-
-    def _seconds_left(self) -> float:
-        made = self._done - self._first
-        return (self._clock() - self._began) / made * max(0, self._iterations - self._done)
+        self._console.file.flush()  # so that a log that is followed does not lag behind
 
 
 class _Bar(Progress):
-    """The bar, and under it the numbers of the last iteration."""
+    """Progress bar with the metrics of the last iteration below it."""
 
     def __init__(self, console: Console, iterations: int, done: int) -> None:
         self._numbers = ""
-        # rich's own estimate looks back 30 seconds, which is less than one iteration may take.
+        # rich's own estimate looks back 30 seconds, and one iteration may take longer.
         super().__init__(
             TextColumn("training"),
             BarColumn(bar_width=None),
@@ -151,13 +135,12 @@ def score_table(
     guards: Collection[str] = (),
     notes: Mapping[str, str] | None = None,
 ) -> Table:
-    """Before and after, as a table to print.
+    """Return a table of scores before and after training.
 
     Args:
-        rows: (score's name, base, tuned). None, or what is not finite, shows as "-"; so does the
-            change in percent where the base is 0. Higher counts as better.
-        guards: names of scores whose change is neither good nor bad, and has no colour.
-        notes: a few words of warning by the score's name, in a column that is there where any are.
+        rows: (name, base, tuned) of each score; higher is better. None and values that are not finite show as "-".
+        guards: Names of scores whose change is neither good nor bad, and has no colour.
+        notes: Short warnings by the score's name, shown in a column of their own.
     """
     table = Table("score")
     for heading in ("base", "tuned", "change", "change in %"):
@@ -181,10 +164,7 @@ def score_table(
 
 
 def print_error(message: str) -> None:
-    """Write "error: ..." to standard error, as one line whatever the message holds.
-
-    What a terminal would obey, or could not show, is written as an escape.
-    """
+    """Write "error: ..." to standard error as one line, with control characters escaped."""
     words = " ".join(message.split())
     plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
     line = Text.assemble(("error:", "bold red"), " ", plain)
@@ -192,7 +172,7 @@ def print_error(message: str) -> None:
 
 
 def told_os_error(error: OSError) -> str:
-    """What the system says of a file, and the remedy where there is one for the number of its error."""
+    """Return a system's error in one line, with a remedy if there is one for its number."""
     said = (error.strerror or str(error) or type(error).__name__).strip()
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = _REMEDIES.get(error.errno or 0)
@@ -206,6 +186,6 @@ def _number(value: object) -> float | None:
 
 
 def _clock_time(seconds: float) -> str:
-    """H:MM:SS."""
+    """Format seconds as H:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

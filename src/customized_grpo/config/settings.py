@@ -1,0 +1,473 @@
+"""All settings of a run, with their types, bounds, defaults and meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from customized_grpo.config.kinds import KINDS, POLICIES
+from customized_grpo.config.presets import DEFAULT, KIND, PATH, fill, preset_of
+from customized_grpo.config.section import Location, PathOrText, Section, SizeOrAuto, TupleOrList
+
+#: Increased when a setting changes its name or meaning.
+VERSION = 1
+#: Largest side of an image in pixels; no supported model generates larger ones.
+LARGEST_SIDE = 16384
+
+Weights = list[Annotated[float, Field(ge=0)]]
+
+
+class LoraConfig(Section):
+    """LoRA of the transformer."""
+
+    rank: int = Field(
+        DEFAULT["policy.lora.rank"],
+        ge=1,
+        description="LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; the "
+        "paper's 512 takes 33 GB for weights, gradients and Adam states.",
+    )
+    alpha: float | None = Field(
+        None, gt=0, description="LoRA alpha: updates are scaled by alpha / rank. null: equal to the rank."
+    )
+    targets: list[str] | None = Field(
+        None, description="Names of the linear layers that get a LoRA. null: the default layers of the model."
+    )
+
+
+class PolicyConfig(Section):
+    """The image generator to train."""
+
+    kind: str = Field(
+        KIND,
+        description=f"Model family: {', '.join(POLICIES)}; or your own class as package.module:Class or file.py:Class.",
+    )
+    path: str = Field(PATH, description="Hub id or local folder of a diffusers pipeline.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub. null: the main branch.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="Data type of frozen weights and of computation. LoRA weights are always float32."
+    )
+    device: str | None = Field(None, description="Device, such as cuda:1. null: the accelerator if any, else the CPU.")
+    height: int = Field(
+        DEFAULT["policy.height"],
+        ge=16,
+        le=LARGEST_SIDE,
+        multiple_of=8,
+        description="Height of generated images in pixels.",
+    )
+    width: int = Field(
+        DEFAULT["policy.width"],
+        ge=16,
+        le=LARGEST_SIDE,
+        multiple_of=8,
+        description="Width of generated images in pixels.",
+    )
+    reference_sizes: list[TupleOrList[tuple[int, int]]] | None = Field(
+        DEFAULT["policy.reference_sizes"],
+        description="Sizes (height, width) in pixels that references are resized to, by the nearest aspect ratio. "
+        "null: the rule of the model's pipeline.",
+    )
+    max_sequence_length: int = Field(
+        DEFAULT["policy.max_sequence_length"],
+        ge=1,
+        description="Maximum number of text tokens of a prompt; longer prompts are cut.",
+    )
+    guidance: float = Field(
+        DEFAULT["policy.guidance"],
+        ge=0,
+        description="Guidance scale of guidance-distilled models (guidance_scale in diffusers).",
+    )
+    true_cfg: float = Field(
+        DEFAULT["policy.true_cfg"],
+        ge=1,
+        description="Scale of classifier-free guidance, which doubles the model evaluations. 1: no such guidance.",
+    )
+    negative_prompt: str = Field(
+        DEFAULT["policy.negative_prompt"], description="Negative prompt of classifier-free guidance (true_cfg above 1)."
+    )
+    lora: LoraConfig | None = Field(LoraConfig(), description="LoRA settings. null: train all transformer weights.")
+    options: dict[str, Any] = Field({}, description="Options for a policy class of your own.")
+    gradient_checkpointing: bool = Field(
+        True, description="Recompute activations in the backward pass: less memory, more time."
+    )
+    offload_activations: bool = Field(
+        False, description="Store the checkpointed activations in host memory; needs gradient_checkpointing."
+    )
+    quantise: Literal["int8", "nf4"] | None = Field(
+        None,
+        description="Quantise the frozen transformer's linear layers: int8 (torchao) or nf4 (bitsandbytes). Needs a "
+        "LoRA. null: no quantisation.",
+    )
+    quantise_text_encoders: Literal["int8", "nf4"] | None = Field(
+        None, description="Quantise the text encoders' linear layers, as quantise does. null: no quantisation."
+    )
+    offload: bool = Field(
+        False,
+        description="Store idle models in host memory: text encoders and VAE while the transformer works, and the "
+        "transformer while prompts and references are encoded.",
+    )
+    conditions: PathOrText | None = Field(
+        None,
+        description="Directory for cached prompt and reference embeddings. If set, text encoders are only loaded for "
+        "pairs that are not cached. null: no cache on disk.",
+    )
+    attention: str = Field(
+        "auto",
+        description="Attention backend: auto, native, flash, cudnn, flash-3 (from the kernels package), efficient, "
+        "math, or another name that diffusers knows. auto is safe for training on every device; native lets torch "
+        "choose, whose backward pass can crash on Hopper GPUs.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the transformer's blocks with torch.compile. Ratios of later updates then contain its "
+        "rounding differences.",
+    )
+    kernels: Literal["auto", "off"] = Field(
+        "auto",
+        description="Fused layers for LoRA, FLUX.1's blocks and gradient checkpointing (auto), or only those of "
+        "diffusers, peft and torch (off). A layer that differs from the release that its kernel was written for is "
+        "always the library's.",
+    )
+    adapter: str | None = Field(
+        None, description="UNO's published LoRA to start from: a .safetensors file. Only for kind uno. null: none."
+    )
+    adapter_as: Literal["fused", "start"] = Field(
+        "fused",
+        description="fused: merge the adapter into the base weights and train a new LoRA; start: train the adapter.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        """Give keys that are not set the values of the model's preset."""
+        return fill(values, preset_of(values).section("policy")) if isinstance(values, dict) else values
+
+    def conflicts(self) -> Iterator[tuple[Location, str]]:
+        if ":" not in self.kind and self.kind not in KINDS:
+            yield ("kind",), f"should be {', '.join(KINDS)}, or package.module:Class, or file.py:Class"
+            return
+        if self.reference_sizes is not None and min(map(min, self.reference_sizes), default=0) < 1:
+            yield ("reference_sizes",), "should list sizes (height, width) of at least 1, or be null"
+        if self.options and self.kind in POLICIES:
+            yield ("options",), f"are only for a policy class of your own, not for {self.kind}; remove them"
+        if self.offload_activations and not self.gradient_checkpointing:
+            yield ("offload_activations",), "needs policy.gradient_checkpointing=true; set both or neither"
+        if self.quantise and self.lora is None:
+            yield ("quantise",), "needs a LoRA, because quantised weights cannot be trained; set policy.lora, or null"
+        if self.adapter is not None and self.kind != "uno":
+            yield ("adapter",), f"belongs to policy.kind=uno, not to {self.kind}; set that kind, or null"
+        if self.adapter_as == "start" and self.lora is None:
+            yield ("adapter_as",), "start needs a LoRA; set policy.lora, or use fused"
+
+
+class DataConfig(Section):
+    """Source of (reference images, prompt) pairs."""
+
+    path: str | None = Field(
+        None,
+        description="A .jsonl file, a SynCD-style .json, a DreamBench folder, or the built-in data set world or "
+        "world-recoloured. Training needs one.",
+    )
+    split: Literal["train", "held-out"] = Field(
+        "train", description="Split of the built-in data set; held-out has other subjects and prompts."
+    )
+    size: int | None = Field(
+        None, ge=1, description="Number of pairs. null: 4096 of the built-in data set, or all of a file."
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the built-in data set; each gives other pairs.")
+    root: PathOrText | None = Field(
+        None, description="Folder that relative image paths start from. null: the folder of the file."
+    )
+
+
+class RewardConfig(Section):
+    """A reward model or monitor."""
+
+    kind: str = Field(
+        description="dino, dino-patches, clip-image, siglip-image (identity), clip, siglip, pickscore, hps-v2, hps-v3 "
+        "(prompt), vlm, remote (either), copy-paste (guard); or your own as package.module:Class or file.py:function."
+    )
+    role: Literal["identity", "prompt", "guard"] = Field(
+        description="Role in the method. A guard has no advantage: as a reward it removes images that score above its "
+        "limit, as a monitor it is only logged."
+    )
+    name: str | None = Field(None, description="Name in logs, tables and figures. null: the kind.")
+    path: str | None = Field(
+        None, description="Hub id or local folder of the reward model. null: the default model of the kind."
+    )
+    device: str | None = Field(
+        None, description="Device of the reward model. null: the policy's; cpu saves memory of the accelerator."
+    )
+    weight: float = Field(
+        1.0, ge=0, description="Weight within its role (see method.combine). 0: only logged, not trained on."
+    )
+    limit: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Highest allowed score of a guard under rewards; images above it are removed from their group.",
+    )
+    options: dict[str, Any] = Field({}, description="Options of the kind; docs/rewards.md lists them.")
+
+
+class MethodConfig(Section):
+    """From scores to advantages: SARS, TDW and baselines."""
+
+    shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = Field(
+        "sars",
+        description="Reward shaping term added to the weighted advantages: the paper's sars, none, or a baseline.",
+    )
+    gamma: float = Field(0.4, ge=0, description="Weight of the shaping term.")
+    gamma_last: float | None = Field(
+        None, ge=0, description="Weight of the shaping term at the last iteration, reached linearly. null: gamma."
+    )
+    weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table"] = Field(
+        "tdw",
+        description="Role weights by denoising step: tdw (the paper's), tdw-reversed, static (the same at all steps), "
+        "table (your own), or tdw-shuffled, an ablation whose weights are read at shuffled steps.",
+    )
+    normalise: Literal["roles", "sum"] = Field(
+        "roles",
+        description="roles: normalise each role within its group, then weight them. sum: normalise the weighted sum of "
+        "raw rewards, a baseline that ignores combine and std_floor.",
+    )
+    prompt_weight: float = Field(0.5, ge=0, description="Weight of the prompt role with weighting static.")
+    identity_weight: float = Field(0.5, ge=0, description="Weight of the identity role with weighting static.")
+    prompt_table: Weights = Field(
+        [], description="Weights of the prompt role with weighting table, one per rollout step, the noisiest first."
+    )
+    identity_table: Weights = Field(
+        [], description="Weights of the identity role with weighting table, one per rollout step, the noisiest first."
+    )
+    combine: Literal["rewards", "advantages"] = Field(
+        "rewards",
+        description="Several rewards of one role: rewards normalises their weighted sum, advantages sums their "
+        "normalised values.",
+    )
+    spread: Literal["group", "batch"] = Field(
+        "group", description="Standard deviation that advantages are divided by: of each group, or of all groups."
+    )
+    std_floor: dict[Literal["identity", "prompt"], float] = Field(
+        {}, description="Lower bound of the standard deviation of a group's rewards, by role. Empty: no bound."
+    )
+    advantage_clip: float = Field(5.0, gt=0, description="Advantages are clipped to this absolute value.")
+    surgery: Literal["none", "pcgrad"] = Field(
+        "none",
+        description="pcgrad: compute one gradient per role and project out conflicts (arXiv 2001.06782); needs a "
+        "second backward pass.",
+    )
+
+    def conflicts(self) -> Iterator[tuple[Location, str]]:
+        if self.weighting == "static" and self.identity_weight == self.prompt_weight == 0:
+            yield ("identity_weight",), "is 0, and so is method.prompt_weight; increase one of them"
+        if self.normalise == "sum" and (self.shaping, self.weighting) != ("none", "static"):
+            yield ("normalise",), "sum needs method.shaping=none and method.weighting=static; set both, or use roles"
+        if self.normalise == "sum" and self.surgery != "none":
+            yield ("surgery",), "pcgrad needs one gradient per role; set method.normalise=roles, or use none"
+
+
+class WindowConfig(Section):
+    """Moving window of stochastic steps (MixGRPO, arXiv 2507.21802); all other steps are deterministic."""
+
+    size: int = Field(4, ge=1, description="Number of stochastic steps of an image.")
+    order: Literal["progressive", "decaying", "random"] = Field(
+        "progressive",
+        description="progressive: move from noisy to clean steps; decaying: the same, with ever shorter stays; random: "
+        "a random position each time.",
+    )
+    stay: int = Field(25, ge=1, description="Iterations at one position.")
+    stride: int = Field(1, ge=1, description="Steps from one position to the next.")
+    start: int = Field(0, ge=0, description="First position, in denoising steps.")
+    roll_back: bool = Field(False, description="Return to the first position after the last one, instead of staying.")
+    decay: float = Field(0.1, ge=0, description="How fast stays get shorter with order decaying.")
+    decay_from: int = Field(13, ge=0, description="Position from which stays get shorter with order decaying.")
+
+
+class RolloutConfig(Section):
+    """How groups of images are sampled."""
+
+    sampler: Literal["dance", "flow", "cps"] = Field(
+        "dance", description="Stochastic sampler: dance (DanceGRPO), flow (Flow-GRPO) or cps; see docs/options.md."
+    )
+    eta: float = Field(0.4, gt=0, description="Noise level of stochastic steps, in the sampler's own unit.")
+    steps: int = Field(25, ge=2, description="Denoising steps per image; the last one is deterministic.")
+    shift: float | None = Field(
+        DEFAULT["rollout.shift"],
+        gt=0,
+        description="Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule.",
+    )
+    group_size: int = Field(12, ge=2, description="Images per group; advantages are computed within a group.")
+    pairs: int = Field(8, ge=1, description="Groups per iteration, over all processes.")
+    shared_noise: bool = Field(True, description="Start all images of a group from the same noise.")
+    layout: Literal["groups", "spread"] = Field(
+        "groups",
+        description="Distribution over processes: whole groups each, or an equal share of all images each (spread).",
+    )
+    batch_size: SizeOrAuto = Field(8, description="Images per forward pass. auto: as many as fit into free memory.")
+    overlap: bool | None = Field(
+        None, description="Score a batch while the next one is sampled. null: only if the policy is on an accelerator."
+    )
+    window: WindowConfig | None = Field(
+        None, description="Moving window of stochastic steps. null: all steps but the last are stochastic."
+    )
+
+    def conflicts(self) -> Iterator[tuple[Location, str]]:
+        window = self.window
+        if window is not None and window.start + window.size > self.steps - 1:
+            yield (
+                ("window",),
+                f"start {window.start} and size {window.size} pass the last stochastic step of "
+                f"rollout.steps={self.steps}; together at most {self.steps - 1}",
+            )
+
+
+class TrainConfig(Section):
+    """Optimisation, limits and checkpoints."""
+
+    iterations: int = Field(
+        300, ge=1, description="Iterations; each samples groups, scores them and updates the policy."
+    )
+    updates: int = Field(3, ge=1, description="Optimizer steps per iteration.")
+    trained_fraction: float = Field(
+        0.6, gt=0, le=1, description="Fraction of the stochastic steps that are trained on, chosen at random per image."
+    )
+    learning_rate: float = Field(2e-5, gt=0, description="Learning rate of AdamW.")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="Learning rate schedule: constant, or a linear decay to 0 over the run."
+    )
+    betas: TupleOrList[tuple[float, float]] = Field((0.9, 0.999), description="Betas of AdamW, each in [0, 1).")
+    weight_decay: float = Field(1.1e-4, ge=0, description="Weight decay of AdamW.")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    clip_range: float = Field(
+        1e-4,
+        gt=0,
+        description="Clip range of the importance ratio around 1. It is small because log-densities are means over "
+        "latent elements.",
+    )
+    clip_range_high: float | None = Field(
+        None, gt=0, description="Clip range above a ratio of 1 (DAPO). null: clip_range."
+    )
+    ratio: Literal["plain", "guard"] = Field(
+        "plain", description="Importance ratio: plain, or normalised over steps as in GRPO-Guard (arXiv 2510.22319)."
+    )
+    kl_weight: float = Field(
+        0.0, ge=0, description="Weight of the KL divergence from the untuned model in the loss. 0: no KL term."
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="Decay per optimizer step of an average of the weights (EMA). 0: no average."
+    )
+    batch_size: SizeOrAuto = Field(
+        4, description="(image, step) samples per forward and backward pass. auto: as many as fit into free memory."
+    )
+    timeout: float = Field(30.0, gt=0, description="Minutes that a process waits for the others before it fails.")
+    max_missing: float = Field(
+        0.1, ge=0, le=1, description="Fraction of an iteration's images that may lack a score; above it the run stops."
+    )
+    max_skipped: int = Field(
+        3, ge=0, description="Updates in a row that may be skipped for a non-finite gradient; then the run stops."
+    )
+    max_drift: float | None = Field(
+        1.0,
+        gt=0,
+        description="Squared change of the velocities relative to the untuned model's squared velocities; above it the "
+        "run stops. null: no limit.",
+    )
+    checkpoint_every: int = Field(10, ge=1, description="Save a checkpoint every N iterations.")
+    keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints to retain.")
+    sample_every: int = Field(15, ge=1, description="Generate sample images every N iterations.")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        ["tensorboard"], description="Trackers to log to, in addition to metrics.jsonl. []: none."
+    )
+
+    def conflicts(self) -> Iterator[tuple[Location, str]]:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield ("betas",), "should be two numbers from 0 to below 1"
+        if repeated := next((name for name in self.trackers if self.trackers.count(name) > 1), None):
+            yield ("trackers",), f"lists {repeated} twice; list it once"
+
+
+class EvaluationConfig(Section):
+    """Held-out images that are generated and scored before and after training."""
+
+    data: DataConfig = Field(
+        DataConfig(split="held-out", size=96, seed=1), description="Held-out pairs; the path defaults to data.path."
+    )
+    steps: int = Field(
+        DEFAULT["evaluation.steps"], ge=1, description="Denoising steps, by deterministic Euler sampling."
+    )
+    images: int = Field(1, ge=1, description="Images per pair.")
+    seed: int = Field(0, description="Random seed of the initial noise.")
+    monitors: list[RewardConfig] = Field(
+        [RewardConfig(kind="copy-paste", role="guard", name="copy-paste")],
+        description="Scorers that are logged and never trained on; entries as under rewards.",
+    )
+
+
+class Config(Section):
+    """All settings of a run. The defaults are the paper's, for FLUX.1-Kontext-dev."""
+
+    version: int = Field(VERSION, description="Version of the settings' format. Files of another version are refused.")
+    seed: int = Field(0, ge=0, description="Random seed of noise, order of pairs and choice of trained steps.")
+    policy: PolicyConfig = PolicyConfig()
+    data: DataConfig = DataConfig()
+    rewards: list[RewardConfig] = Field(
+        [
+            RewardConfig(kind="dino", role="identity", name="identity", path="facebook/dinov2-base"),
+            RewardConfig(kind="clip", role="prompt", name="prompt", path="openai/clip-vit-large-patch14"),
+        ],
+        description="Reward models used for training. At least one must have role identity and one role prompt.",
+    )
+    method: MethodConfig = MethodConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        """Give keys that are not set the values of the model's preset."""
+        return fill(values, preset_of(values.get("policy", {})).values) if isinstance(values, dict) else values
+
+    @field_validator("evaluation")
+    @classmethod
+    def _evaluate_on_data(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
+        """Evaluate on the training data's source unless another one is set."""
+        data, held_out = info.data.get("data"), evaluation.data
+        if data is None or held_out.path is not None:
+            return evaluation
+        followed = held_out.model_copy(update={"path": data.path, "root": held_out.root or data.root})
+        return evaluation.model_copy(update={"data": followed})
+
+    def conflicts(self) -> Iterator[tuple[Location, str]]:
+        if self.version != VERSION:
+            yield (
+                ("version",),
+                f"should be {VERSION}: another version of this package wrote these settings; use that version (see a "
+                f"run's starts.jsonl), or check them against `cgrpo settings` and set version: {VERSION}",
+            )
+        for i, reward in enumerate(self.rewards):
+            if reward.role == "guard" and reward.limit is None:
+                yield (
+                    ("rewards", i),
+                    "is a guard without a limit; set the limit above which images are removed, or move it to "
+                    "evaluation.monitors",
+                )
+            if reward.role != "guard" and reward.limit is not None:
+                yield ("rewards", i, "limit"), "is only for role guard; remove it"
+        for i, monitor in enumerate(self.evaluation.monitors):
+            if monitor.limit is not None:
+                yield (
+                    ("evaluation", "monitors", i, "limit"),
+                    "has no effect, because monitors are only logged; remove it, or move the guard to rewards",
+                )
+        for role in ("identity", "prompt"):
+            if not any(reward.role == role and reward.weight > 0 for reward in self.rewards):
+                yield ("rewards",), f"no reward of role {role} has a weight above 0; add one"
+        if self.method.weighting == "table":
+            for key in ("prompt_table", "identity_table"):
+                count, steps = len(getattr(self.method, key)), self.rollout.steps
+                if count != steps:
+                    yield ("method", key), f"has {count} weights; give one for each of rollout.steps={steps}"
+        names = [reward.name or reward.kind for reward in (*self.rewards, *self.evaluation.monitors)]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            yield ("rewards",), f"two rewards or monitors have the name {repeated!r}; give each its own name"
