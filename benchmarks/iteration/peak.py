@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -26,9 +25,6 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def _rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = a @ b  # warms up
-    ways: list[Callable[[], object]] = [lambda: torch.matmul(a, b, out=out)]
-    if device.type == "cpu":
-        ways.append(lambda: product(a, b))
     best, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < _SECONDS:
         started = time.perf_counter()

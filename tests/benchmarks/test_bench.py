@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import cgrpo
+from customized_grpo.policies.products import product
 from rich.console import Console
 from torch.nn import functional
 
@@ -18,7 +19,6 @@ from benchmarks.iteration.iteration import OURS, RELEASED, STAGES, Stage, measur
 from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.policies.products import product
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.trainer.assembly import reward_terms
 
