@@ -23,7 +23,7 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy, register_policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.reporting.card import snippet
+from customized_grpo.reporting.card import model_card
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.rollout import draw_images, noise_levels
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
@@ -157,7 +157,7 @@ def test_a_registered_class_brings_its_preset_and_its_example_call(folder: Path)
         assert Wide.from_pretrained(str(folder), device="meta").config.width == 1024
         config = Config(policy=PolicyConfig(kind="wide-kontext", path="someones/Wide"))
         assert (config.policy.width, config.rollout.shift, config.policy.height) == (48, 2.0, 1024)
-        assert "    image=reference,\n    wide=48,\n    height=1024,\n" in snippet(config, "a dog")
+        assert "    image=reference,\n    wide=48,\n    height=1024,\n" in str(model_card(config))
     finally:
         del KINDS["wide-kontext"]
 
