@@ -226,5 +226,8 @@ class FilePairs:
 
 def mask_beside(image: Path) -> Path | None:
     """Return the mask of an image by SynCD's convention, masks/NAME.png or .jpg in its folder, if there is one."""
-    candidates = [image.parent / "masks" / (image.stem + suffix) for suffix in (".png", ".jpg")]
-    return next((mask for mask in candidates if mask.is_file()), None)
+    candidates = (image.parent / "masks" / (image.stem + suffix) for suffix in (".png", ".jpg"))
+    try:
+        return next((mask for mask in candidates if mask.is_file()), None)
+    except OSError:  # a name too long, which is reported for the image itself
+        return None
