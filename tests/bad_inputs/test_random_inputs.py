@@ -99,7 +99,7 @@ def test_settings(folder: Path, key: str, value: object) -> None:
 
 
 @few
-@given(st.sampled_from(["generate", "evaluate", "export", "report", "score", "study"]), st.lists(LETTERS, max_size=4))
+@given(st.sampled_from(["generate", "evaluate", "export", "report", "score"]), st.lists(LETTERS, max_size=4))
 def test_arguments(folder: Path, command: str, arguments: list[str]) -> None:
     refused_or_used(command, *arguments)
 

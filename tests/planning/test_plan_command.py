@@ -162,7 +162,8 @@ def test_reward_models_on_another_device_take_no_memory_and_are_a_remedy(config:
     assert plan.uncounted == ["some/sam, the segmenter of the reward 'dino'", "the reward 'mine', code of your own"]
     elsewhere = {"rewards.0.device": "cpu", "rewards.1.device": "cpu"}
     apart = make_plan(changed(ours, elsewhere))
-    assert "rewards" not in apart.device["scoring"] and apart.parameters == plan.parameters
+    assert apart.device["scoring"]["rewards"] < 1e7, "the embedded monitors"
+    assert apart.parameters == plan.parameters
     assert nearest_that_fits(ours, apart.needed) is not None and apart.needed < plan.needed
 
 
