@@ -1,0 +1,5 @@
+"""Experiments that are run by hand from a clone."""
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before its first import, which prints advice

@@ -2,7 +2,3 @@
 
 python -m benchmarks.gpu --out runs/gpu
 """
-
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
