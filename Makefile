@@ -13,9 +13,9 @@ LOWEST := .venv-lowest/bin
 train: $(READY)
 	$(BIN)/cgrpo train
 
-# Files of tests are shared out among processes, those that take longest first (tests/conftest.py).
+# Tests run in as many processes as there are cores, the slowest files first (tests/conftest.py).
 test: check
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What only a GPU can show, on the first one that is visible: some minutes. Needs a build of torch with CUDA (TORCH).
 test-gpu: $(READY)
@@ -46,6 +46,7 @@ test-extras: $(READY)
 	  $$bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; done | \
 	  { read -r below; read -r here; echo "$$below" > "$$here/below.pth"; }
 	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[deepspeed,demo,quantise,trackers]'
+	$(BIN)/python -m pytest -m slow
 	$(EXTRAS)/python -m pytest -rs tests/serve/demo/test_demo_in_a_browser.py tests/test_trackers.py \
 	  tests/policies/test_quantisation.py tests/trainer/test_zero.py \
 	  tests/policies/test_uno_lora.py::test_it_is_fused_before_weights_are_quantised

@@ -99,7 +99,6 @@ def test_a_model_by_points_is_asked_at_nine_of_them(tmp_path: Path) -> None:
 
 
 def test_a_model_by_queries_names_its_masks(tmp_path: Path) -> None:
-    pytest.importorskip("scipy", reason="transformers' models by queries need scipy: install .[segmentation]")
     torch.manual_seed(0)
     model = Mask2FormerForUniversalSegmentation.from_pretrained(tiny_judges.mask2former(tmp_path)).eval()
     pixels = torch.rand(2, 3, 64, 64)

@@ -76,8 +76,7 @@ def load_model(
         )
     except ImportError as error:
         raise RewardError(
-            f"reward {name!r}: the model in {path!r} needs another library ({told(error)}); install it, for "
-            "segmentation by queries with pip install -e '.[segmentation]'"
+            f"reward {name!r}: the model in {path!r} needs another library ({told(error)}); install it"
         ) from error
     except LOADING_ERRORS as error:
         raise unloadable(path, name, error) from error
