@@ -33,6 +33,7 @@ from customized_grpo.config import Config, ConfigError, RolloutConfig
 from customized_grpo.policies.sharding import is_sharded
 from customized_grpo.protocols import Policy
 
+_BUCKET = 2**26  # numbers in one message of gradients: 256 MiB of float32
 _GLOO = "gloo/transport"  # in the messages of its errors, which have no class of their own
 _DEEPSPEED, _FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
 _SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "FSDP")
@@ -208,8 +209,18 @@ class Processes:
         """
         for weight in weights:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            if self.count > 1 and not is_sharded(weight):
-                weight.grad.copy_(self.sum(weight.grad))
+        gradients = [weight.grad for weight in weights if weight.grad is not None and not is_sharded(weight)]
+        if self.count == 1 or not gradients:
+            return
+        # Few large messages: a LoRA has hundreds of small weights.
+        ends = torch.tensor([gradient.numel() for gradient in gradients]).cumsum(0)
+        for number in (ends // _BUCKET).unique().tolist():
+            bucket = [
+                gradient for gradient, end in zip(gradients, ends.tolist(), strict=True) if end // _BUCKET == number
+            ]
+            summed = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
+            for gradient, part in zip(bucket, summed.split([one.numel() for one in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def text_of_main(self, text: str) -> str:
         """Return the main process's text. A collective."""
