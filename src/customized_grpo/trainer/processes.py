@@ -213,13 +213,14 @@ class Processes:
         if self.count == 1 or not gradients:
             return
         # Few large messages: a LoRA has hundreds of small weights.
-        ends = torch.tensor([gradient.numel() for gradient in gradients]).cumsum(0)
-        for number in (ends // _BUCKET).unique().tolist():
-            bucket = [
-                gradient for gradient, end in zip(gradients, ends.tolist(), strict=True) if end // _BUCKET == number
-            ]
+        buckets: list[list[Tensor]] = [[]]
+        for gradient in gradients:
+            if sum(one.numel() for one in buckets[-1]) + gradient.numel() > _BUCKET and buckets[-1]:
+                buckets.append([])
+            buckets[-1].append(gradient)
+        for bucket in buckets:
             summed = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
-            for gradient, part in zip(bucket, summed.split([one.numel() for one in bucket]), strict=True):
+            for gradient, part in zip(bucket, torch.split(summed, [one.numel() for one in bucket]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
     def text_of_main(self, text: str) -> str:
