@@ -14,12 +14,14 @@ __version__ = "0.2.0"
 
 #: Where each public name comes from: module, or module:attribute where the name differs.
 _EXPORTS = {
+    "CheckpointCallback": "trainer.callbacks",
     "CustomizedGRPOConfig": "config.arguments",
     "CustomizedGRPOTrainer": "trainer.trainer",
     "EMACallback": "trainer.callbacks",
     "EarlyStoppingCallback": "trainer.callbacks",
     "Evaluation": "trainer.evaluation",
     "LoraConfig": "config",
+    "MetricsCallback": "trainer.callbacks",
     "Pair": "protocols",
     "Policy": "policies:PipelinePolicy",
     "ProgressCallback": "trainer.callbacks",
@@ -64,18 +66,27 @@ if TYPE_CHECKING:
     from customized_grpo.protocols import Pair
     from customized_grpo.reporting.callbacks import ReportCallback
     from customized_grpo.rewards.terms import RewardTerm
-    from customized_grpo.trainer.callbacks import EarlyStoppingCallback, EMACallback, ProgressCallback, TrainerCallback
+    from customized_grpo.trainer.callbacks import (
+        CheckpointCallback,
+        EarlyStoppingCallback,
+        EMACallback,
+        MetricsCallback,
+        ProgressCallback,
+        TrainerCallback,
+    )
     from customized_grpo.trainer.evaluation import Evaluation, evaluate
     from customized_grpo.trainer.trackers import TrackerCallback
     from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 __all__ = [
+    "CheckpointCallback",
     "CustomizedGRPOConfig",
     "CustomizedGRPOTrainer",
     "EMACallback",
     "EarlyStoppingCallback",
     "Evaluation",
     "LoraConfig",
+    "MetricsCallback",
     "Pair",
     "Policy",
     "ProgressCallback",
