@@ -1,3 +1,5 @@
+"""Entry point of `python -m customized_grpo`, the same as `cgrpo`."""
+
 from customized_grpo.cli import main
 
 main()

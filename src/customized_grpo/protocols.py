@@ -84,7 +84,9 @@ class Policy(Protocol):
     """Flow-matching generator: x_sigma = (1 - sigma) * x_0 + sigma * noise, velocity = noise - x_0."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Device that velocities are computed on."""
+        ...
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -132,7 +134,9 @@ class Reward(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Unique name among the rewards of a run; it is the key of the scores in metrics.jsonl."""
+        ...
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores, float32 (B,), of images (B, 3, H, W) in [0, 1]; images[i] was generated for pairs[i]."""

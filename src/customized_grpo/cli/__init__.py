@@ -12,4 +12,5 @@ __all__ = ["app", "evaluation", "main", "planning", "rewards", "sharing", "train
 
 
 def main() -> None:
+    """Run the `cgrpo` command."""
     app()

@@ -25,6 +25,7 @@ class OneLineGroup(TyperGroup):
     """Commands whose usage errors are one line, which names the command, instead of a page of usage."""
 
     def main(self, *arguments: Any, **further: Any) -> Any:
+        """Run the command, print a usage error as one line, and exit with its code."""
         if not further.get("standalone_mode", True):
             return super().main(*arguments, **further)
         try:
@@ -78,10 +79,12 @@ class Settings:
 
     @property
     def files(self) -> list[Path]:
+        """Configuration files, in the order in which they are merged."""
         return self.config or []
 
     @property
     def overrides(self) -> list[str]:
+        """Overrides of single settings, "key=value"."""
         return self.set_ or []
 
 

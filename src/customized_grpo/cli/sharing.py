@@ -34,7 +34,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
 ) -> None:
-    """Write a run's LoRA for publication: diffusers' file, a model card, a picture of before and after.
+    """Write a run's LoRA for publication: diffusers' file, a model card, images before and after training.
 
     [dim]cgrpo export runs/mine --out my-lora && hf upload me/my-lora my-lora[/dim]
     """
@@ -45,6 +45,8 @@ def export(
 
 
 class Precision(StrEnum):
+    """Data types that weights can be written in."""
+
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"

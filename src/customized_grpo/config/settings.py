@@ -144,6 +144,7 @@ class PolicyConfig(Section):
         return fill(values, preset_of(values).section("policy")) if isinstance(values, dict) else values
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
+        """Yield (key, message) for each setting that does not fit the others."""
         if ":" not in self.kind and self.kind not in KINDS:
             yield ("kind",), f"should be {', '.join(KINDS)}, or package.module:Class, or file.py:Class"
             return
@@ -258,6 +259,7 @@ class MethodConfig(Section):
     )
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
+        """Yield (key, message) for each setting that does not fit the others."""
         if self.weighting == "static" and self.identity_weight == self.prompt_weight == 0:
             yield ("identity_weight",), "is 0, and so is method.prompt_weight; increase one of them"
         if self.normalise == "sum" and (self.shaping, self.weighting) != ("none", "static"):
@@ -312,6 +314,7 @@ class RolloutConfig(Section):
     )
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
+        """Yield (key, message) for each setting that does not fit the others."""
         window = self.window
         if window is not None and window.start + window.size > self.steps - 1:
             yield (
@@ -380,6 +383,7 @@ class TrainConfig(Section):
     )
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
+        """Yield (key, message) for each setting that does not fit the others."""
         if not all(0 <= beta < 1 for beta in self.betas):
             yield ("betas",), "should be two numbers from 0 to below 1"
         if repeated := next((name for name in self.trackers if self.trackers.count(name) > 1), None):
@@ -439,6 +443,7 @@ class Config(Section):
         return evaluation.model_copy(update={"data": followed})
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
+        """Yield (key, message) for each setting that does not fit the others."""
         if self.version != VERSION:
             yield (
                 ("version",),

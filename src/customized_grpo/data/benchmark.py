@@ -34,6 +34,7 @@ class Case:
 
     @property
     def key(self) -> str:
+        """Unique name, "subject/prompt", with the prompt's number in two digits."""
         return f"{self.subject}/{self.prompt:02}"
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from customized_grpo.data.errors import DataError
 
-#: The only formats that are tried. Others that Pillow knows start programs (EPS) or are rarely tested.
+#: The only formats that are tried. Others that Pillow reads start programs (EPS) or are rarely tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: Images with more pixels are refused before anything is decoded.
 MAX_PIXELS = 2**26

@@ -159,7 +159,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _source(value: Any, where: str) -> tuple[pictures.Source, str]:
-    """Return what `pictures` loads, and a description of it for messages."""
+    """Return the source of an image, and a description of it for messages."""
     if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():  # of a datasets.Image(decode=False) column
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, Image.Image | bytes):

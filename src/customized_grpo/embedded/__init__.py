@@ -1,0 +1,1 @@
+"""Embedded world: procedurally generated subjects and scenes, and the models trained on them."""

@@ -23,7 +23,7 @@ _REFERENCE_CORNER = (16, 8)
 #: Largest offset of a subject from those corners, equal in both images of a pair: so the distance between them is
 #: always a whole number of the policy's 8-pixel tokens, and attention alone can copy a shape.
 _STRAY = 2
-_UP = 4  # accessories are drawn this much larger, then reduced
+_UP = 4  # accessories are rendered this much larger, then reduced
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Wish:
 
     @property
     def held_out(self) -> bool:
-        """Whether a combination of two attributes is one that no training image shows (about one pair in eight)."""
+        """True if no training image shows one of the combinations of two attributes (about one in eight)."""
         parts = [self.place, self.accessory, self.colour]
         pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i + 1 :] if a and b]
         return any(hashlib.sha256(f"{a}+{b}".encode()).digest()[0] < 32 for a, b in pairs)

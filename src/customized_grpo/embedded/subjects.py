@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 SPRITE_SIDE = 40  #: pixels of one sprite in the atlas
-SUBJECT_SIDE = 32  #: pixels of the box that a subject fills in a picture
+SUBJECT_SIDE = 32  #: pixels of the box that a subject fills in an image
 _COLUMNS = 20
 
 
@@ -32,6 +32,7 @@ class Subject:
 
     @property
     def name(self) -> str:
+        """Name of the sprite, as prompts use it."""
         return str(_index()[self.sprite]["name"])
 
 
@@ -85,7 +86,7 @@ COLOURS: dict[str, float] = {"red": 0.0, "yellow": 0.145, "green": 0.34, "blue":
 
 
 def _rotate_hue(rgb: np.ndarray, turns: float) -> np.ndarray:
-    """Rotate colours about the grey axis: keeps brightness order, so that the drawing stays readable."""
+    """Rotate colours about the grey axis: the order of brightness stays, so that the sprite is readable."""
     cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
     third, root = 1 / 3, np.sqrt(1 / 3)
     diagonal, rest = cos + third * (1 - cos), third * (1 - cos)

@@ -1,8 +1,8 @@
 """The method's own maths, as pure functions on tensors; nothing here knows a model or a reward.
 
 - ``advantages``: group-relative advantages, their degenerate groups, the four sign quadrants.
-- ``shaping``: SARS, the reward-shaping term, and its rivals.
-- ``weighting``: TDW, the time-aware weights, its rivals, and the advantage of each trained step.
+- ``shaping``: SARS, the reward-shaping term, and its ablations.
+- ``weighting``: TDW, the time-aware weights, its ablations, and the advantage of each trained step.
 - ``sampling``: noise levels; the dance, flow, CPS and Euler steps; their log-density and KL.
 - ``objective``: the clipped surrogate.
 - ``surgery``: PCGrad, of the two roles' gradients.

@@ -1,6 +1,6 @@
 """Group-relative advantages (GRPO, arXiv 2402.03300, section 4.1.2; one per reward here).
 
-A *group* is the G images drawn for one (reference, prompt); it is always the last dimension.
+A *group* is the G images sampled for one (reference, prompt); it is always the last dimension.
 A *role* is "identity" or "prompt"; each may be scored by several rewards.
 """
 

@@ -26,8 +26,8 @@ def clipped_surrogate(
     one below 1-eps for A < 0; an item with A = 0 never is.
 
     Args:
-        log_ratio: log-density under the policy being trained, with its graph, less that at the
-            draw, a constant; or :func:`guarded_log_ratio` of it.
+        log_ratio: log-density under the policy being trained, with its graph, less that at
+            sampling, a constant; or :func:`guarded_log_ratio` of it.
         advantages: the same shape; taken as constants.
         clip_range: eps > 0. The log-densities being means over latent elements, ratios lie very
             near 1, and so does the recipe's 1e-4.
@@ -64,7 +64,7 @@ def guarded_log_ratio(log_ratio: Tensor, mean: Tensor, mean_old: Tensor, std: Te
     Args:
         log_ratio: (N,), a mean over latent elements.
         mean: (N, ...) of the step under the policy being trained, with its graph.
-        mean_old: (N, ...) at the draw.
+        mean_old: (N, ...) at sampling.
         std: (N,) of the step.
 
     Returns:

@@ -41,7 +41,7 @@ class Step(NamedTuple):
     """
 
     next_sample: Tensor
-    """(B, ...): the drawn sample, or the given one."""
+    """(B, ...): the new sample, or the given one."""
     mean: Tensor
     """(B, ...): the mean of the step, with the velocity's graph."""
     std: Tensor
@@ -59,9 +59,9 @@ class StepFunction(Protocol):
         sigma: noise level of ``sample``, above 0.
         sigma_next: noise level to reach, at most ``sigma``; above it dance and flow give NaN.
         eta: strength of the noise, at least 0; at most 1 for cps; euler ignores it.
-        noise: standard normal, like ``sample``: draws a step.
+        noise: standard normal, like ``sample``: samples a step.
         next_sample: like ``sample``: scores this step instead (the replay). For the same inputs its
-            density is, bit for bit, that of the draw.
+            density is, bit for bit, that of the sampled step.
         sigma_max: the schedule's second sigma, which only flow needs.
 
     Raises:
@@ -219,7 +219,7 @@ def euler_step(
 def gaussian_log_density(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Log-density of ``value`` under N(mean, std^2), constants included, averaged over elements.
 
-    The gradient runs through the mean; the value is a constant even when it was just drawn from
+    The gradient runs through the mean; the value is a constant even when it was just sampled from
     that mean.
 
     Args:
@@ -265,7 +265,7 @@ SAMPLERS: Final[Mapping[str, StepFunction]] = {
 
 
 def _gaussian_step(mean: Tensor, std: Tensor, noise: Tensor | None, next_sample: Tensor | None) -> Step:
-    """Draw or take the next sample, then score it: the same expression for draw and replay."""
+    """Sample or replay the next step, then score it by the same expression."""
     if (noise is None) == (next_sample is None):
         raise ValueError("give either noise, to draw a step, or next_sample, to score one")
     if next_sample is None:

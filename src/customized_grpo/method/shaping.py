@@ -7,7 +7,7 @@ All take ``(a_identity, a_prompt, gamma)``: two tensors of one shape (..., ) and
 Only :func:`sars`, :func:`harmonic` and :func:`none` are terms in the authors' release. There, "min"
 and "max" *replace* the whole advantage by min(A_p, A_id) or max(A_p, A_id), "product" replaces it
 by a renormalised softplus product with the weights as exponents, and an option that can never be
-reached takes the SARS term as the whole advantage. Here every rival is a term beside the same
+reached takes the SARS term as the whole advantage. Here every ablation is a term beside the same
 weighted sum, so that one comparison changes one thing; these are not the released ablations.
 """
 

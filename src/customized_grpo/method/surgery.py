@@ -10,7 +10,7 @@ def project_conflicts(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Te
     """The sum of two gradients, each first less its part along the other where they oppose each other.
 
     ``g1 - (g1.g2 / |g2|^2) g2 + g2 - (g1.g2 / |g1|^2) g1`` where ``g1.g2 < 0``, else ``g1 + g2`` (Algorithm 1 for two
-    tasks, where the order of tasks, drawn there, does not matter). To first order the result lowers neither's
+    tasks, where the order of tasks, random there, does not matter). To first order the result lowers neither's
     objective.
 
     Args:

@@ -106,9 +106,9 @@ def step_weights(
 
     Args:
         kind: "tdw", "static", "tdw-reversed", "tdw-shuffled" or "table". "tdw-shuffled" has the weights of
-            "tdw"; it differs in where :func:`shaped_advantages` is told to read them.
+            "tdw"; it differs in the steps that :func:`shaped_advantages` gets.
         steps: T, at least 1.
-        prompt_weight: for "static" alone; "tdw" and its rivals hold their own weights, adding up to 1.
+        prompt_weight: for "static" alone; "tdw" and its ablations hold their own weights, adding up to 1.
         identity_weight: for "static" alone. 1:1 may be 0.5 and 0.5, the scale of TDW, or 1 and 1.
         prompt_table: for "table" alone, T weights.
         identity_table: for "table" alone, T weights.
@@ -145,8 +145,8 @@ def shaped_advantages(
     """``A(t) = w_p(t)*A_p + w_id(t)*A_id + B``, clipped.
 
     By keyword alone, so that the two roles cannot be exchanged by position. The weight is read at
-    the value in ``steps``, never at its place in the row: trained steps may be drawn and shuffled.
-    Give their own denoising steps; only the rival "tdw-shuffled" gives others.
+    the value in ``steps``, never at its place in the row: trained steps may be sampled and shuffled.
+    Give their own denoising steps; only the ablation "tdw-shuffled" gives others.
 
     Args:
         a_prompt: (B,) prompt advantages.

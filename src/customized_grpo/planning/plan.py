@@ -81,6 +81,7 @@ class Plan:
 
     @property
     def peak_phase(self) -> str:
+        """Phase that needs the most memory on the device."""
         return max(self.device, key=lambda phase: sum(self.device[phase].values()))
 
 

@@ -33,12 +33,14 @@ class FluxPolicy(PipelinePolicy):
             fuse_blocks(self._transformer, self.latent_shape[0])
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Encode a prompt with CLIP and T5 to prompt_embeds (1, T, D) and pooled (1, P)."""
         embeds, pooled, _ = self._pipeline.encode_prompt(
             prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
         )
         return {"prompt_embeds": embeds.to(self._dtype), "pooled": pooled.to(self._dtype)}
 
     def decode_latents(self, latents: Tensor) -> Tensor:
+        """Decode packed latents (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
         pipeline, vae, factor = self._pipeline, self._pipeline.vae, self._pipeline.vae_scale_factor
         height, width = (side * factor * PATCH for side in self._grid)
         unpacked = pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
@@ -47,6 +49,7 @@ class FluxPolicy(PipelinePolicy):
         return images.float()
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+        """Return prompt embeddings, position ids and, for a distilled model, the guidance scale."""
         prompt = rows["prompt_embeds"]
         guidance = None
         if self._transformer.config.guidance_embeds:

@@ -56,6 +56,11 @@ class Flux2Policy(PipelinePolicy):
             raise ModelError(f"policy.true_cfg: {config.path} is distilled to do without; leave it at 1, or {remedy}")
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Encode a prompt to prompt_embeds (1, T, D).
+
+        Raises:
+            ModelError: `config.max_sequence_length` cuts the prompt off before its first token.
+        """
         embeds = self._embed(prompt)
         if prompt and not self._prompts_fit:
             if torch.equal(embeds, self._embed("")):
@@ -75,6 +80,7 @@ class Flux2Policy(PipelinePolicy):
         return converted
 
     def decode_latents(self, latents: Tensor) -> Tensor:
+        """Decode packed latents (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
         pipeline, vae = self._pipeline, self._pipeline.vae
         packed = latents.to(self._device, self._dtype)
         patches = pipeline._unpack_latents_with_ids(packed, self._image_ids((self._grid,)).expand(len(packed), -1, -1))
@@ -86,6 +92,7 @@ class Flux2Policy(PipelinePolicy):
         return images.float()
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+        """Return prompt embeddings, position ids and, for a dev model, the guidance scale."""
         prompt = rows["prompt_embeds"]
         guidance = torch.full((len(prompt),), self._config.guidance, device=self._device) if self._dev else None
         return {
@@ -96,10 +103,12 @@ class Flux2Policy(PipelinePolicy):
         }
 
     def shift(self, steps: int) -> float:
+        """Return the scheduler's mu for this size and number of steps, by the pipeline's empirical fit."""
         shift: float = flux2.compute_empirical_mu(self.latent_shape[0], steps)
         return shift
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
+        """Resize, crop and encode a reference to tokens (1, rows, columns, channels)."""
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
         if self._config.reference_sizes is not None:
             height, width = nearest_size(image.height, image.width, self._config.reference_sizes)
@@ -117,6 +126,7 @@ class Flux2Policy(PipelinePolicy):
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+        """Return position ids (1, tokens, 4) of image and references."""
         image, *references = [torch.empty(1, 1, rows, columns) for rows, columns in grids]
         ids = [self._pipeline._prepare_latent_ids(image)]
         if references:

@@ -29,6 +29,7 @@ class FluxKontextPolicy(FluxPolicy):
     example_guidance = "\n    true_cfg_scale={true_cfg},\n    negative_prompt={negative!r},"
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
+        """Resize and encode a reference to tokens (1, rows, columns, channels)."""
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
         # The pipeline measures an image in whole tokens, at least one.
         shape = [max(side, multiple) for side in processor.get_default_height_width(image)]
@@ -43,6 +44,7 @@ class FluxKontextPolicy(FluxPolicy):
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+        """Return position ids (tokens, 3) of image and references; the first coordinate numbers them."""
         ids = []
         for k, (rows, columns) in enumerate(grids):
             ids.append(self._pipeline._prepare_latent_image_ids(1, rows, columns, self._device, self._dtype))

@@ -161,6 +161,7 @@ class PipelinePolicy(ABC):
 
     @property
     def device(self) -> torch.device:
+        """Device of the transformer while it computes."""
         return self._device
 
     @property

@@ -52,6 +52,11 @@ class QwenImageEditPolicy(PipelinePolicy):
             )
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Encode a prompt together with its references to prompt_embeds (1, T, D).
+
+        Raises:
+            ModelError: There is no reference.
+        """
         if not references:
             raise ModelError(f"a QwenImageEditPlusPipeline needs a reference image; give one to the prompt {prompt!r}")
         seen = []
@@ -62,6 +67,7 @@ class QwenImageEditPolicy(PipelinePolicy):
         return {"prompt_embeds": embeds.to(self._dtype)}
 
     def decode_latents(self, latents: Tensor) -> Tensor:
+        """Decode packed latents (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
         pipeline, vae, factor = self._pipeline, self._pipeline.vae, self._pipeline.vae_scale_factor
         height, width = (side * factor * PATCH for side in self._grid)
         unpacked = pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
@@ -75,15 +81,18 @@ class QwenImageEditPolicy(PipelinePolicy):
         return images.float()
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
+        """Return prompt embeddings and the grids of image and references."""
         prompt = rows["prompt_embeds"]
         return {"encoder_hidden_states": prompt, "img_shapes": [[(1, *grid) for grid in grids]] * len(prompt)}
 
     def guided(self, conditional: Tensor, negative: Tensor) -> Tensor:
+        """Apply classifier-free guidance, and rescale each token's velocity to the norm of the conditional one."""
         guided = super().guided(conditional, negative)
         scaled: Tensor = guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
         return scaled
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
+        """Resize and encode a reference to tokens (1, rows, columns, channels)."""
         multiple = self._pipeline.vae_scale_factor * PATCH
         if self._config.reference_sizes is None:
             width, height = plus.calculate_dimensions(plus.VAE_IMAGE_SIZE, image.width / image.height)

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
+    """Report whether a tensor is sharded over processes (FSDP2)."""
     return isinstance(tensor, DTensor)
 
 

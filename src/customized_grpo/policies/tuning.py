@@ -35,10 +35,12 @@ class Tuning(ABC):
     _nested = False
 
     @abstractmethod
-    def trainable(self) -> dict[str, nn.Parameter]: ...
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name."""
 
     @contextmanager
     def reference(self) -> Iterator[None]:
+        """Make the transformer the untuned one inside the context, without gradients; contexts may be nested."""
         if self._nested:
             yield
             return
@@ -54,10 +56,12 @@ class Tuning(ABC):
         """Make the context in which the transformer is the untuned one."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Write the trained weights to a folder."""
 
     @abstractmethod
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Read weights that `save` wrote. Raises ModelError if they do not fit; nothing is changed then."""
 
     @abstractmethod
     def merge(self, dtype: torch.dtype) -> None:
@@ -109,7 +113,7 @@ class LoraTuning(Tuning):
         self._write = write
         transformer.requires_grad_(False)
         device = "meta" if next(transformer.parameters()).device.type == "meta" else "cpu"
-        # peft's annotation says int, but any number works.
+        # peft's annotation is int, but any number works.
         alpha: Any = config.rank if config.alpha is None else config.alpha
         init: Any = "gaussian" if device == "cpu" else False
         adapter = peft.LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=modules, init_lora_weights=init)
@@ -147,6 +151,7 @@ class LoraTuning(Tuning):
         self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the LoRA's parameters by their names in the transformer."""
         reshard(self._transformer)
         return {n: p for n, p in self._transformer.named_parameters() if ".lora_" in n}
 
@@ -167,6 +172,7 @@ class LoraTuning(Tuning):
             self._transformer.enable_adapters()
 
     def save(self, folder: Path) -> None:
+        """Write pytorch_lora_weights.safetensors in diffusers' format."""
         state = self._state()
         weights = {name: whole(weight.detach()).cpu().contiguous() for name, weight in state.items()}
         if not writes(list(state.values())):
@@ -176,6 +182,11 @@ class LoraTuning(Tuning):
         self._write(folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=metadata)
 
     def load(self, folder: Path) -> None:
+        """Read the LoRA that `save` wrote.
+
+        Raises:
+            ModelError: The file is missing or damaged, or its shapes or alpha differ; nothing is changed then.
+        """
         path = lora_file(folder)
         metadata = lora_metadata(path)
         try:
@@ -192,6 +203,7 @@ class LoraTuning(Tuning):
         peft.set_peft_model_state_dict(self._transformer, shards)
 
     def merge(self, dtype: torch.dtype) -> None:
+        """Add the LoRA to the weights, remove it, and convert all weights to `dtype`."""
         # Summed in the finer precision of the two, and rounded once.
         for name, weight in self._transformer.named_parameters():
             if ".lora_" not in name:
@@ -247,6 +259,7 @@ class FullTuning(Tuning):
         self._weights: dict[str, Tensor] | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        """Return all parameters of the transformer by name."""
         reshard(self._transformer)
         return dict(self._transformer.named_parameters())
 
@@ -260,6 +273,7 @@ class FullTuning(Tuning):
             yield
 
     def save(self, folder: Path) -> None:
+        """Write all weights to the folder "transformer", for the transformer's `from_pretrained`."""
         model = self._transformer
         if any(map(is_sharded, self.trainable().values())):
             state = {name: whole(weight).cpu() for name, weight in model.state_dict().items()}
@@ -271,6 +285,11 @@ class FullTuning(Tuning):
         model.save_pretrained(folder / _FOLDER, safe_serialization=True)
 
     def load(self, folder: Path) -> None:
+        """Read the weights that `save` wrote.
+
+        Raises:
+            ModelError: The folder is missing or damaged, or its shapes differ; nothing is changed then.
+        """
         path = folder / _FOLDER
         if not (path / "config.json").is_file():
             raise ModelError(f"{path}: no saved transformer; give the folder of a full tuning")
@@ -288,6 +307,7 @@ class FullTuning(Tuning):
         self._transformer.load_state_dict({name: like(weight, own[name]) for name, weight in saved.items()})
 
     def merge(self, dtype: torch.dtype) -> None:
+        """Convert all weights to `dtype`."""
         self._transformer.requires_grad_(False).to(dtype)
 
 

@@ -38,9 +38,9 @@ class UnoPolicy(FluxPolicy):
     null, UNO's own rule applies: the longer side becomes 512 pixels, or 320 of several references, and they are cropped
     about the centre to whole tokens. Position ids are UNO's, see `position_ids`.
 
-    Two things differ from UNO's code. A reference's latents are the mean of the VAE's distribution, where UNO draws a
-    sample. The shift of noise levels is that of `FluxPipeline`, by the number of the image's tokens, where UNO's code
-    takes 1/64 of it: at 512 x 512 `rollout.shift` 1.583 gives UNO's levels, exp(0.5 + (16 - 256) * 0.65 / 3840).
+    Two things differ from UNO's code. A reference's latents are the mean of the VAE's distribution, where UNO takes a
+    random sample. The shift of noise levels is that of `FluxPipeline`, by the number of the image's tokens, where UNO's
+    code takes 1/64 of it: at 512 x 512 `rollout.shift` 1.583 gives UNO's levels, exp(0.5 + (16 - 256) * 0.65 / 3840).
 
     Raises:
         ModelError: As `PipelinePolicy`, and if the adapter is missing, not UNO's or of another size.
@@ -59,12 +59,14 @@ class UnoPolicy(FluxPolicy):
             self._tuning.start_from(uno_lora_by_layer(self._transformer, config.adapter))
 
     def preparation(self) -> Callable[[nn.Module], None] | None:
+        """Return the function that fuses UNO's LoRA into the weights; None unless `config.adapter_as` is fused."""
         adapter = self._config.adapter
         if adapter is None or self._config.adapter_as == "start":
             return None
         return lambda transformer: fuse_uno_lora(transformer, adapter)
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
+        """Resize or crop a reference, and encode it to tokens (1, rows, columns, channels)."""
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
         if self._config.reference_sizes is None:
             image = self._crop(image, _ALONE if count == 1 else _SEVERAL)
@@ -90,6 +92,7 @@ class UnoPolicy(FluxPolicy):
         return resized.crop((left, top, left + columns * multiple, top + rows * multiple))
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
+        """Return UNO's position ids (tokens, 3) of image and references."""
         return position_ids(grids)
 
 

@@ -33,6 +33,7 @@ class ReportCallback(TrainerCallback):
         self._warned: set[tuple[str, str]] = set()
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
+        """Plot the weights of the denoising steps, and store the base model's sample images."""
         if not trainer.is_main:
             return
         config, run = trainer.config, trainer.output_dir
@@ -44,9 +45,11 @@ class ReportCallback(TrainerCallback):
             self._store(trainer, 0, trainer.base_evaluation)
 
     def on_groups(self, trainer: BaseTrainer, groups: Groups) -> None:
+        """Store the best and the worst group of the iteration."""
         keep_groups(trainer.output_dir, trainer.iteration, groups)
 
     def on_evaluate(self, trainer: BaseTrainer, evaluation: Evaluation) -> None:
+        """Store the sample images, plot them beside those of the base model, and log the plot."""
         if not trainer.is_main or trainer.eval_dataset is None:
             return
         self._store(trainer, trainer.iteration, evaluation)
@@ -59,6 +62,7 @@ class ReportCallback(TrainerCallback):
                 callback.log_image("samples", grid, trainer.iteration)
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        """Print warnings that are new since the last evaluation."""
         if trainer.is_main and any(key.startswith("evaluation/") for key in metrics):
             for finding in find_warnings(trainer.config, collect(trainer.output_dir, trainer.config).records):
                 if (finding.kind, finding.about) not in self._warned:
@@ -66,6 +70,7 @@ class ReportCallback(TrainerCallback):
                 self._warned.add((finding.kind, finding.about))
 
     def on_train_end(self, trainer: BaseTrainer) -> None:
+        """Write the report, and print the final table of scores."""
         base, tuned, held_out = trainer.base_evaluation, trainer.evaluation, trainer.eval_dataset
         if trainer.is_main and base is not None and tuned is not None and held_out is not None:
             show(trainer.config, trainer.output_dir, held_out, base, tuned, self._console)

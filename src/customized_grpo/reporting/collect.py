@@ -62,6 +62,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """True if all iterations are done."""
         return self.iterations >= self.config.train.iterations
 
 
@@ -117,7 +118,7 @@ def series(records: Records, key: str) -> Series:
 
 
 def finite(value: object) -> bool:
-    """Tell whether a value is a finite number."""
+    """Report whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -167,7 +167,7 @@ def _label(run: Run, iteration: int) -> str:
 def _weights(config: Config) -> tuple[str, Markup]:
     rollout = config.rollout
     prompt, identity = (weights.tolist() for weights in weights_of(config.method, rollout.steps))
-    # Only the model knows its own noise levels.
+    # Without rollout.shift the noise levels depend on the model, which is not loaded here.
     sigmas = None if rollout.shift is None else flow_sigmas(rollout.steps, rollout.shift)[:-1].tolist()
     steps = (
         f"step {t}: prompt {p:.2f}, identity {i:.2f}" for t, (p, i) in enumerate(zip(prompt, identity, strict=True))

@@ -27,6 +27,7 @@ class Score:
 
     @property
     def change(self) -> float:
+        """Mean of the tuned model minus that of the base model."""
         return self.tuned - self.base
 
     @property
@@ -36,7 +37,7 @@ class Score:
 
     @property
     def course(self) -> str:
-        """ "rose", "fell", or "" if the interval contains 0."""
+        """Direction of the change: "rose", "fell", or "" if the interval contains 0."""
         if self.low is None or self.high is None or self.low <= 0 <= self.high:
             return ""
         return "rose" if self.low > 0 else "fell"

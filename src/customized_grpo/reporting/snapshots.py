@@ -63,7 +63,7 @@ class Group(_Stored):
 
 
 class GroupChoice(_Stored):
-    """The best and the worst of the `drawn` groups of an iteration, or the only one."""
+    """The best and the worst of an iteration's groups, or the only one."""
 
     iteration: int
     drawn: int
@@ -144,7 +144,7 @@ def thumbnail(image: Image.Image) -> bytes:
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = BytesIO()
-    small.save(buffer, format="JPEG", quality=92, subsampling=0)  # red on grey keeps its edges
+    small.save(buffer, format="JPEG", quality=92, subsampling=0)  # sharp edges of red on grey
     return buffer.getvalue()
 
 

@@ -41,6 +41,7 @@ class BuiltinReward:
     given: Mapping[str, Any]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Check the options' types before the subclass's constructor runs."""
         declared = get_type_hints(cls.__init__, include_extras=True)
         for option, value in options.items():
             if option in declared and option not in KEYS:

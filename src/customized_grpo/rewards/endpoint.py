@@ -163,7 +163,7 @@ class Endpoint:
         scores = [score for task in tasks for score in task.result()]
         if failures:
             error = failures[0][0]
-            # A resumed run may ask only about the one image that the server cannot score: that is no failing server.
+            # A resumed run may request only the one image that the server cannot score: the server itself works.
             if len(failures) == len(calls) and not any(failure.own for failure, _ in failures):
                 raise self.error(error)
             _log.warning(

@@ -25,8 +25,8 @@ class Frame:
     Attributes:
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        shortest: Length of the shorter side; the shape of the image is kept.
-        size: (height, width), if the shape is not kept.
+        shortest: Length of the shorter side; the aspect ratio does not change.
+        size: (height, width), if the aspect ratio may change.
         crop: (height, width) of the centre crop.
         mode: Interpolation mode of torch.
     """

@@ -203,7 +203,7 @@ def _scores(answer: bytes, count: int) -> list[float]:
 
 
 def _missing(error: CallError) -> set[str]:
-    """Return the names of the pictures that the server lacks. Raises CallError."""
+    """Return the names of the images that the server lacks. Raises CallError."""
     try:
         return set(json.loads(error.answer)["detail"]["missing"])
     except (ValueError, KeyError, TypeError) as malformed:

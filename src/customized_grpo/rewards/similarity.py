@@ -219,7 +219,7 @@ class DinoPatches(Dino):
 
     Only patches inside the reference's mask count, each by the share that the mask covers: a copied background has no
     effect on the score. With `segment_pictures` only patches of the image's subject can be the best. The default cache
-    has room for the patches of 512 pairs, 0.8 MB per reference with DINOv2-base.
+    holds the patches of 512 pairs, 0.8 MB per reference with DINOv2-base.
     """
 
     kind = "dino-patches"

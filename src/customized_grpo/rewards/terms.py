@@ -131,7 +131,7 @@ def _term(entry: Any, role: Any) -> RewardTerm:
 
 
 def _is_pair(value: object) -> TypeGuard[tuple[Reward, float]]:
-    """Whether it is (reward, number), not a tuple of rewards."""
+    """Report whether it is (reward, number), not a tuple of rewards."""
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Real)
 
 

@@ -1,7 +1,7 @@
 """Protocol between a remote reward and its server.
 
     GET  /rewards   -> Description
-    POST /score     ScoreRequest -> ScoreResponse, or status 409 with a list of missing pictures
+    POST /score     ScoreRequest -> ScoreResponse, or status 409 with a list of missing images
 
 Every request has the token and the version of the protocol in its headers, every answer the version; an error is
 {"detail": "one line"}. Images travel as base64 of PNG, so that 8-bit pixels are unchanged. References and masks are

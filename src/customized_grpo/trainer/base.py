@@ -71,7 +71,7 @@ class BaseTrainer(ABC):
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the main process, which writes files and prints."""
+        """True on the main process, which writes files and prints."""
         return self.processes.is_main
 
     @property
@@ -81,7 +81,7 @@ class BaseTrainer(ABC):
 
     @property
     def is_last(self) -> bool:
-        """Whether no iteration follows."""
+        """True if no iteration follows."""
         return self.iteration >= self.iterations or self.should_stop
 
     @lost_processes_told()

@@ -84,10 +84,12 @@ class MetricsCallback(TrainerCallback):
     """Write one record per iteration to metrics.jsonl; a resumed run first removes those after its checkpoint."""
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
+        """Remove records after the iteration that training continues from."""
         if trainer.is_main:
             truncate_records(trainer.output_dir / METRICS, trainer.iteration)
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        """Append the iteration's metrics."""
         if trainer.is_main:
             append_record(trainer.output_dir / METRICS, metrics)
 
@@ -103,6 +105,7 @@ class CheckpointCallback(TrainerCallback):
         self._every = every
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        """Save a checkpoint if one is due."""
         if trainer.iteration % self._every == 0 or trainer.is_last:
             trainer.save_checkpoint()
 
@@ -119,6 +122,7 @@ class EMACallback(TrainerCallback):
         self._average: MovingAverage | None = None
 
     def on_init_end(self, trainer: BaseTrainer) -> None:
+        """Start the average at the policy's trained weights."""
         self._average = MovingAverage(trainer.policy, self._decay)
 
     @property
@@ -128,15 +132,19 @@ class EMACallback(TrainerCallback):
         return self._average
 
     def on_optimizer_step(self, trainer: BaseTrainer) -> None:
+        """Add the updated weights to the average."""
         self.average.update()
 
     def on_loop_end(self, trainer: BaseTrainer) -> None:
+        """Replace the trained weights by their average."""
         self.average.apply()
 
     def state(self) -> dict[str, Tensor]:
+        """Return the averages by their names in a checkpoint."""
         return self.average.tensors
 
     def evaluation_weights(self, trainer: BaseTrainer) -> AbstractContextManager[object]:
+        """Return a context in which the policy has the averaged weights."""
         return self.average.applied()
 
 
@@ -154,6 +162,7 @@ class EarlyStoppingCallback(TrainerCallback):
         self._best, self._waited = float("-inf"), 0
 
     def on_evaluate(self, trainer: BaseTrainer, evaluation: Evaluation) -> None:
+        """Stop the training if the score has not improved for `patience` evaluations."""
         if self._reward not in evaluation.scores:
             known = ", ".join(evaluation.scores)
             raise ValueError(f"EarlyStoppingCallback: there is no reward {self._reward!r}; give one of {known}")
@@ -173,28 +182,34 @@ class ProgressCallback(TrainerCallback):
         self._display: TrainingDisplay | None = None
 
     def on_run_begin(self, trainer: BaseTrainer) -> None:
+        """Print the number of pairs and trainable parameters, the device and the run folder."""
         if trainer.is_main:
             weights = sum(weight.numel() for weight in trainer.policy.trainable().values())
             line = f"{len(trainer.train_dataset)} pairs, {weights:,} trainable parameters on {trainer.policy.device}"
             self._console.print(Text(f"{line}; run folder {trainer.output_dir}"), soft_wrap=True)
 
     def on_evaluate_begin(self, trainer: BaseTrainer, name: str, images: int) -> None:
+        """Print the number of images to generate."""
         if trainer.is_main:
             self._console.print(f"generating {images} images of the evaluation ({name})")
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
+        """Open the progress display."""
         if trainer.is_main:
             self._display = TrainingDisplay(trainer.iterations, done=trainer.iteration, console=self._console)
             self._display.__enter__()
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        """Show the iteration's progress and scores."""
         if self._display is not None:
             self._display.update(metrics)
 
     def on_loop_end(self, trainer: BaseTrainer) -> None:
+        """Close the progress display."""
         self.on_exit(trainer)
 
     def on_exit(self, trainer: BaseTrainer) -> None:
+        """Close the progress display if it is still open."""
         if self._display is not None:
             self._display.__exit__(None, None, None)
             self._display = None

@@ -19,14 +19,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class Optimizer:
-    """Updates weights by the gradients of all processes; with sharded weights (FSDP2), each process its shards.
+    """Update weights by the gradients of all processes; with sharded weights (FSDP2), each process its shards.
 
     Args:
         optimizer: Optimizer of all `weights`.
         weights: Trained weights.
         max_gradient_norm: Norm to which gradients are clipped.
         processes: Processes whose gradients are summed.
-        objectives: Losses per backward pass: 1, or 2 whose gradients are kept apart (gradient surgery).
+        objectives: Losses per backward pass: 1, or 2 whose gradients are stored separately (gradient surgery).
     """
 
     def __init__(

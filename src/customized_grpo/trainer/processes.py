@@ -185,7 +185,7 @@ class Processes:
         return {name: rows[:, i].reshape(rollout.pairs, rollout.group_size) for i, name in enumerate(values)}
 
     def whole_groups(self, pictures: Tensor, images: Sequence[int], rollout: RolloutConfig) -> Tensor:
-        """Return the pictures of this process's `groups`, given those (B, 3, H, W) of its `images`. A collective."""
+        """Return the images of this process's `groups`, given those (B, 3, H, W) of its `images`. A collective."""
         if self.count == 1 or rollout.layout == "groups":
             return pictures
         size = rollout.group_size

@@ -27,7 +27,7 @@ class Clock:
     """Wall-clock seconds per stage.
 
     Args:
-        device: If given, synchronise this device before and after each stage. Only for benchmarks: it keeps the CPU
+        device: If given, synchronise this device before and after each stage. Only for benchmarks: it prevents the CPU
             from running ahead.
     """
 
@@ -37,6 +37,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent inside the context to the total of a stage."""
         began = self._now()
         try:
             yield

@@ -118,9 +118,14 @@ def draw_images(
     stochastic steps.
 
     Args:
-        policy, config, sigmas, stochastic, seed, iteration: What to sample with; `sigmas` (T + 1,) are noise levels.
+        policy: Policy to sample from.
         conditions: Conditioning of each image, one row.
-        keys: Pair key and number in the group of each image, which determine its noise.
+        keys: Pair key and number in the group of each image, which determine its noise with `seed` and `iteration`.
+        config: Settings of the sampler.
+        sigmas: Noise levels (T + 1,).
+        stochastic: Numbers of the stochastic steps; all others are deterministic.
+        seed: Seed of the run.
+        iteration: Number of the iteration.
         trained: Steps to store, (images, S); all stochastic ones if None.
         means: Whether to store the mean of each step.
         size: Batch size, which shrinks if memory runs out; that of `config` if not given.

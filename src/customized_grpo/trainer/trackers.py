@@ -46,6 +46,7 @@ class TrackerCallback(TrainerCallback):
         self._trackers: list[GeneralTracker] = []
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
+        """Open the trackers, and log the configuration without secrets."""
         if not trainer.is_main:
             return
         config = redact(trainer.config.model_dump(mode="json"))
@@ -60,6 +61,7 @@ class TrackerCallback(TrainerCallback):
                 tracker.store_init_configuration(flat(config))
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
+        """Log the iteration's metrics."""
         for tracker in self._trackers:
             tracker.log({key: value for key, value in metrics.items() if key != "iteration"}, step=trainer.iteration)
 
@@ -76,6 +78,7 @@ class TrackerCallback(TrainerCallback):
                 tracker.log_images({name: [pixels]}, step=iteration)
 
     def on_exit(self, trainer: BaseTrainer) -> None:
+        """Close the trackers."""
         while self._trackers:
             self._trackers.pop().finish()
 

@@ -49,25 +49,35 @@ class ZeroOptimizer(Optimizer):
         )
 
     def clear(self) -> None:
+        """Clear the gradients."""
         self._engine.optimizer.zero_grad()
 
     def backward(self, *losses: Tensor) -> None:
+        """Add this process's gradients of the loss; there is one objective."""
         (loss,) = losses
         self._engine.backward(loss * self._processes.count)  # DeepSpeed averages over processes
 
     def step(self) -> float:
+        """Clip the gradients of all processes and update the weights. A collective.
+
+        Returns:
+            Norm of the gradient before clipping.
+        """
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def set_rate(self, rate: float) -> None:
+        """Set the learning rate."""
         super().set_rate(rate)
         for group in self._groups:
             group["lr"] = rate
 
     def awaited_bytes(self) -> int:
+        """Return the bytes of this process's share of the state that the next step allocates."""
         return super().awaited_bytes() // self._processes.count
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the whole state in the form of torch's AdamW. A collective."""
         steps = [state[_STEP] for state in self._optimizer.state.values()]
         state: dict[int, dict[str, Tensor]] = {}
         for index, weight in enumerate(self._weights if steps else ()):
@@ -76,6 +86,7 @@ class ZeroOptimizer(Optimizer):
         return {"state": state, "param_groups": self._groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state after the weights were loaded."""
         for weight in self._weights:
             safe_set_full_fp32_param(weight, weight.detach().float())
         if state["state"] and not self._optimizer.state:

@@ -66,6 +66,7 @@ class Task:
 
     @property
     def own(self) -> tuple[Case, ...]:
+        """Cases that this process works on."""
         return self.cases[self.process :: self.processes]
 
     @property
@@ -251,8 +252,10 @@ def _score(system: System, task: Task, source: PictureFolder, folder: Evaluation
 def measure(
     reward: Reward, metric: Metric, images: Sequence[Image.Image], benchmark: Benchmark, case: Case
 ) -> list[float]:
-    """Score the images of a case by one metric. Identity is the mean over the case's subjects; diversity of an image is
-    100 minus its mean similarity to the others."""
+    """Score the images of a case by one metric.
+
+    Identity is the mean over the case's subjects; diversity of an image is 100 minus its mean similarity to the others.
+    """
     if metric.against == "others":
         others = [tuple(image for j, image in enumerate(images) if j != i) for i in range(len(images))]
         pairs = [Pair(f"{case.key}/without-{i}", case.text, o, (None,) * len(o)) for i, o in enumerate(others)]

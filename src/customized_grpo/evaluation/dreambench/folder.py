@@ -41,6 +41,7 @@ class PictureFolder:
     template: str = TEMPLATE
 
     def path(self, case: Case, index: int) -> Path:
+        """Return the file of image number `index` of a case."""
         return self.root / self.template.format(subject=case.subject, prompt=case.prompt, index=index)
 
     def checksums(self, case: Case, images: int) -> tuple[int | None, ...]:
@@ -69,6 +70,7 @@ class PictureFolder:
         return True
 
     def write(self, case: Case, index: int, image: Image.Image) -> None:
+        """Write an image of a case as PNG, atomically."""
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         write_bytes(self.path(case, index), buffer.getvalue())
@@ -149,6 +151,7 @@ class EvaluationFolder:
         return found
 
     def add(self, record: Record) -> None:
+        """Append a record to this process's file."""
         append_record(self._own, record.model_dump())
 
 

@@ -36,6 +36,7 @@ class Metric(Section):
     )
 
     def reward(self) -> RewardConfig:
+        """Return the settings of the reward that computes the metric."""
         return RewardConfig(kind=self.kind, role=self.role, name=self.name, path=self.path, options=self.options)
 
 

@@ -80,8 +80,10 @@ class Scores:
 
 
 def plain(estimate: Estimate | None) -> dict[str, float] | None:
+    """Convert an estimate to a dictionary for JSON."""
     return None if estimate is None else asdict(estimate)
 
 
 def shown(estimate: Estimate | None, form: str = ".2f") -> str:
+    """Format an estimate for a table; `ABSENT` if there is none."""
     return ABSENT if estimate is None else estimate.told(form)

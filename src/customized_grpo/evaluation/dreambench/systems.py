@@ -27,7 +27,7 @@ _IRRELEVANT = {
 class System:
     """One column of a comparison: a policy, with trained weights if it has an `adapter`, or only images.
 
-    `pictures` are those of a system that is known only by them, or those of an earlier `evaluation`.
+    The images of a system without a policy are read from a folder; those of an earlier `evaluation` are reused.
     """
 
     name: str

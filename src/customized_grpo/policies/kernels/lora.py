@@ -29,6 +29,7 @@ class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the layer's output (..., out_features) of x (..., in_features)."""
         base = self.base_layer
         plain = shortcuts.taken() and not args and not kwargs and x.dtype == base.weight.dtype
         if plain and self.disable_adapters and not self.merged and not torch.is_grad_enabled():

@@ -64,6 +64,7 @@ class Guard:
         self._cookie = f"cgrpo-demo-{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request with the token on to the application; redirect or refuse any other."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
