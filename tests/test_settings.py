@@ -74,5 +74,5 @@ def test_a_section_is_shown_or_the_nearest_is_named() -> None:
     }
     with pytest.raises(ConfigError, match=r"trian: no such setting; did you mean train\?"):
         describe_settings(console, "trian")
-    with pytest.raises(ConfigError, match="no such setting; leave it out for all"):
+    with pytest.raises(ConfigError, match="no such setting; omit it to list all"):
         describe_settings(console, "~")

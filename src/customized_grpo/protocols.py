@@ -74,7 +74,7 @@ class Conditions:
     def join(parts: Sequence[Conditions]) -> Conditions:
         """Concatenate to one batch. Raises ValueError if signatures differ."""
         if len({part.signature for part in parts}) != 1:
-            raise ValueError("conditions of different shapes cannot stand in one batch")
+            raise ValueError("conditions of different shapes cannot be in one batch")
         if len(parts) == 1:
             return parts[0]
         return Conditions({name: torch.cat([part.rows[name] for part in parts]) for name in parts[0].rows})

@@ -133,7 +133,7 @@ def test_is_built_by_its_configuration() -> None:
     reward = build_reward(config, "cpu")
     assert isinstance(reward, CopyPaste)
     assert reward.name == "copy-paste"
-    with pytest.raises(RewardError, match=r"^reward 'copy-paste': copy-paste needs no model; leave its path out"):
+    with pytest.raises(RewardError, match=r"^reward 'copy-paste': copy-paste needs no model; omit its path"):
         build_reward(config.model_copy(update={"path": "facebook/dinov2-base"}), "cpu")
     with pytest.raises(RewardError, match=r"unknown option 'margin'; copy-paste has cache_size"):
         build_reward(config.model_copy(update={"options": {"margin": 3}}), "cpu")

@@ -188,7 +188,7 @@ def test_a_server_that_is_gone_is_an_error() -> None:
         ((200, '{"scores": [1]}', HEADERS), "1 scores for 2 images", 2),
         ((200, '{"scores": [1, NaN]}', HEADERS), "finite number", 2),
         ((200, "<html>", HEADERS), "Invalid JSON", 2),
-        ((409, '{"detail": {"missing": 3}}', HEADERS), "a malformed list of missing pictures", 1),
+        ((409, '{"detail": {"missing": 3}}', HEADERS), "a malformed list of missing images", 1),
     ],
 )
 def test_busy_servers_and_malformed_answers_are_retried(
@@ -252,7 +252,7 @@ def test_other_servers_and_protocols_are_refused(
         monkeypatch.setattr("customized_grpo.rewards.remote.PROTOCOL", PROTOCOL + 1)
         with pytest.raises(RewardError, match=f"speaks protocol {PROTOCOL}, this client {PROTOCOL + 1}.*same version"):
             remote(url)
-    assert f"the client speaks protocol {PROTOCOL + 1}, this server {PROTOCOL}" in caplog.text
+    assert f"the client uses protocol {PROTOCOL + 1}, this server {PROTOCOL}" in caplog.text
 
 
 def test_the_token_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:

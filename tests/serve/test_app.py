@@ -102,7 +102,7 @@ def test_a_whole_request_is_answered(served: tuple[Counting, str]) -> None:
         ({"Authorization": ""}, 401, "wrong or missing token"),
         ({"Authorization": f"Bearer {TOKEN}x"}, 401, "wrong or missing token"),
         ({"Authorization": f"Basic {TOKEN}"}, 401, "wrong or missing token"),
-        ({PROTOCOL_HEADER: "99"}, 400, f"the client speaks protocol 99, this server {PROTOCOL}"),
+        ({PROTOCOL_HEADER: "99"}, 400, f"the client uses protocol 99, this server {PROTOCOL}"),
     ],
 )
 def test_strangers_and_other_versions_are_refused(

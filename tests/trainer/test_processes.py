@@ -112,7 +112,7 @@ def test_accelerate_knows_every_key_of_its_files(file: Path) -> None:
 def test_a_policy_that_cannot_be_sharded_says_so(make_config: Make) -> None:
     for name in ("offload", "compile"):
         policy = build_policy(make_config().policy.model_copy(update={name: True}))
-        with pytest.raises(ModelError, match=rf"policy\.{name}: does not go with FSDP"):
+        with pytest.raises(ModelError, match=rf"policy\.{name}: is not supported with FSDP"):
             policy.shard(lambda module: None)  # type: ignore[attr-defined]
 
 

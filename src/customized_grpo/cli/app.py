@@ -137,7 +137,7 @@ def one_line_errors() -> Iterator[None]:
         print_error(str(stopped))
         raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
-        print_error("interrupted; what was saved is kept")
+        print_error("interrupted; saved files remain")
         raise typer.Exit(130) from None
 
 

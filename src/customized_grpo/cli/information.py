@@ -63,7 +63,7 @@ def describe_settings(console: Console, part: str | None) -> None:
     if not chosen and part is not None:
         known = {one.key.rsplit(".", depth)[0] for one in settings() for depth in range(3)}
         near = nearest(part, sorted(known))
-        raise ConfigError(f"{part}: no such setting; " + (f"did you mean {near}?" if near else "leave it out for all"))
+        raise ConfigError(f"{part}: no such setting; " + (f"did you mean {near}?" if near else "omit it to list all"))
     table = Table(Column(_HEADINGS[0], no_wrap=True), *_HEADINGS[1:])
     for one in chosen:
         table.add_row(*map(escape, (one.key, one.values, _default(one, one.default), one.meaning)))

@@ -57,7 +57,7 @@ def load_mask(source: Source, size: tuple[int, int] | None = None, where: str | 
         binary = mask.point([0] * 128 + [255] * 128)
         if binary.getbbox() is None:
             place = where or (str(source) if isinstance(source, Path) else "the image")
-            raise DataError([f"{place}: the mask marks no pixel; draw the subject in white on black"])
+            raise DataError([f"{place}: the mask marks no pixel; make the subject white on black"])
         return binary
 
 

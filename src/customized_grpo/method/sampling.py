@@ -267,7 +267,7 @@ SAMPLERS: Final[Mapping[str, StepFunction]] = {
 def _gaussian_step(mean: Tensor, std: Tensor, noise: Tensor | None, next_sample: Tensor | None) -> Step:
     """Sample or replay the next step, then score it by the same expression."""
     if (noise is None) == (next_sample is None):
-        raise ValueError("give either noise, to draw a step, or next_sample, to score one")
+        raise ValueError("give either noise, to sample a step, or next_sample, to score one")
     if next_sample is None:
         assert noise is not None
         _check_shape("noise", noise, mean)

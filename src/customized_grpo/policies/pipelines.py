@@ -253,7 +253,7 @@ class PipelinePolicy(ABC):
         """
         for name in ("offload", "quantise", "compile"):
             if getattr(self._config, name):
-                raise ModelError(f"policy.{name}: does not go with FSDP; leave it out, or launch without FSDP")
+                raise ModelError(f"policy.{name}: is not supported with FSDP; omit it, or launch without FSDP")
         fully_shard(self._transformer)
         sum_over_processes(self._transformer)
 

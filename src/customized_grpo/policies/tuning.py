@@ -105,11 +105,11 @@ class LoraTuning(Tuning):
             if not found and config.targets is not None:
                 raise ModelError(
                     f"policy.lora.targets: the model has no linear layer {target!r}; "
-                    f"leave targets out, or name layers such as {default_targets[0]}"
+                    f"omit targets, or name layers such as {default_targets[0]}"
                 )
             modules += found
         if not modules:
-            raise ModelError("policy.lora.targets: the list is empty; name layers or leave it out")
+            raise ModelError("policy.lora.targets: the list is empty; name layers or omit it")
         self._write = write
         transformer.requires_grad_(False)
         device = "meta" if next(transformer.parameters()).device.type == "meta" else "cpu"

@@ -106,7 +106,7 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     built_in = _class_of(config.kind)
     parameters = set(inspect.signature(built_in).parameters)
     if config.path and "path" not in parameters:
-        raise RewardError(f"reward {name!r}: {config.kind} needs no model; leave its path out, given {config.path!r}")
+        raise RewardError(f"reward {name!r}: {config.kind} needs no model; omit its path, given {config.path!r}")
     known = parameters - {*KEYS}
     for option in config.options:
         if option not in known:

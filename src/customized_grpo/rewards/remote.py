@@ -189,7 +189,7 @@ def _check_protocol(headers: httpx2.Headers) -> None:
         raise CallError("no cgrpo serve-reward answers there", "correct options.url", fatal=True)
     if found != str(PROTOCOL):
         raise CallError(
-            f"it speaks protocol {found}, this client {PROTOCOL}",
+            f"it uses protocol {found}, this client {PROTOCOL}",
             "install the same version of customized-grpo on both machines",
             fatal=True,
         )
@@ -207,4 +207,4 @@ def _missing(error: CallError) -> set[str]:
     try:
         return set(json.loads(error.answer)["detail"]["missing"])
     except (ValueError, KeyError, TypeError) as malformed:
-        raise CallError("a malformed list of missing pictures", "look at the server's log", own=True) from malformed
+        raise CallError("a malformed list of missing images", "look at the server's log", own=True) from malformed

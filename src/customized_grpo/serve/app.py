@@ -62,7 +62,7 @@ def build_app(
         if not hmac.compare_digest(request.headers.get("Authorization", "").encode("utf-8"), bearer):
             refusal = 401, "wrong or missing token"
         elif spoken != str(PROTOCOL):
-            refusal = 400, f"the client speaks protocol {spoken}, this server {PROTOCOL}; use the same version on both"
+            refusal = 400, f"the client uses protocol {spoken}, this server {PROTOCOL}; use the same version on both"
         if refusal is not None:
             _log.warning("%s: refused, %s", request.client.host if request.client else "a client", refusal[1])
             response: Response = JSONResponse({"detail": refusal[1]}, refusal[0])
@@ -121,7 +121,7 @@ def _pairs(request: ScoreRequest, cache: LruCache[str, Image.Image]) -> list[Pai
     """Return the pairs with their images, and cache these. Raises HTTPException."""
     for name, image in request.pictures.items():
         if digest(image) != name:  # it would change the scores of others
-            raise HTTPException(400, f"the picture {name} has other pixels than its name")
+            raise HTTPException(400, f"the pixels of image {name} do not match its name")
         cache.put(name, image)
     names = {name for pair in request.pairs for name in (*pair.references, *pair.masks) if name is not None}
     found = {name: request.pictures.get(name) or cache.get(name) for name in names}
