@@ -250,7 +250,7 @@ def test_other_servers_and_protocols_are_refused(
         remote(server.url)
     with serving(app(Recorder())) as url:
         monkeypatch.setattr("customized_grpo.rewards.remote.PROTOCOL", PROTOCOL + 1)
-        with pytest.raises(RewardError, match=f"speaks protocol {PROTOCOL}, this client {PROTOCOL + 1}.*same version"):
+        with pytest.raises(RewardError, match=f"uses protocol {PROTOCOL}, this client {PROTOCOL + 1}.*same version"):
             remote(url)
     assert f"the client uses protocol {PROTOCOL + 1}, this server {PROTOCOL}" in caplog.text
 
