@@ -18,17 +18,17 @@ from customized_grpo.utils.records import write_bytes
 
 # Okabe and Ito's colours, which stay apart under the common forms of colour blindness.
 BLUE: Final = "#0072B2"
-VERMILLION: Final = "#D55E00"
+VERMILION: Final = "#D55E00"
 GREEN: Final = "#009E73"
 ORANGE: Final = "#E69F00"
 PINK: Final = "#CC79A7"
 SKY: Final = "#56B4E9"
 GREY: Final = "#999999"
 INK: Final = "#222222"
-PALETTE: Final = (BLUE, VERMILLION, GREEN, ORANGE, PINK, SKY)
+PALETTE: Final = (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY)
 
 IDENTITY: Final = BLUE
-PROMPT: Final = VERMILLION
+PROMPT: Final = VERMILION
 CONFLICTED: Final = ORANGE
 BOTH_POSITIVE: Final = GREEN
 BOTH_NEGATIVE: Final = GREY
