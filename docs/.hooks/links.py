@@ -1,14 +1,14 @@
-"""What a page needs to be one of the site.
+"""MkDocs hook: links out of the documents' folder, titles of code blocks, and the reference of commands.
 
-Links that lead out of the documents' folder, to code and recipes, are their text alone, or lead to `repo_url`. A mark
-after a code block's language, such as a file's name, is its title or nothing: with it the block would not be one, and
-swallow the headings after it.
+Links to code and recipes lead to `repo_url`, or become plain text without one. A name after a code block's language
+becomes its title; Markdown would otherwise not recognise the block.
 """
 
 import posixpath
 import re
 from typing import Any
 
+_COMMANDS = "<!-- commands -->"
 _MARKED = re.compile(r"^```(\w+) (\S+)$", re.MULTILINE)
 _OUTWARD = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]*)(#[^)]*)?\)")
 
@@ -25,4 +25,20 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
     def plain(block: re.Match[str]) -> str:
         return f'```{block[1]} title="{block[2]}"' if "." in block[2] else f"```{block[1]}"
 
+    markdown = markdown.replace(_COMMANDS, commands() if _COMMANDS in markdown else "")
     return _OUTWARD.sub(rewritten, _MARKED.sub(plain, markdown))
+
+
+def commands() -> str:
+    """Return the help of all commands as Markdown."""
+    from typer import Context
+    from typer.cli import get_docs_for_click
+    from typer.main import get_command
+
+    from customized_grpo.cli import app
+
+    command = get_command(app)
+    text = get_docs_for_click(obj=command, ctx=Context(command), name="cgrpo")
+    text = text.split("## ", 1)[1]  # without the application's own heading
+    text = re.sub(r"\[dim\](.*?)\[/dim\]", r"```bash\n\1\n```", text)
+    return "## " + re.sub(r"\[/?b\]", "**", text)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-# isort: off - commands are listed in this order
-from customized_grpo.cli import evaluation, planning, rewards, sharing, training
 from customized_grpo.cli.app import app
 
+# isort: off
+from customized_grpo.cli import training, evaluation, rewards, sharing, planning  # the order of the commands in --help
 # isort: on
 
 __all__ = ["app", "evaluation", "main", "planning", "rewards", "sharing", "training"]
