@@ -80,7 +80,7 @@ def _server() -> subprocess.Popen[str]:
 
 def import_libraries() -> None:
     """Import what most commands need, which takes longer than what they do in the tests."""
-    for name in ("cli.run", "planning", "policies.flux_kontext", "rewards.clip", "rewards.dino"):
+    for name in ("cli.run", "planning", "policies.flux_kontext", "rewards.alignment", "rewards.similarity"):
         importlib.import_module(f"customized_grpo.{name}")  # not `import`, which a linter would remove as unused
 
 

@@ -80,7 +80,9 @@ def test_settings_of_another_version_are_refused_in_one_line(tmp_path: Path) -> 
     save_config(load_config(), path)
     assert path.read_text(encoding="utf-8").startswith(f"version: {VERSION}\n")
     path.write_text(path.read_text(encoding="utf-8").replace(f"version: {VERSION}", "version: 0", 1), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"config\.yaml:1: version: these are settings of another version") as told:
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml:1: version: should be 1: another version of this package"
+    ) as told:
         load_config(path)
     assert "\n" not in str(told.value) and str(told.value).endswith("given 0")
 

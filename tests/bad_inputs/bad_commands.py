@@ -61,8 +61,8 @@ def options() -> Iterator[Case]:
     yield case("--resume and --data", "--resume uses the run's own", "train", "--resume", "a", "--data", "")
     yield case("--out that is a file", "good.png: holds something already", "train", "--out", "good.png")
     yield case("--out that is the folder itself", ".: holds something already", "train", "--out", ".")
-    for name, told in (("out", "no name of a picture"), ("out.txt", "no name of a picture"), ("out.exe", "no name of"),
-                       ("good.png/out.png", "cannot be written there"), (".", "no name of a picture")):  # fmt: skip
+    for name, told in (("out", "not the name of an image"), ("out.txt", "not the name of an image"), ("out.exe", "not the name of an image"),
+                       ("good.png/out.png", "cannot be written there"), (".", "not the name of an image")):  # fmt: skip
         yield case(f"generate --out {name}", told, "generate", *ASK, "--out", name)
     yield from _scores()
 
@@ -138,7 +138,7 @@ def runs() -> Iterator[Case]:
                "before: holds no config.yaml", *every)  # fmt: skip
     yield case("without a LoRA", lambda run: shutil.rmtree(run / "lora"), "before: ", evaluate, export, merge, draw)
     yield case("an export to a folder with something in it", lambda run: (run.parent / "out").mkdir() or photo(run.parent / "out"),
-               "out: holds something already", export, merge)  # fmt: skip
+               "out: is not empty", export, merge)  # fmt: skip
     for name, line in (("no JSON", "nonsense"), ("no iteration", "{}"), ("zero bytes", "\0\0")):
         yield case(f"metrics: {name}", lambda run, line=line: (run / "metrics.jsonl").write_text(f"{line}\n{{\"iteration\": 1}}\n"),
                    "before/metrics.jsonl:1: ", report)  # fmt: skip

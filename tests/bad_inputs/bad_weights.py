@@ -227,7 +227,7 @@ def judges() -> Iterator[Case]:
     yield case("without a config", lambda judge: (judge / "config.json").unlink())
     yield case("config a list", config("[]"))
     yield case("config of no type", config("{}"))
-    yield case("config of another type", config('{"model_type": "bert"}'), "holds a bert model")
+    yield case("config of another type", config('{"model_type": "bert"}'), "is a bert model")
     yield case(
         "code of its own",
         config('{"model_type": "mine", "auto_map": {"AutoModel": "evil.Model"}}'),

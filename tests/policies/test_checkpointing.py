@@ -45,7 +45,7 @@ def test_activations_that_wait_on_the_host_change_no_gradient(folder: Path, monk
 
 
 def test_activations_wait_where_something_is_kept(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"is of policy\.gradient_checkpointing, which is off"):
+    with pytest.raises(ValueError, match=r"needs policy\.gradient_checkpointing=true"):
         policy_of(folder, offload_activations=True)
 
 

@@ -142,7 +142,7 @@ def test_a_lora_that_starts_there_must_hold_it(flux_folder: Path, uno_adapter: P
 
     refused(start(rank=5), "policy.lora.rank: 5", "set it to 6")
     refused(start(rank=6, targets=["to_q"]), "policy.lora.targets", "attn.to_out.0")
-    with pytest.raises(ValidationError, match=r"policy\.lora is null"):
+    with pytest.raises(ValidationError, match=r"start needs a LoRA; set policy\.lora"):
         embedded(PolicyConfig, kind="uno", adapter="a.safetensors", adapter_as="start", lora=None)
 
 

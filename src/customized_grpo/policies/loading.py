@@ -49,7 +49,9 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None
         encoders = [name for name, part in index.items() if name.startswith("text_encoder") and part[0] is not None]
         later = config.conditions is not None  # loaded when a pair is not cached
         parts = {name: None if later else load_part(config, pipelines[0], name) for name in encoders}
-        loaded = classes[kind].from_pretrained(source, trust_remote_code=False, **load_options(config), **parts)
+        loaded = classes[kind].from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, **load_options(config), **parts
+        )
     except ModelError:
         raise
     except Exception as error:  # three libraries raise many classes here
@@ -126,6 +128,7 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
             trust_remote_code=False,
             quantization_config=text_encoder_quantisation(config),
             output_loading_info=True,
+            use_safetensors=True,
             **load_options(config),
         )
     except ModelError:
@@ -144,4 +147,4 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
 
 def load_options(config: PolicyConfig) -> dict[str, Any]:
     """Return options of `from_pretrained` that all parts of a pipeline share."""
-    return {"revision": config.revision, "dtype": getattr(torch, config.dtype), "use_safetensors": True}
+    return {"revision": config.revision, "dtype": getattr(torch, config.dtype)}

@@ -360,7 +360,7 @@ class PipelinePolicy(ABC):
     def _load_transformer(self) -> nn.Module:
         """Load the untuned transformer again, on the CPU."""
         model: nn.Module = self._class.from_pretrained(
-            resolve(self._config.path), subfolder="transformer", **load_options(self._config)
+            resolve(self._config.path), subfolder="transformer", use_safetensors=True, **load_options(self._config)
         )
         if (prepare := self.preparation()) is not None:
             prepare(model)

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, TypeVar
 
@@ -54,7 +54,7 @@ class CallError(Exception):
     message: str
     remedy: str
     status: int | None = None
-    answer: bytes = b""
+    answer: bytes = field(default=b"", repr=False)  # may quote the key
     retry: bool = False
     wait: float | None = None
     fatal: bool = False
