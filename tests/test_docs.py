@@ -94,7 +94,7 @@ def test_commands_run(document: Path, folder: Path, trainings: Callable[[list[st
         launched = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=600)
         assert launched.returncode == 0, f"{' '.join(command)}: {launched.stderr}"
         started = (folder / command[command.index("--out") + 1] / "starts.jsonl").read_text(encoding="utf-8")
-        assert '"processes": "2"' in started
+        assert '"processes":"2"' in started
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -61,9 +61,10 @@ def options() -> Iterator[Case]:
     yield case("--resume and --data", "--resume uses the run's own", "train", "--resume", "a", "--data", "")
     yield case("--out that is a file", "good.png: holds something already", "train", "--out", "good.png")
     yield case("--out that is the folder itself", ".: holds something already", "train", "--out", ".")
-    for name, told in (("out", "not the name of an image"), ("out.txt", "not the name of an image"), ("out.exe", "not the name of an image"),
-                       ("good.png/out.png", "cannot be written there"), (".", "not the name of an image")):  # fmt: skip
-        yield case(f"generate --out {name}", told, "generate", *ASK, "--out", name)
+    for name in ("out", "out.txt", "out.exe", "."):
+        yield case(f"generate --out {name}", "not the name of an image", "generate", *ASK, "--out", name)
+    path = "good.png/out.png"
+    yield case(f"generate --out {path}", "cannot be written there", "generate", *ASK, "--out", path)
     yield from _scores()
 
 

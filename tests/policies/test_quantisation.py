@@ -39,7 +39,7 @@ def test_a_missing_package_is_one_line(
 
 
 def test_what_cannot_be_quantised_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"cannot be tuned itself; set policy\.lora"):
+    with pytest.raises(ValidationError, match=r"quantised weights cannot be trained; set policy\.lora"):
         embedded(PolicyConfig, lora=None, quantise="int8")
     with pytest.raises(ValueError, match=r"policy\.quantise"):
         load_config(None, ["policy.quantise=int3"])
