@@ -86,7 +86,7 @@ def _scores() -> Iterator[Case]:
     yield case("an unknown option", "unknown option 'size'", *guard, "--option", "size=3", *image)
     yield case("--config and --run", "both given; keep one", "--config", "a.yaml", "--run", "b", *image)
     yield case("a run that is none", "good.png: holds no config.yaml", "--run", "good.png", *image)
-    yield case("a path that copy-paste has no use for", "needs no model; leave its path", "--reward", "copy-paste", "--path",
+    yield case("a path that copy-paste has no use for", "needs no model; omit its path", "--reward", "copy-paste", "--path",
                "x", *image)  # fmt: skip
     yield case(
         "masks too many", "--mask is given 1 times for 0", "--reward", "copy-paste", "--mask", "good.png", *image

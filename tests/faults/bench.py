@@ -21,7 +21,7 @@ from customized_grpo.utils.records import read_records
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
-ITERATIONS, EVERY = 4, 2
+ITERATIONS, EVERY = 5, 2
 #: The embedded model, all rewards and monitors, a moving average; few small images in few steps.
 SETTINGS = {
     "train.iterations": ITERATIONS, "train.checkpoint_every": EVERY, "train.sample_every": 3, "train.updates": 2,

@@ -114,7 +114,7 @@ def test_the_outcome_is_that_of_the_scores(trained: Path) -> None:
 
 def test_an_unfinished_run_is_shown_as_one(copied: Path) -> None:
     lines = (copied / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    broken = re.sub(r'"gradient_norm": [^,]*', '"gradient_norm": null', lines[0])
+    broken = re.sub(r'"gradient_norm":[^,]*', '"gradient_norm":null', lines[0])
     (copied / "metrics.jsonl").write_text(broken + lines[1][:40], encoding="utf-8")  # killed while it wrote
     shutil.rmtree(copied / "evaluation/tuned")
     (copied / "groups/iteration-000001/index.json").write_text("{", encoding="utf-8")

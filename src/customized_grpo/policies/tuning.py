@@ -294,8 +294,13 @@ class FullTuning(Tuning):
         if not (path / "config.json").is_file():
             raise ModelError(f"{path}: no saved transformer; give the folder of a full tuning")
         try:
-            options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-            model, report = self._class.from_pretrained(path, dtype=self._transformer.dtype, **options)
+            model, report = self._class.from_pretrained(
+                path,
+                dtype=self._transformer.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{path}: cannot be read as a transformer ({first_line(error)}); save it again") from error
         if report["missing_keys"]:  # which diffusers would leave at random values
