@@ -99,7 +99,7 @@ def damaged(bench: Bench, whole: Reference, count: int | None, chance: random.Ra
         if (
             ended.code != 0
             or "damaged" not in ended.output
-            or f"resuming from {ITERATIONS - EVERY:06d}" not in ended.output
+            or f"resuming from {(ITERATIONS - 1) // EVERY * EVERY:06d}" not in ended.output
         ):
             wrong.append(f"{file}: ended with {ended.code}: {ended.output[-500:]}")
         kept = newest.with_name(f"{newest.name}.damaged")
