@@ -30,7 +30,7 @@ def full_disk(bench: Bench, whole: Reference, share: float) -> list[str] | None:
     with _mounted(["-t", "tmpfs", "-o", f"size={int(share * needed)}"], run) as done:
         if not done:
             return None
-        wrong = bench.train(folder).wait().lacks_line("no space left on device; make room", "run")
+        wrong = bench.train(folder).wait().lacks_line("no space left on device; free some disk space", "run")
         wrong += broken_promises(folder, whole.result)
         if list((run / "checkpoints").glob(".*")):
             wrong.append("what is left of a checkpoint takes the room")
