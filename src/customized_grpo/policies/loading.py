@@ -145,6 +145,16 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
     return encoder
 
 
+def load_transformer(kind: Any, config: PolicyConfig, prepare: Prepare | None) -> nn.Module:
+    """Load the untuned transformer, of class `kind`, on the CPU and prepare it."""
+    model: nn.Module = kind.from_pretrained(
+        resolve(config.path), subfolder="transformer", use_safetensors=True, **load_options(config)
+    )
+    if prepare is not None:
+        prepare(model)
+    return model
+
+
 def load_options(config: PolicyConfig) -> dict[str, Any]:
     """Return options of `from_pretrained` that all parts of a pipeline share."""
     return {"revision": config.revision, "dtype": getattr(torch, config.dtype)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +21,13 @@ from customized_grpo.policies.backends import context_of, resolve_backend, use_b
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.compute import Placement, takes_channels_last, use_channels_last
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
-from customized_grpo.policies.loading import adopt_pipeline, load_options, load_part, load_pipeline
+from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
 from customized_grpo.policies.sharding import sum_over_processes
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.freed import keep_freed_memory
-from customized_grpo.utils.hub import ModelError, resolve
+from customized_grpo.utils.hub import ModelError
 
 REFERENCE = "reference_{}"
 """Name in `Conditions.rows` of the tokens of the k-th reference, counted from 1."""
@@ -44,9 +45,8 @@ class PipelinePolicy(ABC):
     """Base class of policies made of a diffusers pipeline whose transformer takes image and references as tokens.
 
     A subclass declares `pipelines` and `lora_targets` and defines `encode_prompt`, `encode_reference`,
-    `decode_latents`, `transformer_inputs` and `shift`, and `position_ids` where its transformer takes them. It then has
-    all that built-in policies have: LoRA or full training, precisions and quantisation, attention backends,
-    checkpointing, offloading, cached conditioning, classifier-free guidance, FSDP, `cgrpo plan` and `cgrpo merge`.
+    `decode_latents` and `transformer_inputs`, and, where needed, `position_ids` and `shift`. It then has all features
+    of built-in policies: LoRA or full training, quantisation, offloading, cached conditioning, FSDP, `cgrpo plan`.
 
     Latents are the pipeline's packed tokens, float32 (B, tokens, channels), of images of `config.height` x
     `config.width`, floored to whole tokens as the pipelines do. Weights are converted to `config.dtype`; those of a
@@ -55,8 +55,7 @@ class PipelinePolicy(ABC):
     Args:
         config: Model, size, precision and what to train.
         pipeline: A diffusers pipeline in memory to use instead of the one at `config.path`. Its models are changed in
-            place, so it belongs to one policy. The path is read only when weights are needed again: the transformer's
-            for KL without a LoRA, text encoders that were dropped to save memory.
+            place. The path is read only if weights are needed again.
 
     Raises:
         ModelError: The path holds no such pipeline in safetensors, a size is less than one token, LoRA targets do not
@@ -98,18 +97,19 @@ class PipelinePolicy(ABC):
         self._tuning: Tuning
         if config.lora is not None:
             write = type(self._pipeline).save_lora_weights
-            targets, exclude = self.lora_targets, self.lora_exclude
-            self._tuning = LoraTuning(self._transformer, config.lora, targets, exclude, write, kernels=kernels)
+            targets = self.lora_targets, self.lora_exclude
+            self._tuning = LoraTuning(self._transformer, config.lora, *targets, write, kernels=kernels)
         else:
-            self._tuning = FullTuning(self._transformer, self._load_transformer)
+            again = partial(load_transformer, self._class, config, self.preparation())
+            self._tuning = FullTuning(self._transformer, again)
         use_backend(self._transformer, self.attention_backend)
         self._inside = context_of(self.attention_backend)
         if self._device.type == "cpu":
             keep_freed_memory()
         if config.gradient_checkpointing:
-            on_host = config.offload_activations
-            compute = checkpointing(self._device, on_host=on_host, inside=self._inside, one_node=kernels)
-            self._transformer.enable_gradient_checkpointing(compute)
+            self._transformer.enable_gradient_checkpointing(
+                checkpointing(self._device, on_host=config.offload_activations, inside=self._inside, one_node=kernels)
+            )
         if config.compile:
             self._transformer.compile_repeated_blocks()
         if takes_channels_last(self._device, self._dtype):
@@ -197,8 +197,7 @@ class PipelinePolicy(ABC):
         least = 2 if scheduler.config.get("shift_terminal") else 1
         if steps < least:
             raise ValueError(f"steps must be at least {least} with this model's scheduler, not {steps}")
-        levels: Any = np.linspace(1.0, 1 / steps, steps)
-        scheduler.set_timesteps(sigmas=levels, mu=self.shift(steps))
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=self.shift(steps))
         shifted: Tensor = scheduler.sigmas.float().cpu().clone()
         return shifted
 
@@ -249,7 +248,7 @@ class PipelinePolicy(ABC):
         From then on all processes call `velocity`, `reference`, `save` and `load` together.
 
         Raises:
-            ModelError: A setting of the policy does not go with shards.
+            ModelError: A setting is not supported with shards.
         """
         for name in ("offload", "quantise", "compile"):
             if getattr(self._config, name):
@@ -262,10 +261,9 @@ class PipelinePolicy(ABC):
         return self._tuning.reference()
 
     def save(self, folder: Path) -> None:
-        """Write pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(folder)` loads.
+        """Write pytorch_lora_weights.safetensors for `pipeline.load_lora_weights(folder)`.
 
-        Without a LoRA all weights are written to the folder "transformer" in it, for the transformer's
-        `from_pretrained`.
+        Without a LoRA, write all weights to its folder "transformer".
         """
         self._tuning.save(folder)
 
@@ -278,10 +276,7 @@ class PipelinePolicy(ABC):
         self._tuning.load(folder)
 
     def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write the whole pipeline with its trained weights, in safetensors and `dtype`, for its `from_pretrained`.
-
-        The policy cannot be used afterwards.
-        """
+        """Write the pipeline with merged weights, in safetensors and `dtype`; the policy cannot be used afterwards."""
         self._tuning.merge(dtype)
         self._pipeline.to(dtype)
         self._pipeline.save_pretrained(folder, safe_serialization=True)
@@ -321,12 +316,7 @@ class PipelinePolicy(ABC):
 
     def shift(self, steps: int) -> float:
         """Return the scheduler's mu for this size and number of steps; here as FLUX.1 and Qwen-Image have it."""
-        config = self._pipeline.scheduler.config
-        base, largest = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        slope = (largest - base) / (most - fewest)
-        shift: float = self.latent_shape[0] * slope + (base - slope * fewest)
-        return shift
+        return linear_shift(self._pipeline.scheduler.config, self.latent_shape[0])
 
     @torch.no_grad()
     def _encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
@@ -349,22 +339,25 @@ class PipelinePolicy(ABC):
         return self._ids[grids]
 
     def _tokens_of(self, key: str, height: int, width: int) -> Grid:
-        """Return rows and columns of tokens of an image; `key` is the setting to name if there are none."""
-        multiple = self._pipeline.vae_scale_factor * PATCH
-        if height < multiple or width < multiple:
-            raise ModelError(
-                f"{key}: {height}x{width} is less than one token of this model; give at least {multiple}x{multiple}"
-            )
-        return height // multiple, width // multiple
+        return token_grid(self._pipeline.vae_scale_factor * PATCH, key, height, width)
 
-    def _load_transformer(self) -> nn.Module:
-        """Load the untuned transformer again, on the CPU."""
-        model: nn.Module = self._class.from_pretrained(
-            resolve(self._config.path), subfolder="transformer", use_safetensors=True, **load_options(self._config)
+
+def token_grid(multiple: int, key: str, height: int, width: int) -> Grid:
+    """Return rows and columns of tokens of `multiple` pixels; `key` is the setting to name if there are none."""
+    if height < multiple or width < multiple:
+        raise ModelError(
+            f"{key}: {height}x{width} is less than one token of this model; give at least {multiple}x{multiple}"
         )
-        if (prepare := self.preparation()) is not None:
-            prepare(model)
-        return model
+    return height // multiple, width // multiple
+
+
+def linear_shift(scheduler: Any, tokens: int) -> float:
+    """Return mu as a linear function of the number of tokens, with the numbers of a scheduler's config."""
+    base, largest = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    fewest, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    slope = (largest - base) / (most - fewest)
+    shift: float = tokens * slope + (base - slope * fewest)
+    return shift
 
 
 def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

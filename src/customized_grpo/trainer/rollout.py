@@ -114,8 +114,7 @@ def draw_images(
 ) -> Iterator[Trajectories]:
     """Sample an iteration's images in batches.
 
-    Each image has its own noise at every step. A group may share its initial noise; it is then one image up to the
-    stochastic steps.
+    A group that shares its initial noise is one image up to the stochastic steps.
 
     Args:
         policy: Policy to sample from.
