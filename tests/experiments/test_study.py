@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -118,7 +119,14 @@ def test_a_sigterm_stops_a_studys_runs_with_their_checkpoints(tmp_path: Path) ->
     """A scheduler's SIGTERM reaches the study alone, not its child processes."""
     (tmp_path / "study.yaml").write_text(STUDY.replace("iterations: 1", "iterations: 500"), encoding="utf-8")
     command = [sys.executable, "-m", "experiments.study", "study.yaml", "--out", "out"]
-    asked = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    asked = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},  # `experiments` is in the clone only
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     run = tmp_path / "out/both/seed-0"
     try:
         until = time.monotonic() + 300
