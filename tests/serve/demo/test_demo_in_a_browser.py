@@ -28,7 +28,7 @@ pytest.importorskip("selenium")
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-PATIENCE = 600  # seconds, for a busy machine
+PATIENCE = 120  # seconds, for a busy machine
 TOKEN = "token-of-this-test-1234"
 
 
@@ -96,7 +96,7 @@ def problem(browser: Any, word: str) -> str:
     """Return the error that the page shows, once one contains that word."""
 
     def found() -> list[str]:
-        texts = [element.text for element in browser.find_elements(By.CSS_SELECTOR, ".toast-text")]
+        texts = [element.text for element in browser.find_elements(By.CSS_SELECTOR, ".toast-text, .toast-message-text")]
         return [text for text in texts if word in text]
 
     (text,) = until(browser, found)
@@ -136,7 +136,8 @@ def test_a_photo_and_a_prompt_become_images_of_both_models_with_scores(
 
 def table(browser: Any) -> list[list[str]]:
     """Return the words of each row of the scores."""
-    script = "return [...document.querySelectorAll('#scores tbody tr')].map(row => row.textContent.trim())"
+    cells = "[...row.querySelectorAll('td')].map(cell => cell.textContent.trim()).join(' ')"
+    script = f"return [...document.querySelectorAll('#scores tbody tr')].map(row => {cells})"
     return [text.split() for text in browser.execute_script(script)]
 
 

@@ -24,6 +24,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from customized_grpo.config import ConfigError
 from customized_grpo.serve.demo.guard import Guard
 from customized_grpo.serve.demo.studio import MOST_BYTES, MOST_LETTERS, MOST_PHOTOS, Column, Studio, read_photos
+from customized_grpo.utils.tables import markdown_table
 from customized_grpo.utils.terminal import ABSENT
 
 _WAITING = 16  # requests in the queue; more are refused
@@ -94,13 +95,13 @@ def build_page(studio: Studio) -> gr.Blocks:
                     label="Images", columns=len(heads) // 2, object_fit="contain", format="png", interactive=False,
                     elem_id="results",
                 )  # fmt: skip
-                scores = gr.Dataframe(headers=heads, interactive=False, elem_id="scores")
+                scores = gr.Markdown(elem_id="scores")
 
-        def answer(sent: Sent, text: str, seed: int | None, steps: float, images: float) -> tuple[list[Any], list[Any]]:
+        def answer(sent: Sent, text: str, seed: int | None, steps: float, images: float) -> tuple[list[Any], str]:
             columns = studio.draw(text, _photos(sent), seed=seed or 0, steps=int(steps), images=int(images))
             # A row for each noise, a column for each model.
             captioned = [(column.images[i], column.name) for i in range(int(images)) for column in columns]
-            return captioned, _table(columns)
+            return captioned, markdown_table(heads, _table(columns))
 
         def check(sent: Sent) -> None:
             _photos(sent)
