@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if SHARED_OUT:
         rank = {file: place for place, file in enumerate(LONGEST)}
         items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Matplotlib figures that the test saved, in their order."""
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    savefig = Figure.savefig
+
+    def keep(self: Figure, *args: object, **options: object) -> None:
+        savefig(self, *args, **options)  # type: ignore[arg-type]
+        figures.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures

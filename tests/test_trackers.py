@@ -1,4 +1,4 @@
-"""What a training logs to trackers, read back from their files."""
+"""Records of a training in trackers, read back from their files."""
 
 from __future__ import annotations
 

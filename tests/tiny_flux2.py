@@ -93,7 +93,7 @@ def _parts(*, dev: bool, width: int, layers: int, dynamic_shifting: bool) -> dic
 
 
 def _randomise(pipeline: Any, seed: int) -> None:
-    """As `tiny.randomise`, and the statistics of the VAE's batch norm too."""
+    """Apply `tiny.randomise`, and randomise the statistics of the VAE's batch norm too."""
     generator, statistics = tiny.randomise(pipeline, seed), pipeline.vae.bn
     nn.init.normal_(statistics.running_mean, 0.0, 0.3, generator=generator)
     nn.init.uniform_(statistics.running_var, 0.4, 2.0, generator=generator)

@@ -37,7 +37,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the child can take another request."""
+        """Return whether the child can take another request."""
         return self._process.is_alive()
 
     def run(self, function: Callable[..., Iterator[Any]], *args: Any, seconds: float) -> Iterator[Any]:

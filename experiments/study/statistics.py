@@ -29,7 +29,7 @@ def hypervolume(points: Iterable[Point], origin: Point) -> float:
 
 
 def dominates(a: Point, b: Point) -> bool:
-    """Whether `a` is at least as good as `b` in both coordinates and better in one."""
+    """Return whether `a` is at least as good as `b` in both coordinates and better in one."""
     return a[0] >= b[0] and a[1] >= b[1] and a != b
 
 

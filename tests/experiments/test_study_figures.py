@@ -16,19 +16,6 @@ SEEDS = [[(0, 50.0), (10, 55.0), (20, 60.0)], [(10, 23.0), (0, 20.0)]]
 STEPS = [(1.0, -0.1, -0.3, 0.1), (0.75, 0.0, -0.2, 0.2), (0.5, 0.3, 0.31, 0.5)]
 
 
-@pytest.fixture
-def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    savefig = Figure.savefig
-
-    def keep(self: Figure, *args: object, **options: object) -> None:
-        savefig(self, *args, **options)  # type: ignore[arg-type]
-        figures.append(self)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
-
-
 def test_a_line_is_the_mean_over_seeds_of_the_change_over_the_base(tmp_path: Path, saved: list[Figure]) -> None:
     panels = {"identity": {"ours": SEEDS, "other": SEEDS[:1]}, "copy-paste": {"ours": [[(10, 0.0), (20, 0.4)]]}}
     learning_curves(tmp_path / "curves.png", panels, "all", highlight=["ours"], absolute=["copy-paste"])

@@ -99,7 +99,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 def near_in_bfloat16(found: Tensor, expected: Tensor) -> None:
-    """As near as two ways of computing in half precision are."""
+    """Check that results are as near as two computations in half precision."""
     assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
@@ -138,7 +138,7 @@ def ratios_are_one(policy: Policy, batch: Trajectories, sampler: str, eta: float
 
 
 def only_the_lora_is_trainable(policy: PipelinePolicy) -> None:
-    """Of all parts of the pipeline only the policy's parameters require a gradient, and these are a LoRA's."""
+    """Check that only the policy's parameters require a gradient, and that these are a LoRA's."""
     named = policy.trainable()
     assert named and all(".lora_" in name and p.requires_grad for name, p in named.items())
     trainable = {id(parameter) for parameter in named.values()}

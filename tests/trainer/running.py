@@ -121,5 +121,5 @@ def tensors_of(run: Path) -> dict[str, Tensor]:
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether tensors by name are equal, bit for bit."""
+    """Return whether tensors by name are equal, bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -214,9 +214,12 @@ class Processes:
             return
         # Few large messages: a LoRA has hundreds of small weights.
         buckets: list[list[Tensor]] = [[]]
+        size = 0
         for gradient in gradients:
-            if sum(one.numel() for one in buckets[-1]) + gradient.numel() > _BUCKET and buckets[-1]:
+            size += gradient.numel()
+            if size > _BUCKET and buckets[-1]:
                 buckets.append([])
+                size = gradient.numel()
             buckets[-1].append(gradient)
         for bucket in buckets:
             summed = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))

@@ -9,14 +9,13 @@ import pytest
 import tiny_judges
 import torch
 import yaml
-from embedded import embedded
+from embedded import embedded, save_random_run
 from PIL import Image
 from tiny import save_flux_kontext
 from transformers import Dinov2Config, Dinov2Model
 
 from customized_grpo.config import Config, LoraConfig, PolicyConfig
 from customized_grpo.config.loading import save_config
-from customized_grpo.policies import build_policy
 
 LIST = """Classes
 
@@ -113,13 +112,4 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
     """A finished run with a random LoRA. Not to be changed."""
-    run = tmp_path_factory.mktemp("runs") / "tuned"
-    run.mkdir()
-    save_config(config, run / "config.yaml")
-    policy = build_policy(config.policy)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.trainable().values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    policy.save(run / "lora")
-    return run
+    return save_random_run(tmp_path_factory.mktemp("runs") / "tuned", config, 0.1)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from embedded import embedded
 from PIL import Image
+from proofs import tune
 
 from customized_grpo.config import Config, DataConfig, EvaluationConfig, LoraConfig, PolicyConfig, TrainConfig
 from customized_grpo.config.loading import save_config
@@ -40,11 +40,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         policy, pairs = build_policy(config.policy), open_dataset(held_out)
         judges = build_judges(config, policy.device).all
         drawn = {"base": evaluate(policy, pairs, judges, config.evaluation, run / "evaluation" / "base", batch_size=2)}
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in policy.trainable().values():
-                scale = 0.1 if config.policy.lora is not None else 0.02
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+        tune(policy, 0.1 if config.policy.lora is not None else 0.02)
         drawn["tuned"] = evaluate(policy, pairs, judges, config.evaluation, run / "evaluation" / "tuned", batch_size=2)
         keep_samples(run, 3, pairs, 1, drawn["tuned"])
         evaluation_grid(run / "before-after.png", pairs, 1, drawn)
