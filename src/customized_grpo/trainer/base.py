@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from torch import Tensor
 
 from customized_grpo.config.loading import save_config
+from customized_grpo.policies.sharding import is_sharded
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.assembly import Parts
 from customized_grpo.trainer.checkpoint import (
@@ -175,7 +176,7 @@ class BaseTrainer(ABC):
     def save_model(self, folder: str | Path) -> None:
         """Write the trained weights as diffusers loads them: `pipeline.load_lora_weights(folder)` for a LoRA."""
         folder = Path(folder)
-        if not (self.is_main or self.optimizer.together):
+        if not (self.is_main or any(map(is_sharded, self.policy.trainable().values()))):  # gathered by all processes
             return
         partial_folder = aside(folder) if self.is_main else folder
         self.policy.save(partial_folder)

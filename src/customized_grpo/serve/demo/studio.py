@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from customized_grpo.rewards import score
 from customized_grpo.trainer.parts import build_judges, policy_with_adapter
 from customized_grpo.utils.pixels import to_tensor
 from customized_grpo.utils.prompts import has_letters
+from customized_grpo.utils.records import write_bytes
 
 MOST_PHOTOS, MOST_LETTERS = 4, 1000
 MOST_BYTES = 20 * 2**20  #: of one file; `data.pictures` limits the pixels
@@ -102,7 +104,9 @@ def read_photos(paths: Sequence[Path]) -> list[Image.Image]:
     for path, photo in zip(paths, photos, strict=True):
         plain = photo.copy()
         plain.info.clear()
-        plain.save(path, format="PNG", compress_level=1)
+        data = io.BytesIO()
+        plain.save(data, format="PNG", compress_level=1)
+        write_bytes(path, data.getvalue())  # in one move: the page may be loading the file
     return photos
 
 
