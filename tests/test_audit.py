@@ -23,9 +23,9 @@ def advisories(vulnerable: set[str]) -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requested = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             found = {"id": "PYSEC-0000-1", "details": "made up", "affected": []}
-            body = json.dumps({"vulns": [found]} if asked["package"]["name"] in vulnerable else {}).encode()
+            body = json.dumps({"vulns": [found]} if requested["package"]["name"] in vulnerable else {}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -57,6 +57,6 @@ def test_a_service_that_knows_nothing_is_no_clean_bill() -> None:
     assert done.returncode == 0 and done.stdout.startswith("audit: skipped, no advisory service can be reached")
 
 
-def test_no_service_is_told_of() -> None:
+def test_no_service_is_reported() -> None:
     done = audit("http://127.0.0.1:9/v1/query")
     assert done.returncode == 0 and done.stdout.startswith("audit: skipped, no advisory service can be reached")

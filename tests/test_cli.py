@@ -39,13 +39,13 @@ def test_a_run_writes_all_its_files(trained: Path) -> None:
     assert load_config(run / "config.yaml").train.iterations == 2
     assert [record["iteration"] for record in read_records(run / "metrics.jsonl")] == [1, 2]
     assert any((run / "tensorboard").rglob("*tfevents*"))
-    for picture in ("before-after.png", "curves.png", "plane.png", "weights.png", "samples/iteration-000002.png"):
-        with Image.open(run / picture) as image:
-            assert min(image.size) > 200, picture
+    for name in ("before-after.png", "curves.png", "plane.png", "weights.png", "samples/iteration-000002.png"):
+        with Image.open(run / name) as image:
+            assert min(image.size) > 200, name
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000001", "000002"]
 
 
-def test_the_lora_loads_in_the_stock_pipeline_and_changes_the_picture(trained: Path) -> None:
+def test_the_lora_loads_in_the_stock_pipeline_and_changes_the_image(trained: Path) -> None:
     pipeline = FluxKontextPipeline.from_pretrained(resolve("embedded/pipeline"), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
 
@@ -84,9 +84,9 @@ def test_generate_takes_a_photo_of_any_kind(trained: Path) -> None:
     for out, more in (("base.png", ()), ("tuned.png", ("--run", "run")), ("again.png", ("--run", "run"))):
         done = cgrpo(*shared, "--out", out, *more, folder=trained)
         assert done.returncode == 0, done.stderr
-    pictures = [(trained / name).read_bytes() for name in ("base.png", "tuned.png", "again.png")]
-    assert pictures[1] == pictures[2], "same seed, same picture"
-    assert pictures[0] != pictures[1]
+    images = [(trained / name).read_bytes() for name in ("base.png", "tuned.png", "again.png")]
+    assert images[1] == images[2], "same seed, same image"
+    assert images[0] != images[1]
     done = cgrpo(*shared, "--images", "2", folder=trained)
     assert (trained / "generated-2.png").is_file(), done.stderr
 
@@ -100,7 +100,7 @@ def test_evaluate_scores_base_and_tuned(trained: Path) -> None:
     assert cgrpo("train", "--resume", "run", folder=trained).returncode == 0
     for name in ("base", "tuned"):
         kept = json.loads((trained / "run/evaluation" / name / "scores.json").read_text(encoding="utf-8"))
-        assert len(kept["pictures"]) == 3
+        assert len(kept["images"]) == 3
 
 
 def test_info_shows_versions_device_and_settings(trained: Path) -> None:

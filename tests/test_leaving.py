@@ -20,7 +20,7 @@ from customized_grpo.trainer.folder import check_unused
 from customized_grpo.trainer.locking import claim
 from customized_grpo.utils.records import move_folder, sweep, write_bytes, writing
 from customized_grpo.utils.stopping import Stopped, Stopping
-from customized_grpo.utils.terminal import told_os_error
+from customized_grpo.utils.terminal import describe_os_error
 
 HOLDER = """
 import sys, time
@@ -38,9 +38,9 @@ def test_a_lock_is_refused_to_others_and_ends_with_its_process(tmp_path: Path) -
         assert holder.stdout is not None and holder.stdout.readline() == "has it\n"
         with pytest.raises(
             ConfigError, match=rf"in use by process {holder.pid} on .*; wait for it, or stop it"
-        ) as told:
+        ) as message:
             claim(tmp_path).__enter__()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(message.value)
     finally:
         holder.kill()
         holder.wait()
@@ -82,9 +82,9 @@ def test_settings_of_another_version_are_refused_in_one_line(tmp_path: Path) -> 
     path.write_text(path.read_text(encoding="utf-8").replace(f"version: {VERSION}", "version: 0", 1), encoding="utf-8")
     with pytest.raises(
         ConfigError, match=r"config\.yaml:1: version: should be 1: another version of this package"
-    ) as told:
+    ) as message:
         load_config(path)
-    assert "\n" not in str(told.value) and str(told.value).endswith("given 0")
+    assert "\n" not in str(message.value) and str(message.value).endswith("given 0")
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_errors_of_the_disk_name_the_path_and_the_remedy(tmp_path: Path, monkeyp
     path = tmp_path / "config.yaml"
     with pytest.raises(OSError, match="No space left") as raised:
         write_bytes(path, b"x")
-    message = told_os_error(raised.value)
+    message = describe_os_error(raised.value)
     assert message.startswith(f"{path}: no space left on device; ") and "--resume" in message
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="No space left on device") as raised, writing(tmp_path):

@@ -43,13 +43,13 @@ def test_settings_are_given_by_section_or_by_name() -> None:
     args = cg.CustomizedGRPOConfig(output_dir="runs/x", learning_rate=3e-5, train={"updates": 5}, gamma=0.1, seed=7)
     assert (args.train.learning_rate, args.train.updates, args.method.gamma, args.seed) == (3e-5, 5, 0.1, 7)
     assert args.output_dir == Path("runs/x") and "output_dir" not in args.model_dump()
-    for settings, told in (
+    for settings, message in (
         ({"batch_size": 3}, r"batch_size: is a setting of rollout and of train; give rollout=\{'batch_size': 3\} or"),
         ({"nothing": 1}, "nothing: unknown setting"),
         ({"learning_rate": -1.0}, r"train\.learning_rate: input should be greater than 0; given -1"),
         ({"updates": 2, "train": {"updates": 3}}, "updates: given twice"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             cg.CustomizedGRPOConfig(**settings)
     again = cg.CustomizedGRPOConfig(train=args.train, iterations=9)
     assert (again.train.iterations, again.train.updates) == (9, 5)

@@ -30,13 +30,13 @@ def first_half(images, pairs, value=1.0):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: pictures of two sizes, a reference with its mask, a run."""
+    """The working folder: images of two sizes, a reference with its mask, a run."""
     rng = np.random.default_rng(0)
     (tmp_path / "drawn").mkdir()
     for name, size in (("a", 64), ("b", 64), ("c", 48), ("d", 64)):
         pixels = rng.integers(0, 256, (size, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "drawn" / f"{name}.png")
-    (tmp_path / "drawn" / "notes.txt").write_text("no picture")
+    (tmp_path / "drawn" / "notes.txt").write_text("no image")
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 16:48] = 255
@@ -57,12 +57,12 @@ def tensor(path: Path) -> torch.Tensor:
 
 
 def test_a_kind_scores_as_in_a_training(folder: Path) -> None:
-    arguments = ["--path", "embedded/judge-identity", "--option", "segmented={0}", "--reference", "cat.png"]
+    arguments = ["--path", "embedded/monitor-identity", "--option", "segmented={0}", "--reference", "cat.png"]
     masks = (Image.open(folder / "mask.png"),)
     pair = Pair("a", "a cat in the snow", (Image.open(folder / "cat.png"),), masks)
     for segmented in (True, False):
         config = RewardConfig(
-            kind="dino", role="identity", path="embedded/judge-identity", options={"segmented": segmented}
+            kind="dino", role="identity", path="embedded/monitor-identity", options={"segmented": segmented}
         )
         expected = float(build_reward(config, "cpu")(tensor(folder / "drawn/a.png"), [pair]))
         given = [part.format(str(segmented).lower()) for part in arguments]
@@ -84,10 +84,10 @@ def test_a_folder_is_scored_by_a_runs_rewards_to_a_csv_file(folder: Path) -> Non
     assert [row["image"] for row in rows] == [f"drawn/{name}.png" for name in "abcd"]
     pair = Pair("a", "a cat in the snow", (Image.open(folder / "cat.png"),), (None,))
     for reward in rewards:
-        judge = build_reward(reward, "cpu")
+        scorer = build_reward(reward, "cpu")
         for row in rows:
-            expected = float(judge(tensor(folder / row["image"]), [pair]))
-            assert float(row[judge.name]) == pytest.approx(expected, abs=2e-3)
+            expected = float(scorer(tensor(folder / row["image"]), [pair]))
+            assert float(row[scorer.name]) == pytest.approx(expected, abs=2e-3)
     done = score("--config", "config.yaml", "--reward", "prompt", "--reward", "copy-paste", *shared)
     with (folder / "out/scores.csv").open(newline="") as file:
         chosen = list(csv.DictReader(file))

@@ -84,8 +84,8 @@ def test_every_model_is_loaded_from_safetensors() -> None:
 
 
 def test_no_class_that_a_model_names_runs_the_models_code() -> None:
-    """transformers' Auto classes, and those by a name, are told so; without that transformers asks at the terminal."""
-    asked = 0
+    """Auto classes get trust_remote_code=False; without it transformers asks at the terminal."""
+    requested = 0
     for source in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and names(node.func).endswith(".from_pretrained"):
@@ -94,11 +94,11 @@ def test_no_class_that_a_model_names_runs_the_models_code() -> None:
                     given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
                     own = loader == "self._class"  # of diffusers, and of a kind that the policy has loaded
                     assert own or given.get("trust_remote_code") == "False", f"{source.name}:{node.lineno}: {loader}"
-                    asked += not own
-    assert asked >= 6
+                    requested += not own
+    assert requested >= 6
 
 
-def test_a_terminal_is_not_asked_whether_to_run_a_models_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_is_not_requested_whether_to_run_a_models_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor would a yes be of use: here it comes of itself."""
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED_FOLDER / "pipeline", model)
@@ -116,7 +116,7 @@ def test_a_terminal_is_not_asked_whether_to_run_a_models_code(tmp_path: Path, mo
     assert not (tmp_path / "evil").exists()
 
 
-def test_servers_listen_to_this_machine_alone_unless_told() -> None:
+def test_servers_listen_to_this_machine_alone_unless_reported() -> None:
     assert signature(serve).parameters["host"].default == "127.0.0.1"
     for command in (rewards.serve_reward, sharing.demo):
         assert signature(command).parameters["host"].default == "127.0.0.1"
@@ -125,9 +125,9 @@ def test_servers_listen_to_this_machine_alone_unless_told() -> None:
 def test_a_report_shows_no_secret() -> None:
     options = {"api_key": "opensesame", "folder": "/home/me/cache", "note": "sk-abcdefghijklmnop",
                "server": "https://me:hushhush@host:8000/v1"}  # fmt: skip
-    judge = RewardConfig(kind="mine.py:Judge", role="guard", options=options)
-    told = list(changes(embedded(Config, evaluation=embedded(EvaluationConfig, monitors=[judge]))))
-    shown = " ".join(change.value for change in told)
+    reward = RewardConfig(kind="mine.py:Judge", role="guard", options=options)
+    message = list(changes(embedded(Config, evaluation=embedded(EvaluationConfig, monitors=[reward]))))
+    shown = " ".join(change.value for change in message)
     assert "opensesame" not in shown and "sk-abc" not in shown and "hush" not in shown
     assert SECRET in shown and "/home/me/cache" in shown and "@host:8000/v1" in shown
 

@@ -26,7 +26,7 @@ TOKEN = "hf_" + "a" * 30
 def trained(run: Path, *names: str) -> Config:
     """A short run of the embedded model with these trackers; one option holds a secret."""
     options = (
-        f"{{kind: dino, role: identity, name: extra, path: embedded/judge-identity, options: {{revision: {TOKEN}}}}}"
+        f"{{kind: dino, role: identity, name: extra, path: embedded/monitor-identity, options: {{revision: {TOKEN}}}}}"
     )
     config = load_config(None, [*SHORT, f"train.trackers=[{', '.join(names)}]", f"evaluation.monitors=[{options}]"])
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": run.parent})})
@@ -34,22 +34,22 @@ def trained(run: Path, *names: str) -> Config:
     return config
 
 
-def test_tensorboard_has_the_numbers_the_configuration_and_the_pictures(tmp_path: Path) -> None:
+def test_tensorboard_has_the_numbers_the_configuration_and_the_images(tmp_path: Path) -> None:
     run = tmp_path / "run"
     trained(run, "tensorboard")
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     records = read_records(run / "metrics.jsonl")
     assert len(records) == 2
-    told = {name for record in records for name in record} - {"iteration"}
-    assert set(events.Tags()["scalars"]) == told
+    message = {name for record in records for name in record} - {"iteration"}
+    assert set(events.Tags()["scalars"]) == message
     for name in ("identity/mean", "kl", "learning_rate"):
         scalars = events.Scalars(name)
         assert [scalar.step for scalar in scalars] == [1, 2]
         assert [scalar.value for scalar in scalars] == pytest.approx([record[name] for record in records], rel=1e-6)
-    (picture,) = events.Images("samples")
-    assert picture.step == 2
+    (image,) = events.Images("samples")
+    assert image.step == 2
     with (
-        Image.open(io.BytesIO(picture.encoded_image_string)) as shown,
+        Image.open(io.BytesIO(image.encoded_image_string)) as shown,
         Image.open(run / "samples" / "iteration-000002.png") as kept,
     ):
         assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(kept.convert("RGB")))

@@ -35,7 +35,7 @@ SPECIAL = [
 
 @contextmanager
 def without_video() -> Iterator[None]:
-    """Inside it Qwen2VLProcessor has no part for videos: that part wants torchvision, and no picture needs it."""
+    """Inside it Qwen2VLProcessor has no part for videos: that part wants torchvision, and no image needs it."""
     parts = classmethod(lambda cls: ["image_processor", "tokenizer"])
     with mock.patch.object(Qwen2VLProcessor, "get_attributes", parts):
         yield

@@ -68,7 +68,7 @@ def save_vlm(folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
-            # What pictures say is made loud: text outnumbers it.
+            # What images say is made loud: text outnumbers it.
             gain = 40.0 if "projector" in name else 2.0
             torch.nn.init.normal_(weight, 0, gain / weight[0].numel() ** 0.5, generator=generator)
     digits = tokenizer.convert_tokens_to_ids(list("01234"))
@@ -98,7 +98,7 @@ class TinyCompletions:
     @torch.no_grad()
     def logprobs(self, messages: list[dict[str, Any]], begun: str = "") -> torch.Tensor:
         """Log-probabilities (vocabulary,) of the token that follows the messages and what is said already."""
-        text, pictures = "", []
+        text, images = "", []
         for message in messages:
             content = message["content"]
             for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
@@ -106,9 +106,9 @@ class TinyCompletions:
                     text += part["text"]
                 else:
                     data = part["image_url"]["url"].removeprefix("data:image/png;base64,")
-                    pictures.append(Image.open(io.BytesIO(base64.b64decode(data))))
+                    images.append(Image.open(io.BytesIO(base64.b64decode(data))))
                     text += "<image>"
-        inputs = self.processor(text=text + begun, images=pictures, return_tensors="pt")
+        inputs = self.processor(text=text + begun, images=images, return_tensors="pt")
         return self.model(**inputs).logits[0, -1].float().log_softmax(-1)
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from customized_grpo.protocols import Conditions, Pair, Reward
 from customized_grpo.rewards import build_reward, default_path
 from customized_grpo.utils.hub import resolve
 from customized_grpo.utils.outlines import config_reader
-from customized_grpo.utils.records import aside, move_folder
+from customized_grpo.utils.records import move_folder, temporary_folder
 
 ROOT = Path(__file__).parents[2]
 SIDE, TINY_SIDE = 512, 64
@@ -88,7 +88,7 @@ class Context:
         """Return the temporary folder of that name, filled by `write` on first use; complete or absent after a kill."""
         folder = self.folder / name
         if not folder.is_dir():
-            unfinished = aside(folder)
+            unfinished = temporary_folder(folder)
             write(unfinished)
             move_folder(unfinished, folder)
         return folder

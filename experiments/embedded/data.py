@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from customized_grpo.embedded.places import PLACES
-from customized_grpo.embedded.scenes import ACCESSORIES, POSITIONS, Wish
+from customized_grpo.embedded.scenes import ACCESSORIES, POSITIONS, Attributes
 from customized_grpo.embedded.subjects import COLOURS, Subject, sprites
 
 WORDS = sorted({Subject(i).word for held in (False, True) for i in sprites(held_out=held)})
@@ -33,15 +33,15 @@ class Prompt:
     """A prompt by its parts."""
 
     word: str
-    wish: Wish
+    attributes: Attributes
 
     @property
     def text(self) -> str:
-        return self.wish.prompt(self.word)
+        return self.attributes.prompt(self.word)
 
     @property
     def parts(self) -> dict[str, str | None]:
-        return {"word": self.word, **asdict(self.wish)}
+        return {"word": self.word, **asdict(self.attributes)}
 
     @property
     def codes(self) -> list[int]:
@@ -51,9 +51,9 @@ class Prompt:
     def swapped(self, kind: str, choice: str | None) -> Prompt:
         """Return the prompt with one part changed."""
         return (
-            Prompt(str(choice), self.wish)
+            Prompt(str(choice), self.attributes)
             if kind == "word"
-            else replace(self, wish=replace(self.wish, **{kind: choice}))
+            else replace(self, attributes=replace(self.attributes, **{kind: choice}))
         )
 
     def nearly(self, position: str, kind: str, rng: np.random.Generator) -> Prompt:
@@ -71,7 +71,9 @@ class Rendered:
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
         entries = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
         self.subjects = [Subject(**entry["subject"]) for entry in entries]
-        self.prompts = [Prompt(s.word, Wish(**entry["wish"])) for s, entry in zip(self.subjects, entries, strict=True)]
+        self.prompts = [
+            Prompt(s.word, Attributes(**entry["wish"])) for s, entry in zip(self.subjects, entries, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -86,7 +88,7 @@ class Rendered:
 
     def position(self, row: int) -> str:
         """Return the position of a target's subject, also if its prompt leaves it open."""
-        named = self.prompts[row].wish.position
+        named = self.prompts[row].attributes.position
         if named is not None:
             return named
         columns = np.nonzero(self._arrays["target_mask"][row])[1]

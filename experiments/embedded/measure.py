@@ -27,20 +27,20 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import Config, PolicyConfig, RewardConfig
-from customized_grpo.embedded.scenes import POSITIONS, Scene, draw_pair, draw_wish
-from customized_grpo.embedded.subjects import draw_subject
+from customized_grpo.embedded.scenes import POSITIONS, Scene, sample_attributes, sample_pair
+from customized_grpo.embedded.subjects import sample_subject
 from customized_grpo.figures.grids import image_grid
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, Pair, Policy, Reward
 from customized_grpo.rewards import build_reward
-from customized_grpo.trainer.rollout import image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, sample_images
 
 CANDIDATES = 96
-ENCODERS = ("reward-identity", "judge-identity", "reward-prompt", "judge-prompt")
+ENCODERS = ("reward-identity", "monitor-identity", "reward-prompt", "monitor-prompt")
 #: Choices of each kind that a sample can have; its position is always given.
-ASKED = {kind: [c for c in choices if (kind, c) != ("position", None)] for kind, choices in CHOICES.items()}
+NAMED = {kind: [c for c in choices if (kind, c) != ("position", None)] for kind, choices in CHOICES.items()}
 FOUR = ("place", "accessory", "colour", "position")
-GUESSES = {kind: 1 / len(ASKED[kind]) for kind in FOUR} | {"subject": 1 / CANDIDATES}
+GUESSES = {kind: 1 / len(NAMED[kind]) for kind in FOUR} | {"subject": 1 / CANDIDATES}
 GUESSES["all four"] = math.prod(GUESSES[kind] for kind in FOUR)
 Results = dict[str, float]
 
@@ -63,10 +63,10 @@ def draw(count: int, *, coloured: bool, held_out: bool, seed: int) -> list[Sampl
     rng = np.random.default_rng([seed, count, coloured, held_out])
     samples: list[Sample] = []
     while len(samples) < count:
-        subject, wish = draw_subject(rng, held_out=True), draw_wish(rng, held_out=held_out)
-        wish = replace(wish, position=wish.position or str(rng.choice(list(POSITIONS))))
-        if coloured or wish.colour is None:
-            samples.append(Sample(Prompt(subject.word, wish), *draw_pair(subject, wish, rng)))
+        subject, attributes = sample_subject(rng, held_out=True), sample_attributes(rng, held_out=held_out)
+        attributes = replace(attributes, position=attributes.position or str(rng.choice(list(POSITIONS))))
+        if coloured or attributes.colour is None:
+            samples.append(Sample(Prompt(subject.word, attributes), *sample_pair(subject, attributes, rng)))
     return samples
 
 
@@ -96,7 +96,7 @@ def identity(path: str, samples: list[Sample], coloured: list[Sample]) -> dict[s
         others = [sample.pair(f"coloured {i}") for i, sample in enumerate(coloured)]
         results[way] = {
             f"top-1 of {CANDIDATES}": float(torch.cat(first).float().mean()),
-            **spread("true picture", torch.cat(true)),
+            **spread("true image", torch.cat(true)),
             **spread("copied reference", reward(tensors(samples, "reference"), pairs)),
             **spread("in another colour", reward(tensors(coloured, "target"), others)),
             **spread("wrong subject", torch.cat(other)),
@@ -120,7 +120,7 @@ def swaps(reward: Reward, samples: list[Sample]) -> Results:
         **spread("wrong prompt", reward(targets, pairs[1:] + pairs[:1])),
     }
     all_right = torch.ones(len(samples), dtype=torch.bool)
-    for kind, choices in ASKED.items():
+    for kind, choices in NAMED.items():
         texts = [[sample.prompt.swapped(kind, choice).text for sample in samples] for choice in choices]
         swapped = [[replace(s.pair(t), prompt=t) for s, t in zip(samples, row, strict=True)] for row in texts]
         scores = torch.stack([reward(targets, row) for row in swapped], dim=1)
@@ -142,7 +142,7 @@ def generated(policy: Policy, samples: list[Sample], steps: int, seed: int) -> l
         part = samples[start : start + 48]
         encoded = [policy.encode(s.prompt.text, [Image.fromarray(s.reference.image)]) for s in part]
         noise = torch.cat([image_noise(policy, 1, seed, "measure", start + i) for i in range(len(part))])
-        for sample, image in zip(part, sample_pictures(policy, Conditions.join(encoded), noise, sigmas), strict=True):
+        for sample, image in zip(part, sample_images(policy, Conditions.join(encoded), noise, sigmas), strict=True):
             pixels = np.asarray(image.permute(1, 2, 0) * 255).round().astype(np.uint8)
             made.append(replace(sample, target=Scene(pixels, sample.target.mask)))
     return made
@@ -150,10 +150,10 @@ def generated(policy: Policy, samples: list[Sample], steps: int, seed: int) -> l
 
 def right_answers(bare: list[Sample], known: list[Sample], unseen: list[Sample]) -> Results:
     """Return shares of right answers by the monitors, in 0..1, and the mean identity score."""
-    coloured = [sample for sample in known if sample.prompt.wish.colour is not None]
-    found = identity("embedded/judge-identity", bare, coloured)["segmented reference"]
-    results = {"subject": found[f"top-1 of {CANDIDATES}"], "identity score": found["true picture mean"]}
-    for name, part in prompt("embedded/judge-prompt", known, unseen).items():
+    coloured = [sample for sample in known if sample.prompt.attributes.colour is not None]
+    found = identity("embedded/monitor-identity", bare, coloured)["segmented reference"]
+    results = {"subject": found[f"top-1 of {CANDIDATES}"], "identity score": found["true image mean"]}
+    for name, part in prompt("embedded/monitor-prompt", known, unseen).items():
         for key, value in part.items():
             kind = key.split(",")[0]
             if (", 1 of " in key or key == "all four") and kind in GUESSES:
@@ -164,7 +164,7 @@ def right_answers(bare: list[Sample], known: list[Sample], unseen: list[Sample])
 def measure_encoders(
     options: argparse.Namespace, bare: list[Sample], known: list[Sample], unseen: list[Sample]
 ) -> object:
-    coloured = [sample for sample in known if sample.prompt.wish.colour is not None]
+    coloured = [sample for sample in known if sample.prompt.attributes.colour is not None]
     results = {}
     for name in options.only:
         path = f"embedded/{name}"
@@ -177,11 +177,11 @@ def measure_policy(options: argparse.Namespace, *sets: list[Sample]) -> object:
     policy = build_policy(PolicyConfig(path=options.policy, lora=None))
     made = [generated(policy, samples, options.steps, options.seed) for samples in sets]
     copied = [[replace(s, target=s.reference) for s in samples] for samples in sets]
-    ways = {"real pictures": sets, "generator": made, "copied reference": copied}
+    ways = {"real images": sets, "generator": made, "copied reference": copied}
     results = {way: right_answers(*samples) for way, samples in ways.items()}
     guesses = {name: GUESSES.get(name.split(",")[0]) for name in results["generator"]}
     results["generator's share of the ceiling"] = {
-        name: (results["generator"][name] - guess) / max(results["real pictures"][name] - guess, 1e-9)
+        name: (results["generator"][name] - guess) / max(results["real images"][name] - guess, 1e-9)
         for name, guess in guesses.items()
         if guess is not None
     }

@@ -1,6 +1,6 @@
 """Render the pairs that the embedded models are trained on into plain numpy files.
 
-    python experiments/embedded/render.py --out build/pairs --pairs 40000 --wishes known --imperfect
+    python experiments/embedded/render.py --out build/pairs --pairs 40000 --combinations known --imperfect
     python experiments/embedded/render.py --out build/world --pairs 16000 --seed 2
 
 Writes reference.npy and target.npy (uint8, pairs x 64 x 64 x 3), the subjects' masks and prompts.jsonl.
@@ -24,61 +24,63 @@ from customized_grpo.embedded.places import PLACES, SIDE
 from customized_grpo.embedded.scenes import (
     ACCESSORIES,
     POSITIONS,
-    Wish,
-    draw_stray,
-    draw_wish,
+    Attributes,
     render_reference,
     render_target,
+    sample_attributes,
+    sample_offset,
 )
-from customized_grpo.embedded.subjects import Subject, draw_subject, sprites
+from customized_grpo.embedded.subjects import Subject, sample_subject, sprites
 
 CHUNK = 1000
-UNKNOWN = 0.3  # share of held-out combinations, with --wishes all
+UNKNOWN = 0.3  # share of held-out combinations, with --combinations all
 #: Shares of imperfect targets among those that could have the fault. The first four are against the prompt (of the
 #: missing accessories, one in four is another one; of the wrong places, half are the reference's own: copy-paste),
 #: the last two against the reference.
 FAULTS = {"accessory": 0.45, "colour": 0.4, "position": 0.4, "place": 0.18, "hue": 0.15, "subject": 0.12}
 
 
-def with_faults(subject: Subject, wish: Wish, other: str, rng: np.random.Generator) -> tuple[Subject, Wish]:
+def with_faults(
+    subject: Subject, attributes: Attributes, other: str, rng: np.random.Generator
+) -> tuple[Subject, Attributes]:
     """Return subject and prompt attributes of an imperfect target; `other` is the reference's place."""
     met = {fault: rng.random() < share for fault, share in FAULTS.items()}
-    if wish.accessory and met["accessory"]:
-        worn = [a for a in ACCESSORIES if a != wish.accessory]
-        wish = replace(wish, accessory=str(rng.choice(worn)) if rng.random() < 0.25 else None)
-    if wish.colour and met["colour"]:
-        wish = replace(wish, colour=None)
-    if wish.position and met["position"]:
-        wish = replace(wish, position=str(rng.choice([p for p in POSITIONS if p != wish.position])))
+    if attributes.accessory and met["accessory"]:
+        worn = [a for a in ACCESSORIES if a != attributes.accessory]
+        attributes = replace(attributes, accessory=str(rng.choice(worn)) if rng.random() < 0.25 else None)
+    if attributes.colour and met["colour"]:
+        attributes = replace(attributes, colour=None)
+    if attributes.position and met["position"]:
+        attributes = replace(attributes, position=str(rng.choice([p for p in POSITIONS if p != attributes.position])))
     if met["place"]:
-        wish = replace(wish, place=other if rng.random() < 0.5 else str(rng.choice([*PLACES])))
+        attributes = replace(attributes, place=other if rng.random() < 0.5 else str(rng.choice([*PLACES])))
     if met["subject"]:
         same = [i for i in sprites(held_out=False) if Subject(i).word == subject.word]
         subject = replace(subject, sprite=int(rng.choice(same)))
     if met["hue"]:
         drift = float(rng.uniform(0.08, 0.25)) * (1 if rng.random() < 0.5 else -1)
         subject = replace(subject, hue=(subject.hue + drift) % 1)
-    return subject, wish
+    return subject, attributes
 
 
 def render_chunk(
-    seed: int, chunk: int, pairs: int, wishes: str, imperfect: bool
+    seed: int, chunk: int, pairs: int, combinations: str, imperfect: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     rng = np.random.default_rng([seed, chunk])
     arrays = {name: np.empty((pairs, SIDE, SIDE, 3), np.uint8) for name in ("reference", "target")}
     arrays |= {f"{name}_mask": np.empty((pairs, SIDE, SIDE), np.bool_) for name in ("reference", "target")}
     lines = []
     for i in range(pairs):
-        subject = draw_subject(rng, held_out=False)
-        wish = draw_wish(rng, held_out=wishes == "all" and rng.random() < UNKNOWN)
-        other = str(rng.choice([place for place in PLACES if place != wish.place]))
-        stray = draw_stray(rng)
+        subject = sample_subject(rng, held_out=False)
+        attributes = sample_attributes(rng, held_out=combinations == "all" and rng.random() < UNKNOWN)
+        other = str(rng.choice([place for place in PLACES if place != attributes.place]))
+        stray = sample_offset(rng)
         reference = render_reference(subject, other, rng, stray)
-        shown = with_faults(subject, wish, other, rng) if imperfect else (subject, wish)
+        shown = with_faults(subject, attributes, other, rng) if imperfect else (subject, attributes)
         target = render_target(*shown, rng, stray)
         arrays["reference"][i], arrays["reference_mask"][i] = reference.image, reference.mask
         arrays["target"][i], arrays["target_mask"][i] = target.image, target.mask
-        entry = {"prompt": wish.prompt(subject.word), "subject": asdict(subject), "wish": asdict(wish)}
+        entry = {"prompt": attributes.prompt(subject.word), "subject": asdict(subject), "wish": asdict(attributes)}
         lines.append(json.dumps(entry))
     return arrays, lines
 
@@ -88,13 +90,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--wishes", choices=("known", "all"), default="all")
+    parser.add_argument("--combinations", choices=("known", "all"), default="all")
     parser.add_argument("--imperfect", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     sizes = [min(CHUNK, options.pairs - start) for start in range(0, options.pairs, CHUNK)]
-    render = partial(render_chunk, wishes=options.wishes, imperfect=options.imperfect)
+    render = partial(render_chunk, combinations=options.combinations, imperfect=options.imperfect)
     files: dict[str, np.memmap] = {}
     with (
         ProcessPoolExecutor(options.workers) as pool,

@@ -1,7 +1,7 @@
 """Train the four embedded encoders: two for rewards and two for monitors, which are never trained on.
 
     python experiments/embedded/train_encoders.py reward-identity --data build/world --out $MODELS
-    python experiments/embedded/train_encoders.py judge-prompt --data build/world2 --out $MODELS
+    python experiments/embedded/train_encoders.py monitor-prompt --data build/world2 --out $MODELS
 
 The monitors' differ from the rewards' in architecture, seed and images (render.py with another --seed). Identity: a
 Dinov2Model whose CLS token tells a subject's reference, cut out or whole, from others in its batch, and the same shape in
@@ -25,7 +25,7 @@ from torch.nn import functional
 from training import Losses, one_cycle, parser, train
 from transformers import BitImageProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
-from customized_grpo.embedded.subjects import Subject, picture
+from customized_grpo.embedded.subjects import Subject, sprite_image
 
 SIDE = 64
 
@@ -67,9 +67,9 @@ def new_clip(width: int, depth: int, heads: int, text_width: int, shared: int) -
 
 SPECS = {
     "reward-identity": Spec(lambda: new_dino(128, 5, 4), seed=1, steps=1300),
-    "judge-identity": Spec(lambda: new_dino(96, 6, 3), seed=2, steps=1000),
+    "monitor-identity": Spec(lambda: new_dino(96, 6, 3), seed=2, steps=1000),
     "reward-prompt": Spec(lambda: new_clip(128, 4, 4, 96, 64), seed=3, steps=2000),
-    "judge-prompt": Spec(lambda: new_clip(96, 5, 3, 64, 48), seed=4, steps=1700),
+    "monitor-prompt": Spec(lambda: new_clip(96, 5, 3, 64, 48), seed=4, steps=1700),
 }
 
 
@@ -82,7 +82,7 @@ class IdentityTask(nn.Module):
     term holds a copied reference nearer than a new image of the subject, as DINO's own training does with crops.
     """
 
-    sprites, each, copies, drawn_side = 28, 3, 28, 16
+    sprites, each, copies, crop_side = 28, 3, 28, 16
     right, same_shape = 0.85, 0.45  # target cosines of the true image, and of its shape in another colour
 
     def __init__(self, data: Rendered, seed: int, width: int) -> None:
@@ -90,7 +90,7 @@ class IdentityTask(nn.Module):
         self.data, self.rng = data, np.random.default_rng(seed)
         self.rows = {k: np.array(v) for k, v in data.rows_by_sprite().items() if len(v) >= self.each}
         self.log_scale = nn.Parameter(torch.tensor(math.log(8.0)))
-        self.draw = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, 3 * self.drawn_side**2))
+        self.draw = nn.Sequential(nn.Linear(width, 512), nn.GELU(), nn.Linear(512, 3 * self.crop_side**2))
         self.name = nn.Linear(width, max(self.rows) + 1)
         self.find = nn.Linear(width, 1)
         self._bare: dict[tuple[Subject, str | None], Tensor] = {}
@@ -98,9 +98,9 @@ class IdentityTask(nn.Module):
     def bare(self, subject: Subject, colour: str | None) -> Tensor:
         """Return the subject alone on grey, (3, 16, 16)."""
         if (subject, colour) not in self._bare:
-            painted = torch.from_numpy(picture(subject, colour)).permute(2, 0, 1)
+            painted = torch.from_numpy(sprite_image(subject, colour)).permute(2, 0, 1)
             on_grey = painted[:3] * painted[3:] + 0.5 * (1 - painted[3:])
-            self._bare[subject, colour] = functional.adaptive_avg_pool2d(on_grey, self.drawn_side).half()
+            self._bare[subject, colour] = functional.adaptive_avg_pool2d(on_grey, self.crop_side).half()
         return self._bare[subject, colour].float()
 
     def wanted(self, subjects: list[Subject], colours: list[str | None]) -> Tensor:
@@ -117,7 +117,7 @@ class IdentityTask(nn.Module):
         chosen = self.rng.choice(list(self.rows), self.sprites, replace=False)
         rows = np.concatenate([self.rng.choice(self.rows[int(s)], self.each, replace=False) for s in chosen])
         subjects, n = [self.data.subjects[row] for row in rows], len(rows)
-        colours = [self.data.prompts[row].wish.colour for row in rows]
+        colours = [self.data.prompts[row].attributes.colour for row in rows]
         references, masks = self.data.images("reference", rows), self.data.masks("reference", rows)
         targets, target_masks = self.data.images("target", rows), self.data.masks("target", rows)
         whole = torch.from_numpy(self.rng.random(n) < 0.5)
@@ -131,9 +131,9 @@ class IdentityTask(nn.Module):
 
         scale = self.log_scale.exp().clamp(max=20)  # beyond it cosines lose their spread
         logits = (scale * cosines).masked_fill((wanted > 0.7) & ~torch.eye(n, dtype=torch.bool), -1e4)
-        labels, asked = torch.arange(n), torch.tensor([colour is None for colour in colours])
-        match = functional.cross_entropy(logits[asked], labels[asked])
-        match = (match + functional.cross_entropy(logits.T[asked], labels[asked])) / 2
+        labels, selected = torch.arange(n), torch.tensor([colour is None for colour in colours])
+        match = functional.cross_entropy(logits[selected], labels[selected])
+        match = (match + functional.cross_entropy(logits.T[selected], labels[selected])) / 2
         errors = (cosines - wanted).square()
         graded = errors[wanted > 0].mean() + errors[wanted == 0].mean()
         nearer = scale * torch.cat([(anchor[copied] * copy).sum(-1, keepdim=True), anchor[copied] @ target.T], 1)
@@ -150,7 +150,7 @@ class IdentityTask(nn.Module):
         return {
             "loss": match + 4 * graded + 0.25 * copying + 20 * drawn + 0.3 * named + 0.5 * found, "match": match,
             "graded": graded, "copying": copying, "drawn": drawn, "named": named, "found": found,
-            "right": (logits.argmax(1) == labels)[asked].float().mean(),
+            "right": (logits.argmax(1) == labels)[selected].float().mean(),
         }  # fmt: skip
 
 
@@ -175,8 +175,8 @@ class PromptTask(nn.Module):
         """Return the heads' loss on images or texts; a position left open is skipped."""
         total = torch.zeros(())
         for kind, head, truth in zip(KINDS, self.heads, codes.T, strict=True):
-            asked = truth > 0 if kind == "position" else torch.ones_like(truth, dtype=torch.bool)
-            total = total + functional.cross_entropy(head(10 * features[asked]).float(), truth[asked])
+            selected = truth > 0 if kind == "position" else torch.ones_like(truth, dtype=torch.bool)
+            total = total + functional.cross_entropy(head(10 * features[selected]).float(), truth[selected])
         return total
 
     def forward(self, model: nn.Module, device: torch.device) -> Losses:
@@ -188,9 +188,9 @@ class PromptTask(nn.Module):
             for prompt, position in zip(true, positions, strict=True):
                 kind = str(self.rng.choice(KINDS, p=[0.1, 0.15, 0.2, 0.25, 0.3]))
                 prompts.append(prompt.nearly(position, kind, self.rng))
-        said = torch.tensor([prompt.codes for prompt in prompts])
-        mentioned = torch.where((said == 0) & (torch.arange(len(KINDS)) >= 2), self.unmentioned, self.weights)
-        fulfilled = ((seen[:, None] == said[None]) * mentioned).sum(-1) / mentioned.sum(-1)  # (images, prompts)
+        text = torch.tensor([prompt.codes for prompt in prompts])
+        mentioned = torch.where((text == 0) & (torch.arange(len(KINDS)) >= 2), self.unmentioned, self.weights)
+        fulfilled = ((seen[:, None] == text[None]) * mentioned).sum(-1) / mentioned.sum(-1)  # (images, prompts)
         pixels = (2 * disturb(self.data.images("target", rows)) - 1).to(device)
         tokens = self.tokenizer([prompt.text for prompt in prompts], padding=True, return_tensors="pt").to(device)
         images, texts = (
@@ -203,13 +203,13 @@ class PromptTask(nn.Module):
         also_true = (fulfilled > 0.999) & ~functional.one_hot(labels, len(prompts)).bool()
         logits = logits.masked_fill(also_true, -1e4)
         picked = functional.cross_entropy(logits, labels)
-        pictured = functional.cross_entropy(logits[:, : self.batch].T, labels)
+        by_image = functional.cross_entropy(logits[:, : self.batch].T, labels)
         own = (torch.arange(len(prompts))[None] % self.batch) == labels[:, None]
         errors = (cosines - fulfilled).square()
         graded = errors[own].mean() + errors[~own].mean()
-        named = self.naming(images, seen) + self.naming(texts, said)
+        named = self.naming(images, seen) + self.naming(texts, text)
         return {
-            "loss": picked + pictured + 6 * graded + 0.3 * named, "picked": picked, "graded": graded, "named": named,
+            "loss": picked + by_image + 6 * graded + 0.3 * named, "picked": picked, "graded": graded, "named": named,
             "right": (logits.argmax(1) == labels).float().mean(),
         }  # fmt: skip
 

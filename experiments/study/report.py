@@ -93,7 +93,7 @@ def verdict(study: StudyConfig, summaries: Mapping[str, RowSummary], planes: Pla
             f"{study.ours} by the {plane}: identity {mine[0]:+.1f}%, prompt {mine[1]:+.1f}%",
             f"dominated by {', '.join(better)}" if better else "no static weights dominate it",
             f"undominated are {', '.join(front(gains))}",
-            f"hypervolume {area.told('.0f')}, "
+            f"hypervolume {area.text('.0f')}, "
             + (f"not above {', '.join(larger)}" if larger else "the largest of all rows"),
         ]
         static = [summaries[name] for name in study.front if name in summaries]
@@ -101,7 +101,7 @@ def verdict(study: StudyConfig, summaries: Mapping[str, RowSummary], planes: Pla
             best = max(static, key=lambda summary: summary.hypervolume[plane].mean)
             reached = best.hypervolume[plane]
             apart = "apart from it" if area.low > reached.high else "not apart from it"
-            parts.append(f"the best static weights' is {reached.told('.0f')}")
+            parts.append(f"the best static weights' is {reached.text('.0f')}")
             if min(ours.seeds, best.seeds) > 1:
                 parts[-1] += f", {apart}"
             else:
@@ -125,8 +125,8 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     headings = ["row", "seeds", *(score if score in guards else f"{score} %" for score in scores)]
     headings += [f"hypervolume ({plane})" for plane in planes]
     cells = [
-        [name, str(summary.seeds), *(summary.gains[score].told() for score in scores)]
-        + [summary.hypervolume[plane].told(".0f") for plane in planes]
+        [name, str(summary.seeds), *(summary.gains[score].text() for score in scores)]
+        + [summary.hypervolume[plane].text(".0f") for plane in planes]
         for name, summary in summaries.items()
     ]
     write_bytes(out / "table.md", (markdown_table(headings, cells) + "\n").encode())

@@ -17,7 +17,7 @@ from rich.console import Console
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config, save_config
 from customized_grpo.evaluation import read_evaluation
-from customized_grpo.utils.records import aside, move_folder
+from customized_grpo.utils.records import move_folder, temporary_folder
 from customized_grpo.utils.stopping import ended_by_sigterm
 from experiments.study.plan import StudyRun
 from experiments.study.results import Result, append_result, collect, finished, read_results
@@ -121,7 +121,7 @@ def _lend_base(out: Path, run: StudyRun) -> None:
         base = config.parent / "evaluation/base"
         if (base / "scores.json").exists() and _same_base(load_config(config), run.config):
             if read_evaluation(base, run.config.evaluation) is not None:
-                partial = aside(mine)
+                partial = temporary_folder(mine)
                 shutil.copytree(base, partial, dirs_exist_ok=True)
                 move_folder(partial, mine)
             return

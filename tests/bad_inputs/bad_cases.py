@@ -20,7 +20,7 @@ from experiments.study.__main__ import main as study
 #: Arguments of cgrpo; those of `python -m experiments.study` after the word study.
 Command = list[str]
 #: Parts of one line of error.
-Told = tuple[str, ...]
+Message = tuple[str, ...]
 
 STUDY = Typer()
 STUDY.command()(study)
@@ -32,14 +32,14 @@ class Case:
 
     Attributes:
         make: Writes the input to a folder, and returns the commands to run there.
-        told: Parts of each line of error, in order; empty if the input is to be used.
+        message: Parts of each line of error, in order; empty if the input is to be used.
         check: Asserts that the input was used as intended; gets the folder and the output of the last command.
     """
 
     kind: str
     name: str
     make: Callable[[Path], list[Command]]
-    told: tuple[Told, ...] = ()
+    message: tuple[Message, ...] = ()
     check: Callable[[Path, str], None] | None = None
 
 
@@ -47,7 +47,7 @@ class Case:
 NO_MODEL = ["--set", "policy.path=./nowhere"]
 #: The settings of the embedded model, which a case is laid over.
 EMBEDDED = ["--config", "embedded"]
-NO_MODEL_TOLD = ("policy.path: './nowhere': no such folder",)
+NO_MODEL_MESSAGE = ("policy.path: './nowhere': no such folder",)
 
 
 def training(*arguments: str) -> Command:
@@ -55,7 +55,7 @@ def training(*arguments: str) -> Command:
 
 
 def scoring(*arguments: str) -> Command:
-    """Scores pictures by a judge that needs no model."""
+    """Scores images by a judge that needs no model."""
     return ["score", "--reward", "copy-paste", "--role", "guard", *arguments]
 
 
@@ -99,15 +99,15 @@ def hold(case: Case, folder: Path) -> None:
     for command in case.make(folder):
         before = {path.name for path in folder.iterdir()}
         done = invoke(command)
-        told = case.told
-        if not told and command[-2:] == NO_MODEL:
-            told = (NO_MODEL_TOLD,)
-        assert done.code == (2 if told else 0), (command, done)
-        assert len(done.lines) == len(told), (command, done.lines)
-        for line, parts in zip(done.lines, told, strict=True):
+        message = case.message
+        if not message and command[-2:] == NO_MODEL:
+            message = (NO_MODEL_MESSAGE,)
+        assert done.code == (2 if message else 0), (command, done)
+        assert len(done.lines) == len(message), (command, done.lines)
+        for line, parts in zip(done.lines, message, strict=True):
             assert line.startswith("error: ") and line.isprintable(), line
             assert all(part in line for part in parts), (line, parts)
-        if told:
+        if message:
             assert {path.name for path in folder.iterdir()} == before, "a refused input leaves nothing behind"
     if case.check is not None:
         case.check(folder, done.printed)

@@ -26,8 +26,8 @@ ASK = ("--reference", "good.png", "--prompt", "a cat")
 
 
 def options() -> Iterator[Case]:
-    def case(name: str, told: str, *command: str) -> Case:
-        return Case("command", name, _typed(*command), ((told,),))
+    def case(name: str, message: str, *command: str) -> Case:
+        return Case("command", name, _typed(*command), ((message,),))
 
     yield case("no such command", "No such command 'trian'", "trian")
     yield case("no such option", "train: No such option", "train", "--confg", "a.yaml")
@@ -69,12 +69,12 @@ def options() -> Iterator[Case]:
 
 
 def _scores() -> Iterator[Case]:
-    def case(name: str, told: str, *command: str) -> Case:
-        return Case("command", f"score: {name}", _typed("score", "--prompt", "a", *command), ((told,),))
+    def case(name: str, message: str, *command: str) -> Case:
+        return Case("command", f"score: {name}", _typed("score", "--prompt", "a", *command), ((message,),))
 
     image, guard = ("--image", "good.png"), ("--reward", "copy-paste", "--role", "guard")
     yield case("no reward", "no --reward; give a kind", *image)
-    yield case("no picture", "no image to score; give --image", "--reward", "copy-paste")
+    yield case("no image", "no image to score; give --image", "--reward", "copy-paste")
     yield case("an empty folder", "no image in it", "--reward", "copy-paste", "--images", "empty")
     yield case("no such folder", "gone: no such folder", "--reward", "copy-paste", "--images", "gone")
     yield case("no such kind", "unknown kind 'dyno'; did you mean 'dino'?", "--reward", "dyno", *image)
@@ -113,13 +113,13 @@ def _run(change: Callable[[Path], object]) -> Callable[[Path], Path]:
 
 
 def runs() -> Iterator[Case]:
-    def case(name: str, change: Callable[[Path], object], told: str, *commands: Command) -> Case:
+    def case(name: str, change: Callable[[Path], object], message: str, *commands: Command) -> Case:
         def make(folder: Path) -> list[Command]:
             photo(folder)
             _run(change)(folder)
             return list(commands)
 
-        return Case("run folder", name, make, ((told,),))
+        return Case("run folder", name, make, ((message,),))
 
     resume, evaluate, report = ["train", "--resume", "before"], ["evaluate", "before"], ["report", "before"]
     export, merge = ["export", "before", "--out", "out"], ["merge", "before", "--out", "out"]
@@ -149,7 +149,7 @@ def runs() -> Iterator[Case]:
         "a report of nothing yet",
         lambda folder: (_run(lambda run: None)(folder), [["report", "before"]])[1],
     )
-    of_texts = json.dumps({"settings": {}, "scores": {"a": "x"}, "pictures": 5})
+    of_texts = json.dumps({"settings": {}, "scores": {"a": "x"}, "images": 5})
     for name, content in (("no JSON", "{"), ("a list", "[]"), ("scores of texts", of_texts)):
 
         def damaged(run: Path, content: str = content) -> None:

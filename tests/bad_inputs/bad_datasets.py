@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bad_cases import NO_MODEL, Case, Command, Told, pairs, photo, training
+from bad_cases import NO_MODEL, Case, Command, Message, pairs, photo, training
 
 from customized_grpo.config import DataConfig
 from customized_grpo.data import open_dataset
@@ -26,15 +26,17 @@ def _opened(*lines: Line, file: str = "pairs.jsonl", more: tuple[str, ...] = ())
 
 
 def json_lines() -> Iterator[Case]:
-    def case(name: str, *lines: Line, told: tuple[Told, ...] | str, **options: Any) -> Case:
-        """`told` as a text is one line of error about line 1."""
-        expected = ((f"pairs.jsonl:1: {told}",),) if isinstance(told, str) else told
+    def case(name: str, *lines: Line, message: tuple[Message, ...] | str, **options: Any) -> Case:
+        """`message` as a text is one line of error about line 1."""
+        expected = ((f"pairs.jsonl:1: {message}",),) if isinstance(message, str) else message
         return Case("JSON lines", name, _opened(*lines, **options), expected)
 
     utf8 = "not UTF-8 at byte "
-    yield case("bad UTF-8", b'{"prompt": "\xe9t\xe9", "reference": "good.png"}', told=utf8)
-    yield case("UTF-16", json.dumps(GOOD).encode("utf-16"), told=(("pairs.jsonl:1: not UTF-8",),))
-    yield case("cut inside a letter", json.dumps({**GOOD, "prompt": "é"}, ensure_ascii=False).encode()[:13], told=utf8)
+    yield case("bad UTF-8", b'{"prompt": "\xe9t\xe9", "reference": "good.png"}', message=utf8)
+    yield case("UTF-16", json.dumps(GOOD).encode("utf-16"), message=(("pairs.jsonl:1: not UTF-8",),))
+    yield case(
+        "cut inside a letter", json.dumps({**GOOD, "prompt": "é"}, ensure_ascii=False).encode()[:13], message=utf8
+    )
     bad = "not valid JSON"
     for name, line in {
         "no JSON": "a cat in the snow",
@@ -50,57 +52,63 @@ def json_lines() -> Iterator[Case]:
         "CSV": "prompt,reference",
         "a mark of byte order inside": "\ufeff\ufeff" + json.dumps(GOOD),
     }.items():
-        yield case(name, line, told=bad)
+        yield case(name, line, message=bad)
     for name, line in {"a list": "[1]", "null": "null", "not a number": "NaN"}.items():
-        yield case(f"{name}, no object", line, told="not a JSON object")
-    yield case("a key twice", '{"prompt": "a", "prompt": "b", "reference": "good.png"}', told="not valid JSON (the key")
-    yield case("a misspelt key", {"promt": "a", **GOOD}, told="unknown key 'promt'; did you mean 'prompt'?")
-    yield case("a misspelt key that may be left out", {**GOOD, "maks": "good.png"},
-               told="unknown key 'maks'; did you mean 'masks'? If not, give the column another name")  # fmt: skip
-    yield case("an upper-case key", {**GOOD, "Subject": "cat"}, told="unknown key 'Subject'; did you mean 'subject'?")
-    yield case("a key of line breaks", {**GOOD, "a\nb": 1}, told="unknown key 'a\\nb'; a column needs a name")
-    yield case("an empty key", {**GOOD, "": 1}, told="unknown key ''; a column needs a name of 1 to")
-    yield case("no prompt", {"reference": "good.png"}, told="no 'prompt'; add it")
-    yield case("no reference", {"prompt": "a cat"}, told="no 'references'; add it")
-    yield case("an empty object", {}, told=(("pairs.jsonl:1: no 'prompt'",), ("pairs.jsonl:1: no 'references'",)))
-    for value in (5, ["a cat"]):
-        yield case(f"prompt is {json.dumps(value)}", {**GOOD, "prompt": value}, told="'prompt' is ")
-        yield case(f"subject is {json.dumps(value)}", {**GOOD, "subject": value}, told="'subject' is ")
-        yield case(f"key is {json.dumps(value)}", {**GOOD, "key": value}, told="'key' is ")
-    for value in (5, {}, "  ", ["good.png", 5], "a\0.png"):
-        yield case(f"reference is {json.dumps(value)}", {**GOOD, "reference": value}, told="'reference' holds ")
-    for value in (5, ""):
-        yield case(f"mask is {json.dumps(value)}", {**GOOD, "mask": value}, told="'mask' holds ")
-    yield case("no reference in the list", {"prompt": "a", "references": []}, told="'references' is an empty list")
+        yield case(f"{name}, no object", line, message="not a JSON object")
     yield case(
-        "reference and references", {**GOOD, "references": ["good.png"]}, told="'references' and 'reference' are"
+        "a key twice", '{"prompt": "a", "prompt": "b", "reference": "good.png"}', message="not valid JSON (the key"
     )
-    yield case("mask and masks", {**GOOD, "mask": "good.png", "masks": ["good.png"]}, told="'masks' and 'mask' are")
+    yield case("a misspelt key", {"promt": "a", **GOOD}, message="unknown key 'promt'; did you mean 'prompt'?")
+    yield case("a misspelt key that may be left out", {**GOOD, "maks": "good.png"},
+               message="unknown key 'maks'; did you mean 'masks'? If not, give the column another name")  # fmt: skip
+    yield case(
+        "an upper-case key", {**GOOD, "Subject": "cat"}, message="unknown key 'Subject'; did you mean 'subject'?"
+    )
+    yield case("a key of line breaks", {**GOOD, "a\nb": 1}, message="unknown key 'a\\nb'; a column needs a name")
+    yield case("an empty key", {**GOOD, "": 1}, message="unknown key ''; a column needs a name of 1 to")
+    yield case("no prompt", {"reference": "good.png"}, message="no 'prompt'; add it")
+    yield case("no reference", {"prompt": "a cat"}, message="no 'references'; add it")
+    yield case("an empty object", {}, message=(("pairs.jsonl:1: no 'prompt'",), ("pairs.jsonl:1: no 'references'",)))
+    for value in (5, ["a cat"]):
+        yield case(f"prompt is {json.dumps(value)}", {**GOOD, "prompt": value}, message="'prompt' is ")
+        yield case(f"subject is {json.dumps(value)}", {**GOOD, "subject": value}, message="'subject' is ")
+        yield case(f"key is {json.dumps(value)}", {**GOOD, "key": value}, message="'key' is ")
+    for value in (5, {}, "  ", ["good.png", 5], "a\0.png"):
+        yield case(f"reference is {json.dumps(value)}", {**GOOD, "reference": value}, message="'reference' holds ")
+    for value in (5, ""):
+        yield case(f"mask is {json.dumps(value)}", {**GOOD, "mask": value}, message="'mask' holds ")
+    yield case("no reference in the list", {"prompt": "a", "references": []}, message="'references' is an empty list")
+    yield case(
+        "reference and references", {**GOOD, "references": ["good.png"]}, message="'references' and 'reference' are"
+    )
+    yield case("mask and masks", {**GOOD, "mask": "good.png", "masks": ["good.png"]}, message="'masks' and 'mask' are")
     yield case("masks too few", {"prompt": "a", "references": ["good.png"] * 2, "masks": ["good.png"]},
-               told="'masks' has 1 for 2")  # fmt: skip
-    yield case("masks too many", {**GOOD, "masks": ["good.png"] * 2}, told="'masks' has 2 for 1")
+               message="'masks' has 1 for 2")  # fmt: skip
+    yield case("masks too many", {**GOOD, "masks": ["good.png"] * 2}, message="'masks' has 2 for 1")
     for prompt in ("", "\u200b\u200e"):
-        yield case(f"an empty prompt, {prompt!r}", {**GOOD, "prompt": prompt}, told="'prompt' is ")
-    yield case("half a surrogate pair", '{"prompt": "\\ud800", "reference": "good.png"}', told="'prompt' holds half a")
+        yield case(f"an empty prompt, {prompt!r}", {**GOOD, "prompt": prompt}, message="'prompt' is ")
+    yield case(
+        "half a surrogate pair", '{"prompt": "\\ud800", "reference": "good.png"}', message="'prompt' holds half a"
+    )
     for path in ("../good.png", "a/../../good.png", "/etc/hostname", "//etc/hostname"):
-        told = f"'reference' is '{path}', which leaves the folder"
-        yield case(f"the path {path}", {**GOOD, "reference": path}, told=told)
-        yield case(f"a mask of the path {path}", {**GOOD, "mask": path}, told=told.replace("reference", "mask"))
+        message = f"'reference' is '{path}', which leaves the folder"
+        yield case(f"the path {path}", {**GOOD, "reference": path}, message=message)
+        yield case(f"a mask of the path {path}", {**GOOD, "mask": path}, message=message.replace("reference", "mask"))
     for path in ("missing.png", "~/good.png", "$HOME/good.png", "https://example.org/cat.png", "file:///etc/hostname"):
-        yield case(f"the path {path}", {**GOOD, "reference": path}, told=(("pairs.jsonl:1: ", "no such file"),))
-    yield case("a path of 5,000 letters", {**GOOD, "reference": "a" * 5000}, told=(("pairs.jsonl:1: ", "aaaa"),))
-    yield case("the file itself as picture", {**GOOD, "reference": "pairs.jsonl"}, told=(("not an image",),))
+        yield case(f"the path {path}", {**GOOD, "reference": path}, message=(("pairs.jsonl:1: ", "no such file"),))
+    yield case("a path of 5,000 letters", {**GOOD, "reference": "a" * 5000}, message=(("pairs.jsonl:1: ", "aaaa"),))
+    yield case("the file itself as image", {**GOOD, "reference": "pairs.jsonl"}, message=(("not an image",),))
     yield case("two of one key", {**GOOD, "key": "k"}, {**GOOD, "key": "k"},
-               told=(("pairs.jsonl:2: the key 'k' is that of ",),))  # fmt: skip
-    yield case("10 MB of letters, no JSON", "a" * 10**7, told=bad)
-    yield case("10 MB of unknown keys", {**GOOD, "z" * 10**7: 1}, told="unknown key 'zzz")
+               message=(("pairs.jsonl:2: the key 'k' is that of ",),))  # fmt: skip
+    yield case("10 MB of letters, no JSON", "a" * 10**7, message=bad)
+    yield case("10 MB of unknown keys", {**GOOD, "z" * 10**7: 1}, message="unknown key 'zzz")
     many = [{"prompt": i, "reference": "good.png"} for i in range(250)]
     yield case("250 problems, each on its own line", *many,
-               told=tuple((f"pairs.jsonl:{i + 1}: 'prompt' is {i}; ",) for i in range(250)))  # fmt: skip
+               message=tuple((f"pairs.jsonl:{i + 1}: 'prompt' is {i}; ",) for i in range(250)))  # fmt: skip
     yield case(
         "problems of every kind at once", "{", "[1]", {**GOOD, "promt": 1}, {**GOOD, "prompt": ""}, GOOD,
         {**GOOD, "reference": "gone.png"}, {**GOOD, "mask": "gone.png"}, {**GOOD, "reference": "../good.png"},
-        told=(("jsonl:1: not valid JSON",), ("jsonl:2: not a JSON object",), ("jsonl:3: unknown key",),
+        message=(("jsonl:1: not valid JSON",), ("jsonl:2: not a JSON object",), ("jsonl:3: unknown key",),
               ("jsonl:4: 'prompt' is ''",), ("jsonl:8: ", "leaves"), ("jsonl:6: ", "gone.png"), ("jsonl:7: ", "gone")),
     )  # fmt: skip
     empty = (("pairs.jsonl: holds no pairs",),)
@@ -109,17 +117,17 @@ def json_lines() -> Iterator[Case]:
         "blank lines": b"\n \n\t\n",
         "only a mark of byte order": b"\xef\xbb\xbf",
     }.items():
-        yield case(name, line, told=empty)
+        yield case(name, line, message=empty)
     yield from _places()
 
 
 def _places() -> Iterator[Case]:
-    def case(name: str, path: str, told: str, make: Callable[[Path], object] = lambda folder: None) -> Case:
+    def case(name: str, path: str, message: str, make: Callable[[Path], object] = lambda folder: None) -> Case:
         def made(folder: Path) -> list[Command]:
             make(folder)
             return [training("--data", path, *NO_MODEL)]
 
-        return Case("JSON lines", name, made, ((told,),))
+        return Case("JSON lines", name, made, ((message,),))
 
     def at(name: str) -> Callable[[Path], object]:
         return lambda folder: (folder / name).write_text("x", encoding="utf-8")
@@ -162,13 +170,13 @@ def used() -> Iterator[Case]:
     yield case("a way round through the folder", {**GOOD, "reference": "./a/../good.png"}, prompts=one)
     yield case("the suffix .ndjson", GOOD, prompts=one, file="pairs.ndjson")
     yield case("an upper-case suffix", GOOD, prompts=one, file="PAIRS.JSONL")
-    yield case("one picture twice", {"prompt": "a", "references": ["good.png", "good.png"]}, prompts=["a"])
+    yield case("one image twice", {"prompt": "a", "references": ["good.png", "good.png"]}, prompts=["a"])
 
 
 def syncd() -> Iterator[Case]:
-    def case(name: str, content: object, *told: str) -> Case:
+    def case(name: str, content: object, *message: str) -> Case:
         raw = content if isinstance(content, bytes | str) else json.dumps(content)
-        return Case("SynCD JSON", name, _opened(raw, file="data.json"), tuple((line,) for line in told))
+        return Case("SynCD JSON", name, _opened(raw, file="data.json"), tuple((line,) for line in message))
 
     first = "data.json[0]: "
     yield case("no JSON", "nonsense", "data.json: not valid JSON")
@@ -185,7 +193,7 @@ def syncd() -> Iterator[Case]:
     yield case(
         "two references", [{**GOOD, "references": ["good.png"]}], first + "'references' and 'reference' are both"
     )
-    yield case("a picture that is gone", [{**GOOD, "reference": "gone.png"}], first)
+    yield case("a image that is gone", [{**GOOD, "reference": "gone.png"}], first)
     yield case(
         "a path that leaves", [{**GOOD, "reference": "../a.png"}], first + "'reference' is '../a.png', which leaves"
     )
@@ -213,7 +221,7 @@ LISTED = (
 
 
 def dreambench() -> Iterator[Case]:
-    def case(name: str, content: bytes | str | None, *told: str) -> Case:
+    def case(name: str, content: bytes | str | None, *message: str) -> Case:
         def make(folder: Path) -> list[Command]:
             (folder / "bench" / "dog").mkdir(parents=True)
             photo(folder / "bench" / "dog", "00.png")
@@ -222,7 +230,7 @@ def dreambench() -> Iterator[Case]:
                 (folder / "bench" / "prompts_and_classes.txt").write_bytes(raw)
             return [training("--data", "bench", *NO_MODEL)]
 
-        return Case("DreamBench", name, make, tuple((line,) for line in told))
+        return Case("DreamBench", name, make, tuple((line,) for line in message))
 
     where = "bench/prompts_and_classes.txt"
     yield case("no list", None, "bench has no prompts_and_classes.txt")

@@ -1,4 +1,4 @@
-"""Pictures and masks: damaged, hostile, of odd kinds."""
+"""Images and masks: damaged, hostile, of odd kinds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from bad_cases import NO_MODEL, Case, Command, pairs, photo, scoring, training
 from PIL import Image, PngImagePlugin
 
-from customized_grpo.data import pictures
+from customized_grpo.data import image_files
 
 RED, BLUE = (220, 30, 40), (20, 60, 200)
 Content = bytes | Callable[[Path], None]
@@ -87,7 +87,7 @@ def deep_tiff(*values: int) -> bytes:
 
 
 def _commands(folder: Path, name: str) -> list[Command]:
-    """The three ways of a picture into the program: to be scored, as a reference, in a data set."""
+    """The three ways of a image into the program: to be scored, as a reference, in a data set."""
     good = photo(folder)
     pairs(folder, {"prompt": "a cat", "reference": name})
     return [
@@ -109,8 +109,8 @@ def _written(name: str, content: Content) -> Callable[[Path], list[Command]]:
 
 
 def refused() -> Iterator[Case]:
-    def case(name: str, file: str, content: Content, told: str) -> Case:
-        return Case("image", name, _written(file, content), ((file, told),))
+    def case(name: str, file: str, content: Content, message: str) -> Case:
+        return Case("image", name, _written(file, content), ((file, message),))
 
     for kind, suffix in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"),
                          ("TIFF", "tif"), ("PPM", "ppm")):  # fmt: skip
@@ -119,7 +119,7 @@ def refused() -> Iterator[Case]:
         yield case(f"the first 4 bytes of a {kind}", f"start.{suffix}", whole[:4], ": ")
     yield case("JPEG without its first bytes", "headless.jpg", encoded("JPEG")[9:], "not an image of a known format")
     yield case("no bytes", "empty.jpg", b"", "the file is empty")
-    yield case("a text", "text.jpg", b"This is no picture.\n", "not an image of a known format")
+    yield case("a text", "text.jpg", b"This is no image.\n", "not an image of a known format")
     yield case("zeros", "zeros.jpg", bytes(5000), "not an image of a known format")
     others: dict[str, bytes] = {
         "a page of HTML": b"<!doctype html><title>404</title>not found",
@@ -168,7 +168,7 @@ def refused() -> Iterator[Case]:
 
 
 def _masks() -> Iterator[Case]:
-    def case(name: str, content: Content, told: str) -> Case:
+    def case(name: str, content: Content, message: str) -> Case:
         def make(folder: Path) -> list[Command]:
             good = photo(folder)
             _written("mask.png", content)(folder)
@@ -178,7 +178,7 @@ def _masks() -> Iterator[Case]:
                 training("--data", "pairs.jsonl", *NO_MODEL),
             ]
 
-        return Case("image", f"mask: {name}", make, (("mask.png", told),))
+        return Case("image", f"mask: {name}", make, (("mask.png", message),))
 
     yield case("all black", encoded("PNG", Image.new("L", (8, 8))), "marks no pixel")
     yield case("all transparent", encoded("PNG", Image.new("RGBA", (8, 8), (0, 0, 0, 0))), ": ")
@@ -189,16 +189,16 @@ def _masks() -> Iterator[Case]:
 
 
 def used() -> Iterator[Case]:
-    """Pictures of odd kinds that must come in rightly: size and colours are looked at."""
+    """Images of odd kinds that must come in rightly: size and colours are looked at."""
 
     def case(name: str, file: str, content: Content, size: tuple[int, int], colours: Any = (RED, BLUE),
              near: int = 0) -> Case:  # fmt: skip
         def check(folder: Path, printed: str) -> None:
-            picture = pictures.load(folder / file)
-            assert picture.mode == "RGB" and picture.size == size, picture
+            image = image_files.load(folder / file)
+            assert image.mode == "RGB" and image.size == size, image
             at = ((size[0] // 4, size[1] // 2), (size[0] * 3 // 4, size[1] // 2))
             for place, colour in zip(at, colours or (), strict=False):
-                found = picture.getpixel(place)
+                found = image.getpixel(place)
                 assert np.abs(np.subtract(found, colour)).max() <= near, (place, found, colour)
 
         return Case("image", name, _written(file, content), (), check)
@@ -211,7 +211,7 @@ def used() -> Iterator[Case]:
     yield case("JPEG of grey", "a.jpg", encoded("JPEG", halves(mode="L")), size, None)
     yield case("JPEG named .png", "a.png", encoded("JPEG", halves(), quality=100), size, near=6)
     yield case("PNG named .JPG", "a.JPG", encoded("PNG", halves()), size)
-    yield case("PNG without a suffix", "picture", encoded("PNG", halves()), size)
+    yield case("PNG without a suffix", "image", encoded("PNG", halves()), size)
     yield case("PNG, more after its end", "a.png", encoded("PNG", halves()) + b"<?php ?>" * 99, size)
     yield case("JPEG, more after its end", "a.jpg", encoded("JPEG", halves(), quality=100) + bytes(999), size, near=6)
     deep = np.zeros((24, 40), dtype=np.uint16)

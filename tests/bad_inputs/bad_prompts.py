@@ -13,8 +13,8 @@ LONG = "a cat wearing a red hat in the snow, " * 280  # more than 10,000 charact
 
 def _scored(prompt: str) -> Callable[[Path], list[Command]]:
     def make(folder: Path) -> list[Command]:
-        judge = ["--reward", "clip", "--path", "embedded/judge-prompt", "--role", "prompt"]
-        return [["score", *judge, "--image", photo(folder), "--prompt", prompt]]
+        reward = ["--reward", "clip", "--path", "embedded/monitor-prompt", "--role", "prompt"]
+        return [["score", *reward, "--image", photo(folder), "--prompt", prompt]]
 
     return make
 
@@ -31,10 +31,10 @@ def _has_score(folder: Path, printed: str) -> None:
     assert -100 <= float(row.split("│")[2]) <= 100, row
 
 
-def _is_picture(folder: Path, printed: str) -> None:
-    with Image.open(folder / "out.png") as picture:
-        assert picture.size == (64, 64)
-        assert len(set(picture.convert("L").tobytes())) > 10, "no flat picture"
+def _is_image(folder: Path, printed: str) -> None:
+    with Image.open(folder / "out.png") as image:
+        assert image.size == (64, 64)
+        assert len(set(image.convert("L").tobytes())) > 10, "no flat image"
 
 
 EMPTY = {
@@ -68,7 +68,7 @@ def cases() -> Iterator[Case]:
     for name, prompt in USED.items():
         yield Case("prompt", f"{name}, scored", _scored(prompt), (), _has_score)
     for name in ("10,000 characters", "emoji", "the encoders' own tokens"):
-        yield Case("prompt", f"{name}, generated", _generated(USED[name]), (), _is_picture)
+        yield Case("prompt", f"{name}, generated", _generated(USED[name]), (), _is_image)
 
 
 CASES = list(cases())

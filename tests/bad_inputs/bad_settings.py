@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bad_cases import EMBEDDED, NO_MODEL, Case, Command, Told, training
+from bad_cases import EMBEDDED, NO_MODEL, Case, Command, Message, training
 
-Lines = tuple[Told, ...]
+Lines = tuple[Message, ...]
 
 
 def _from_file(content: bytes | str, name: str = "run.yaml") -> Callable[[Path], list[Command]]:
@@ -23,8 +23,8 @@ def _from_options(*settings: str) -> Callable[[Path], list[Command]]:
 
 
 def files() -> Iterator[Case]:
-    def case(name: str, content: bytes | str, *told: str) -> Case:
-        return Case("YAML", name, _from_file(content), tuple((line,) for line in told))
+    def case(name: str, content: bytes | str, *message: str) -> Case:
+        return Case("YAML", name, _from_file(content), tuple((line,) for line in message))
 
     yield case("bad UTF-8", b"seed: \xe9", "run.yaml: not UTF-8 at byte 6")
     yield case("UTF-16", "seed: 1\n".encode("utf-16"), "run.yaml: not UTF-8")
@@ -68,10 +68,10 @@ def files() -> Iterator[Case]:
 
 
 def values() -> Iterator[Case]:
-    """One setting each, told of by its dotted key."""
+    """One setting each, message of by its dotted key."""
 
-    def case(setting: str, told: str, *further: str) -> Case:
-        return Case("setting", setting[:60], _from_options(setting, *further), ((told,),))
+    def case(setting: str, message: str, *further: str) -> Case:
+        return Case("setting", setting[:60], _from_options(setting, *further), ((message,),))
 
     for text in (".nan", ".inf", "-.inf"):
         yield case(f"train.learning_rate={text}", f"train.learning_rate must be finite; given {text}")
@@ -96,7 +96,7 @@ def values() -> Iterator[Case]:
                       "train.schedule": "cosine", "rewards.0.role": "style", "data.split": "test",
                       "policy.quantise": "int4", "train.trackers.0": "mlflow"}.items():  # fmt: skip
         yield case(f"{key}={near}", f"{key}: ")
-    for setting, told in {
+    for setting, message in {
         "train": "not an override; write KEY=VALUE", "=1": "not an override", "a..b=1": "not an override",
         "seed.a=1": "seed has no parts", "rewards.7.weight=1": "rewards has entries 0 to 1, not '7'",
         "rewards.-1.weight=1": "rewards has entries 0 to 1, not '-1'", "seed=[1,": "not valid YAML",
@@ -104,12 +104,12 @@ def values() -> Iterator[Case]:
         "polcy.path=x": "polcy: unknown key; did you mean policy?", "seed=!!python/name:os.system": "has the tag",
         "seed=\x00": "not valid YAML", "rewards=[{role: prompt}]": "rewards.0.kind: field required",
     }.items():  # fmt: skip
-        yield case(setting, told)
+        yield case(setting, message)
 
 
 def contradictions() -> Iterator[Case]:
-    def case(name: str, told: str, *settings: str) -> Case:
-        return Case("setting", name, _from_options(*settings), ((told,),))
+    def case(name: str, message: str, *settings: str) -> Case:
+        return Case("setting", name, _from_options(*settings), ((message,),))
 
     yield case("no reward that counts", "no reward of role prompt has a weight above 0; add one", "rewards.1.weight=0")
     yield case("two of one name", "two rewards or monitors have the name 'prompt'", "rewards.0.name=prompt")
@@ -141,12 +141,12 @@ def contradictions() -> Iterator[Case]:
 
 
 def studies() -> Iterator[Case]:
-    def case(name: str, content: bytes | str, *told: str) -> Case:
+    def case(name: str, content: bytes | str, *message: str) -> Case:
         def make(folder: Path) -> list[Command]:
             (folder / "study.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
             return [["study", "study.yaml", "--out", "run", "--report-only"]]
 
-        return Case("study's YAML", name, make, tuple((line,) for line in told))
+        return Case("study's YAML", name, make, tuple((line,) for line in message))
 
     yield case("empty", "", "study.yaml: rows: field required", "study.yaml: ours: field required")
     yield case("a list", "[1]", "study.yaml: ")

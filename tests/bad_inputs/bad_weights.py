@@ -1,4 +1,4 @@
-"""Weights: LoRAs of other models or none at all, damaged pipelines and judges, pickles, checkpoints."""
+"""Weights: LoRAs of other models or none at all, damaged pipelines and rewards, pickles, checkpoints."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def _first(weights: dict[str, torch.Tensor]) -> str:
 
 
 def loras() -> Iterator[Case]:
-    def case(name: str, change: Callable[[Path], None], told: str) -> Case:
-        return Case("LoRA", name, lambda folder: _run(folder, change), ((LORA, told),))
+    def case(name: str, change: Callable[[Path], None], message: str) -> Case:
+        return Case("LoRA", name, lambda folder: _run(folder, change), ((LORA, message),))
 
     damaged = "not a LoRA in safetensors"
     yield case("no bytes", _content(b""), damaged)
@@ -140,8 +140,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def pipelines() -> Iterator[Case]:
-    def case(name: str, change: Callable[[Path], object], told: str = "policy.path: cannot load ./model") -> Case:
-        return Case("pipeline", name, _pipeline(change), ((told,),))
+    def case(name: str, change: Callable[[Path], object], message: str = "policy.path: cannot load ./model") -> Case:
+        return Case("pipeline", name, _pipeline(change), ((message,),))
 
     yield case("without model_index.json", lambda model: (model / "model_index.json").unlink())
     yield case("model_index.json a list", lambda model: (model / "model_index.json").write_text("[]"))
@@ -168,7 +168,7 @@ def pipelines() -> Iterator[Case]:
         model / "transformer/diffusion_pytorch_model.bin"))  # fmt: skip
     yield case("weights as a hostile pickle", lambda model: _replace_by_pickle(model / "transformer" / WEIGHTS))
     yield case("an empty folder", lambda model: (shutil.rmtree(model), model.mkdir()))
-    for name, path, told in (
+    for name, path, message in (
         ("a file", "./good.png", "policy.path: './good.png': no such folder"),
         ("no such embedded model", "embedded/gone", "policy.path: embedded/gone: no such embedded model"),
         ("a way out of the embedded models", "embedded/../world", "policy.path: embedded/../world: no such embedded model"),
@@ -177,7 +177,7 @@ def pipelines() -> Iterator[Case]:
         ("a name of 5,000 letters", "a" * 5000, "policy.path: "),
     ):  # fmt: skip
         yield Case("pipeline", name, lambda folder, path=path: [
-            ["generate", "--reference", photo(folder), "--prompt", "a", "--set", f"policy.path={path}"]], ((told,),))  # fmt: skip
+            ["generate", "--reference", photo(folder), "--prompt", "a", "--set", f"policy.path={path}"]], ((message,),))  # fmt: skip
     for device in ("banana", "cuda:99", "cpu:5"):
         yield Case("pipeline", f"the device {device}", lambda folder, device=device: [
             training("--set", f"policy.device={device}")], (("policy.device: ",),))  # fmt: skip
@@ -185,11 +185,11 @@ def pipelines() -> Iterator[Case]:
         training("--set", f"policy.conditions={photo(folder)}")], (("policy.conditions: good.png is a file",),))  # fmt: skip
     yield Case("pipeline", "no such layers", lambda folder: [training("--set", "policy.lora.targets=[to_z]")],
                (("policy.lora.targets: the model has no linear layer 'to_z'",),))  # fmt: skip
-    for kind, told in (("gone.py:Mine", "there is no file gone.py"), ("no.such.module:Mine", "cannot be imported"),
+    for kind, message in (("gone.py:Mine", "there is no file gone.py"), ("no.such.module:Mine", "cannot be imported"),
                        ("os:getcwd", "could not be constructed"), ("os:nothing", "os has no 'nothing'"),
                        (":Mine", "is not package.module:Class"), ("good.png:Mine", "cannot be imported")):  # fmt: skip
         yield Case("pipeline", f"the kind {kind}", lambda folder, kind=kind: [
-            photo(folder) and training(*EMBEDDED, "--set", f"policy.kind={kind}")], (("policy.kind: ", told),))  # fmt: skip
+            photo(folder) and training(*EMBEDDED, "--set", f"policy.kind={kind}")], (("policy.kind: ", message),))  # fmt: skip
     yield Case("pipeline", "an adapter that is not there", lambda folder: [
         training(*EMBEDDED, "--set", "policy.kind=uno", "--set", "policy.adapter=gone.safetensors")],
         (("policy.adapter: gone.safetensors: no such file",),))  # fmt: skip
@@ -205,9 +205,9 @@ def _replace_by_pickle(path: Path) -> None:
     path.with_suffix(".bin").write_bytes(pickle.dumps(Evil()))
 
 
-def _judge(change: Callable[[Path], object]) -> Callable[[Path], list[Command]]:
+def _reward(change: Callable[[Path], object]) -> Callable[[Path], list[Command]]:
     def make(folder: Path) -> list[Command]:
-        shutil.copytree(resolve("embedded/judge-identity"), folder / "judge")
+        shutil.copytree(resolve("embedded/monitor-identity"), folder / "judge")
         change(folder / "judge")
         good = photo(folder)
         return [
@@ -217,14 +217,14 @@ def _judge(change: Callable[[Path], object]) -> Callable[[Path], list[Command]]:
     return make
 
 
-def judges() -> Iterator[Case]:
-    def case(name: str, change: Callable[[Path], object], told: str = "reward 'dino': ") -> Case:
-        return Case("judge", name, _judge(change), ((told,),))
+def rewards() -> Iterator[Case]:
+    def case(name: str, change: Callable[[Path], object], message: str = "reward 'dino': ") -> Case:
+        return Case("judge", name, _reward(change), ((message,),))
 
     def config(text: str) -> Callable[[Path], object]:
-        return lambda judge: (judge / "config.json").write_text(text, encoding="utf-8")
+        return lambda reward: (reward / "config.json").write_text(text, encoding="utf-8")
 
-    yield case("without a config", lambda judge: (judge / "config.json").unlink())
+    yield case("without a config", lambda reward: (reward / "config.json").unlink())
     yield case("config a list", config("[]"))
     yield case("config of no type", config("{}"))
     yield case("config of another type", config('{"model_type": "bert"}'), "is a bert model")
@@ -233,19 +233,19 @@ def judges() -> Iterator[Case]:
         config('{"model_type": "mine", "auto_map": {"AutoModel": "evil.Model"}}'),
         "needs code of its own",
     )
-    yield case("without weights", lambda judge: (judge / "model.safetensors").unlink())
-    yield case("weights cut", lambda judge: _cut(judge / "model.safetensors"))
+    yield case("without weights", lambda reward: (reward / "model.safetensors").unlink())
+    yield case("weights cut", lambda reward: _cut(reward / "model.safetensors"))
     yield case(
         "without one of its shards",
-        lambda judge: _without_a_shard(judge / "model.safetensors"),
+        lambda reward: _without_a_shard(reward / "model.safetensors"),
         "model-00002-of-00002.safetensors",
     )
-    yield case("weights a hostile pickle", lambda judge: _replace_by_pickle(judge / "model.safetensors"))
-    yield case("without a preprocessor", lambda judge: (judge / "preprocessor_config.json").unlink())
-    yield case("preprocessor cut", lambda judge: _cut_text(judge / "preprocessor_config.json"))
-    yield case("a weight too few", lambda judge: _weights(
-        lambda w: {k: v for k, v in w.items() if "layer.0" not in k})(judge / "model.safetensors"), "lacks the weights")  # fmt: skip
-    for option, told in {
+    yield case("weights a hostile pickle", lambda reward: _replace_by_pickle(reward / "model.safetensors"))
+    yield case("without a preprocessor", lambda reward: (reward / "preprocessor_config.json").unlink())
+    yield case("preprocessor cut", lambda reward: _cut_text(reward / "preprocessor_config.json"))
+    yield case("a weight too few", lambda reward: _weights(
+        lambda w: {k: v for k, v in w.items() if "layer.0" not in k})(reward / "model.safetensors"), "lacks the weights")  # fmt: skip
+    for option, message in {
         "batch_size=x": "options.batch_size is 'x'; input should be a valid integer",
         "batch_size=0": "options.batch_size is 0; input should be greater than or equal to 1",
         "segmented='no'": "options.segmented is 'no'", "segmenter=5": "options.segmenter is 5",
@@ -253,8 +253,8 @@ def judges() -> Iterator[Case]:
         "batch_size": "--option batch_size: not an override", "batch_size=[": "not valid YAML",
     }.items():  # fmt: skip
         yield Case("judge", f"the option {option}", lambda folder, option=option: [
-            ["score", "--reward", "dino", "--path", "embedded/judge-identity", "--option", option, "--image",
-             photo(folder), "--prompt", "a"]], ((told,),))  # fmt: skip
+            ["score", "--reward", "dino", "--path", "embedded/monitor-identity", "--option", option, "--image",
+             photo(folder), "--prompt", "a"]], ((message,),))  # fmt: skip
 
 
-CASES = [*loras(), *pipelines(), *judges()]
+CASES = [*loras(), *pipelines(), *rewards()]

@@ -1,4 +1,4 @@
-"""What nobody thought of: random bytes and texts as pictures, files and settings never end in a traceback."""
+"""What nobody thought of: random bytes and texts as images, files and settings never end in a traceback."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refused_or_used(*command: str) -> None:
 
 @few
 @given(STARTS, st.binary(max_size=300))
-def test_bytes_as_a_picture(folder: Path, start: bytes, rest: bytes) -> None:
+def test_bytes_as_a_image(folder: Path, start: bytes, rest: bytes) -> None:
     (folder / "a.png").write_bytes(start + rest)
     refused_or_used(*scoring("--prompt", "a", "--image", "a.png"))
     pairs(folder, {"prompt": "a", "reference": "a.png"})
@@ -56,7 +56,7 @@ def test_bytes_as_a_picture(folder: Path, start: bytes, rest: bytes) -> None:
 
 @few
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]), EDITS)
-def test_a_damaged_picture(folder: Path, kind: str, edits: list[tuple[float, bytes]]) -> None:
+def test_a_damaged_image(folder: Path, kind: str, edits: list[tuple[float, bytes]]) -> None:
     content = bytearray(encoded(kind))
     for place, new in edits:
         at = int(place * len(content))

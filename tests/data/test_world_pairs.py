@@ -9,15 +9,15 @@ from embedded import embedded
 from customized_grpo.config import DataConfig
 from customized_grpo.data import DataError, open_dataset
 from customized_grpo.data.world import Split, WorldPairs
-from customized_grpo.embedded.scenes import Wish
+from customized_grpo.embedded.scenes import Attributes
 from customized_grpo.embedded.subjects import sprites
 from customized_grpo.protocols import PairDataset
 
 MANY = 120
 
 
-def combinations(wish: Wish) -> set[tuple[str, str]]:
-    parts = [("place", wish.place), ("accessory", wish.accessory), ("colour", wish.colour)]
+def combinations(attributes: Attributes) -> set[tuple[str, str]]:
+    parts = [("place", attributes.place), ("accessory", attributes.accessory), ("colour", attributes.colour)]
     given = [f"{kind} {value}" for kind, value in parts if value]
     return {(a, b) for i, a in enumerate(given) for b in given[i + 1 :]}
 
@@ -41,10 +41,12 @@ def test_no_sprite_and_no_combination_is_in_both_splits() -> None:
     held_out = [WorldPairs("held-out", MANY, 0).draft(i) for i in range(MANY)]
     assert {subject.sprite for subject, *_ in train} <= set(sprites(held_out=False))
     assert {subject.sprite for subject, *_ in held_out} <= set(sprites(held_out=True))
-    trained = set[tuple[str, str]]().union(*(combinations(wish) for _, wish, *_ in train))
-    assert all(combinations(wish) - trained for _, wish, *_ in held_out[1::2])
-    assert not any(wish.held_out for _, wish, *_ in [*held_out[::2], *train])
-    assert all(place != wish.place for _, wish, place, _ in [*train, *held_out]), "the reference is in another place"
+    trained = set[tuple[str, str]]().union(*(combinations(attributes) for _, attributes, *_ in train))
+    assert all(combinations(attributes) - trained for _, attributes, *_ in held_out[1::2])
+    assert not any(attributes.held_out for _, attributes, *_ in [*held_out[::2], *train])
+    assert all(place != attributes.place for _, attributes, place, _ in [*train, *held_out]), (
+        "the reference is in another place"
+    )
 
 
 def test_content_of_a_pair() -> None:
@@ -70,8 +72,10 @@ def test_a_recoloured_world_asks_for_a_colour_in_every_prompt(split: Split) -> N
     config = embedded(DataConfig, path="world-recoloured", split=split, size=MANY, seed=2)
     pairs, plain = open_dataset(config), open_dataset(config.model_copy(update={"path": "world"}))
     assert isinstance(pairs, WorldPairs) and isinstance(plain, WorldPairs)
-    wishes = [pairs.draft(i)[1] for i in range(MANY)]
-    assert all(wish.colour for wish in wishes)
+    combinations = [pairs.draft(i)[1] for i in range(MANY)]
+    assert all(attributes.colour for attributes in combinations)
     assert not all(plain.draft(i)[1].colour for i in range(MANY))
-    assert [wish.held_out for wish in wishes] == [split == "held-out" and i % 2 == 1 for i in range(MANY)]
-    assert str(wishes[0].colour) in pairs[0].prompt and pairs[0].key != plain[0].key
+    assert [attributes.held_out for attributes in combinations] == [
+        split == "held-out" and i % 2 == 1 for i in range(MANY)
+    ]
+    assert str(combinations[0].colour) in pairs[0].prompt and pairs[0].key != plain[0].key

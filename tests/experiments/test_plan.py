@@ -48,7 +48,7 @@ def test_rows_of_a_shipped_study_differ_in_the_method_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (("ours: both", "ours: bth"), "ours: no row is named 'bth'"),
         (("ours: both", "ours: both\nextra: 1"), "extra"),
@@ -59,11 +59,11 @@ def test_rows_of_a_shipped_study_differ_in_the_method_alone(name: str) -> None:
         (("rows:", "rows: ["), "not valid YAML"),
     ],
 )
-def test_an_error_names_the_key(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+def test_an_error_names_the_key(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     path = write(tmp_path, STUDY.replace(*change, 1))
     with pytest.raises(ConfigError) as error:
         plan(load_study(path))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_stored_settings_differ_in_changed_keys_and_not_in_new_defaults() -> None:

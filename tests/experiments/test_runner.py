@@ -37,7 +37,7 @@ def test_runs_share_the_gpus_that_the_user_names(
     assert [environment(place, 3) for place in range(3)] == [{"CUDA_VISIBLE_DEVICES": one} for one in expected]
 
 
-def test_a_base_that_is_lent_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_is_reused_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config()
     first, second = StudyRun("first", 0, config), StudyRun("second", 0, config)
     for run in (first, second):
@@ -49,7 +49,7 @@ def test_a_base_that_is_lent_is_there_whole_or_not_at_all(tmp_path: Path, monkey
     for name in names:
         (base / name).write_bytes(name.encode())
     settings = config.evaluation.model_dump(mode="json")
-    (base / "scores.json").write_text(json.dumps({"scores": {}, "pictures": names, "settings": settings}))
+    (base / "scores.json").write_text(json.dumps({"scores": {}, "images": names, "settings": settings}))
     copy = shutil.copy2
 
     def killed(source: str, target: str, **options: bool) -> str:

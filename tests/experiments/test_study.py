@@ -119,7 +119,7 @@ def test_a_sigterm_stops_a_studys_runs_with_their_checkpoints(tmp_path: Path) ->
     """A scheduler's SIGTERM reaches the study alone, not its child processes."""
     (tmp_path / "study.yaml").write_text(STUDY.replace("iterations: 1", "iterations: 500"), encoding="utf-8")
     command = [sys.executable, "-m", "experiments.study", "study.yaml", "--out", "out"]
-    asked = subprocess.Popen(
+    requested = subprocess.Popen(
         command,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},  # `experiments` is in the clone only
@@ -131,13 +131,13 @@ def test_a_sigterm_stops_a_studys_runs_with_their_checkpoints(tmp_path: Path) ->
     try:
         until = time.monotonic() + 300
         while not (run / "metrics.jsonl").exists():
-            assert asked.poll() is None and time.monotonic() < until
+            assert requested.poll() is None and time.monotonic() < until
             time.sleep(0.1)
-        asked.send_signal(signal.SIGTERM)
-        error = asked.communicate(timeout=120)[1]
+        requested.send_signal(signal.SIGTERM)
+        error = requested.communicate(timeout=120)[1]
     finally:
-        asked.kill()
-    assert asked.returncode == 128 + signal.SIGTERM, error
+        requested.kill()
+    assert requested.returncode == 128 + signal.SIGTERM, error
     assert error.splitlines()[-1].startswith("error: out: stopped by SIGTERM, the runs in progress are saved")
     with claim(run):  # released by its process
         iterations = len(read_records(run / "metrics.jsonl"))

@@ -85,11 +85,11 @@ def _stops(options: argparse.Namespace, bench: Bench, whole: Reference, chance: 
         ("checkpoint", 1, signal.SIGTERM),
         ("evaluation", 2, signal.SIGTERM),
     ):
-        asked = stops.politely(bench, whole, stage, number, by)
-        yield Row("stop", asked.name, 1, f"saved and ended in {asked.seconds:.1f} s", asked.wrong)
+        requested = stops.politely(bench, whole, stage, number, by)
+        yield Row("stop", requested.name, 1, f"saved and ended in {requested.seconds:.1f} s", requested.wrong)
     for twice in (True, False):
-        asked = stops.in_vain(bench, whole, None, twice)
-        yield Row("stop", asked.name, 1, f"ended in {asked.seconds:.1f} s", asked.wrong)
+        requested = stops.in_vain(bench, whole, None, twice)
+        yield Row("stop", requested.name, 1, f"ended in {requested.seconds:.1f} s", requested.wrong)
 
 
 def _places(options: argparse.Namespace, bench: Bench, whole: Reference, chance: random.Random) -> Iterator[Row]:

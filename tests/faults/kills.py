@@ -37,15 +37,15 @@ class Trial:
     wrong: list[str] = field(default_factory=list)
 
 
-def reference(bench: Bench, *, pictures: bool = True) -> Reference:
-    """Make the reference; without `pictures` no run comes to its report."""
+def reference(bench: Bench, *, images: bool = True) -> Reference:
+    """Make the reference; without `images` no run comes to its report."""
     folder, half = bench.place("uninterrupted"), bench.place("half")
     brief = bench.train(folder).wait()
     assert brief.code == 0, brief.output
     counts = json.loads((folder / "watch" / "counts.json").read_text())
     missed = [site for site in SITES if site not in counts]
     assert not missed, f"the run never comes to {missed}"
-    charts = bench.train(folder, pictures=True).wait().processor if pictures else 0.0
+    charts = bench.train(folder, images=True).wait().processor if images else 0.0
     bench.train(half, fault={"site": "before scoring", "number": EVERY + 2}).wait()
     return Reference(folder, half, Result.of(folder / "run"), brief.processor, charts, counts)
 
@@ -55,7 +55,7 @@ def at_sites(bench: Bench, whole: Reference, sites: Sequence[str], chance: rando
     for site in sites:
         trial, folder = Trial(), bench.place("site")
         number = chance.randint(1, whole.counts[site])
-        ended = bench.train(folder, fault={"site": site, "number": number}, pictures=whole.charts > 0).wait()
+        ended = bench.train(folder, fault={"site": site, "number": number}, images=whole.charts > 0).wait()
         _check(trial, folder, ended, whole, f"{site}, {number} of {whole.counts[site]}")
         trial.wrong += bench.ends_differently(folder, whole.result)
         yield trial
@@ -68,7 +68,7 @@ def at_moments(bench: Bench, whole: Reference, kills: int, chance: random.Random
         trial, folder = Trial(), bench.place("moment")
         for _ in range(min(left, chance.choice([1, 1, 2, 3]))):
             charts = whole.charts if chance.random() < 0.2 else 0.0
-            process = bench.train(folder, pictures=charts > 0)
+            process = bench.train(folder, images=charts > 0)
             process.work(chance.uniform(0, 0.95 * whole.seconds + charts))
             stage, _ = process.stage
             process.kill()

@@ -23,14 +23,14 @@ def main() -> None:
     import_libraries()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        asked = json.loads(line)
-        if "start" in asked:
+        requested = json.loads(line)
+        if "start" in requested:
             pid = os.fork()
             if pid == 0:
-                _child(**asked["start"])
+                _child(**requested["start"])
             answer: dict[str, Any] = {"pid": pid}
         else:
-            _, status, used = os.wait4(asked["wait"], 0)
+            _, status, used = os.wait4(requested["wait"], 0)
             answer = {"code": os.waitstatus_to_exitcode(status), "processor": used.ru_utime + used.ru_stime}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -43,7 +43,7 @@ def _child(
     watch: str,
     fault: dict[str, Any] | None = None,
     largest: int | None = None,
-    pictures: bool = False,
+    images: bool = False,
     patience: float | None = None,
 ) -> None:
     """Run `cgrpo` with the arguments in a folder; never returns."""
@@ -59,7 +59,7 @@ def _child(
         from customized_grpo.reporting import callbacks
         from customized_grpo.utils import stopping
 
-        if not pictures:
+        if not images:
             callbacks.show = lambda *_: None
         sites.arm(Path(watch), fault)
         if patience is not None:

@@ -21,7 +21,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="module")
 def whole(bench: Bench) -> Reference:
-    return kills.reference(bench, pictures=False)
+    return kills.reference(bench, images=False)
 
 
 @pytest.mark.parametrize("site", ["inside a metrics line", "inside a file of tensors"])

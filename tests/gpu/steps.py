@@ -14,8 +14,8 @@ from customized_grpo.method import SAMPLERS
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import ALONE
-from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
-from customized_grpo.trainer.update import Items, Updater, draw_trained_steps
+from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
+from customized_grpo.trainer.update import Items, Updater, sample_trained_steps
 
 SAMPLER, ETA = "dance", 0.4
 PROMPTS = ("a red bird", "a big bird")  # of one length, so that they can stand in one batch of any model
@@ -62,8 +62,8 @@ def sample(model: Model, policy: PipelinePolicy, batch_size: int = 4) -> Sampled
     keys = [(prompt, number) for prompt in PROMPTS for number in range(GROUP)]
     encoded = {prompt: model.encode(policy, prompt) for prompt in PROMPTS}
     conditions = [encoded[prompt] for prompt, _ in keys]
-    trained = draw_trained_steps(stochastic, 1.0, 0, 0, keys)
-    batches = draw_images(policy, conditions, keys, config, sigmas, stochastic, seed=0, iteration=0)
+    trained = sample_trained_steps(stochastic, 1.0, 0, 0, keys)
+    batches = sample_groups(policy, conditions, keys, config, sigmas, stochastic, seed=0, iteration=0)
     return Sampled(list(batches), trained, sigmas)
 
 

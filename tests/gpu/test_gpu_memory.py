@@ -12,7 +12,7 @@ from steps import sample, update
 from tiny_models import Model, each_model
 from torch import Tensor
 
-from customized_grpo.trainer.memory import BatchSize, free_bytes, is_out_of_memory, measure_drawing, peak_bytes
+from customized_grpo.trainer.memory import BatchSize, free_bytes, is_out_of_memory, measure_sampling, peak_bytes
 
 MB = 2**20
 
@@ -101,9 +101,9 @@ def test_an_allocation_that_fails_is_known_as_one_of_memory(device: str) -> None
 
 
 @each_model("flux-kontext", of=["flux-kontext"])
-def test_sizes_by_free_memory_are_all_that_is_asked_for(device: str, model: Model) -> None:
+def test_sizes_by_free_memory_are_all_that_is_queried_for(device: str, model: Model) -> None:
     """The tiny model's images fit at once; measuring leaves no gradient behind."""
     policy, size = model.policy(device), BatchSize("rollout.batch_size", "auto")
-    measure_drawing(size, policy, model.encode(policy), 7, lambda size: size)
+    measure_sampling(size, policy, model.encode(policy), 7, lambda size: size)
     assert (size.size, size.auto) == (7, False)
     assert all(weight.grad is None for weight in policy.trainable().values())

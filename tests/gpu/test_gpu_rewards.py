@@ -8,10 +8,10 @@ from typing import Any
 
 import devices
 import pytest
-import tiny_judges
+import tiny_rewards
 import torch
 from PIL import Image
-from proofs import random_picture
+from proofs import random_image
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
@@ -21,29 +21,29 @@ from customized_grpo.rewards import build_reward
 def _hps_v3(folder: Path) -> dict[str, Any]:
     base = folder / "base"
     base.mkdir()
-    tiny_judges.qwen_base(base)
-    tiny_judges.hps_v3(folder, base)
+    tiny_rewards.qwen_base(base)
+    tiny_rewards.hps_v3(folder, base)
     return {"base": str(base), "dtype": "float32"}
 
 
 def _segmented(folder: Path) -> dict[str, Any]:
-    tiny_judges.dinov3(folder)
+    tiny_rewards.dinov3(folder)
     (folder / "segmenter").mkdir()
-    tiny_judges.segformer(folder / "segmenter", steps=5)
-    return {"segmenter": str(folder / "segmenter"), "segment_pictures": True}
+    tiny_rewards.segformer(folder / "segmenter", steps=5)
+    return {"segmenter": str(folder / "segmenter"), "segment_images": True}
 
 
 #: By name: the kind, its role, and what writes a tiny model of it to a folder and may return options.
 REWARDS: dict[str, tuple[str, str, Callable[[Path], Any] | None]] = {
-    "DINOv3": ("dino", "identity", tiny_judges.dinov3),
+    "DINOv3": ("dino", "identity", tiny_rewards.dinov3),
     "DINOv3, segmented": ("dino", "identity", _segmented),
-    "DINOv2 patches": ("dino-patches", "identity", tiny_judges.dinov2_with_registers),
-    "CLIP-I": ("clip-image", "identity", tiny_judges.clip),
-    "SigLIP 2 images": ("siglip-image", "identity", tiny_judges.siglip),
-    "CLIP-T": ("clip", "prompt", tiny_judges.clip),
-    "SigLIP 2": ("siglip", "prompt", tiny_judges.siglip),
-    "PickScore": ("pickscore", "prompt", tiny_judges.clip),
-    "HPS v2": ("hps-v2", "prompt", tiny_judges.clip),
+    "DINOv2 patches": ("dino-patches", "identity", tiny_rewards.dinov2_with_registers),
+    "CLIP-I": ("clip-image", "identity", tiny_rewards.clip),
+    "SigLIP 2 images": ("siglip-image", "identity", tiny_rewards.siglip),
+    "CLIP-T": ("clip", "prompt", tiny_rewards.clip),
+    "SigLIP 2": ("siglip", "prompt", tiny_rewards.siglip),
+    "PickScore": ("pickscore", "prompt", tiny_rewards.clip),
+    "HPS v2": ("hps-v2", "prompt", tiny_rewards.clip),
     "HPS v3": ("hps-v3", "prompt", _hps_v3),
     "copy-paste": ("copy-paste", "guard", None),
 }
@@ -54,7 +54,7 @@ CASES += [pytest.param("cpu", name, id=f"{name}-cpu") for name in ON_CPU]
 
 def pair(key: str, prompt: str, seeds: tuple[int, ...]) -> Pair:
     """A pair with masks of the middle of each reference."""
-    references = tuple(random_picture(40, 48, seed) for seed in seeds)
+    references = tuple(random_image(40, 48, seed) for seed in seeds)
     mask = Image.new("L", (48, 40))
     mask.paste(255, (12, 10, 36, 30))
     return Pair(key, prompt, references, (mask,) * len(seeds), subject="ball")

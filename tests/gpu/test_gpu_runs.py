@@ -109,4 +109,4 @@ def test_the_command_takes_the_gpu_that_is_there(tmp_path: Path) -> None:
     starts = read_records(tmp_path / "run" / "starts.jsonl")
     assert [start["hardware"]["device"] for start in starts] == [torch.cuda.get_device_name()] * 2
     scores = json.loads((tmp_path / "run" / "evaluation" / "tuned" / "scores.json").read_text())
-    assert len(scores["pictures"]) == 2
+    assert len(scores["images"]) == 2

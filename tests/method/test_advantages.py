@@ -65,9 +65,9 @@ def test_equal_rewards_give_exactly_zero(reward: float, images: int, dtype: torc
 
 
 def test_integer_and_low_precision_rewards_are_computed_in_float32() -> None:
-    judged = group_advantages(torch.tensor([0, 2, 4]))
-    assert judged.dtype == torch.float32
-    assert_close(judged, [-1.0, 0.0, 1.0])
+    checked_scores = group_advantages(torch.tensor([0, 2, 4]))
+    assert checked_scores.dtype == torch.float32
+    assert_close(checked_scores, [-1.0, 0.0, 1.0])
     low = torch.tensor([0.1, 0.2, 0.4], dtype=torch.bfloat16)
     assert torch.equal(group_advantages(low), group_advantages(low.float()))
 

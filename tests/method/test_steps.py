@@ -212,7 +212,7 @@ def test_replay_repeats_the_density_bit_for_bit(name: str, dtype: torch.dtype, s
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_mixed_sigmas_replay_as_each_was_drawn(name: str) -> None:
+def test_mixed_sigmas_replay_as_each_was_sampled(name: str) -> None:
     sigmas = flow_sigmas(25, 3.0)
     at = torch.tensor([0, 17, 24])
     mixed = take(name, sigmas[at], sigmas[at + 1], sigma_max=sigmas[1])

@@ -24,7 +24,7 @@ from customized_grpo.planning.report import bytes_of
 from customized_grpo.planning.shapes import count
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.utils.hub import ModelError
-from customized_grpo.utils.outlines import config_reader, outline_judge, outline_pipeline
+from customized_grpo.utils.outlines import config_reader, outline_pipeline, outline_reward
 
 #: Published sizes in billions of parameters: the model cards of each, and of its text encoders.
 PUBLISHED = {
@@ -58,7 +58,7 @@ def test_known_models_have_their_published_sizes(path: str) -> None:
 
 def test_known_reward_models_have_their_published_sizes() -> None:
     for path, parameters in PUBLISHED_REWARDS.items():
-        assert count(outline_judge(path)).parameters == pytest.approx(parameters, rel=0.005), path
+        assert count(outline_reward(path)).parameters == pytest.approx(parameters, rel=0.005), path
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +150,7 @@ def test_reward_models_on_another_device_take_no_memory_and_are_a_remedy(config:
     rewards = [
         RewardConfig(kind="dino", role="identity", path="facebook/dinov2-base", options={"segmenter": "some/sam"}),
         RewardConfig(kind="hps-v3", role="prompt"),
-        RewardConfig(kind="judges.py:mine", role="prompt", name="mine"),
+        RewardConfig(kind="scorers.py:mine", role="prompt", name="mine"),
     ]
     ours = config(device=None).model_copy(update={"rewards": rewards})
     plan = make_plan(ours)

@@ -56,7 +56,7 @@ def stock(folder: Path, **parts: Any) -> Any:
     return pipeline
 
 
-def random_picture(height: int, width: int, seed: int) -> Image.Image:
+def random_image(height: int, width: int, seed: int) -> Image.Image:
     """An RGB image of uniform noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)

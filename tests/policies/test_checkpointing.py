@@ -35,7 +35,7 @@ def test_activations_that_wait_on_the_host_change_no_gradient(folder: Path, monk
     monkeypatch.setattr(checkpointing, "save_on_cpu", on_host)
     proofs.checkpointing_changes_no_gradient(
         lambda wanted: policy_of(folder, gradient_checkpointing=wanted, offload_activations=wanted),
-        lambda policy: policy.encode(PROMPT, [proofs.random_picture(16, 24, 0)]),
+        lambda policy: policy.encode(PROMPT, [proofs.random_image(16, 24, 0)]),
     )
     transformer = policy_of(folder)._transformer
     blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
@@ -57,34 +57,34 @@ class Block(nn.Module):
         torch.manual_seed(0)
         self.inner, self.outer, self.hand_on, self.calls = nn.Linear(4, 4), nn.Linear(4, 4), hand_on, 0
 
-    def forward(self, told: Tensor, shown: Tensor, numbers: tuple[Tensor, dict[str, Tensor]], more: None) -> Any:
+    def forward(self, message: Tensor, shown: Tensor, numbers: tuple[Tensor, dict[str, Tensor]], more: None) -> Any:
         self.calls += 1
         scale, shift = numbers[0], numbers[1]["shift"]
-        made = shown + scale * self.outer(torch.tanh(self.inner(shown) + told.mean(1, keepdim=True))) + shift
-        return (told if self.hand_on else told * scale + made.mean(1, keepdim=True)), made
+        made = shown + scale * self.outer(torch.tanh(self.inner(shown) + message.mean(1, keepdim=True))) + shift
+        return (message if self.hand_on else message * scale + made.mean(1, keepdim=True)), made
 
 
 def streams() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     draws = torch.Generator().manual_seed(1)
     shapes = ((2, 3, 4), (2, 5, 4), (2, 1, 4), (2, 1, 4))
-    told, shown, scale, shift = (torch.randn(shape, generator=draws).requires_grad_() for shape in shapes)
-    return told, shown, scale, shift
+    message, shown, scale, shift = (torch.randn(shape, generator=draws).requires_grad_() for shape in shapes)
+    return message, shown, scale, shift
 
 
 def gradients(blocks: list[Block], compute: Any, *, frozen: bool = False, twice: bool = False) -> list[Tensor]:
     """Of both streams' last values, of inputs and weights."""
-    told, shown, scale, shift = leaves = streams()
+    message, shown, scale, shift = leaves = streams()
     for block in blocks if frozen else ():
         block.inner.requires_grad_(False)
     for block in blocks:
-        told, shown = compute(block, told, shown, (scale, {"shift": shift}), None)
+        message, shown = compute(block, message, shown, (scale, {"shift": shift}), None)
     wanted = [*leaves, *(weight for block in blocks for weight in block.parameters() if weight.requires_grad)]
-    end = shown.square().sum() + (0.0 if blocks[-1].hand_on else told.sum())
+    end = shown.square().sum() + (0.0 if blocks[-1].hand_on else message.sum())
     found = torch.autograd.grad(end, wanted, retain_graph=twice)
     if twice:
         again = torch.autograd.grad(end, wanted)
         assert all(map(torch.equal, found, again))
-    return [told.detach(), shown.detach(), *found]
+    return [message.detach(), shown.detach(), *found]
 
 
 def plainly(block: nn.Module, *given: Any) -> Any:
@@ -116,8 +116,8 @@ def test_gradients_of_a_chain_of_blocks(own: bool) -> None:
 def test_what_has_no_gradient_is_computed_once() -> None:
     again = checkpointing.checkpointing(torch.device("cpu"), on_host=False)
     block = Block().requires_grad_(False)
-    told, shown, scale, shift = (leaf.detach() for leaf in streams())
-    outputs = again(block, told, shown, (scale, {"shift": shift}), None)
+    message, shown, scale, shift = (leaf.detach() for leaf in streams())
+    outputs = again(block, message, shown, (scale, {"shift": shift}), None)
     assert block.calls == 1 and not any(output.requires_grad for output in outputs)
 
 
@@ -128,9 +128,9 @@ def test_blocks_in_shards_are_left_to_torch(tmp_path: Path) -> None:
     try:
         block = Block()
         fully_shard(block, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-        told, shown, scale, shift = streams()
-        told, shown = again(block, told, shown, (scale, {"shift": shift}), None)
-        (shown.square().sum() + told.sum()).backward()
+        message, shown, scale, shift = streams()
+        message, shown = again(block, message, shown, (scale, {"shift": shift}), None)
+        (shown.square().sum() + message.sum()).backward()
         assert block.calls == 2
         for weight, gradient in zip(block.parameters(), expected, strict=True):
             assert weight.grad is not None

@@ -46,7 +46,7 @@ def policy_of(folder: Path, **changes: Any) -> FluxKontextPolicy:
 
 
 def pixels(seed: int = 0) -> Any:
-    return proofs.random_picture(16, 24, seed)
+    return proofs.random_image(16, 24, seed)
 
 
 def same(one: Conditions, other: Conditions) -> bool:
@@ -114,7 +114,7 @@ def test_whatever_matters_is_another_entry(folder: Path, tmp_path: Path) -> None
     os.utime(weights, ns=(0, 0))
     encode(path=copy)
     assert len(kept(tmp_path / "kept")) == len(others) + 2, "another file of the model"
-    wide = proofs.random_picture(2, 3, 0)
+    wide = proofs.random_image(2, 3, 0)
     for image in (wide, Image.frombytes("RGB", wide.size[::-1], wide.tobytes())):  # other sides, the same bytes
         policy_of(folder, conditions=tmp_path / "kept").encode(PROMPT, [image])
     assert len(kept(tmp_path / "kept")) == len(others) + 4, "images of another shape"
@@ -140,7 +140,7 @@ def test_a_damaged_file_is_made_anew(folder: Path, tmp_path: Path, damage: str) 
 
 
 def test_the_transformer_is_alone_while_it_works(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the parts stand is told by the names of the devices they are sent to: a CPU has but one."""
+    """Where the parts stand is message by the names of the devices they are sent to: a CPU has but one."""
     moves: list[tuple[str, str]] = []
     parts = ["CLIPTextModel", "T5EncoderModel", "AutoencoderKL"]
     to = torch.nn.Module.to

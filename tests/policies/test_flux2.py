@@ -25,15 +25,15 @@ def policy_of(folder: Path, **changes: Any) -> Flux2Policy:
     return proofs.built(Flux2Policy, folder, **{**defaults, **changes})
 
 
-def picture(height: int = 64, width: int = 72, seed: int = 0) -> Image.Image:
-    return proofs.random_picture(height, width, seed)
+def make_image(height: int = 64, width: int = 72, seed: int = 0) -> Image.Image:
+    return proofs.random_image(height, width, seed)
 
 
 @either
 def test_references_are_none_or_cropped_as_by_the_pipeline(model: Model) -> None:
     policy = model.policy()
     pipeline = model.stock(policy)
-    for images in ([], [picture(70, 67, 3), picture(64, 95, 4)]):
+    for images in ([], [make_image(70, 67, 3), make_image(64, 95, 4)]):
         sampled = euler(policy, noise(policy), policy.encode(PROMPT, images))
         assert apart(sampled, model.draw(pipeline, noise(policy), image=images or None)) < 1e-4
 
@@ -41,7 +41,7 @@ def test_references_are_none_or_cropped_as_by_the_pipeline(model: Model) -> None
 @either
 def test_references_are_resized_and_then_go_the_pipelines_way(model: Model) -> None:
     policy = model.policy(reference_sizes=[(64, 72), (70, 64)])
-    images = [picture(90, 101, 1), picture(200, 180, 2)]
+    images = [make_image(90, 101, 1), make_image(200, 180, 2)]
     conditions = policy.encode(PROMPT, images)
     assert [conditions.rows[f"reference_{k}"].shape[1:3] for k in (1, 2)] == [(8, 9), (8, 8)]
     resize = policy._pipeline.image_processor.resize
@@ -65,9 +65,9 @@ def test_large_references_are_shrunk_as_the_pipeline_does(model: Model, monkeypa
     monkeypatch.setattr(policy._pipeline, "_encode_vae_image", spy)
     monkeypatch.setattr(pipeline, "_encode_vae_image", spy)
     with pytest.raises(SeenError):
-        policy.encode(PROMPT, [picture(1101, 1003)])
+        policy.encode(PROMPT, [make_image(1101, 1003)])
     with pytest.raises(SeenError):
-        model.draw(pipeline, noise(policy), image=[picture(1101, 1003)])
+        model.draw(pipeline, noise(policy), image=[make_image(1101, 1003)])
     assert seen[0].shape == (1, 3, 1072, 976)
     assert torch.equal(seen[0], seen[1])
 
@@ -125,4 +125,4 @@ def test_lengths_that_hold_no_prompt_are_refused(model: Model, tokens: int) -> N
 def test_references_that_the_pipeline_refuses_are_refused(model: Model) -> None:
     policy = model.policy()
     for height, width in ((63, 80), (64, 520)):
-        refused(lambda h=height, w=width: policy.encode(PROMPT, [picture(h, w)]), "policy.reference_sizes")
+        refused(lambda h=height, w=width: policy.encode(PROMPT, [make_image(h, w)]), "policy.reference_sizes")

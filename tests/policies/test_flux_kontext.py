@@ -26,8 +26,8 @@ def policy_of(folder: Path, **changes: Any) -> FluxKontextPolicy:
     return proofs.built(FluxKontextPolicy, folder, **{"reference_sizes": [(16, 24)], **changes})
 
 
-def picture(height: int = 16, width: int = 24, seed: int = 0) -> Image.Image:
-    return proofs.random_picture(height, width, seed)
+def make_image(height: int = 16, width: int = 24, seed: int = 0) -> Image.Image:
+    return proofs.random_image(height, width, seed)
 
 
 # Sampling
@@ -58,7 +58,7 @@ def test_without_references_it_is_the_pipeline_without_image(model: Model) -> No
 def test_references_are_resized_as_the_pipeline_does(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(24, 16), (16, 16), (20, 36)]  # (width, height), and no multiples of a token
     monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)
-    policy, image = model.policy(reference_sizes=None), picture(90, 50)
+    policy, image = model.policy(reference_sizes=None), make_image(90, 50)
     conditions = policy.encode(PROMPT, [image])
     assert conditions.rows["reference_1"].shape[1:3] == (4, 2)
     expected = model.draw(model.stock(policy), noise(policy), image=image, _auto_resize=True)
@@ -75,14 +75,14 @@ def test_the_nearest_size_is_by_aspect_ratio() -> None:
 def test_several_references_have_ids_and_tokens_of_their_own(folder: Path) -> None:
     """The pipeline takes one only: held against the transformer given tokens and ids by hand."""
     policy = policy_of(folder, reference_sizes=[(16, 24), (24, 16)])
-    pictures = [picture(16, 24, 1), picture(24, 16, 2)]
+    images = [make_image(16, 24, 1), make_image(24, 16, 2)]
     x, sigma = noise(policy), torch.tensor([0.7])
-    found = policy.velocity(x, sigma, policy.encode(PROMPT, pictures))
+    found = policy.velocity(x, sigma, policy.encode(PROMPT, images))
 
     pipeline = stock(folder)
     embeds, pooled, text_ids = pipeline.encode_prompt(PROMPT, max_sequence_length=24)
     tokens, ids = [x], [pipeline._prepare_latent_image_ids(1, 4, 3, "cpu", torch.float32)]
-    for k, image in enumerate(pictures, 1):
+    for k, image in enumerate(images, 1):
         pixels = pipeline.image_processor.preprocess(image)
         _, packed, _, image_ids = pipeline.prepare_latents(pixels, 1, 4, 32, 24, torch.float32, "cpu", None, x)
         image_ids[:, 0] = k
@@ -100,7 +100,7 @@ def test_several_references_have_ids_and_tokens_of_their_own(folder: Path) -> No
             return_dict=False,
         )[0][:, : x.shape[1]]
     assert apart(found, expected) < 1e-4
-    assert apart(found, policy.velocity(x, sigma, policy.encode(PROMPT, pictures[::-1]))) > 1e-4
+    assert apart(found, policy.velocity(x, sigma, policy.encode(PROMPT, images[::-1]))) > 1e-4
 
 
 # Training

@@ -81,8 +81,8 @@ def test_modules_and_their_names_stay(models: Any) -> None:
 
 
 def conditioning(policy: PipelinePolicy, references: int) -> Conditions:
-    pictures = [proofs.random_picture(16, 24, seed) for seed in range(references)]
-    return Conditions.join([policy.encode(proofs.PROMPT, pictures)] * 2)
+    images = [proofs.random_image(16, 24, seed) for seed in range(references)]
+    return Conditions.join([policy.encode(proofs.PROMPT, images)] * 2)
 
 
 def learned(policy: PipelinePolicy, references: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from customized_grpo.policies import build_policy, register_policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.reporting.card import model_card
 from customized_grpo.trainer.assembly import reward_terms
-from customized_grpo.trainer.rollout import draw_images, noise_levels
+from customized_grpo.trainer.rollout import noise_levels, sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.records import read_records
 
@@ -100,14 +100,14 @@ def test_the_guide_is_short_and_its_settings_are_valid(blocks: dict[str, str], t
 
 
 def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Path) -> None:
-    (tmp_path / "judges.py").write_text(REWARDS)
+    (tmp_path / "scorers.py").write_text(REWARDS)
     config = embedded(
         Config,
         policy=own(),
         data=embedded(DataConfig, size=3),
         rewards=[
-            RewardConfig(kind=f"{tmp_path / 'judges.py'}:red", role="identity", name="red"),
-            RewardConfig(kind=f"{tmp_path / 'judges.py'}:green", role="prompt", name="green"),
+            RewardConfig(kind=f"{tmp_path / 'rewards.py'}:red", role="identity", name="red"),
+            RewardConfig(kind=f"{tmp_path / 'rewards.py'}:green", role="prompt", name="green"),
         ],
         rollout=embedded(RolloutConfig, steps=3, group_size=3, pairs=2),
         train=embedded(TrainConfig, iterations=1, updates=1),
@@ -133,7 +133,7 @@ def test_the_guides_model_stands_the_proofs(own: Callable[..., PolicyConfig], sd
     sigmas = noise_levels(policy, 4, None)
     rollout = embedded(RolloutConfig, steps=4, group_size=2, pairs=1)
     keys, every = [("a", 0), ("a", 1)], range(rollout.steps - 1)
-    (drawn,) = draw_images(policy, [conditions] * 2, keys, rollout, sigmas, every, seed=0, iteration=0)
+    (drawn,) = sample_groups(policy, [conditions] * 2, keys, rollout, sigmas, every, seed=0, iteration=0)
     proofs.ratios_are_one(policy, drawn, rollout.sampler, rollout.eta, sigmas)
     other = build_policy(own())
     policy.save(tmp_path / "lora")
@@ -141,8 +141,8 @@ def test_the_guides_model_stands_the_proofs(own: Callable[..., PolicyConfig], sd
     assert all(torch.equal(weight, other.trainable()[name]) for name, weight in policy.trainable().items())
     stock = StableDiffusion3Pipeline.from_pretrained(sd3)
     stock.load_lora_weights(tmp_path / "lora")
-    pictures = policy.decode(drawn.clean)
-    assert pictures.shape == (2, 3, 32, 24) and pictures.min() >= 0 and pictures.max() <= 1
+    images = policy.decode(drawn.clean)
+    assert images.shape == (2, 3, 32, 24) and images.min() >= 0 and images.max() <= 1
     refused(lambda: policy.encode("a dog", []), "one reference, not 0")
     refused(lambda: build_policy(own(lora=None)), "policy.lora", "rank")
 

@@ -33,8 +33,8 @@ def test_it_computes_the_same_velocities(folder: Path) -> None:
     loaded = build_policy(config(str(folder)))
     given = build_policy(config(), FluxKontextPipeline.from_pretrained(folder))
     latents, sigma = torch.randn(1, *given.latent_shape), torch.tensor([0.5])
-    picture = Image.new("RGB", (32, 32), "red")
-    found = [policy.velocity(latents, sigma, policy.encode("a red bird", [picture])) for policy in (loaded, given)]
+    image = Image.new("RGB", (32, 32), "red")
+    found = [policy.velocity(latents, sigma, policy.encode("a red bird", [image])) for policy in (loaded, given)]
     assert torch.equal(*found) and found[0].abs().max() > 0
     assert loaded.trainable().keys() == given.trainable().keys()
 

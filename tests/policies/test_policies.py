@@ -20,7 +20,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.protocols import Conditions
 from customized_grpo.trainer.assembly import reward_terms
-from customized_grpo.trainer.rollout import draw_images, noise_levels
+from customized_grpo.trainer.rollout import noise_levels, sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.records import read_records
 
@@ -59,7 +59,7 @@ def test_every_input_reaches_the_velocity(model: Model) -> None:
     policy, references = model.policy(), list(model.source.references)
     conditions = model.encode(policy)
     base = half_way(policy, conditions)
-    changed = proofs.random_picture(*references[0].size[::-1], 9)
+    changed = proofs.random_image(*references[0].size[::-1], 9)
     others = {
         "latents": policy.velocity(noise(policy, seed=1), torch.tensor([0.5]), conditions),
         "sigma": policy.velocity(noise(policy), torch.tensor([0.501]), conditions),
@@ -129,7 +129,9 @@ def test_on_policy_ratios_are_exactly_one(model: Model, sampler: Any, checkpoint
     keys = [(prompt, number) for prompt in ("a red bird", "a big bird") for number in range(3)]
     encoded = {prompt: model.encode(policy, prompt) for prompt, _ in keys}
     conditions = [encoded[prompt] for prompt, _ in keys]
-    batches = list(draw_images(policy, conditions, keys, config, sigmas, range(config.steps - 1), seed=0, iteration=0))
+    batches = list(
+        sample_groups(policy, conditions, keys, config, sigmas, range(config.steps - 1), seed=0, iteration=0)
+    )
     assert sum(len(batch) for batch in batches) == 6
     for batch in batches:
         proofs.ratios_are_one(policy, batch, sampler, config.eta, sigmas)
@@ -209,14 +211,14 @@ def test_a_trained_lora_does_the_same_in_the_stock_pipeline(model: Model, tmp_pa
     """Trained by the loop; UNO's from its released LoRA, so that what is saved stands alone."""
     changes: dict[str, Any] = {"adapter_as": "start", "lora": LoraConfig(rank=6)} if model.name == "uno" else {}
     policy = model.policy(**changes)
-    (tmp_path / "judges.py").write_text(REWARDS)
+    (tmp_path / "scorers.py").write_text(REWARDS)
     config = embedded(
         Config,
         policy=policy.config,
         data=embedded(DataConfig, size=2),
         rewards=[
-            RewardConfig(kind=f"{tmp_path / 'judges.py'}:red", role="identity", name="red"),
-            RewardConfig(kind=f"{tmp_path / 'judges.py'}:upper", role="prompt", name="upper"),
+            RewardConfig(kind=f"{tmp_path / 'rewards.py'}:red", role="identity", name="red"),
+            RewardConfig(kind=f"{tmp_path / 'rewards.py'}:upper", role="prompt", name="upper"),
         ],
         rollout=embedded(RolloutConfig, steps=3, group_size=3, pairs=1),
         train=embedded(

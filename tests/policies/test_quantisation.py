@@ -61,7 +61,7 @@ def test_a_lora_on_quantised_weights_learns_and_replays_its_own_bits(
 ) -> None:
     pytest.importorskip(package)
     policy, plain = (policy_of(folder, dtype=dtype, quantise=one) for one in (scheme, None))
-    conditions = policy.encode(PROMPT, [proofs.random_picture(16, 24, 0)])
+    conditions = policy.encode(PROMPT, [proofs.random_image(16, 24, 0)])
     proofs.only_the_lora_is_trainable(policy)
     weight = policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight
     assert type(weight).__name__ == {"int8": "Int8Tensor", "nf4": "Params4bit"}[scheme]
@@ -86,7 +86,7 @@ def test_a_lora_on_quantised_weights_learns_and_replays_its_own_bits(
 def test_the_untuned_model_is_the_quantised_one(folder: Path, scheme: str, package: str) -> None:
     pytest.importorskip(package)
     policy = policy_of(folder, quantise=scheme, gradient_checkpointing=True)
-    proofs.reference_is_untuned(policy, policy.encode(PROMPT, [proofs.random_picture(16, 24, 0)]))
+    proofs.reference_is_untuned(policy, policy.encode(PROMPT, [proofs.random_image(16, 24, 0)]))
 
 
 @schemes
@@ -107,7 +107,7 @@ def test_offloaded_parts_work_quantised(folder: Path, tmp_path: Path, scheme: st
     moved = policy_of(folder, **both, offload=True, conditions=tmp_path)
     velocities = []
     for policy in (there, moved):
-        conditions = policy.encode(PROMPT, [proofs.random_picture(16, 24, 0)])
+        conditions = policy.encode(PROMPT, [proofs.random_image(16, 24, 0)])
         velocities.append(policy.velocity(noise(policy), HALF, conditions))
         assert policy.decode(noise(policy)).isfinite().all()
     assert torch.equal(*velocities)

@@ -9,7 +9,7 @@ from pathlib import Path
 import proofs
 import pytest
 import torch
-from proofs import PROMPT, STEPS, apart, euler, half_way, noise, random_picture, refused
+from proofs import PROMPT, STEPS, apart, euler, half_way, noise, random_image, refused
 from tiny_models import Model
 
 from customized_grpo.policies.qwen_image_edit import QwenImageEditPolicy
@@ -57,7 +57,7 @@ def test_noise_levels_are_the_schedulers(model: Model) -> None:
 def test_a_reference_is_seen_by_the_text_encoder_and_as_tokens(model: Model) -> None:
     policy = model.policy()
     conditions = model.encode(policy)
-    seen = policy.encode(PROMPT, [random_picture(40, 50, 2), model.source.references[1]])
+    seen = policy.encode(PROMPT, [random_image(40, 50, 2), model.source.references[1]])
     base = half_way(policy, conditions)
     for mixed in (
         {**conditions.rows, "prompt_embeds": seen.rows["prompt_embeds"]},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from proofs import PROMPT, apart, half_way, noise, refused, stock
-from tiny_uno import picture, policy_of
+from tiny_uno import make_image, policy_of
 from torch import Tensor
 
 from customized_grpo.policies.uno import position_ids
@@ -17,26 +17,26 @@ from customized_grpo.policies.uno import position_ids
 
 def test_position_ids_stand_on_a_diagonal() -> None:
     one = position_ids([(2, 3), (1, 2)])
-    picture_ids = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
-    assert one.tolist() == [*picture_ids, [0, 2, 3], [0, 2, 4]]
+    image_ids = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
+    assert one.tolist() == [*image_ids, [0, 2, 3], [0, 2, 4]]
     two = position_ids([(2, 3), (1, 2), (2, 1)])
-    assert two.tolist() == [*picture_ids, [0, 2, 3], [0, 2, 4], [0, 3, 5], [0, 4, 5]]
+    assert two.tolist() == [*image_ids, [0, 2, 3], [0, 2, 4], [0, 3, 5], [0, 4, 5]]
     assert one.dtype == torch.float32
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_references_are_appended_with_their_ids(flux_folder: Path, count: int) -> None:
     policy = policy_of(flux_folder)
-    pictures = [picture(16, 24, 1), picture(24, 16, 2)][:count]
-    drawn = half_way(policy, policy.encode(PROMPT, pictures))
-    # The picture has 4x3 tokens, the references 2x3 and 3x2.
+    images = [make_image(16, 24, 1), make_image(24, 16, 2)][:count]
+    drawn = half_way(policy, policy.encode(PROMPT, images))
+    # The image has 4x3 tokens, the references 2x3 and 3x2.
     ids = [[0, r, c] for r in range(4) for c in range(3)]
     ids += [[0, r, c] for r in (4, 5) for c in (3, 4, 5)]
     ids += [[0, r, c] for r in (6, 7, 8) for c in (6, 7)] if count == 2 else []
 
     pipeline, tokens = stock(flux_folder), [noise(policy)]
     embeds, pooled, text_ids = pipeline.encode_prompt(PROMPT, max_sequence_length=24)
-    for image in pictures:
+    for image in images:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
         with torch.no_grad():
             z = pipeline.vae.encode(pixels).latent_dist.mean
@@ -64,14 +64,14 @@ def test_references_are_appended_with_their_ids(flux_folder: Path, count: int) -
     for wrong in (moved, permuted):
         assert apart(drawn, velocity(wrong)) > 1e-3
     if count == 2:
-        swapped = half_way(policy, policy.encode(PROMPT, pictures[::-1]))
+        swapped = half_way(policy, policy.encode(PROMPT, images[::-1]))
         assert apart(drawn, swapped) > 1e-3
 
 
 @pytest.mark.parametrize(("count", "sides"), [(1, (512, 297, 296)), (2, (320, 185, 184))])
 def test_unos_own_sizes(flux_folder: Path, count: int, sides: tuple[int, int, int]) -> None:
     policy = policy_of(flux_folder, reference_sizes=None)
-    image = picture(131, 76)
+    image = make_image(131, 76)
     width, shorter, cropped = sides
     rows = policy.encode(PROMPT, [image.transpose(Image.Transpose.ROTATE_90)] * count).rows
     given = image.transpose(Image.Transpose.ROTATE_90).resize((width, shorter), Image.Resampling.LANCZOS)
@@ -82,10 +82,10 @@ def test_unos_own_sizes(flux_folder: Path, count: int, sides: tuple[int, int, in
         assert torch.equal(rows[name], row), name
     upright = policy.encode(PROMPT, [image] * count).rows["reference_1"]
     assert upright.shape[1:3] == (width // 8, cropped // 8)
-    square = policy.encode(PROMPT, [picture(49, 49)] * count).rows["reference_1"]
+    square = policy.encode(PROMPT, [make_image(49, 49)] * count).rows["reference_1"]
     assert square.shape[1:3] == (width // 8, width // 8)
 
 
 def test_references_of_less_than_one_token_are_refused(flux_folder: Path) -> None:
     policy = policy_of(flux_folder, reference_sizes=None)
-    refused(lambda: policy.encode(PROMPT, [picture(4, 400)]), "policy.reference_sizes", "8x8")
+    refused(lambda: policy.encode(PROMPT, [make_image(4, 400)]), "policy.reference_sizes", "8x8")

@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from embedded import embedded
 from proofs import LORA, PROMPT, apart, half_way, refused, stock, tune
 from pydantic import ValidationError
-from tiny_uno import euler, picture, policy_of, save, stock_picture, uno_lora
+from tiny_uno import euler, make_image, policy_of, save, stock_image, uno_lora
 from torch import Tensor, nn
 
 import customized_grpo
@@ -56,7 +56,7 @@ def test_the_fused_transformer_is_that_with_the_terms_added(
     flux_folder: Path, uno_adapter: Path, lora: LoraConfig | None
 ) -> None:
     plain, fused = policy_of(flux_folder, lora=lora), policy_of(flux_folder, lora=lora, adapter=str(uno_adapter))
-    conditions = plain.encode(PROMPT, [picture(), picture(24, 16, 1)])
+    conditions = plain.encode(PROMPT, [make_image(), make_image(24, 16, 1)])
     without = half_way(plain, conditions)
     assert with_terms_by_hooks(plain._transformer, uno_lora()) == uno_lora().keys()
     expected, drawn = half_way(plain, conditions), half_way(fused, conditions)
@@ -75,14 +75,14 @@ def test_the_stock_pipeline_reads_the_same_file_to_the_same_end(
     policy = policy_of(flux_folder, adapter=str(uno_adapter))
     pipeline = stock(flux_folder)
     pipeline.load_lora_weights(uno_adapter.parent, weight_name=uno_adapter.name, adapter_name="uno")
-    assert apart(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+    assert apart(euler(policy), stock_image(pipeline, policy)) < 1e-4
     # And the LoRA trained on top, beside it.
     before = euler(policy)
     tune(policy)
     policy.save(tmp_path)
     pipeline.load_lora_weights(tmp_path, adapter_name="trained")
     pipeline.set_adapters(["uno", "trained"], [1.0, 1.0])
-    assert apart(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+    assert apart(euler(policy), stock_image(pipeline, policy)) < 1e-4
     assert apart(euler(policy), before) > 1e-2
 
 
@@ -100,7 +100,7 @@ def test_it_is_fused_before_weights_are_quantised(
         policy_of(tmp_path, quantise=scheme),
     )
     assert type(policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight) is not nn.Parameter
-    conditions = policy.encode(PROMPT, [picture()])
+    conditions = policy.encode(PROMPT, [make_image()])
     assert torch.equal(half_way(policy, conditions), half_way(expected, conditions))
     assert apart(half_way(policy, conditions), half_way(policy_of(flux_folder, quantise=scheme), conditions)) > 1e-2
 
@@ -113,7 +113,7 @@ def test_training_starts_from_it(flux_folder: Path, uno_adapter: Path, tmp_path:
         policy_of(flux_folder, adapter=str(uno_adapter), **START),
         policy_of(flux_folder, adapter=str(uno_adapter)),
     )
-    conditions = policy.encode(PROMPT, [picture(), picture(24, 16, 1)])
+    conditions = policy.encode(PROMPT, [make_image(), make_image(24, 16, 1)])
     begun = half_way(policy, conditions)
     assert apart(begun, half_way(fused, conditions)) < 1e-5
     assert apart(begun, half_way(policy_of(flux_folder), conditions)) > 1e-2
@@ -133,7 +133,7 @@ def test_training_starts_from_it(flux_folder: Path, uno_adapter: Path, tmp_path:
     # What is saved stands alone.
     pipeline = stock(flux_folder)
     pipeline.load_lora_weights(tmp_path)
-    assert apart(euler(policy), stock_picture(pipeline, policy)) < 1e-4
+    assert apart(euler(policy), stock_image(pipeline, policy)) < 1e-4
 
 
 def test_a_lora_that_starts_there_must_hold_it(flux_folder: Path, uno_adapter: Path) -> None:

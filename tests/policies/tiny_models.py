@@ -20,7 +20,7 @@ import tiny_uno
 import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
-from proofs import HEIGHT, PROMPT, STEPS, WIDTH, random_picture
+from proofs import HEIGHT, PROMPT, STEPS, WIDTH, random_image
 from torch import Tensor
 
 from customized_grpo.policies.pipelines import PipelinePolicy
@@ -99,16 +99,16 @@ def _qwen(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
     return {"image": list(references), "latents": latents, "true_cfg_scale": 1.0}
 
 
-_TWO = [random_picture(64, 72, 1), random_picture(80, 64, 2)]
+_TWO = [random_image(64, 72, 1), random_image(80, 64, 2)]
 _FLUX2 = {"kind": "flux2", "reference_sizes": None, "max_sequence_length": TOKENS}
 _QWEN = {"kind": "qwen-image-edit", "reference_sizes": None}
-_QWEN_TWO = [random_picture(40, 50, 0), random_picture(90, 30, 1)]
+_QWEN_TWO = [random_image(40, 50, 0), random_image(90, 30, 1)]
 SOURCES = {
-    "flux-kontext": Source(tiny.save_flux_kontext, {"reference_sizes": [(16, 24)]}, [random_picture(16, 24, 0)], _flux),
+    "flux-kontext": Source(tiny.save_flux_kontext, {"reference_sizes": [(16, 24)]}, [random_image(16, 24, 0)], _flux),
     "uno": Source(
         partial(tiny.save_flux, layers=tiny_uno.LAYERS, dynamic_shifting=True),
         {"kind": "uno", "reference_sizes": [(16, 24), (24, 16)]},
-        [random_picture(16, 24, 0), random_picture(24, 16, 1)],
+        [random_image(16, 24, 0), random_image(24, 16, 1)],
         _flux,
         adapter=True,
         stock_references=False,

@@ -9,7 +9,7 @@ import proofs
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
-from proofs import PROMPT, STEPS, built, noise, random_picture
+from proofs import PROMPT, STEPS, built, noise, random_image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -46,17 +46,17 @@ def policy_of(folder: Path, **changes: Any) -> UnoPolicy:
     return built(UnoPolicy, folder, **{"kind": "uno", "reference_sizes": [(16, 24), (24, 16), (16, 16)], **changes})
 
 
-def picture(height: int = 16, width: int = 24, seed: int = 0) -> Image.Image:
-    return random_picture(height, width, seed)
+def make_image(height: int = 16, width: int = 24, seed: int = 0) -> Image.Image:
+    return random_image(height, width, seed)
 
 
 @torch.no_grad()
 def euler(policy: UnoPolicy) -> Tensor:
-    """The picture without references."""
+    """The image without references."""
     return proofs.euler(policy, noise(policy), policy.encode(PROMPT, []))
 
 
-def stock_picture(pipeline: FluxPipeline, policy: UnoPolicy) -> Tensor:
+def stock_image(pipeline: FluxPipeline, policy: UnoPolicy) -> Tensor:
     """What the pipeline itself draws from the same noise with the policy's default settings."""
     return pipeline(
         prompt=PROMPT,

@@ -24,8 +24,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     lines = []
     for i, prompt in enumerate(PROMPTS):
-        picture = Image.radial_gradient("L") if i else Image.linear_gradient("L")
-        Image.merge("RGB", [picture, picture.rotate(90), picture.rotate(180)]).save(folder / f"{i}.jpg")
+        image = Image.radial_gradient("L") if i else Image.linear_gradient("L")
+        Image.merge("RGB", [image, image.rotate(90), image.rotate(180)]).save(folder / f"{i}.jpg")
         lines.append(json.dumps({"prompt": prompt, "references": [f"{i}.jpg"]}))
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     short = settings("train.iterations=3", "train.updates=2", "train.sample_every=1")

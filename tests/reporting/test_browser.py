@@ -69,7 +69,7 @@ def test_the_slider_moves_all_pairs_by_keyboard(browser: Any, trained: Path) -> 
     def shown() -> set[str]:
         frames = browser.find_elements(By.CSS_SELECTOR, ".strip figure.frame")
         visible = [frame for frame in frames if frame.is_displayed()]
-        assert len(visible) == 2, "one picture of each pair"
+        assert len(visible) == 2, "one image of each pair"
         return {frame.find_element(By.TAG_NAME, "figcaption").text for frame in visible}
 
     assert shown() == {"tuned"}
@@ -86,7 +86,7 @@ def test_the_slider_moves_all_pairs_by_keyboard(browser: Any, trained: Path) -> 
         assert browser.find_element(By.ID, "frame-label").text == label
 
 
-def test_without_scripts_all_pictures_are_there(browser: Any, trained: Path) -> None:
+def test_without_scripts_all_images_are_there(browser: Any, trained: Path) -> None:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get((trained / "report.html").as_uri())

@@ -37,7 +37,7 @@ def test_hacking_is_found_at_the_iteration_of_parting() -> None:
     found = reward_hacking("identity", [at(RISING)], [at([50, 51, 52, 51, 50, 48, 47])])
     assert found is not None and found.kind == "hacking" and found.iteration == 20
     # (60 + 62) / 2 - 54 of 50, and 52 - (48 + 47) / 2 of 50
-    assert "risen by 14.0%" in found.told and "fallen by 9.0%" in found.told
+    assert "risen by 14.0%" in found.message and "fallen by 9.0%" in found.message
     two = [at([40.0] * 7), at([50, 50, 50, 49, 48, 44, 44])]
     assert reward_hacking("identity", [at(RISING)], two) is not None, "several monitors count by their mean"
 
@@ -62,14 +62,14 @@ def test_one_role_at_the_expense_of_the_other() -> None:
     up, down = at([50, 55, 60, 65]), at([50, 51, 48, 46])
     found = competition({"identity": [up], "prompt": [down]})
     assert found is not None and found.iteration == 10
-    assert found.told == "Held-out identity has risen by 25.0% while prompt has fallen by 6.0%."
+    assert found.message == "Held-out identity has risen by 25.0% while prompt has fallen by 6.0%."
     assert competition({"identity": [up], "prompt": [up]}) is None
     assert competition({"identity": [down], "prompt": [down]}) is None
 
 
 def test_copied_references() -> None:
     found = copy_paste("copy-paste", at([4, 5, 8, 10, 12, 14, 15]))
-    assert found is not None and found.iteration == 30 and "risen by 10.5 points" in found.told
+    assert found is not None and found.iteration == 30 and "risen by 10.5 points" in found.message
     assert copy_paste("copy-paste", at([4, 5, 8, 8, 7, 8, 8])) is None
     assert copy_paste("copy-paste", at([40, 30, 20])) is None
 
@@ -77,7 +77,7 @@ def test_copied_references() -> None:
 def test_collapse_of_diversity() -> None:
     found = diversity_collapse(curve([0.1] * 20 + [0.1 - 0.004 * i for i in range(20)] + [0.02] * 20))
     assert found is not None and found.iteration is not None and found.iteration in range(28, 35)
-    assert "differ by 2.00%" in found.told and "at first it was 10.00%" in found.told
+    assert "differ by 2.00%" in found.message and "at first it was 10.00%" in found.message
     assert diversity_collapse(curve([0.1] * 30 + [0.06] * 30)) is None
     assert diversity_collapse(curve([0.1, 0.01])) is None, "two iterations are no trend"
 
@@ -85,7 +85,7 @@ def test_collapse_of_diversity() -> None:
 def test_groups_without_signal_and_vetoes() -> None:
     late, early = curve([0.1] * 30 + [0.75] * 30), curve([0.75] * 30 + [0.25] * 30)
     for found in (dead_groups("prompt", late), many_vetoes(late)):
-        assert found is not None and found.iteration in range(24, 32) and "75%" in found.told
+        assert found is not None and found.iteration in range(24, 32) and "75%" in found.message
     assert dead_groups("prompt", early) is None and many_vetoes(early) is None and many_vetoes([]) is None
 
 
@@ -104,14 +104,14 @@ def test_explosion_of_the_kl() -> None:
 def test_pinned_clip_fraction() -> None:
     pinned = curve([0.1] * 20 + [0.45] * 20)
     found = clip_pinned(pinned, updates=2)
-    assert found is not None and found.iteration in range(14, 22) and "of at most 50%" in found.told
+    assert found is not None and found.iteration in range(14, 22) and "of at most 50%" in found.message
     assert clip_pinned(pinned, updates=4) is None, "with four updates 75% can be clipped"
     assert clip_pinned(curve([0.9] * 20), updates=1) is None
 
 
 def test_numbers_that_are_not_finite() -> None:
     found = not_finite([{"iteration": 1, "kl": 0.1}, {"iteration": 2, "gradient_norm": None}])
-    assert found is not None and found.iteration == 2 and "gradient norm" in found.told
+    assert found is not None and found.iteration == 2 and "gradient norm" in found.message
     assert not_finite([{"iteration": 1, "kl": 0.1, "loss": 0.0}]) is None
 
 
@@ -155,4 +155,4 @@ def test_a_healthy_run_has_no_warning_and_a_hacked_one_has_one() -> None:
 def test_an_evaluation_on_the_training_data(data: str, evaluation: str, warned: bool) -> None:
     found = find_warnings(load_config(None, [f"data.path={data}", f"evaluation.data.path={evaluation}"]), [])
     assert [finding.kind for finding in found] == ["not held out"] * warned
-    assert all(data in finding.told and "evaluation.data.path" in finding.remedy for finding in found)
+    assert all(data in finding.message and "evaluation.data.path" in finding.remedy for finding in found)

@@ -1,4 +1,4 @@
-"""Small random judges of the stock classes, in folders as the hub's are."""
+"""Small random rewards of the stock classes, in folders as the hub's are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_judges
+import tiny_rewards
 import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
@@ -28,25 +28,25 @@ def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.3,
     )
     Dinov2Model(config).half().save_pretrained(folder)
-    tiny_judges.write_frame(folder, "BitImageProcessor")
+    tiny_rewards.write_frame(folder, "BitImageProcessor")
     return folder
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
-    return tiny_judges.clip(tmp_path_factory.mktemp("clip"))
+    return tiny_rewards.clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="session")
 def segformer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    return tiny_judges.segformer(tmp_path_factory.mktemp("segformer"))
+    return tiny_rewards.segformer(tmp_path_factory.mktemp("segformer"))
 
 
 @pytest.fixture
 def make_pair() -> Callable[..., Pair]:
-    """A pair of random pictures; `seed` decides them, `sizes` (width, height) counts them."""
+    """A pair of random images; `seed` decides them, `sizes` (width, height) counts them."""
 
     def make(
         key: str,

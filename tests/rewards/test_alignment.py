@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_judges
+import tiny_rewards
 import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
@@ -19,10 +19,10 @@ from customized_grpo.rewards import RewardError, build_reward
 
 MakePair = Callable[..., Pair]
 MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "CLIP": ("clip", tiny_judges.clip),
-    "SigLIP 2": ("siglip", tiny_judges.siglip),
-    "PickScore": ("pickscore", tiny_judges.clip),
-    "HPS v2": ("hps-v2", tiny_judges.clip),
+    "CLIP": ("clip", tiny_rewards.clip),
+    "SigLIP 2": ("siglip", tiny_rewards.siglip),
+    "PickScore": ("pickscore", tiny_rewards.clip),
+    "HPS v2": ("hps-v2", tiny_rewards.clip),
 }
 
 
@@ -85,8 +85,8 @@ def test_batches_and_the_cache_change_no_score(name: str, folders: dict[str, Pat
 def test_a_processor_may_be_elsewhere(tmp_path: Path, make_pair: MakePair) -> None:
     for name in ("model", "processor"):
         (tmp_path / name).mkdir()
-    tiny_judges.clip(tmp_path / "model", frame=False)
-    tiny_judges.processor(tmp_path / "processor")
+    tiny_rewards.clip(tmp_path / "model", frame=False)
+    tiny_rewards.processor(tmp_path / "processor")
     with pytest.raises(RewardError, match=r"^reward 'mine': no model could be loaded .* preprocessor_config\.json"):
         build("pickscore", tmp_path / "model")
     reward = build("pickscore", tmp_path / "model", processor=str(tmp_path / "processor"))

@@ -58,7 +58,7 @@ def test_one_line_builds_one_and_a_config_builds_it_again(
         assert rewards.describe(rewards.build_reward(config, "cpu"))["device"] == device
 
 
-def test_wrong_arguments_are_told_of(dino_folder: Path) -> None:
+def test_wrong_arguments_are_reported(dino_folder: Path) -> None:
     with pytest.raises(ModelError, match=r"^reward 'dino': device: 'gpu' is no device; give cpu"):
         rewards.Dino(dino_folder, device="gpu")
     with pytest.raises(TypeError, match="unexpected keyword argument 'segmentd'"):

@@ -82,7 +82,6 @@ def test_trls_order_with_all_else_in_keywords(pairs: list[Pair]) -> None:
     "function",
     [
         lambda images, pairs: level(images) if isinstance(pairs[0], Pair) else None,
-        lambda pictures, pairs: level(pictures) if isinstance(pairs[0], Pair) else None,
         lambda x, y: level(x) if isinstance(y[0], Pair) else None,
         lambda x, y, scale=1.0: [value * scale for value in level(x)] if isinstance(y[0], Pair) else None,
         lambda x: level(x),
@@ -104,7 +103,7 @@ def test_positional_only_parameters(pairs: list[Pair]) -> None:
     assert scores_of(reward, pairs) == [0.0, 0.5, 2.0]
 
 
-class Judge:
+class Scorer:
     """An object with a name of its own and a method."""
 
     name = "brightness"
@@ -123,14 +122,14 @@ class Model(nn.Module):
 
 
 def test_objects_methods_modules_and_partial_functions(pairs: list[Pair]) -> None:
-    judge = Judge()
-    assert as_reward(judge).name == "brightness" and as_reward(judge, name="x").name == "x"
-    assert as_reward(judge.twice).name == "twice" and scores_of(judge.twice, pairs) == [0.0, 0.5, 2.0]
+    reward = Scorer()
+    assert as_reward(reward).name == "brightness" and as_reward(reward, name="x").name == "x"
+    assert as_reward(reward.twice).name == "twice" and scores_of(reward.twice, pairs) == [0.0, 0.5, 2.0]
     assert as_reward(functools.partial(level)).name == "level" and scores_of(functools.partial(level), pairs) == LEVELS
     assert as_reward(Model()).name == "Model" and scores_of(Model(), pairs) == [0.0, 1.25, 3.0]
     assert as_reward(lambda images: level(images)).name == "lambda"
     masked = [replace(pair, masks=(None,)) for pair in pairs]
-    assert "needs a mask, and pair 'a' has none" in refusal(judge, masked)
+    assert "needs a mask, and pair 'a' has none" in refusal(reward, masked)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_what_may_be_returned(returned: Any, expected: list[float], pairs: list[
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         (lambda images: None, "it returned a NoneType; return one number per image, here a list or tensor of 3"),
         (lambda images: dict.fromkeys("abc", 1.0), "it returned a dict; return one number"),
@@ -165,12 +164,12 @@ def test_what_may_be_returned(returned: Any, expected: list[float], pairs: list[
         (lambda images: 1 / 0, "failed on pairs 'a', 'b', 'c': ZeroDivisionError"),
     ],
 )
-def test_what_is_no_list_of_scores_is_refused(returned: Any, told: str, pairs: list[Pair]) -> None:
-    assert told in refusal(returned, pairs)
+def test_what_is_no_list_of_scores_is_refused(returned: Any, message: str, pairs: list[Pair]) -> None:
+    assert message in refusal(returned, pairs)
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         (
             lambda images, targets: 0,
@@ -178,15 +177,15 @@ def test_what_is_no_list_of_scores_is_refused(returned: Any, told: str, pairs: l
         ),
         (lambda images, zzz: 0, "there are images, prompts, references, masks, subjects, pairs, target, note"),
         (lambda image, pairs: 0, "its parameter 'image', .*; did you mean 'images'"),
-        (lambda pictures, prompt: 0, "its parameter 'prompt', .*; did you mean 'prompts'"),
+        (lambda images, prompt: 0, "its parameter 'prompt', .*; did you mean 'prompts'"),
         (lambda x, y, z: 0, "its parameter 'z'"),
         (lambda first, **rest: 0, "its parameter 'first'"),
         (lambda: 0, "it takes no arguments; give it a parameter `images`"),
     ],
 )
-def test_a_parameter_that_nothing_fills(function: Any, told: str, pairs: list[Pair]) -> None:
-    assert re.search(told.replace("?", r"\?"), refusal(function, pairs))
-    if "takes no" not in told:
+def test_a_parameter_that_nothing_fills(function: Any, message: str, pairs: list[Pair]) -> None:
+    assert re.search(message.replace("?", r"\?"), refusal(function, pairs))
+    if "takes no" not in message:
         with pytest.raises(RewardError, match="no value for its parameter"):
             as_reward(function).check(pairs)  # type: ignore[attr-defined]
 
@@ -197,7 +196,7 @@ def test_options_come_before_columns_and_are_checked(
     (tmp_path / "own.py").write_text(
         "def f(images, target, power=1.0): return [t ** power for t in target]\n"
         "def g(images, power, **columns): return [power + one for one in columns['target']]\n"
-        "def h(pictures, power, batch): return [power + len(batch)] * len(pictures)\n",
+        "def h(images, power, batch): return [power + len(batch)] * len(images)\n",
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
@@ -217,15 +216,15 @@ def test_options_come_before_columns_and_are_checked(
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (3, "^3 is no reward; give a callable that takes images"),
         ("dino", "^'dino' is no reward"),
-        (Judge, r"^Judge is a class; give an object of it as reward: Judge\(\)"),
+        (Scorer, r"^Judge is a class; give an object of it as reward: Judge\(\)"),
     ],
 )
-def test_what_is_no_reward(given: Any, told: str) -> None:
-    with pytest.raises(RewardError, match=told):
+def test_what_is_no_reward(given: Any, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
         as_reward(given)
 
 
@@ -271,14 +270,14 @@ def test_asynchronous_rewards_run_together_on_one_loop_which_stays(pairs: list[P
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(ValueError("no\nkey"), "ValueError: no key"), (SystemExit(0), "SystemExit: 0")]
+    ("error", "message"), [(ValueError("no\nkey"), "ValueError: no key"), (SystemExit(0), "SystemExit: 0")]
 )
-def test_an_error_of_an_asynchronous_reward(error: BaseException, told: str, pairs: list[Pair]) -> None:
+def test_an_error_of_an_asynchronous_reward(error: BaseException, message: str, pairs: list[Pair]) -> None:
     async def reward(images: Tensor) -> list[float]:
         await asyncio.sleep(0)
         raise error
 
-    assert "failed on pairs 'a', 'b', 'c': " in (line := refusal(reward, pairs)) and told in line
+    assert "failed on pairs 'a', 'b', 'c': " in (line := refusal(reward, pairs)) and message in line
     assert scores_of(lambda images: asyncio.sleep(0, level(images)), pairs) == LEVELS  # the loop still runs
 
 
@@ -330,8 +329,8 @@ def test_functions_and_classes_of_files_and_modules(pairs: list[Pair]) -> None:
     assert reward.function.path == "some/model" and reward.function.device == torch.device("cpu")
     elsewhere: Any = build_reward(config.model_copy(update={"device": "cpu"}), "meta")
     assert elsewhere.function.device == torch.device("cpu")
-    for device, told in (("gpu", "is no device; give cpu, cuda or null"), ("cuda:7", "is not there; give another")):
-        with pytest.raises(ModelError, match=rf"^reward 'own_rewards:Constant': device: .*{told}"):
+    for device, message in (("gpu", "is no device; give cpu, cuda or null"), ("cuda:7", "is not there; give another")):
+        with pytest.raises(ModelError, match=rf"^reward 'own_rewards:Constant': device: .*{message}"):
             build_reward(config.model_copy(update={"device": device}), "cpu")
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.embedded.scenes import draw_pair, draw_wish
-from customized_grpo.embedded.subjects import draw_subject
+from customized_grpo.embedded.scenes import sample_attributes, sample_pair
+from customized_grpo.embedded.subjects import sample_subject
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
 from customized_grpo.rewards.copy_paste import CopyPaste
@@ -26,8 +26,8 @@ def guard() -> CopyPaste:
     return CopyPaste()
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+def to_image(image: Tensor) -> Image.Image:
+    return Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def pair_of(reference: Tensor, mask: np.ndarray | None = None, key: str = "a") -> Pair:
@@ -41,12 +41,12 @@ def left(columns: int) -> Tensor:
 
 
 def noise(seed: int, side: int = SIDE) -> Tensor:
-    """Pixels of 8 bits (3, side, side), so that a PIL picture holds them exactly."""
+    """Pixels of 8 bits (3, side, side), so that a PIL image holds them exactly."""
     return torch.randint(256, (3, side, side), generator=torch.Generator().manual_seed(seed)) / 255
 
 
-def score(guard: CopyPaste, picture: Tensor, pair: Pair) -> float:
-    (value,) = guard(picture[None], [pair])
+def score(guard: CopyPaste, image: Tensor, pair: Pair) -> float:
+    (value,) = guard(image[None], [pair])
     return float(value)
 
 
@@ -62,7 +62,7 @@ def test_channels_are_centred_one_by_one_and_taken_together(guard: CopyPaste) ->
     pair = pair_of(torch.stack([left(32), torch.zeros(SIDE, SIDE), torch.ones(SIDE, SIDE)]))
     tinted = torch.stack([left(32), torch.ones(SIDE, SIDE), torch.zeros(SIDE, SIDE)])
     assert score(guard, tinted, pair) == pytest.approx(100, abs=1e-3)
-    # The reference's red, and as much variance in a green of the picture's own: 1/4 / sqrt(1/4 * 1/2).
+    # The reference's red, and as much variance in a green of the image's own: 1/4 / sqrt(1/4 * 1/2).
     greener = torch.stack([left(32), left(32).T, torch.zeros(SIDE, SIDE)])
     assert score(guard, greener, pair) == pytest.approx(70.711, abs=1e-3)
 
@@ -72,8 +72,8 @@ def test_a_paste_is_seen_through_light_contrast_and_size(guard: CopyPaste) -> No
     cast = 0.1 + 0.5 * reference + torch.tensor([0.0, 0.1, 0.2])[:, None, None]
     assert score(guard, cast, pair_of(reference)) == pytest.approx(100, abs=1e-2)
     larger = Pair("b", "a cat", (to_image(reference).resize((256, 128)),), (None,))
-    picture = torch.from_numpy(np.array(to_image(reference).resize((128, 128)))).permute(2, 0, 1) / 255
-    assert score(guard, picture, larger) > 95
+    image = torch.from_numpy(np.array(to_image(reference).resize((128, 128)))).permute(2, 0, 1) / 255
+    assert score(guard, image, larger) > 95
     assert abs(score(guard, noise(1), pair_of(reference))) < 5
 
 
@@ -83,14 +83,14 @@ def test_the_subject_and_its_margin_do_not_count(guard: CopyPaste) -> None:
     mask[24:40, 24:40] = True
     pair = pair_of(reference, mask)
     for margin, exact in ((0, True), (4, True), (5, False)):
-        picture, inside = reference.clone(), slice(24 - margin, 40 + margin)
-        picture[:, inside, inside] = noise(1)[:, inside, inside]
-        assert (score(guard, picture, pair) > 99.99) is exact, margin
+        image, inside = reference.clone(), slice(24 - margin, 40 + margin)
+        image[:, inside, inside] = noise(1)[:, inside, inside]
+        assert (score(guard, image, pair) > 99.99) is exact, margin
     # Only the subject is kept: all that counts is another's.
-    picture = noise(1)
-    picture[:, 20:44, 20:44] = reference[:, 20:44, 20:44]
-    assert abs(score(guard, picture, pair)) < 5
-    assert score(guard, picture, pair_of(reference)) > 10
+    image = noise(1)
+    image[:, 20:44, 20:44] = reference[:, 20:44, 20:44]
+    assert abs(score(guard, image, pair)) < 5
+    assert score(guard, image, pair_of(reference)) > 10
 
 
 def test_the_largest_of_several_references_counts(guard: CopyPaste) -> None:
@@ -139,12 +139,12 @@ def test_is_built_by_its_configuration() -> None:
         build_reward(config.model_copy(update={"options": {"margin": 3}}), "cpu")
 
 
-def test_the_world_tells_pasted_references_from_true_pictures(guard: CopyPaste) -> None:
+def test_the_world_tells_pasted_references_from_true_images(guard: CopyPaste) -> None:
     rng = np.random.default_rng(3)
     references, targets, pairs = [], [], []
     for i in range(96):
-        subject, wish = draw_subject(rng, held_out=True), draw_wish(rng, held_out=bool(i % 2))
-        reference, target = draw_pair(subject, wish, rng)
+        subject, attributes = sample_subject(rng, held_out=True), sample_attributes(rng, held_out=bool(i % 2))
+        reference, target = sample_pair(subject, attributes, rng)
         references.append(torch.from_numpy(reference.image).permute(2, 0, 1) / 255)
         targets.append(torch.from_numpy(target.image).permute(2, 0, 1) / 255)
         pairs.append(pair_of(references[-1], reference.mask, str(i)))

@@ -1,4 +1,4 @@
-"""The shipped encoders tell right from wrong on pictures kept from training."""
+"""The shipped encoders tell right from wrong on images kept from training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.embedded.scenes import Wish, draw_pair
-from customized_grpo.embedded.subjects import draw_subject
+from customized_grpo.embedded.scenes import Attributes, sample_pair
+from customized_grpo.embedded.subjects import sample_subject
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import build_reward
 from customized_grpo.utils.hub import EMBEDDED_FOLDER
@@ -26,10 +26,10 @@ def samples() -> tuple[torch.Tensor, torch.Tensor, list[Pair]]:
     rng = np.random.default_rng(5)
     targets, references, pairs = [], [], []
     for i in range(COUNT):
-        subject, wish = draw_subject(rng, held_out=True), Wish(("beach", "night", "city")[i % 3])
-        reference, target = draw_pair(subject, wish, rng)
-        picture, mask = Image.fromarray(reference.image), Image.fromarray(reference.mask)
-        pairs.append(Pair(str(i), wish.prompt(subject.word), (picture,), (mask.convert("L"),)))
+        subject, attributes = sample_subject(rng, held_out=True), Attributes(("beach", "night", "city")[i % 3])
+        reference, target = sample_pair(subject, attributes, rng)
+        image, mask = Image.fromarray(reference.image), Image.fromarray(reference.mask)
+        pairs.append(Pair(str(i), attributes.prompt(subject.word), (image,), (mask.convert("L"),)))
         targets.append(torch.from_numpy(target.image).permute(2, 0, 1) / 255)
         references.append(torch.from_numpy(reference.image).permute(2, 0, 1) / 255)
     return torch.stack(targets), torch.stack(references), pairs
@@ -40,7 +40,7 @@ def skip_without(name: str) -> None:
         pytest.skip(f"{name} has not been trained")
 
 
-@pytest.mark.parametrize("name", ["reward-identity", "judge-identity"])
+@pytest.mark.parametrize("name", ["reward-identity", "monitor-identity"])
 def test_identity_prefers_the_subject_and_is_fooled_by_copies(name: str) -> None:
     skip_without(name)
     reward = build_reward(RewardConfig(kind="dino", role="identity", path=f"embedded/{name}"), "cpu")
@@ -48,36 +48,39 @@ def test_identity_prefers_the_subject_and_is_fooled_by_copies(name: str) -> None
     table = torch.stack([reward(targets, [pair] * COUNT) for pair in pairs])
     right = (table.argmax(1) == torch.arange(COUNT)).float().mean()
     assert right > 0.75
-    # A copy cannot be told from a true picture by its score, while another subject can.
+    # A copy cannot be message from a true image by its score, while another subject can.
     assert reward(references, pairs).mean() > 0.9 * table.diagonal().mean()
     assert table[~torch.eye(COUNT, dtype=torch.bool)].mean() < 0.3 * table.diagonal().mean()
 
 
-@pytest.mark.parametrize("name", ["reward-prompt", "judge-prompt"])
+@pytest.mark.parametrize("name", ["reward-prompt", "monitor-prompt"])
 def test_prompt_prefers_the_place_and_is_not_fooled_by_copies(name: str) -> None:
     skip_without(name)
     reward = build_reward(RewardConfig(kind="clip", role="prompt", path=f"embedded/{name}"), "cpu")
     targets, references, pairs = samples()
     true = reward(targets, pairs)
-    elsewhere = [Pair("x", Wish("snow").prompt(pair.prompt.split()[1]), pair.references, pair.masks) for pair in pairs]
+    elsewhere = [
+        Pair("x", Attributes("snow").prompt(pair.prompt.split()[1]), pair.references, pair.masks) for pair in pairs
+    ]
     assert (true > reward(targets, elsewhere)).float().mean() > 0.9
     assert (true > reward(references, pairs)).float().mean() > 0.9
 
 
 def scenes(count: int) -> tuple[Tensor, Tensor, Sequence[Pair]]:
-    """True pictures; the references' backgrounds with another subject pasted in; their pairs, of the embedded world."""
+    """True images; the references' backgrounds with another subject pasted in; their pairs, of the embedded world."""
     rng = np.random.default_rng(5)
     drawn = [
-        draw_pair(draw_subject(rng, held_out=True), Wish(("beach", "night", "city")[i % 3]), rng) for i in range(count)
+        sample_pair(sample_subject(rng, held_out=True), Attributes(("beach", "night", "city")[i % 3]), rng)
+        for i in range(count)
     ]
     true, pasted, pairs = [], [], []
     for i, (reference, target) in enumerate(drawn):
         other, own = drawn[(i + 7) % count][0], reference.mask.astype(bool)
-        picture = reference.image.copy()
-        picture[own] = np.median(picture[~own], axis=0).astype(np.uint8)
-        picture[other.mask.astype(bool)] = other.image[other.mask.astype(bool)]
+        image = reference.image.copy()
+        image[own] = np.median(image[~own], axis=0).astype(np.uint8)
+        image[other.mask.astype(bool)] = other.image[other.mask.astype(bool)]
         true.append(to_tensor(Image.fromarray(target.image)))
-        pasted.append(to_tensor(Image.fromarray(picture)))
+        pasted.append(to_tensor(Image.fromarray(image)))
         mask = Image.fromarray(reference.mask).convert("L")
         pairs.append(Pair(str(i), "a thing", (Image.fromarray(reference.image),), (mask,)))
     return torch.stack(true), torch.stack(pasted), pairs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_judges
+import tiny_rewards
 import torch
 from PIL import Image
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
@@ -20,13 +20,13 @@ from customized_grpo.utils.pixels import to_tensor
 @pytest.mark.parametrize("size", [(48, 40), (40, 48), (36, 36), (300, 33), (20, 24)])
 def test_agrees_with_the_stock_processor(size: tuple[int, int], dino_folder: Path) -> None:
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(64, 192, (*size[::-1], 3), dtype=np.uint8))
-    expected = BitImageProcessorPil.from_pretrained(dino_folder)(picture, return_tensors="pt")
+    image = Image.fromarray(rng.integers(64, 192, (*size[::-1], 3), dtype=np.uint8))
+    expected = BitImageProcessorPil.from_pretrained(dino_folder)(image, return_tensors="pt")
     frame = open_frame(str(dino_folder))
-    pixels = frame(to_tensor(picture)[None])
+    pixels = frame(to_tensor(image)[None])
     assert pixels.shape == expected.pixel_values.shape
     # PIL rounds between its two passes; a step of 8 bits is 0.0175 here. It clips there as well, so that
-    # pictures near black and white differ by more: none of those.
+    # images near black and white differ by more: none of those.
     assert (pixels - expected.pixel_values).abs().max() < 0.06
 
 
@@ -61,5 +61,5 @@ def test_an_unknown_resampling_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_square_has_the_size_of_the_processor(size: object, side: int, tmp_path: Path) -> None:
-    tiny_judges.write_frame(tmp_path, "SegformerImageProcessor", {**tiny_judges.COLOURS, "size": size})
+    tiny_rewards.write_frame(tmp_path, "SegformerImageProcessor", {**tiny_rewards.COLOURS, "size": size})
     assert open_square(str(tmp_path)).size == (side, side)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_judges
+import tiny_rewards
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,14 +30,14 @@ DIGEST = "dc33e77fb3b5ffc6d976506e5aa9a5293d087496215acc7057bcff77c71f67cb"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_judges.qwen_base(tmp_path_factory.mktemp("qwen"))
+    return tiny_rewards.qwen_base(tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Published:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("hps")
-    return folder, *tiny_judges.hps_v3(folder, base)
+    return folder, *tiny_rewards.hps_v3(folder, base)
 
 
 def build(path: Path | str, base: Path, **options: Any) -> Any:
@@ -52,15 +52,13 @@ def test_the_question_is_the_trained_one_to_the_letter() -> None:
 def test_is_the_mean_at_the_reward_token(published: Published, base: Path, make_pair: MakePair) -> None:
     folder, model, head = published
     pair, image = make_pair("a"), torch.randint(256, (1, 3, 60, 90)) / 255
-    picture = (image[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    seen = Qwen2VLImageProcessorPil(size={"shortest_edge": 200704, "longest_edge": 200704})(
-        picture, return_tensors="pt"
-    )
+    array = (image[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    seen = Qwen2VLImageProcessorPil(size={"shortest_edge": 200704, "longest_edge": 200704})(array, return_tensors="pt")
     high, wide = seen["image_grid_thw"][0, 1:].tolist()
     assert abs(high * wide * 14 * 14 / 200704 - 1) < 0.2
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens([TOKEN], special_tokens=True)
-    text = _QUESTION.format(picture="<|image_pad|>" * (high * wide // 4), prompt=pair.prompt)
+    text = _QUESTION.format(array="<|image_pad|>" * (high * wide // 4), prompt=pair.prompt)
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         states = model.model(

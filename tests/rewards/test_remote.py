@@ -132,7 +132,7 @@ def test_references_are_sent_once_and_again_when_the_server_lacks_them(make_pair
         reward = remote(server.url)
         for _ in range(3):
             assert reward(images, pairs).tolist() == [1.0] * 3
-    assert [len(body["pictures"]) for body in bodies] == [3, 0, 0, 1], "two references and the mask of both; one again"
+    assert [len(body["photos"]) for body in bodies] == [3, 0, 0, 1], "two references and the mask of both; one again"
 
 
 def test_a_server_that_caches_nothing_still_scores(make_pair: MakePair) -> None:
@@ -166,9 +166,9 @@ def test_missing_scores_and_refused_requests_are_nan(caplog: pytest.LogCaptureFi
         reward = remote(url, batch_size=1, concurrency=1)
         scores = reward(images, [PAIR] * 3).tolist()
         assert scores[0] == 1.5 and all(map(math.isnan, scores[1:]))
-        told = [record.getMessage() for record in caplog.records if "no score" in record.getMessage()]
-        assert len(told) == 1 and "'remote': 1 of 3 images" in told[0] and "HTTP 422: " in told[0]
-        assert "too bright" in told[0]
+        message = [record.getMessage() for record in caplog.records if "no score" in record.getMessage()]
+        assert len(message) == 1 and "'remote': 1 of 3 images" in message[0] and "HTTP 422: " in message[0]
+        assert "too bright" in message[0]
         assert math.isnan(reward(images[2:], [PAIR]).item()), "alone, too"
 
 
@@ -192,7 +192,7 @@ def test_a_server_that_is_gone_is_an_error() -> None:
     ],
 )
 def test_busy_servers_and_malformed_answers_are_retried(
-    first: tuple[int, str, dict[str, str]], answer: str | None, asked: int, caplog: pytest.LogCaptureFixture
+    first: tuple[int, str, dict[str, str]], answer: str | None, requested: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def behave(handler: BaseHTTPRequestHandler, number: int, body: bytes) -> None:
         status, text, headers = first
@@ -201,7 +201,7 @@ def test_busy_servers_and_malformed_answers_are_retried(
 
     with scripted(behave) as server:
         scores = remote(server.url, retries=1)(torch.rand(2, 3, 4, 4), [PAIR] * 2)
-    assert len(server.times) == asked and scores.isnan().tolist() == [answer is not None, True]
+    assert len(server.times) == requested and scores.isnan().tolist() == [answer is not None, True]
     if answer is not None:
         (line,) = [record.getMessage() for record in caplog.records]
         assert f"2 of 2 images have no score from {server.url}" in line and answer in line and "\n" not in line
@@ -266,6 +266,6 @@ def test_the_token_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
         assert math.isnan(reward(torch.rand(1, 3, 4, 4), [replace(PAIR)]).item())
     with pytest.raises(RewardError) as caught:
         reward(torch.rand(1, 3, 4, 4), [PAIR])
-    told = [str(caught.value), str(caught.getrepr(showlocals=True)), repr(reward)]
+    message = [str(caught.value), str(caught.getrepr(showlocals=True)), repr(reward)]
     ours = [record.getMessage() for record in caplog.records if not record.name.startswith("customized_grpo.serve")]
-    assert "it knows [CGRPO_REWARD_TOKEN]" in "".join(ours) and TOKEN not in "".join(told + ours)
+    assert "it knows [CGRPO_REWARD_TOKEN]" in "".join(ours) and TOKEN not in "".join(message + ours)

@@ -17,7 +17,7 @@ MakePair = Callable[..., Pair]
 
 
 @dataclass
-class Judge:
+class Scorer:
     """Scores by `rule`, and remembers the sizes of its batches."""
 
     rule: Callable[[Tensor, Sequence[Pair]], Any]
@@ -38,9 +38,9 @@ def first_pixels(images: Tensor, _: Sequence[Pair]) -> Tensor:
     return images[:, 0, 0, 0].double()
 
 
-def test_all_judges_score_all_images_in_chunks(pairs: list[Pair]) -> None:
+def test_all_rewards_score_all_images_in_chunks(pairs: list[Pair]) -> None:
     images = torch.rand(5, 3, 4, 4, requires_grad=True)
-    one, two = Judge(first_pixels, "one"), Judge(lambda i, p: -first_pixels(i, p), "two")
+    one, two = Scorer(first_pixels, "one"), Scorer(lambda i, p: -first_pixels(i, p), "two")
     scores = score([one, two], images, pairs, batch_size=2)
     assert list(scores) == ["one", "two"]
     assert torch.equal(scores["one"], images[:, 0, 0, 0].detach())
@@ -50,7 +50,7 @@ def test_all_judges_score_all_images_in_chunks(pairs: list[Pair]) -> None:
 
 
 def test_nothing_to_score() -> None:
-    assert score([Judge(first_pixels)], torch.empty(0, 3, 4, 4), [])["judge"].shape == (0,)
+    assert score([Scorer(first_pixels)], torch.empty(0, 3, 4, 4), [])["judge"].shape == (0,)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -60,7 +60,7 @@ def test_a_score_that_is_not_finite_is_missing_and_names_its_pair(
     def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         return torch.tensor([value if pair.key == "b" else 1.0 for pair in pairs])
 
-    scores = score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)["judge"]
+    scores = score([Scorer(rule)], torch.rand(5, 3, 4, 4), pairs)["judge"]
     assert scores.isnan().tolist() == [pair.key == "b" for pair in pairs]
     assert bool((scores[~scores.isnan()] == 1).all())
     assert caplog.messages == [
@@ -80,21 +80,21 @@ def test_a_score_that_is_not_finite_is_missing_and_names_its_pair(
 )
 def test_another_shape_is_refused(rule: Any, found: str, pairs: list[Pair]) -> None:
     with pytest.raises(RewardError, match=rf"^reward 'judge' returned {found} on pairs 'a', 'b', 'c'"):
-        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)
+        score([Scorer(rule)], torch.rand(5, 3, 4, 4), pairs)
 
 
-def test_an_exception_names_judge_and_pair_in_one_line(pairs: list[Pair]) -> None:
+def test_an_exception_names_reward_and_pair_in_one_line(pairs: list[Pair]) -> None:
     def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         raise RuntimeError("out of\nluck")
 
     with pytest.raises(RewardError) as caught:
-        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs, batch_size=1)
+        score([Scorer(rule)], torch.rand(5, 3, 4, 4), pairs, batch_size=1)
     assert str(caught.value) == "reward 'judge' failed on pair 'a': RuntimeError: out of luck"
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 @pytest.mark.parametrize(
-    ("needs", "changed", "told"),
+    ("needs", "changed", "message"),
     [
         (("reference",), {"references": (), "masks": ()}, "needs a reference, and pair 'b' has none; give a photo"),
         (
@@ -107,35 +107,35 @@ def test_an_exception_names_judge_and_pair_in_one_line(pairs: list[Pair]) -> Non
         ("mask", {}, "needs is 'mask'; give a tuple"),
     ],
 )
-def test_what_a_judge_says_that_it_needs_is_held_against_the_pairs(
-    needs: Any, changed: dict[str, Any], told: str, pairs: list[Pair]
+def test_what_a_reward_says_that_it_needs_is_held_against_the_pairs(
+    needs: Any, changed: dict[str, Any], message: str, pairs: list[Pair]
 ) -> None:
-    judge = Judge(first_pixels)
-    judge.needs = needs  # type: ignore[attr-defined]
+    reward = Scorer(first_pixels)
+    reward.needs = needs  # type: ignore[attr-defined]
     lacking = [replace(pair, **changed) if pair.key == "b" else pair for pair in pairs]
-    with pytest.raises(RewardError, match=f"^reward 'judge'.* {told}"):
-        score([judge], torch.rand(5, 3, 4, 4), lacking)
-    assert not judge.met
+    with pytest.raises(RewardError, match=f"^reward 'judge'.* {message}"):
+        score([reward], torch.rand(5, 3, 4, 4), lacking)
+    assert not reward.met
     if needs[0] in ("reference", "mask", "prompt"):
-        assert len(score([judge], torch.rand(5, 3, 4, 4), pairs)["judge"]) == 5
+        assert len(score([reward], torch.rand(5, 3, 4, 4), pairs)["judge"]) == 5
 
 
 @pytest.mark.parametrize("said", ["reward 'judge': nothing is scored", "pair 'a': a mask of another size"])
-def test_what_a_judge_says_itself_is_not_said_twice(said: str, pairs: list[Pair]) -> None:
+def test_what_a_reward_says_itself_is_not_said_twice(text: str, pairs: list[Pair]) -> None:
     def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        raise RewardError(said)
+        raise RewardError(text)
 
     with pytest.raises(RewardError) as caught:
-        score([Judge(rule)], torch.rand(5, 3, 4, 4), pairs)
-    assert str(caught.value) == "reward 'judge': " + said.removeprefix("reward 'judge': ")
+        score([Scorer(rule)], torch.rand(5, 3, 4, 4), pairs)
+    assert str(caught.value) == "reward 'judge': " + text.removeprefix("reward 'judge': ")
 
 
-def test_two_judges_of_one_name_are_refused(pairs: list[Pair]) -> None:
+def test_two_rewards_of_one_name_are_refused(pairs: list[Pair]) -> None:
     with pytest.raises(RewardError, match="two rewards have this name"):
-        score([Judge(first_pixels), Judge(first_pixels)], torch.rand(5, 3, 4, 4), pairs)
+        score([Scorer(first_pixels), Scorer(first_pixels)], torch.rand(5, 3, 4, 4), pairs)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 4, 4), (5, 1, 4, 4), (5, 3, 4)])
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], pairs: list[Pair]) -> None:
     with pytest.raises(ValueError, match="scores need images"):
-        score([Judge(first_pixels)], torch.rand(shape), pairs)
+        score([Scorer(first_pixels)], torch.rand(shape), pairs)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_judges
+import tiny_rewards
 import torch
 from PIL import Image
 from torch import Tensor
@@ -54,14 +54,14 @@ def test_a_background_by_name_is_none_and_nothing_found_is_everything() -> None:
 
 def test_a_model_by_classes_finds_the_ball(segformer_folder: Path) -> None:
     segmenter = Segmenter(str(segformer_folder), name="x")
-    pictures, truth = tiny_judges.blobs(12, 1234)
-    found = segmenter.pictures(pictures, ["ball"] * 12)
+    images, truth = tiny_rewards.blobs(12, 1234)
+    found = segmenter.images(images, ["ball"] * 12)
     assert found.shape == truth.shape and set(found.unique().tolist()) == {0.0, 1.0}
     overlap = (found * truth).sum((1, 2, 3)) / (found + truth).clamp(max=1).sum((1, 2, 3))
     assert overlap.min() > 0.6 and overlap.mean() > 0.75
     # Of another size and shape, one by one and as a reference's photo.
-    wide = torch.nn.functional.interpolate(pictures, (96, 160), mode="bilinear")
-    many = segmenter.pictures(wide, [None] * 12)
+    wide = torch.nn.functional.interpolate(images, (96, 160), mode="bilinear")
+    many = segmenter.images(wide, [None] * 12)
     assert many.shape == (12, 1, 96, 160)
     photo = Image.fromarray((wide[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     alone = segmenter.reference(photo, "ball")
@@ -82,9 +82,9 @@ def test_references_are_kept_by_content_and_subject(segformer_folder: Path) -> N
     assert met == [1, 1, 1, 1]
 
 
-def test_a_model_by_points_is_asked_at_nine_of_them(tmp_path: Path) -> None:
+def test_a_model_by_points_is_queried_at_nine_of_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Sam2Model.from_pretrained(tiny_judges.sam2(tmp_path)).eval()
+    model = Sam2Model.from_pretrained(tiny_rewards.sam2(tmp_path)).eval()
     pixels = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         candidates = _by_points(model, pixels)[1]
@@ -94,13 +94,13 @@ def test_a_model_by_points_is_asked_at_nine_of_them(tmp_path: Path) -> None:
     assert torch.equal(candidates.masks[12:15], alone.pred_masks[0, 0] > 0)
     torch.testing.assert_close(candidates.scores[12:15], alone.iou_scores[0, 0].clamp(min=0))
     segmenter = Segmenter(str(tmp_path), name="x")
-    masks = segmenter.pictures(torch.rand(3, 3, 48, 40), [None] * 3)
+    masks = segmenter.images(torch.rand(3, 3, 48, 40), [None] * 3)
     assert masks.shape == (3, 1, 48, 40) and set(masks.unique().tolist()) <= {0.0, 1.0}
 
 
 def test_a_model_by_queries_names_its_masks(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Mask2FormerForUniversalSegmentation.from_pretrained(tiny_judges.mask2former(tmp_path)).eval()
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(tiny_rewards.mask2former(tmp_path)).eval()
     pixels = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         outputs = model(pixel_values=pixels)
@@ -109,7 +109,7 @@ def test_a_model_by_queries_names_its_masks(tmp_path: Path) -> None:
     assert torch.equal(candidates.masks, outputs.masks_queries_logits[1] > 0)
     assert candidates.labels == [("cat", "sky")[i] for i in probabilities.argmax(-1).tolist()]
     torch.testing.assert_close(candidates.scores, probabilities.amax(-1))
-    masks = Segmenter(str(tmp_path), name="x").pictures(torch.rand(2, 3, 48, 40), ["cat", None])
+    masks = Segmenter(str(tmp_path), name="x").images(torch.rand(2, 3, 48, 40), ["cat", None])
     assert masks.shape == (2, 1, 48, 40)
 
 
@@ -124,9 +124,9 @@ def test_code_of_its_own_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "config.py").write_text("raise SystemExit('this code was run')\n", encoding="utf-8")
     with pytest.raises(
         RewardError, match=r"^reward 'x': .* needs code of its own, which is never run; .*sam2,"
-    ) as told:
+    ) as message:
         Segmenter(str(tmp_path), name="x")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(message.value)
 
 
 def test_other_models_and_odd_frames_are_refused(dino_folder: Path, segformer_folder: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_other_models_and_odd_frames_are_refused(dino_folder: Path, segformer_fo
         Segmenter("weights.pt", name="x")
     for file in segformer_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    tiny_judges.write_frame(tmp_path, "SegformerImageProcessor", {**tiny_judges.COLOURS, "size": {"large": 1}})
+    tiny_rewards.write_frame(tmp_path, "SegformerImageProcessor", {**tiny_rewards.COLOURS, "size": {"large": 1}})
     with pytest.raises(RewardError, match="has no side"):
         Segmenter(str(tmp_path), name="x")
 
@@ -181,18 +181,18 @@ def test_code_of_the_users_own_makes_masks() -> None:
     images[:, 0, 8:24, 4:20] = 1
     truth = images[:, :1]
     segmenter = Segmenter("own.py:red", name="x")
-    found = segmenter.pictures(images, ["ball"] * 5)
+    found = segmenter.images(images, ["ball"] * 5)
     assert found.shape == truth.shape and (found - truth).abs().mean() < 0.02
     photo = Image.fromarray((images[0] * 255).to(torch.uint8).permute(1, 2, 0).numpy())
     alone = segmenter.reference(photo, "ball")
     assert torch.equal(alone, found[0])
-    # Where nothing is found the whole picture counts.
-    assert Segmenter("own.py:Fixed", name="x").pictures(images, [None] * 5).all()
+    # Where nothing is found the whole image counts.
+    assert Segmenter("own.py:Fixed", name="x").images(images, [None] * 5).all()
 
 
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("flat", r"own\.py:flat returned shape \(4, 4\); it must return one mask per image, .*\(2, h, w\)"),
         ("nothing", "own.py:nothing returned a NoneType"),
@@ -201,7 +201,7 @@ def test_code_of_the_users_own_makes_masks() -> None:
         ("reds", "own.py has no 'reds'; did you mean 'red'"),
     ],
 )
-def test_own_code_that_makes_no_masks_is_told_of(name: str, told: str) -> None:
-    with pytest.raises(RewardError, match=f"^reward 'x': .*{told}") as caught:
-        Segmenter(f"own.py:{name}", name="x").pictures(torch.rand(2, 3, 8, 8), [None] * 2)
+def test_own_code_that_makes_no_masks_is_reported(name: str, message: str) -> None:
+    with pytest.raises(RewardError, match=f"^reward 'x': .*{message}") as caught:
+        Segmenter(f"own.py:{name}", name="x").images(torch.rand(2, 3, 8, 8), [None] * 2)
     assert "\n" not in str(caught.value)

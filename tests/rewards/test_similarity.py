@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_judges
+import tiny_rewards
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_judges import MEAN, STD
+from tiny_rewards import MEAN, STD
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, Dinov2Model, ViTConfig, ViTModel
@@ -27,11 +27,11 @@ from customized_grpo.utils.pixels import to_tensor
 
 MakePair = Callable[..., Pair]
 MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "DINOv3": ("dino", tiny_judges.dinov3),
-    "DINOv3 patches": ("dino-patches", tiny_judges.dinov3),
-    "DINOv2 patches": ("dino-patches", tiny_judges.dinov2_with_registers),
-    "CLIP-I": ("clip-image", tiny_judges.clip),
-    "SigLIP 2": ("siglip-image", tiny_judges.siglip),
+    "DINOv3": ("dino", tiny_rewards.dinov3),
+    "DINOv3 patches": ("dino-patches", tiny_rewards.dinov3),
+    "DINOv2 patches": ("dino-patches", tiny_rewards.dinov2_with_registers),
+    "CLIP-I": ("clip-image", tiny_rewards.clip),
+    "SigLIP 2": ("siglip-image", tiny_rewards.siglip),
 }
 
 
@@ -52,11 +52,11 @@ def build(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Callable[
     return make
 
 
-def as_images(picture: Image.Image) -> Tensor:
-    return to_tensor(picture)[None]
+def as_images(photo: Image.Image) -> Tensor:
+    return to_tensor(photo)[None]
 
 
-def test_a_picture_is_its_own_best_match(build: Callable[..., Any], make_pair: MakePair) -> None:
+def test_a_image_is_its_own_best_match(build: Callable[..., Any], make_pair: MakePair) -> None:
     reward, pair = build(), make_pair("a", masked=False)
     images = torch.cat([as_images(pair.references[0]), torch.rand(3, 3, 40, 48)])
     scores = reward(images, [pair] * 4)
@@ -160,7 +160,7 @@ def test_patches_by_hand(folders: dict[str, Path]) -> None:
     assert float(reward(image, [pair])) == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_subject_that_the_patches_cannot_see_is_told(folders: dict[str, Path]) -> None:
+def test_a_subject_that_the_patches_cannot_see_is_reported(folders: dict[str, Path]) -> None:
     mask = np.zeros((32, 320), np.uint8)
     mask[:, :8] = 255
     pair = Pair("wide", "a cat", (Image.new("RGB", (320, 32)),), (Image.fromarray(mask),))
@@ -170,8 +170,8 @@ def test_a_subject_that_the_patches_cannot_see_is_told(folders: dict[str, Path])
 
 
 def blob_pair(key: str, seed: int) -> Pair:
-    picture = (tiny_judges.blobs(1, seed)[0][0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Pair(key, "a red ball", (Image.fromarray(picture),), (None,), "ball")
+    photo = (tiny_rewards.blobs(1, seed)[0][0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Pair(key, "a red ball", (Image.fromarray(photo),), (None,), "ball")
 
 
 def test_a_segmenter_does_what_its_masks_do(build: Callable[..., Any], segformer_folder: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_segmenter_does_what_its_masks_do(build: Callable[..., Any], segformer
     made = reward.segmenter.reference(pair.references[0], "ball")
     assert 0.03 < made.mean() < 0.4
     given = replace(pair, masks=(Image.fromarray((made[0] * 255).to(torch.uint8).numpy()),))
-    images = tiny_judges.blobs(3, 7)[0]
+    images = tiny_rewards.blobs(3, 7)[0]
     scores = reward(images, [pair] * 3)
     torch.testing.assert_close(scores, build()(images, [given] * 3), atol=1e-3, rtol=0)
     assert (scores - build()(images, [pair] * 3)).abs().min() > 1e-3
@@ -200,15 +200,15 @@ def test_masks_are_made_once_per_content_and_only_if_none_is_given(
     assert met == [1, 1]
 
 
-def test_pictures_are_cut_out_on_demand(build: Callable[..., Any], segformer_folder: Path) -> None:
-    options = {"segmenter": str(segformer_folder), "segment_pictures": True}
+def test_images_are_cut_out_on_demand(build: Callable[..., Any], segformer_folder: Path) -> None:
+    options = {"segmenter": str(segformer_folder), "segment_images": True}
     reward, plain = build(**options), build(segmenter=str(segformer_folder))
     pairs = [blob_pair("a", 1), blob_pair("b", 2)]
-    images, _ = tiny_judges.blobs(2, 9)
-    masks = reward.segmenter.pictures(images, ["ball"] * 2)
+    images, _ = tiny_rewards.blobs(2, 9)
+    masks = reward.segmenter.images(images, ["ball"] * 2)
     outside = images.clone()
     outside[:, :, :6] = 0.4  # a stripe of the background, far from the ball
-    seen = reward.segmenter.pictures(outside, ["ball"] * 2)
+    seen = reward.segmenter.images(outside, ["ball"] * 2)
     assert torch.equal(seen, masks)  # or the next line would prove nothing
     torch.testing.assert_close(reward(images, pairs), reward(outside, pairs), atol=1e-3, rtol=0)
     assert (plain(images, pairs) - plain(outside, pairs)).abs().min() > 1e-3
@@ -218,9 +218,9 @@ def test_pictures_are_cut_out_on_demand(build: Callable[..., Any], segformer_fol
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"segment_pictures": True}, r"segment_pictures needs a model; name one as segmenter$"),
+        ({"segment_images": True}, r"segment_images needs a model; name one as segmenter$"),
         ({"segmenter": "x", "segmented": False}, "segmented=false leaves the segmenter unused"),
         ({"segmentr": "x"}, r"unknown option 'segmentr'; did you mean 'segmenter'"),
         ({"resize": 36}, "resize and crop belong together"),
@@ -229,9 +229,9 @@ def test_pictures_are_cut_out_on_demand(build: Callable[..., Any], segformer_fol
         ({"segmented": "no"}, "options.segmented is 'no'; input should be a valid boolean"),
     ],
 )
-def test_wrong_options_are_refused(options: dict[str, Any], told: str, dino_folder: Path) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], message: str, dino_folder: Path) -> None:
     config = RewardConfig(kind="dino", role="identity", path=str(dino_folder), options=options)
-    with pytest.raises(RewardError, match=f"^reward 'dino': .*{told}"):
+    with pytest.raises(RewardError, match=f"^reward 'dino': .*{message}"):
         build_reward(config, "cpu")
 
 
@@ -255,9 +255,9 @@ def test_incomplete_and_other_models_are_refused_in_one_line(
         weights = load_file(dino_folder / "model.safetensors")
         del weights["layernorm.weight"]
         save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    told = {"": "is a clip model; give one of", "a weight": r"lacks the weights layernorm\.weight"}
+    message = {"": "is a clip model; give one of", "a weight": r"lacks the weights layernorm\.weight"}
     told_default = "no model could be loaded"
-    with pytest.raises(RewardError, match=rf"^reward 'identity': .*{told.get(missing, told_default)}") as caught:
+    with pytest.raises(RewardError, match=rf"^reward 'identity': .*{message.get(missing, told_default)}") as caught:
         Dino(str(tmp_path), name="identity")
     assert "\n" not in str(caught.value)
 
@@ -269,11 +269,11 @@ def test_dinos_own_framing_of_a_photo_of_any_shape(tmp_path: Path, make_pair: Ma
     model = ViTModel(ViTConfig(**settings, image_size=32, patch_size=8, initializer_range=0.3), add_pooling_layer=False)
     model.save_pretrained(tmp_path)
     old = {"size": 32, "do_resize": True, "do_normalize": True, "resample": 2, "image_mean": MEAN, "image_std": STD}
-    tiny_judges.write_frame(tmp_path, "ViTImageProcessor", old)
+    tiny_rewards.write_frame(tmp_path, "ViTImageProcessor", old)
     options = {"segmented": False, "resize": 36, "crop": 32}
     reward = build_reward(RewardConfig(kind="dino", role="identity", path=str(tmp_path), options=options), "cpu")
     pair = make_pair("a", sizes=((60, 40),))
-    picture = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+    photo = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
 
     def token(image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -285,5 +285,5 @@ def test_dinos_own_framing_of_a_photo_of_any_shape(tmp_path: Path, make_pair: Ma
         return model.eval()(pixels).last_hidden_state[0, 0]
 
     with torch.no_grad():
-        by_hand = functional.cosine_similarity(token(picture), token(to_tensor(pair.references[0])[None]), dim=0)
-    assert float(reward(picture, [pair])) == pytest.approx(100 * float(by_hand), abs=1e-3)
+        by_hand = functional.cosine_similarity(token(photo), token(to_tensor(pair.references[0])[None]), dim=0)
+    assert float(reward(photo, [pair])) == pytest.approx(100 * float(by_hand), abs=1e-3)

@@ -49,7 +49,7 @@ def test_all_forms_of_an_entry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rewards", "told"),
+    ("rewards", "message"),
     [
         ([one, two], r"rewards is a list; give a dict: \{'identity': \[\.\.\.\], 'prompt': \[\.\.\.\]\}"),
         ({"identity": one, "promt": two}, "unknown role 'promt'; did you mean 'prompt'"),
@@ -70,14 +70,14 @@ def test_all_forms_of_an_entry() -> None:
         ({"identity": None, "prompt": two}, "None is no reward"),
     ],
 )
-def test_what_is_refused_in_one_line(rewards: Any, told: str) -> None:
-    with pytest.raises(RewardError, match=told) as caught:
+def test_what_is_refused_in_one_line(rewards: Any, message: str) -> None:
+    with pytest.raises(RewardError, match=message) as caught:
         terms_from(rewards)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"role": "style"}, "unknown role 'style'; give one of identity, prompt, guard"),
         ({"role": "prompt", "limit": 1.0}, "has a limit, which only guards have; remove it"),
@@ -85,17 +85,17 @@ def test_what_is_refused_in_one_line(rewards: Any, told: str) -> None:
         ({"role": "prompt", "weight": "1"}, "weight is '1'"),
     ],
 )
-def test_a_term_checks_its_values(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(RewardError, match=f"reward 'one'.* {told}"):
+def test_a_term_checks_its_values(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RewardError, match=f"reward 'one'.* {message}"):
         RewardTerm(one, **values)  # type: ignore[arg-type]
 
 
 def test_a_reward_of_one_role_is_not_used_in_another() -> None:
-    judge = as_reward(one)
-    judge.role = "prompt"  # type: ignore[attr-defined]
-    assert RewardTerm(judge, "prompt").name == "one"
+    reward = as_reward(one)
+    reward.role = "prompt"  # type: ignore[attr-defined]
+    assert RewardTerm(reward, "prompt").name == "one"
     with pytest.raises(RewardError, match="reward 'one' is made for the role prompt, not identity"):
-        RewardTerm(judge, "identity")
+        RewardTerm(reward, "identity")
 
 
 def test_pairs_are_checked_before_anything_is_scored(make_pair: Callable[..., Pair]) -> None:

@@ -97,9 +97,9 @@ def test_json_scores_are_those_of_the_model(role: str, tiny: tuple[TinyCompletio
     completions.requests.clear()
     scores = build(url, role)(colours(*COLOURS), [pair] * len(COLOURS))
     assert scores.dtype == torch.float32 and scores.shape == (len(COLOURS),)
-    asked = {shown_in(request)[0][-1].getpixel((0, 0)): request for request in completions.requests}
+    requested = {shown_in(request)[0][-1].getpixel((0, 0)): request for request in completions.requests}
     for colour, score in zip(COLOURS, scores.tolist(), strict=True):
-        request = asked[Image.new("RGB", (1, 1), colour).getpixel((0, 0))]
+        request = requested[Image.new("RGB", (1, 1), colour).getpixel((0, 0))]
         assert score == int(completions.logprobs(request["messages"], '{"score": ')[completions.digits].argmax())
     decoded, text = shown_in(completions.requests[0])
     if role == "identity":
@@ -169,14 +169,14 @@ def test_answers_are_cached_by_content(tmp_path: Path, make_pair: MakePair) -> N
         for damage in (b"", b'{"score": "3"}', b"[]", b'{"score": 7}', b"\xff"):
             for file in files:
                 file.write_bytes(damage)
-            asked = len(server.times)
+            requested = len(server.times)
             scores = again(images, [pairs[0], pairs[0], pairs[1]]).tolist()
-            assert len(server.times) == asked + 2 and scores == [asked % 5, asked % 5, (asked + 1) % 5]
+            assert len(server.times) == requested + 2 and scores == [requested % 5, requested % 5, (requested + 1) % 5]
         changes: list[dict[str, Any]] = [{"question": "{prompt}!"}, {"instruction": "Rate."}, {"request": {"seed": 1}}]
         for changed in (*changes, {"path": "other"}, {"role": "identity"}):
-            asked = len(server.times)
+            requested = len(server.times)
             build(server.url, **{**options, **changed})(images[:1], pairs[:1])
-            assert len(server.times) == asked + 1, changed
+            assert len(server.times) == requested + 1, changed
 
 
 def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -243,7 +243,7 @@ def test_each_attempt_has_a_timeout_for_the_whole_answer() -> None:
     ],
 )
 def test_an_image_without_a_usable_answer_has_no_score(
-    answer: str, status: int, said: str, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    answer: str, status: int, text: str, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also alone, as in a resumed run whose other answers are cached."""
     good = {"logprobs": [{"token": "1", "logprob": 0.0}]}
@@ -252,16 +252,16 @@ def test_an_image_without_a_usable_answer_has_no_score(
     scored = json.dumps({"choices": [{"message": {"content": content}, "logprobs": logprobs}]})
 
     def behave(handler: BaseHTTPRequestHandler, number: int, body: bytes) -> None:
-        reply(handler, status, said) if is_red(body) else reply(handler, 200, scored)
+        reply(handler, status, text) if is_red(body) else reply(handler, 200, scored)
 
     with Scripted(behave) as server:
-        for asked in (2, 1):
+        for requested in (2, 1):
             caplog.clear()
             reward = build(server.url, answer=answer, retries=0, cache=str(tmp_path / "cached"))
             refused, score = reward(colours("red", "blue"), [PAIR] * 2).tolist()
             assert math.isnan(refused) and score == 1
             (line,) = [record.getMessage() for record in caplog.records]
-            assert re.search(f"{1} of {asked} images have no score from {server.url} .*{told}", line), line
+            assert re.search(f"{1} of {requested} images have no score from {server.url} .*{message}", line), line
             assert "\n" not in line
 
 

@@ -25,7 +25,7 @@ from customized_grpo.serve.app import build_app
 TOKEN = "the-token"
 HEADERS = {"Authorization": f"Bearer {TOKEN}", PROTOCOL_HEADER: str(PROTOCOL)}
 LIMITS = Limits(images=3, pixels=64 * 64, bytes=20_000)
-PICTURE = Image.linear_gradient("L").resize((8, 6)).convert("RGB")
+IMAGE_FILE = Image.linear_gradient("L").resize((8, 6)).convert("RGB")
 
 
 class Counting:
@@ -65,14 +65,14 @@ def bomb(side: int) -> str:
 
 
 def request(**changed: Any) -> dict[str, Any]:
-    name = digest(PICTURE)
+    name = digest(IMAGE_FILE)
     pair = {"key": "a", "prompt": "a cat", "references": [name], "masks": [None], "subject": None}
     whole = {
         "reward": "mean",
-        "images": [encode(PICTURE)],
+        "images": [encode(IMAGE_FILE)],
         "pairs": [pair],
         "pair_of": [0],
-        "pictures": {name: encode(PICTURE)},
+        "photos": {name: encode(IMAGE_FILE)},
     }
     return {**whole, **changed}
 
@@ -90,14 +90,14 @@ def test_a_whole_request_is_answered(served: tuple[Counting, str]) -> None:
     answer = post(served[1], request())
     assert answer.status_code == 200 and answer.headers[PROTOCOL_HEADER] == str(PROTOCOL)
     (score,) = answer.json()["scores"]
-    assert score == pytest.approx(sum(PICTURE.convert("L").get_flattened_data()) / 48 / 255, abs=1e-6)
+    assert score == pytest.approx(sum(IMAGE_FILE.convert("L").get_flattened_data()) / 48 / 255, abs=1e-6)
     described = httpx2.get(f"{served[1]}/rewards", headers=HEADERS).json()
     assert described["rewards"] == [{"name": "mean", "kind": "custom", "role": "prompt", "needs": None}]
     assert described["limits"] == LIMITS.model_dump()
 
 
 @pytest.mark.parametrize(
-    ("given", "status", "told"),
+    ("given", "status", "message"),
     [
         ({"Authorization": ""}, 401, "wrong or missing token"),
         ({"Authorization": f"Bearer {TOKEN}x"}, 401, "wrong or missing token"),
@@ -106,7 +106,7 @@ def test_a_whole_request_is_answered(served: tuple[Counting, str]) -> None:
     ],
 )
 def test_strangers_and_other_versions_are_refused(
-    given: dict[str, str], status: int, told: str, served: tuple[Counting, str]
+    given: dict[str, str], status: int, message: str, served: tuple[Counting, str]
 ) -> None:
     reward, url = served
     before = reward.calls
@@ -115,13 +115,13 @@ def test_strangers_and_other_versions_are_refused(
         post(url, request(), **given),
         *(httpx2.get(f"{url}/{p}", headers=headers) for p in ("rewards", "x")),
     ):
-        assert answer.status_code == status and told in answer.json()["detail"]
+        assert answer.status_code == status and message in answer.json()["detail"]
         assert TOKEN not in answer.text and answer.headers[PROTOCOL_HEADER] == str(PROTOCOL)
     assert reward.calls == before
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "message"),
     [
         (b"", 400, "no request of protocol"),
         (b"[" * 9000, 400, "no request of protocol"),
@@ -129,7 +129,7 @@ def test_strangers_and_other_versions_are_refused(
         (request(extra=1), 400, "extra: Extra inputs"),
         (request(reward="other"), 404, "no reward 'other'; there are mean"),
         (request(images=[], pair_of=[]), 400, "images: List should have at least 1 item"),
-        (request(images=[encode(PICTURE)] * 4, pair_of=[0] * 4), 413, "4 images; at most 3 are accepted"),
+        (request(images=[encode(IMAGE_FILE)] * 4, pair_of=[0] * 4), 413, "4 images; at most 3 are accepted"),
         (request(pair_of=[1]), 400, "pair_of"),
         (request(pair_of=[-1]), 400, "pair_of"),
         (request(pair_of=[0, 0]), 400, "pair_of"),
@@ -137,26 +137,30 @@ def test_strangers_and_other_versions_are_refused(
         (request(pairs=pair_with(references=["../../etc/passwd"])), 400, "should match pattern"),
         (request(pairs=pair_with(references=["0" * 64])), 409, None),
         (request(images=["no base64!"]), 400, "not a PNG in base64"),
-        (request(images=[encode(PICTURE)[:-40]]), 400, "not a PNG in base64"),
-        (request(images=[png(PICTURE, format="GIF")]), 400, "not a PNG in base64"),
-        (request(images=[png(PICTURE.convert("RGBA"))]), 400, "a PNG of mode RGBA"),
-        (request(images=[encode(PICTURE.convert("L"))]), 400, "not RGB of one size"),
-        (request(images=[encode(PICTURE), encode(PICTURE.resize((4, 4)))], pair_of=[0, 0]), 400, "not RGB of one size"),
+        (request(images=[encode(IMAGE_FILE)[:-40]]), 400, "not a PNG in base64"),
+        (request(images=[png(IMAGE_FILE, format="GIF")]), 400, "not a PNG in base64"),
+        (request(images=[png(IMAGE_FILE.convert("RGBA"))]), 400, "a PNG of mode RGBA"),
+        (request(images=[encode(IMAGE_FILE.convert("L"))]), 400, "not RGB of one size"),
+        (
+            request(images=[encode(IMAGE_FILE), encode(IMAGE_FILE.resize((4, 4)))], pair_of=[0, 0]),
+            400,
+            "not RGB of one size",
+        ),
         (request(images=[bomb(65)]), 400, "an image of 65 x 65 pixels; at most 4096"),
         (request(images=[bomb(50_000)]), 400, "not a PNG in base64 \\(Decompression|50000 x 50000"),
-        (request(pictures={digest(PICTURE): bomb(3000)}), 400, "an image of 3000 x 3000"),
-        (request(pictures={"0" * 64: encode(PICTURE)}), 400, "do not match its name"),
+        (request(images={digest(IMAGE_FILE): bomb(3000)}), 400, "an image of 3000 x 3000"),
+        (request(images={"0" * 64: encode(IMAGE_FILE)}), 400, "do not match its name"),
     ],
 )
 def test_wrong_or_large_requests_are_refused(
-    body: Any, status: int, told: str | None, served: tuple[Counting, str]
+    body: Any, status: int, message: str | None, served: tuple[Counting, str]
 ) -> None:
     answer = post(served[1], body)
     assert answer.status_code == status, answer.text
-    if told is None:
+    if message is None:
         assert answer.json() == {"detail": {"missing": ["0" * 64]}}
     else:
-        assert re.search(told, answer.json()["detail"]) and "\n" not in answer.json()["detail"]
+        assert re.search(message, answer.json()["detail"]) and "\n" not in answer.json()["detail"]
 
 
 def test_a_body_of_too_many_bytes_is_refused_without_reading_it(served: tuple[Counting, str]) -> None:
@@ -170,9 +174,9 @@ def test_a_body_of_too_many_bytes_is_refused_without_reading_it(served: tuple[Co
         assert b" 413 " in line.recv(1000).split(b"\r\n")[0]
 
 
-def test_many_large_pictures_together_are_refused(served: tuple[Counting, str]) -> None:
+def test_many_large_images_together_are_refused(served: tuple[Counting, str]) -> None:
     flat = {digest(one): encode(one) for one in (Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(4))}
-    answer = post(served[1], request(pictures=flat))
+    answer = post(served[1], request(images=flat))
     assert answer.status_code == 400 and "; at most " in answer.json()["detail"]
 
 
@@ -190,7 +194,7 @@ def test_a_body_that_does_not_arrive_blocks_nobody(served: tuple[Counting, str])
             line.close()
 
 
-def test_text_in_a_picture_does_not_unpack_without_bound() -> None:
+def test_text_in_a_image_does_not_unpack_without_bound() -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "a" * 80_000_000, zip=True)
     with pytest.raises(ValueError, match="not a PNG in base64"):

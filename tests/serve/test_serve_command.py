@@ -57,15 +57,15 @@ def test_a_reward_of_a_file_is_served_until_interrupted(tmp_path: Path, monkeypa
         images = torch.full((2, 3, 4, 4), 51 / 255)
         assert reward(images, [Pair("a", "a cat", (), ())] * 2).tolist() == pytest.approx([0.6, 0.6])
         server.send_signal(signal.SIGINT)
-        out, told = server.communicate(timeout=120)
+        out, message = server.communicate(timeout=120)
     finally:
         server.kill()
-    assert server.returncode in (0, 130) and "Traceback" not in told
-    assert TOKEN not in line + out + told
+    assert server.returncode in (0, 130) and "Traceback" not in message
+    assert TOKEN not in line + out + message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--reward", "copy-paste", "--token-variable", "NOT_SET"], "NOT_SET is not set"),
         (["--reward", "copy-paste", "--port", "{port}"], "cannot be used"),
@@ -74,14 +74,14 @@ def test_a_reward_of_a_file_is_served_until_interrupted(tmp_path: Path, monkeypa
         (["--reward", "nonsense", "--port", "0"], "unknown kind 'nonsense'"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_served_is_one_line(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         given = [part.replace("{port}", str(taken.getsockname()[1])) for part in arguments]
         done = CliRunner().invoke(app, ["serve-reward", *given])
     assert done.exit_code == 2
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert line.startswith("error:") and told in line and TOKEN not in done.output
+    assert line.startswith("error:") and message in line and TOKEN not in done.output
 
 
 @pytest.mark.parametrize("library", ["uvicorn", "fastapi"])

@@ -41,8 +41,8 @@ def launch(
         own = ["--machine_rank", str(rank)] if machines > 1 else []
         command = [sys.executable, "-m", "accelerate.commands.launch", *options, *own, *script]
         launchers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-    told = "".join(launcher.communicate(timeout=300)[1] for launcher in launchers)
-    return max(abs(launcher.returncode) for launcher in launchers), told
+    message = "".join(launcher.communicate(timeout=300)[1] for launcher in launchers)
+    return max(abs(launcher.returncode) for launcher in launchers), message
 
 
 def planned(folder: Path, name: str, config: Config, *, evaluated: bool = False) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def train_together(
     runs = [planned(folder, name, config) for name, config in configs.items()]
     runs.append(planned(folder, "taken over", configs[taken_over.name], evaluated=evaluated))
     begun(taken_over, folder / "taken over")
-    code, told = launch(folder, file, {"fail": None, "runs": runs}, machines, options)
-    assert code == 0, told[-3000:]
+    code, message = launch(folder, file, {"fail": None, "runs": runs}, machines, options)
+    assert code == 0, message[-3000:]
 
 
 def alike(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False) -> None:

@@ -21,9 +21,9 @@ from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.callbacks import ProgressCallback, TrainerCallback
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.memory import BatchSize
-from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
-from customized_grpo.trainer.update import draw_trained_steps
+from customized_grpo.trainer.update import sample_trained_steps
 from customized_grpo.utils.records import read_records
 
 
@@ -91,12 +91,12 @@ def draw(
     keys = [(pair.key, row % 3) for pair, row in zip(pairs, rows, strict=True)]
     sigmas = noise_levels(policy, rollout.steps, rollout.shift)
     stochastic = stochastic or range(rollout.steps - 1)
-    trained = draw_trained_steps(stochastic, config.train.trained_fraction, 0, 0, keys)
+    trained = sample_trained_steps(stochastic, config.train.trained_fraction, 0, 0, keys)
     if sparse:
         options["trained"] = trained
     rollout = rollout if size is None else rollout.model_copy(update={"batch_size": size})
     conditions = [encoded[pair.key] for pair in pairs]
-    batches = draw_images(
+    batches = sample_groups(
         policy, conditions, keys, rollout, sigmas, stochastic, seed=0, iteration=0, size=batch_size, **options
     )
     return list(batches), trained, sigmas

@@ -29,7 +29,7 @@ def test_cosines_of_known_vectors() -> None:
 
 
 def _of_noise(means: torch.Tensor, noise: list[float], batches: int, parameters: int) -> torch.Tensor:
-    """(batches, steps, parameters): one direction at all steps, as strong as told, in noise of those deviations."""
+    """(batches, steps, parameters): one direction at all steps, as strong as message, in noise of those deviations."""
     random = torch.Generator().manual_seed(0)
     deviations = torch.tensor(noise)[:, None]
     direction = torch.zeros(parameters)
@@ -50,7 +50,7 @@ def test_learned_weights_are_the_pull_over_the_noise() -> None:
     assert found.mean() == pytest.approx(0.5)
 
 
-def test_strength_is_told_from_none() -> None:
+def test_strength_is_reported_from_none() -> None:
     """Unbiased: 0 within its interval where nothing but noise is there, and the true ratio where there is signal."""
     drawn = _of_noise(torch.tensor([0.5, 0.0]), [0.5, 0.5], 100, 10)
     signal, none = gradients._strengths(drawn, torch.tensor([1.0, 0.5, 0.0]), torch.ones(2))
@@ -58,7 +58,7 @@ def test_strength_is_told_from_none() -> None:
     assert none.low < 0 < none.high and abs(none.value) < 0.2 * signal.value
 
 
-def test_agreement_is_told_from_shared_noise() -> None:
+def test_agreement_is_reported_from_shared_noise() -> None:
     """Roles that weigh the same draws against each other have cosines below 0, whatever their means do."""
     random = torch.Generator().manual_seed(1)
     noise = torch.randn(200, 2, 10, generator=random)

@@ -1,4 +1,4 @@
-"""Diversity is the pictures' own, and who looks on sees what was learnt from."""
+"""Diversity is the images' own, and who looks on sees what was learnt from."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from customized_grpo.trainer.groups import Groups, group_diversity
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 
-def test_diversity_is_the_mean_distance_of_two_pictures() -> None:
-    pictures = torch.rand(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+def test_diversity_is_the_mean_distance_of_two_images() -> None:
+    images = torch.rand(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     distances = [
-        (pictures[start + i] - pictures[start + j]).square().mean().sqrt()
+        (images[start + i] - images[start + j]).square().mean().sqrt()
         for start in (0, 3)
         for i, j in itertools.combinations(range(3), 2)
     ]
-    assert group_diversity(pictures, 3) == pytest.approx(float(torch.stack(distances).mean()), rel=1e-6)
+    assert group_diversity(images, 3) == pytest.approx(float(torch.stack(distances).mean()), rel=1e-6)
     assert group_diversity(torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]), 2) == pytest.approx(1.0)
     assert group_diversity(torch.rand(1, 3, 4, 4).expand(40, -1, -1, -1), 40) == 0.0
-    assert group_diversity(pictures, 1) == 0.0
+    assert group_diversity(images, 1) == 0.0
 
 
 def test_best_and_worst_weigh_scores_of_any_scale_alike() -> None:
@@ -61,11 +61,11 @@ def test_groups_are_those_of_the_record(make_config: Callable[..., Config], tmp_
     assert list(seen) == [2, 3], "every second one and the last"
     records = {record["iteration"]: record for record in metrics_of(tmp_path)}
     for iteration, groups in seen.items():
-        assert groups.pictures.shape == (3, 3, 3, 16, 16)
-        again = score(rewards, groups.pictures.flatten(0, 1), [pair for pair in groups.pairs for _ in range(3)])
+        assert groups.images.shape == (3, 3, 3, 16, 16)
+        again = score(rewards, groups.images.flatten(0, 1), [pair for pair in groups.pairs for _ in range(3)])
         for name, values in groups.scores.items():
             assert torch.allclose(again[name].view(3, 3), values, atol=1e-4)
             assert float(values.mean()) == pytest.approx(records[iteration][f"reward/{name}/mean"])
-        assert group_diversity(groups.pictures.flatten(0, 1), 3) == records[iteration]["diversity"] > 0
+        assert group_diversity(groups.images.flatten(0, 1), 3) == records[iteration]["diversity"] > 0
         # All steps are trained, so that the weights of the two roles average to those of the schedule.
         assert groups.learned.shape == (3, 3) and groups.learned.abs().max() > 0

@@ -39,11 +39,11 @@ class Interrupted(BaseException):
 class EndsHalfWay(dict[str, torch.Tensor]):
     """Tensors by name, of which the third that is asked for is not given."""
 
-    asked = 0
+    requested = 0
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        self.asked += 1
-        if self.asked == 3:
+        self.requested += 1
+        if self.requested == 3:
             raise Interrupted
         return super().__getitem__(name)
 
@@ -160,7 +160,7 @@ def test_a_pair_sampled_twice_has_two_different_groups(make_config: Make, tmp_pa
             seen.append(groups)
 
     make_trainer(config, tmp_path, [See()], dataset=[open_dataset(config.data)[0]]).train()
-    first, second = seen[0].pictures
+    first, second = seen[0].images
     assert not torch.equal(first, second)
 
 

@@ -9,7 +9,7 @@ from customized_grpo.config import MethodConfig, RewardConfig
 from customized_grpo.method import group_advantages, sars, tdw
 from customized_grpo.trainer.credit import assign_credit, method_at, objectives_of, steps_to_weigh_at
 from customized_grpo.trainer.order import images_of_updates, pairs_of_iteration
-from customized_grpo.trainer.update import draw_trained_steps
+from customized_grpo.trainer.update import sample_trained_steps
 from customized_grpo.utils.noise import normal
 
 REWARDS = [
@@ -37,12 +37,12 @@ def test_updates_share_out_every_image_once() -> None:
 
 
 def test_trained_steps_leave_the_last_one_out_and_belong_to_their_image() -> None:
-    steps = draw_trained_steps(range(9), 0.6, 0, 3, [("x", 0), ("x", 1), ("y", 0)])
+    steps = sample_trained_steps(range(9), 0.6, 0, 3, [("x", 0), ("x", 1), ("y", 0)])
     assert steps.shape == (3, 5)
     assert bool((steps < 9).all())
     assert bool((steps.diff(dim=1) > 0).all()), "without replacement, in rising order"
-    assert torch.equal(draw_trained_steps(range(9), 0.6, 0, 3, [("y", 0)])[0], steps[2])
-    counts = draw_trained_steps(range(9), 0.6, 0, 3, [("z", i) for i in range(900)]).flatten().bincount()
+    assert torch.equal(sample_trained_steps(range(9), 0.6, 0, 3, [("y", 0)])[0], steps[2])
+    counts = sample_trained_steps(range(9), 0.6, 0, 3, [("z", i) for i in range(900)]).flatten().bincount()
     assert counts.min() > 400, "every stochastic step is trained as often as any other"
     assert len(counts) == 9
 
@@ -51,7 +51,7 @@ def test_noise_belongs_to_its_key() -> None:
     assert torch.equal(normal((4,), 0, "steps", 1, "x", 2), normal((4,), 0, "steps", 1, "x", 2))
     different = [normal((4,), 0, "steps", 1, "x", n) for n in range(3)] + [normal((4,), 0, "steps", 1, "x2", 0)]
     assert len({tuple(values.tolist()) for values in different}) == 4
-    # Keys are told apart whole: "1", 1 and a boundary moved between parts are not the same noise.
+    # Keys are message apart whole: "1", 1 and a boundary moved between parts are not the same noise.
     assert not torch.equal(normal((4,), "ab", "c"), normal((4,), "a", "bc"))
 
 
@@ -132,7 +132,7 @@ def test_static_weights_are_the_naive_sum() -> None:
 
 def test_weights_are_read_at_the_trained_steps_but_by_the_shuffled_rival() -> None:
     images = [("x", 0), ("x", 1), ("y", 0)]
-    trained = draw_trained_steps(range(24), 0.6, 0, 3, images)
+    trained = sample_trained_steps(range(24), 0.6, 0, 3, images)
     for weighting in ("tdw", "tdw-reversed", "static"):
         assert torch.equal(steps_to_weigh_at(weighting, trained, 0, 3, images), trained)
     positions = steps_to_weigh_at("tdw-shuffled", trained, 0, 3, images)
@@ -146,7 +146,7 @@ def test_weights_are_read_at_the_trained_steps_but_by_the_shuffled_rival() -> No
 
 def test_shuffled_positions_fall_on_every_step_alike() -> None:
     images = [("z", i) for i in range(900)]
-    trained = draw_trained_steps(range(4), 1.0, 0, 0, images)
+    trained = sample_trained_steps(range(4), 1.0, 0, 0, images)
     positions = steps_to_weigh_at("tdw-shuffled", trained, 0, 0, images)
     counts = torch.stack([column.bincount(minlength=4) for column in positions.T])
     assert counts.min() > 180 and counts.max() < 270  # 225 of each are expected

@@ -27,7 +27,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
 from customized_grpo.policies import build_policy
 from customized_grpo.rewards import build_reward
-from customized_grpo.trainer.processes import LostProcessError, Processes, lost_processes_told, start_processes
+from customized_grpo.trainer.processes import LostProcessError, Processes, reports_lost_processes, start_processes
 from customized_grpo.utils.hub import ModelError
 from customized_grpo.utils.records import read_records
 
@@ -44,7 +44,7 @@ class Standing(Processes):
 
 @pytest.mark.parametrize("layout", ["groups", "spread"])
 @pytest.mark.parametrize(("pairs", "size", "count"), [(3, 3, 2), (5, 7, 3), (1, 3, 3)])
-def test_every_image_is_drawn_by_one_process(layout: str, pairs: int, size: int, count: int) -> None:
+def test_every_image_is_generated_by_one_process(layout: str, pairs: int, size: int, count: int) -> None:
     rollout = embedded(RolloutConfig, pairs=pairs, group_size=size, layout=layout)
     if layout == "groups" and pairs < count:
         with pytest.raises(
@@ -78,17 +78,17 @@ def test_surgery_needs_whole_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "message"),
     [
         ("ACCELERATE_USE_FSDP", "true", "FSDP needs GPUs, and none was found"),
         ("WORLD_SIZE", "3", "3 processes were started, 1 work together"),
     ],
 )
 def test_what_is_not_supported_is_refused(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         start_processes(make_config())
 
 
@@ -142,7 +142,7 @@ def alone(configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) 
     for name, config in configs.items():
         policy = run_training(config, folder / name)
         if name == "groups":
-            evaluated_alone(config, policy, folder / name / "pictures")
+            evaluated_alone(config, policy, folder / name / "images")
     return folder
 
 
@@ -159,11 +159,11 @@ def test_two_processes_learn_what_one_learns(alone: Path, together: Path, name: 
     alike(alone / name, together / name)
 
 
-def test_two_processes_go_on_where_one_stopped(alone: Path, together: Path) -> None:
+def test_two_processes_continue_where_one_stopped(alone: Path, together: Path) -> None:
     alike(alone / "groups", together / "taken over")
 
 
-def test_one_process_goes_on_where_two_stopped(
+def test_one_process_continues_where_two_stopped(
     configs: dict[str, Config], alone: Path, together: Path, tmp_path: Path
 ) -> None:
     begun(together / "groups", tmp_path)
@@ -173,9 +173,9 @@ def test_one_process_goes_on_where_two_stopped(
 
 def test_an_evaluation_is_the_same_by_any_number_of_processes(alone: Path, together: Path) -> None:
     """Of nearly the same weights. Each process draws whole batches, whose bits are those of one process."""
-    one, two = (run / "pictures" for run in (alone / "groups", together / "taken over"))
+    one, two = (run / "images" for run in (alone / "groups", together / "taken over"))
     first, second = (json.loads((folder / "scores.json").read_text()) for folder in (one, two))
-    assert first["pictures"] == second["pictures"] == sorted(path.name for path in two.glob("*.png"))
+    assert first["images"] == second["images"] == sorted(path.name for path in two.glob("*.png"))
     for name, scores in first["scores"].items():
         assert second["scores"][name] == pytest.approx(scores, rel=1e-3, abs=1e-3)
 
@@ -192,7 +192,7 @@ class Sharded:
 
     folder: Path
     code: int
-    told: str
+    message: str
     seconds: float
 
 
@@ -202,9 +202,9 @@ def sharded(configs: dict[str, Config], full: Config, alone: Path, tmp_path_fact
     folder = tmp_path_factory.mktemp("sharded")
     runs = [planned(folder, "lora", configs["groups"], evaluated=True), planned(folder, "full", full)]
     begun(alone / "groups", folder / "lora")
-    code, told = launch(folder, "fsdp2.yaml", {"fail": str(folder / "failed"), "runs": runs})
-    assert (folder / "failed").exists(), told[-3000:]
-    return Sharded(folder, code, told, time.time() - float((folder / "failed").read_text()))
+    code, message = launch(folder, "fsdp2.yaml", {"fail": str(folder / "failed"), "runs": runs})
+    assert (folder / "failed").exists(), message[-3000:]
+    return Sharded(folder, code, message, time.time() - float((folder / "failed").read_text()))
 
 
 def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(alone: Path, sharded: Sharded) -> None:
@@ -213,9 +213,7 @@ def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(alone: Pa
     seen = [json.loads((folder / "lora" / f"process-{index}.json").read_text()) for index in (0, 1)]
     assert all(one["sharded"] for one in seen)
     assert seen[0]["here"] + seen[1]["here"] == seen[0]["weights"]
-    one, two = (
-        json.loads((run / "pictures" / "scores.json").read_text()) for run in (alone / "groups", folder / "lora")
-    )
+    one, two = (json.loads((run / "images" / "scores.json").read_text()) for run in (alone / "groups", folder / "lora"))
     for name, scores in one["scores"].items():
         assert two["scores"][name] == pytest.approx(scores, rel=1e-3, abs=1e-3)
 
@@ -229,7 +227,7 @@ def test_all_weights_in_shards_learn_what_they_learn_whole(full: Config, tmp_pat
 
 def test_a_process_that_fails_ends_the_others(sharded: Sharded) -> None:
     assert sharded.code != 0
-    assert "this process fails" in sharded.told
+    assert "this process fails" in sharded.message
     assert sharded.seconds < 60, "and not after the half hour that processes wait for each other"
 
 
@@ -265,10 +263,10 @@ def test_a_process_that_is_killed_ends_the_others(make_config: Make, tmp_path: P
     killed, left = started
     last_words = killed.communicate(timeout=300)[1].decode()
     assert killed.returncode == -signal.SIGKILL, last_words[-3000:]
-    told = left.communicate(timeout=60)[1].decode().splitlines()
-    assert left.returncode == 2, told
-    assert told[-1].startswith("error: another process of this run exited or did not respond"), told
-    assert not any("Traceback" in line for line in told)
+    message = left.communicate(timeout=60)[1].decode().splitlines()
+    assert left.returncode == 2, message
+    assert message[-1].startswith("error: another process of this run exited or did not respond"), message
+    assert not any("Traceback" in line for line in message)
 
 
 def test_an_error_of_a_collective_is_one_line() -> None:
@@ -277,9 +275,9 @@ def test_an_error_of_a_collective_is_one_line() -> None:
     for error in (RuntimeError(waited), dist.DistBackendError("NCCL error\nmore")):
         with (
             pytest.raises(LostProcessError, match=words) as lost,
-            lost_processes_told(),
+            reports_lost_processes(),
         ):
             raise error
         assert len(str(lost.value).splitlines()) == 1
-    with pytest.raises(RuntimeError, match="shapes differ"), lost_processes_told():
+    with pytest.raises(RuntimeError, match="shapes differ"), reports_lost_processes():
         raise RuntimeError("shapes differ")

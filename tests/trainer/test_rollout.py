@@ -62,7 +62,7 @@ def test_images_do_not_depend_on_the_batch(policy: Policy, make_config: Make, wi
     assert (whole.clean[0] - whole.clean[1]).abs().max() > 0.01, "images of a group must differ"
 
 
-def test_a_group_shares_its_initial_noise_when_asked(policy: Policy, make_config: Make) -> None:
+def test_a_group_shares_its_initial_noise_when_requested(policy: Policy, make_config: Make) -> None:
     (batch,), _, _ = draw(policy, make_config())
     shared = batch.latents[:, 0]
     assert torch.equal(shared[0], shared[2]) and not torch.equal(shared[0], shared[3])

@@ -85,22 +85,22 @@ def test_sampling_does_not_run_ahead_of_the_scores(
 ) -> None:
     """At most two batches wait: the fourth is not sampled while the first has no score."""
     batches, _, _ = draw(policy, make_config(), size=1)
-    asked_for_fourth = threading.Event()
+    requested_fourth = threading.Event()
 
     def watched() -> Iterator[Trajectories]:
         for number, batch in enumerate(batches, start=1):
             if number == 4:
-                asked_for_fourth.set()
+                requested_fourth.set()
             yield batch
 
     class Slow(Redness):
         def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
             if not self.seen:
-                assert not asked_for_fourth.wait(0.3)
+                assert not requested_fourth.wait(0.3)
             return super().__call__(images, pairs)
 
     _, parts = scored(policy, watched(), [Slow()], pairs, overlap=True)
-    assert all(part.failure is None for part in parts) and asked_for_fourth.is_set()
+    assert all(part.failure is None for part in parts) and requested_fourth.is_set()
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -226,7 +226,7 @@ def test_a_few_missing_scores_are_counted_and_training_goes_on(
 
 
 def test_a_run_learns_nothing_of_what_its_guard_vetoes(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    """Two pictures of nine by their light; and where all are vetoed the weights stay, and nothing stops the run."""
+    """Two images of nine by their light; and where all are vetoed the weights stay, and nothing stops the run."""
     config = make_config(iterations=1, updates=1)
     redness, light = config.rewards
     guard = light.model_copy(update={"name": "too light", "role": "guard"})

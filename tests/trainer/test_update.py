@@ -17,7 +17,7 @@ from customized_grpo.config import Config, ConfigError
 from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Policy
 from customized_grpo.trainer import memory
-from customized_grpo.trainer.memory import BatchSize, measure_drawing, peak_bytes
+from customized_grpo.trainer.memory import BatchSize, measure_sampling, peak_bytes
 from customized_grpo.trainer.optimizer import Optimizer, build_optimizer
 from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.update import Items, Updater, mean_of_updates
@@ -237,7 +237,7 @@ def test_an_automatic_size_is_what_fits(policy: Policy, make_config: Make, monke
         optimizer.clear()
     assert chosen[1] > 2 * chosen[0] > 2
     drawing = BatchSize("rollout.batch_size", "auto")
-    measure_drawing(drawing, policy, condition, 5, lambda size: size - 1)
+    measure_sampling(drawing, policy, condition, 5, lambda size: size - 1)
     assert (drawing.size, drawing.auto) == (4, False), "no more than there are; then what all processes agree on"
 
 

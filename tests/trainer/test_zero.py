@@ -50,11 +50,11 @@ def test_parts_learn_what_the_whole_learns(alone: Path, shared: Path, name: str)
     alike(alone / name, shared / name, kl=name != "lora", all_weights=name == "full")
 
 
-def test_parts_go_on_where_the_whole_stopped(alone: Path, shared: Path) -> None:
+def test_parts_continue_where_the_whole_stopped(alone: Path, shared: Path) -> None:
     alike(alone / "lora", shared / "taken over")
 
 
-def test_the_whole_goes_on_where_parts_stopped(
+def test_the_whole_continues_where_parts_stopped(
     configs: dict[str, Config], alone: Path, shared: Path, tmp_path: Path
 ) -> None:
     begun(shared / "lora", tmp_path)
@@ -68,7 +68,7 @@ def test_no_pickle_is_left(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "told"),
+    ("stage", "message"),
     [
         ("3", "ZeRO of stage 3 is not supported; set zero_stage to 1 or 2, or launch .*fsdp2"),
         ("0", "ZeRO of stage 0"),
@@ -76,9 +76,9 @@ def test_no_pickle_is_left(shared: Path) -> None:
     ],
 )
 def test_what_does_not_go_with_it_is_refused(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, told: str
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, message: str
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         start_processes(make_config(batch_size="auto" if stage == "2" else 4))

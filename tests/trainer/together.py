@@ -29,9 +29,9 @@ from customized_grpo.trainer.processes import Processes, start_processes
 
 def main(plan: dict[str, Any]) -> None:
     config = load_config(Path(plan["runs"][0]["config"]))
-    asked = os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true"
+    requested = os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true"
     accelerator = start_processes(config)
-    if asked:
+    if requested:
         # accelerate itself offers FSDP to accelerators alone; torch shards on CPUs as well. The rest is the file's.
         AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
         for state in (AcceleratorState, PartialState):
@@ -51,7 +51,7 @@ def main(plan: dict[str, Any]) -> None:
         if one["evaluate"]:
             rewards = [build_reward(reward, policy.device) for reward in config.rewards]
             held_out = open_dataset(config.evaluation.data)
-            evaluate(policy, held_out, rewards, config.evaluation, run / "pictures", batch_size=2, processes=processes)
+            evaluate(policy, held_out, rewards, config.evaluation, run / "images", batch_size=2, processes=processes)
     if plan["fail"]:
         Path(plan["fail"]).write_text(str(time.time()))
         if processes.index == 1:

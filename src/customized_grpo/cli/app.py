@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from customized_grpo.utils.stopping import Stopped
-from customized_grpo.utils.terminal import print_error, told_os_error
+from customized_grpo.utils.terminal import describe_os_error, print_error
 
 
 class OneLineGroup(TyperGroup):
@@ -127,7 +127,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print_error(told_os_error(error))
+        print_error(describe_os_error(error))
         raise typer.Exit(2) from error
     except ValueError as error:
         for line in getattr(error, "problems", None) or [str(error) or type(error).__name__]:

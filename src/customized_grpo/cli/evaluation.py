@@ -33,7 +33,7 @@ class Benchmark:
     images: Annotated[int | None, typer.Option(min=1, help="Images per subject and prompt.")] = None
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the noise.")] = None
-    pictures_as: Annotated[
+    image_pattern: Annotated[
         str | None,
         typer.Option(help="File names of another system's images. Default: {subject}/{prompt:02}_{index}.png."),
     ] = None
@@ -90,7 +90,7 @@ def evaluate(
             Console(),
             files=settings.files,
             overrides=settings.overrides,
-            template=options.pictures_as,
+            template=options.image_pattern,
         )
         return
     from customized_grpo.config import ConfigError
@@ -138,6 +138,6 @@ def compare(
         Console(),
         files=settings.files,
         overrides=settings.overrides,
-        template=options.pictures_as,
+        template=options.image_pattern,
         beside=published,
     )

@@ -99,13 +99,13 @@ def score(
 
     [dim]cgrpo score --run runs/mine --images folder --reference b.jpg --prompt "a dog" --out scores.csv[/dim]
     """
-    from customized_grpo.evaluation.files import find_pictures, read_pair, score_files, show, write_csv
+    from customized_grpo.evaluation.files import find_images, read_pair, score_files, show, write_csv
     from customized_grpo.utils.records import check_place
 
     if out is not None:
         check_place(out, "--out")
     chosen, device = rewards.choose(settings)
-    files = find_pictures(image or [], images)
+    files = find_images(image or [], images)
     pair = read_pair(prompt, reference or [], mask or [], subject)
     scores = score_files(chosen, device, files, pair)
     if out is None:

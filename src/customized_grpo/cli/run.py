@@ -11,12 +11,12 @@ from customized_grpo.data import open_dataset
 from customized_grpo.reporting.callbacks import ReportCallback
 from customized_grpo.trainer.callbacks import ProgressCallback
 from customized_grpo.trainer.locking import check_unclaimed
-from customized_grpo.trainer.processes import lost_processes_told, start_processes
+from customized_grpo.trainer.processes import reports_lost_processes, start_processes
 from customized_grpo.trainer.trackers import TrackerCallback
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 
-@lost_processes_told()
+@reports_lost_processes()
 def train_run(config: Config, run: Path, console: Console, *, resume: bool = False) -> None:
     """Train, or continue training, the run in its folder; then generate, score and show what it has learned.
 

@@ -76,7 +76,7 @@ def generate(
     [dim]cgrpo generate --reference cat.jpg --prompt "a cat wearing a red hat in the snow" --run runs/mine[/dim]
     """
     from customized_grpo.config.loading import load_config
-    from customized_grpo.data.pictures import check_suffix, load
+    from customized_grpo.data.image_files import check_suffix, load
     from customized_grpo.trainer.folder import CONFIG, open_run
     from customized_grpo.utils.prompts import check_prompt
     from customized_grpo.utils.records import check_place

@@ -44,7 +44,7 @@ class CustomizedGRPOConfig(Config):
 def _by_section(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Move settings that were given directly into their section."""
     sorted_in: dict[str, Any] = {}
-    moved: dict[str, dict[str, Any]] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         if name in CustomizedGRPOConfig.model_fields:
             sorted_in[name] = value
@@ -56,8 +56,8 @@ def _by_section(settings: Mapping[str, Any]) -> dict[str, Any]:
         if len(sections) > 1:
             forms = " or ".join(f"{section}={{{name!r}: {value!r}}}" for section in sections)
             raise ConfigError(f"{name}: is a setting of {' and of '.join(sections)}; give {forms}")
-        moved.setdefault(sections[0], {})[name] = value
-    for section, values in moved.items():
+        nested.setdefault(sections[0], {})[name] = value
+    for section, values in nested.items():
         given = sorted_in.get(section, {})
         if isinstance(given, Section):
             given = {name: getattr(given, name) for name in given.model_fields_set}

@@ -14,7 +14,7 @@ from customized_grpo.data.files import open_file
 from customized_grpo.data.records import FilePairs
 from customized_grpo.data.world import WORLDS, WorldPairs
 from customized_grpo.protocols import PairDataset
-from customized_grpo.utils.named import told
+from customized_grpo.utils.named import error_text
 
 __all__ = ["WORLDS", "DataError", "open_dataset"]
 
@@ -45,7 +45,7 @@ def open_dataset(config: DataConfig) -> PairDataset:
         try:
             pairs = _open_path(Path(config.path).expanduser(), config.root)
         except (OSError, RuntimeError) as error:  # a name too long, a loop of links, an unknown user's home
-            raise DataError([f"data.path: {config.path} cannot be read ({told(error)}); correct it"]) from error
+            raise DataError([f"data.path: {config.path} cannot be read ({error_text(error)}); correct it"]) from error
         if config.size is not None and config.size < len(pairs):
             pairs = Subset(pairs, [i * len(pairs) // config.size for i in range(config.size)])
     pairs.config = config

@@ -54,7 +54,7 @@ class Listing:
 
     def kind(self, prompt: str) -> str:
         """Return the kind of a finished prompt (see `prompt_kind`), by the templates' properties and by its words."""
-        properties = filter(None, map(_said_before, (*self.objects, *self.live)))
+        properties = filter(None, map(_without_property, (*self.objects, *self.live)))
         if any(re.match(rf"an? {re.escape(words)} ", prompt) for words in properties):
             return "property"
         return prompt_kind(prompt)
@@ -71,10 +71,10 @@ def prompt_kind(template: str) -> str:
         return "style"
     if _ACCESSORY.search(template):
         return "accessory"
-    return "property" if _said_before(template) else "place"
+    return "property" if _without_property(template) else "place"
 
 
-def _said_before(template: str) -> str:
+def _without_property(template: str) -> str:
     found = _NAMED.search(template)
     return found["before"].strip() if found else ""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, PlainValidator, ValidationError, ValidationInfo
 
 from customized_grpo.config import DataConfig
-from customized_grpo.data import pictures
+from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.protocols import Pair
 from customized_grpo.utils.prompts import encoding_problem, has_letters
@@ -169,9 +169,9 @@ class Record:
 
     def load(self) -> Pair:
         """Read the images and masks."""
-        references = tuple(pictures.load(path) for path in self.references)
+        references = tuple(image_files.load(path) for path in self.references)
         masks = tuple(
-            pictures.load_mask(path, reference.size) if path else None
+            image_files.load_mask(path, reference.size) if path else None
             for path, reference in zip(self.masks, references, strict=True)
         )
         return Pair(self.key, self.prompt, references, masks, self.subject, self.columns)
@@ -217,9 +217,9 @@ class FilePairs:
         # An image is checked and reported once, however many records contain it.
         references = {path: record.where for record in reversed(self._records) for path in record.references}
         masks = {path: record.where for record in reversed(self._records) for path in record.masks if path}
-        check = partial(pictures.check, quick=len(references) > THOROUGH)
-        broken = [(references[path], text) for path, text in pictures.problems(references, check).items()]
-        broken += [(masks[path], text) for path, text in pictures.problems(masks, pictures.load_mask).items()]
+        check = partial(image_files.check, quick=len(references) > THOROUGH)
+        broken = [(references[path], text) for path, text in image_files.problems(references, check).items()]
+        broken += [(masks[path], text) for path, text in image_files.problems(masks, image_files.load_mask).items()]
         order = {record.where: i for i, record in enumerate(self._records)}
         return [f"{where}: {text}" for where, text in sorted(broken, key=lambda item: order[item[0]])]
 

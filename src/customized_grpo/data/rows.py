@@ -11,11 +11,11 @@ from PIL import Image
 
 from customized_grpo.config import DataConfig
 from customized_grpo.config.loading import nearest
-from customized_grpo.data import pictures
+from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.data.records import clean_text, shown
 from customized_grpo.protocols import Pair
-from customized_grpo.utils.named import told
+from customized_grpo.utils.named import error_text
 
 _CHECKED = 4  # rows that are read completely when a dataset is opened
 
@@ -72,7 +72,7 @@ class RowPairs:
         index = int(index) % self._length
         row = self._row(index)
         where, given = f"row {index}, column {self._references!r}", _value(index, row, self._references)
-        references = tuple(pictures.load(*_source(one, where)) for one in _listed(given))
+        references = tuple(image_files.load(*_source(one, where)) for one in _listed(given))
         if not references:
             raise DataError([f"{where} is an empty list; give one image or more"])
         masks: tuple[Image.Image | None, ...] = (None,) * len(references)
@@ -108,7 +108,7 @@ class RowPairs:
         try:
             row = self._rows[index]
         except Exception as error:  # anything that another library's dataset raises
-            raise DataError([f"row {index} cannot be read ({told(error)}); correct or remove it"]) from error
+            raise DataError([f"row {index} cannot be read ({error_text(error)}); correct or remove it"]) from error
         if not isinstance(row, Mapping):
             name = type(row).__name__
             raise DataError([f"row {index} is a {name}; give rows that are dicts, one entry for each column"])
@@ -151,14 +151,14 @@ def _mask(where: str, value: Any, reference: Image.Image) -> Image.Image | None:
     if value is None:
         return None
     source, place = _source(value, where)
-    return pictures.load_mask(source, reference.size, place)
+    return image_files.load_mask(source, reference.size, place)
 
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _source(value: Any, where: str) -> tuple[pictures.Source, str]:
+def _source(value: Any, where: str) -> tuple[image_files.Source, str]:
     """Return the source of an image, and a description of it for messages."""
     if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():  # of a datasets.Image(decode=False) column
         value = value.get("path") if value.get("bytes") is None else value["bytes"]

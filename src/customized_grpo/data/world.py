@@ -10,8 +10,8 @@ from PIL import Image
 from customized_grpo.config import DataConfig
 from customized_grpo.data.errors import DataError
 from customized_grpo.embedded.places import PLACES
-from customized_grpo.embedded.scenes import Wish, draw_wish, render_reference
-from customized_grpo.embedded.subjects import Subject, draw_subject
+from customized_grpo.embedded.scenes import Attributes, render_reference, sample_attributes
+from customized_grpo.embedded.subjects import Subject, sample_subject
 from customized_grpo.protocols import Pair
 
 Split = Literal["train", "held-out"]
@@ -40,24 +40,24 @@ class WorldPairs:
         return self._size
 
     def __getitem__(self, index: int, /) -> Pair:
-        subject, wish, place, rng = self.draft(index)
+        subject, attributes, place, rng = self.draft(index)
         scene = render_reference(subject, place, rng)
         name = "world-recoloured" if self._recoloured else "world"
         return Pair(
             key=f"{name}/{self._split}/{self._seed}/{index % self._size}",
-            prompt=wish.prompt(subject.word),
+            prompt=attributes.prompt(subject.word),
             references=(Image.fromarray(scene.image),),
             masks=(Image.fromarray(scene.mask.astype(np.uint8) * 255),),
             subject=subject.word,
         )
 
-    def draft(self, index: int) -> tuple[Subject, Wish, str, np.random.Generator]:
+    def draft(self, index: int) -> tuple[Subject, Attributes, str, np.random.Generator]:
         """Return a pair's subject, prompt attributes and place of the reference, and the generator to render it."""
         if not -self._size <= index < self._size:
             raise IndexError(f"pair {index} of {self._size}")
         index %= self._size
         rng = np.random.default_rng([self._seed, _STREAMS[self._split], index])
         held_out = self._split == "held-out"
-        subject = draw_subject(rng, held_out=held_out)
-        wish = draw_wish(rng, held_out=held_out and index % 2 == 1, recoloured=self._recoloured)
-        return subject, wish, str(rng.choice([place for place in PLACES if place != wish.place])), rng
+        subject = sample_subject(rng, held_out=held_out)
+        attributes = sample_attributes(rng, held_out=held_out and index % 2 == 1, recoloured=self._recoloured)
+        return subject, attributes, str(rng.choice([place for place in PLACES if place != attributes.place])), rng

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from customized_grpo.embedded.places import PLACES, SIDE, paint
-from customized_grpo.embedded.subjects import COLOURS, SUBJECT_SIDE, Subject, picture
+from customized_grpo.embedded.subjects import COLOURS, SUBJECT_SIDE, Subject, sprite_image
 
 #: Left edge of a target's subject in pixels, and the words of the prompt for it.
 POSITIONS: dict[str, tuple[int, str]] = {
@@ -27,7 +27,7 @@ _UP = 4  # accessories are rendered this much larger, then reduced
 
 
 @dataclass(frozen=True)
-class Wish:
+class Attributes:
     """Attributes that a prompt asks for; None for an open one."""
 
     place: str
@@ -59,51 +59,53 @@ class Scene:
     mask: np.ndarray
 
 
-def draw_wish(rng: np.random.Generator, *, held_out: bool, recoloured: bool = False) -> Wish:
+def sample_attributes(rng: np.random.Generator, *, held_out: bool, recoloured: bool = False) -> Attributes:
     """Sample attributes, of the held-out combinations or of all others; with `recoloured` always with a colour."""
     while True:
-        wish = Wish(
+        attributes = Attributes(
             place=str(rng.choice(list(PLACES))),
             position=str(rng.choice(list(POSITIONS))) if rng.random() < 0.7 else None,
             accessory=str(rng.choice(list(ACCESSORIES))) if rng.random() < (0.8 if held_out else 0.5) else None,
             colour=str(rng.choice(list(COLOURS))) if recoloured or rng.random() < (0.6 if held_out else 0.3) else None,
         )
-        if wish.held_out is held_out:
-            return wish
+        if attributes.held_out is held_out:
+            return attributes
 
 
-def render_target(subject: Subject, wish: Wish, rng: np.random.Generator, stray: tuple[int, int] = (0, 0)) -> Scene:
+def render_target(
+    subject: Subject, attributes: Attributes, rng: np.random.Generator, stray: tuple[int, int] = (0, 0)
+) -> Scene:
     """Render the image that the attributes ask for; open ones and the place's details are sampled from `rng`."""
-    position = wish.position or str(rng.choice(list(POSITIONS)))
+    position = attributes.position or str(rng.choice(list(POSITIONS)))
     corner = (POSITIONS[position][0] + stray[0], _TARGET_TOP + stray[1])
-    return _compose(subject, paint(wish.place, rng), corner, wish.accessory, wish.colour)
+    return _compose(subject, paint(attributes.place, rng), corner, attributes.accessory, attributes.colour)
 
 
 def render_reference(
     subject: Subject, place: str, rng: np.random.Generator, stray: tuple[int, int] | None = None
 ) -> Scene:
     """Render a reference image: the subject without accessories, higher up than in any target, in another place."""
-    stray = draw_stray(rng) if stray is None else stray
+    stray = sample_offset(rng) if stray is None else stray
     corner = (_REFERENCE_CORNER[0] + stray[0], _REFERENCE_CORNER[1] + stray[1])
     return _compose(subject, paint(place, rng), corner, None, None)
 
 
-def draw_stray(rng: np.random.Generator) -> tuple[int, int]:
+def sample_offset(rng: np.random.Generator) -> tuple[int, int]:
     """Sample the offset (right, down) in pixels of a pair's subject from its usual corners."""
     return int(rng.integers(-_STRAY, _STRAY + 1)), int(rng.integers(-_STRAY, _STRAY + 1))
 
 
-def draw_pair(subject: Subject, wish: Wish, rng: np.random.Generator) -> tuple[Scene, Scene]:
+def sample_pair(subject: Subject, attributes: Attributes, rng: np.random.Generator) -> tuple[Scene, Scene]:
     """Render (reference, target) of one subject; the reference's place is never the target's."""
-    other, stray = str(rng.choice([place for place in PLACES if place != wish.place])), draw_stray(rng)
-    return render_reference(subject, other, rng, stray), render_target(subject, wish, rng, stray)
+    other, stray = str(rng.choice([place for place in PLACES if place != attributes.place])), sample_offset(rng)
+    return render_reference(subject, other, rng, stray), render_target(subject, attributes, rng, stray)
 
 
 def _compose(
     subject: Subject, background: np.ndarray, corner: tuple[int, int], accessory: str | None, colour: str | None
 ) -> Scene:
     layer = np.zeros((SIDE, SIDE, 4), dtype=np.float32)
-    sprite = picture(subject, colour)
+    sprite = sprite_image(subject, colour)
     left, top = corner
     rows = slice(max(0, top), min(SIDE, top + SUBJECT_SIDE))
     columns = slice(max(0, left), min(SIDE, left + SUBJECT_SIDE))
@@ -124,8 +126,8 @@ def _wear(accessory: str, mask: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     head = xs[ys < top + 0.3 * (bottom - top)]
     canvas = Image.new("RGBA", (SIDE * _UP, SIDE * _UP))
     box = (v * _UP for v in (xs.min(), xs.max() + 1, top, bottom, (head.min() + head.max() + 1) / 2))
-    _, on_body, draw = ACCESSORIES[accessory]
-    draw(_Body(ImageDraw.Draw(canvas), *box))
+    _, on_body, paint = ACCESSORIES[accessory]
+    paint(_Body(ImageDraw.Draw(canvas), *box))
     layer = np.asarray(canvas.convert("RGBa").reduce(_UP).convert("RGBA"), dtype=np.float32) / 255
     if on_body:  # clothes end where the subject ends
         layer = layer.copy()
@@ -137,7 +139,7 @@ def _wear(accessory: str, mask: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 class _Body:
     """Box of the subject's mask and middle of its head, in enlarged pixels; a method for each accessory."""
 
-    draw: ImageDraw.ImageDraw
+    paint: ImageDraw.ImageDraw
     left: float
     right: float
     top: float
@@ -153,48 +155,48 @@ class _Body:
 
     def red_hat(self) -> None:
         base = self.top + 3 * _UP
-        self.draw.pieslice(self.box(-8, base - 9 * _UP, 8, base + 9 * _UP), 180, 360, fill=(216, 24, 32, 255))
-        self.draw.rounded_rectangle(self.box(-12, base - 2 * _UP, 12, base + 1 * _UP), 4, fill=(150, 8, 20, 255))
+        self.paint.pieslice(self.box(-8, base - 9 * _UP, 8, base + 9 * _UP), 180, 360, fill=(216, 24, 32, 255))
+        self.paint.rounded_rectangle(self.box(-12, base - 2 * _UP, 12, base + 1 * _UP), 4, fill=(150, 8, 20, 255))
 
     def santa_hat(self) -> None:
         base = self.top + 3 * _UP
         tip = (self.head + 10 * _UP, base - 13 * _UP)
-        self.draw.polygon([(self.head - 8 * _UP, base), tip, (self.head + 8 * _UP, base)], fill=(206, 20, 30, 255))
-        self.draw.rounded_rectangle(self.box(-10, base - 3 * _UP, 10, base + 2 * _UP), 10, fill=(250, 250, 250, 255))
+        self.paint.polygon([(self.head - 8 * _UP, base), tip, (self.head + 8 * _UP, base)], fill=(206, 20, 30, 255))
+        self.paint.rounded_rectangle(self.box(-10, base - 3 * _UP, 10, base + 2 * _UP), 10, fill=(250, 250, 250, 255))
         ball = [tip[0] - 3 * _UP, tip[1] - 3 * _UP, tip[0] + 3 * _UP, tip[1] + 3 * _UP]
-        self.draw.ellipse(ball, fill=(250, 250, 250, 255))
+        self.paint.ellipse(ball, fill=(250, 250, 250, 255))
 
     def top_hat(self) -> None:
         base = self.top + 3 * _UP
-        self.draw.rectangle(self.box(-7, base - 13 * _UP, 7, base), fill=(18, 18, 22, 255))
-        self.draw.rectangle(self.box(-7, base - 4 * _UP, 7, base - 2 * _UP), fill=(230, 230, 230, 255))
-        self.draw.rounded_rectangle(self.box(-12, base - 2 * _UP, 12, base + 1 * _UP), 4, fill=(18, 18, 22, 255))
+        self.paint.rectangle(self.box(-7, base - 13 * _UP, 7, base), fill=(18, 18, 22, 255))
+        self.paint.rectangle(self.box(-7, base - 4 * _UP, 7, base - 2 * _UP), fill=(230, 230, 230, 255))
+        self.paint.rounded_rectangle(self.box(-12, base - 2 * _UP, 12, base + 1 * _UP), 4, fill=(18, 18, 22, 255))
 
     def pink_glasses(self) -> None:
         y = self.down(0.38)
-        self.draw.rectangle(self.box(-11, y - 1 * _UP, 11, y + 1 * _UP), fill=(255, 60, 160, 255))
+        self.paint.rectangle(self.box(-11, y - 1 * _UP, 11, y + 1 * _UP), fill=(255, 60, 160, 255))
         for side in (-6, 6):
             lens = self.box(side - 5, y - 5 * _UP, side + 5, y + 5 * _UP)
-            self.draw.ellipse(lens, fill=(255, 190, 225, 255), outline=(255, 40, 150, 255), width=7)
+            self.paint.ellipse(lens, fill=(255, 190, 225, 255), outline=(255, 40, 150, 255), width=7)
 
     def rainbow_scarf(self) -> None:
         colours = [(230, 40, 40), (250, 150, 30), (250, 225, 50), (60, 180, 75), (50, 110, 230), (150, 60, 200)]
         y, height = self.down(0.6), 6 * _UP
         width = (self.right - self.left) / 6
         for i, colour in enumerate(colours):
-            self.draw.rectangle(
+            self.paint.rectangle(
                 [self.left + i * width, y, self.left + (i + 1) * width, y + height], fill=(*colour, 255)
             )
         for i, colour in enumerate(colours):
             top = y + height + i * 1.5 * _UP
-            self.draw.rectangle(self.box(3, top, 8, top + 1.5 * _UP), fill=(*colour, 255))
+            self.paint.rectangle(self.box(3, top, 8, top + 1.5 * _UP), fill=(*colour, 255))
 
     def yellow_shirt(self) -> None:
         y = self.down(0.58)
-        self.draw.rectangle([self.left, y, self.right, self.bottom], fill=(252, 214, 20, 255))
+        self.paint.rectangle([self.left, y, self.right, self.bottom], fill=(252, 214, 20, 255))
         middle = (self.left + self.right) / 2
         collar = [(middle - 5 * _UP, y), (middle, y + 5 * _UP), (middle + 5 * _UP, y)]
-        self.draw.line(collar, fill=(190, 140, 0, 255), width=5)
+        self.paint.line(collar, fill=(190, 140, 0, 255), width=5)
 
 
 #: Words for each accessory, whether it is cut to the subject's outline, and its painter.

@@ -41,7 +41,7 @@ def sprites(*, held_out: bool) -> list[int]:
     return [i for i, entry in enumerate(_index()) if entry["held_out"] is held_out]
 
 
-def draw_subject(rng: np.random.Generator, *, held_out: bool) -> Subject:
+def sample_subject(rng: np.random.Generator, *, held_out: bool) -> Subject:
     """Sample an identity: any sprite of the split, usually recoloured, turned by up to 20 degrees."""
     pool = sprites(held_out=held_out)
     return Subject(
@@ -53,10 +53,10 @@ def draw_subject(rng: np.random.Generator, *, held_out: bool) -> Subject:
     )
 
 
-def picture(subject: Subject, colour: str | None = None) -> np.ndarray:
+def sprite_image(subject: Subject, colour: str | None = None) -> np.ndarray:
     """Render the subject alone, float32 (32, 32, 4) in [0, 1], not premultiplied; `colour` replaces its own hue."""
-    sprite = _atlas()[subject.sprite]
-    image = Image.fromarray(sprite, "RGBA").convert("RGBa")
+    pixels = _atlas()[subject.sprite]
+    image = Image.fromarray(pixels, "RGBA").convert("RGBa")
     if subject.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     width, height = (1.0, 1.0 / subject.stretch) if subject.stretch > 1 else (subject.stretch, 1.0)

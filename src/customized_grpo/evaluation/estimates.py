@@ -38,7 +38,7 @@ class Estimate:
         """The interval, extended to the mean, which may lie outside by rounding."""
         return min(self.low, self.mean), max(self.high, self.mean)
 
-    def told(self, form: str = "+.1f") -> str:
+    def text(self, form: str = "+.1f") -> str:
         """Format the mean and, if it is not a single point, the interval."""
         if self.low == self.high:
             return f"{self.mean:{form}}"

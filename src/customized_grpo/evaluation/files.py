@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from customized_grpo.config import ConfigError, RewardConfig
-from customized_grpo.data import pictures
+from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward, score
@@ -28,7 +28,7 @@ _BATCH = 64  # images that are loaded and scored at a time
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
-def find_pictures(images: Sequence[Path], folder: Path | None) -> list[Path]:
+def find_images(images: Sequence[Path], folder: Path | None) -> list[Path]:
     """Return the given images and those of a folder by name. Raises ConfigError or DataError if one cannot be used."""
     found = list(images)
     if folder is not None:
@@ -38,7 +38,7 @@ def find_pictures(images: Sequence[Path], folder: Path | None) -> list[Path]:
     if not found:
         where = f"{folder}: no image in it ({', '.join(_SUFFIXES)})" if folder else "no image to score"
         raise ConfigError(f"{where}; give --image, or --images FOLDER")
-    if broken := pictures.problems(found, pictures.check):
+    if broken := image_files.problems(found, image_files.check):
         raise DataError(broken.values())
     return found
 
@@ -48,8 +48,8 @@ def read_pair(prompt: str, references: Sequence[Path], masks: Sequence[Path], su
     check_prompt(prompt, "--prompt")
     if masks and len(masks) != len(references):
         raise ConfigError(f"--mask is given {len(masks)} times for {len(references)} of --reference; give one each")
-    shown = tuple(pictures.load(path) for path in references)
-    loaded = [pictures.load_mask(path, reference.size) for path, reference in zip(masks, shown, strict=False)]
+    shown = tuple(image_files.load(path) for path in references)
+    loaded = [image_files.load_mask(path, reference.size) for path, reference in zip(masks, shown, strict=False)]
     return Pair("score", prompt, shown, tuple(loaded or [None] * len(shown)), subject)
 
 
@@ -60,7 +60,7 @@ def score_files(
     scorers = [build_reward(reward, device) for reward in rewards]
     scores: dict[str, list[float]] = {scorer.name: [] for scorer in scorers}
     for start in range(0, len(files), _BATCH):
-        images = [pictures.load(path) for path in files[start : start + _BATCH]]
+        images = [image_files.load(path) for path in files[start : start + _BATCH]]
         for scorer in scorers:
             scores[scorer.name] += score_loaded(scorer, images, [pair] * len(images))
     return scores

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.trainer.rollout import image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, sample_images
 from customized_grpo.utils.pixels import to_image
 
 
@@ -25,4 +25,4 @@ def generate(
     conditions = Conditions.join([policy.encode(prompt, references)] * images)
     noise = torch.cat([image_noise(policy, 1, seed, "generate", i) for i in range(images)])
     sigmas = policy.sigmas(steps).to(policy.device)
-    return [to_image(image) for image in sample_pictures(policy, conditions, noise, sigmas)]
+    return [to_image(image) for image in sample_images(policy, conditions, noise, sigmas)]

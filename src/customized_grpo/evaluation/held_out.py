@@ -39,7 +39,5 @@ def shown_pairs(count: int) -> list[int]:
 def evaluation_grid(path: Path, pairs: PairDataset, images: int, columns: Mapping[str, Evaluation]) -> None:
     """Write a PNG of a few pairs: the reference, and the first of the `images` per pair of each evaluation."""
     shown = shown_pairs(len(pairs))
-    rows = [
-        [pairs[i].references[0], *(Image.open(one.pictures[i * images]) for one in columns.values())] for i in shown
-    ]
+    rows = [[pairs[i].references[0], *(Image.open(one.images[i * images]) for one in columns.values())] for i in shown]
     image_grid(path, rows, [pairs[i].prompt for i in shown], ("reference", *columns))

@@ -17,7 +17,7 @@ from customized_grpo.protocols import PairDataset
 from customized_grpo.trainer.evaluation import Evaluation, evaluate, read_evaluation
 from customized_grpo.trainer.folder import CONFIG, LORA, open_run
 from customized_grpo.trainer.locking import claim
-from customized_grpo.trainer.parts import build_judges
+from customized_grpo.trainer.parts import build_scorers
 from customized_grpo.utils.records import writing
 
 
@@ -46,7 +46,7 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
     held_out = open_dataset(config.evaluation.data)
     with claim(run), writing(run):
         policy = build_policy(config.policy)
-        judges = build_judges(config, policy.device)
+        rewards = build_scorers(config, policy.device)
 
         def scored(name: str) -> Evaluation:
             console.print(f"generating {len(held_out) * config.evaluation.images} evaluation images ({name})")
@@ -54,7 +54,7 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
                 return evaluate(
                     policy,
                     held_out,
-                    judges.all,
+                    rewards.all,
                     config.evaluation,
                     run / "evaluation" / name,
                     batch_size=config.rollout.batch_size,

@@ -14,7 +14,7 @@ from torch import Tensor
 from customized_grpo.figures.style import FigureError, drawing
 from customized_grpo.utils.pixels import to_image
 
-Picture = Image.Image | Tensor
+ImageLike = Image.Image | Tensor
 """A PIL image of any mode and size, or a floating-point tensor (3, H, W) in [0, 1]."""
 
 _SMALLEST, _LARGEST = 192, 512  # pixels of a cell's longer side
@@ -23,7 +23,7 @@ _DPI = 144
 
 def image_grid(
     path: Path,
-    rows: Sequence[Sequence[Picture | None]],
+    rows: Sequence[Sequence[ImageLike | None]],
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
 ) -> None:
@@ -41,7 +41,7 @@ def image_grid(
     Raises:
         FigureError: There is no image.
     """
-    images = [[None if picture is None else _image(picture) for picture in row] for row in rows]
+    images = [[None if image is None else _image(image) for image in row] for row in rows]
     sizes = [image.size for row in images for image in row if image is not None]
     if not sizes:
         raise FigureError(f"{path}: there is no image to show")
@@ -82,12 +82,12 @@ def image_grid(
                     figure.figimage(np.asarray(fitted), x, bottom + (cell_height - fitted.height) // 2)
 
 
-def _image(picture: Picture) -> Image.Image:
+def _image(image: ImageLike) -> Image.Image:
     """Convert to RGB, with transparent pixels on white."""
-    if isinstance(picture, Image.Image):
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-    return to_image(picture.detach().float())
+    if isinstance(image, Image.Image):
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return to_image(image.detach().float())
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -79,8 +79,8 @@ def guarded_log_ratio(log_ratio: Tensor, mean: Tensor, mean_old: Tensor, std: Te
             f"need log-ratio and std (N,) and means (N, ...), not {tuple(log_ratio.shape)}, "
             f"{tuple(std.shape)}, {tuple(mean.shape)} and {tuple(mean_old.shape)}"
         )
-    moved = (mean.float() - mean_old.detach().float()).square().flatten(1).mean(1)
-    return std * log_ratio.float() + moved / (2 * std)
+    shift = (mean.float() - mean_old.detach().float()).square().flatten(1).mean(1)
+    return std * log_ratio.float() + shift / (2 * std)
 
 
 def guarded_loss(loss: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from customized_grpo.trainer.credit import reward_name
 from customized_grpo.trainer.update import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.hub import local_path, resolve
-from customized_grpo.utils.outlines import outline_judge
+from customized_grpo.utils.outlines import outline_reward
 
 _FLOAT32 = 4
 _OVERHEAD_SHARE, _OVERHEAD_BYTES = 0.05, 1_000_000_000
@@ -247,7 +247,7 @@ def _option(reward: RewardConfig, name: str) -> Any:
 
 @lru_cache(maxsize=32)
 def _parameters(path: str) -> int:
-    return count(outline_judge(path)).parameters
+    return count(outline_reward(path)).parameters
 
 
 def _downloads(policy: PolicyConfig, shapes: Shapes, scorers: dict[str, _Scorer]) -> Iterator[Download]:

@@ -166,10 +166,10 @@ def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
     if config.true_cfg != 1:
         rows |= {f"{NEGATIVE}{name}": torch.empty_like(row) for name, row in rows.items()}
     height, width = (config.reference_sizes or [(1024, 1024)])[0]
-    picture = Image.new("RGB", (width, height))
+    image = Image.new("RGB", (width, height))
     with torch.no_grad():
         for k in range(1, references + 1):
-            rows[REFERENCE.format(k)] = policy.encode_reference(picture, references)
+            rows[REFERENCE.format(k)] = policy.encode_reference(image, references)
     return Conditions(rows)
 
 

@@ -11,7 +11,7 @@ from customized_grpo.policies.loading import pipeline_name
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Policy
 from customized_grpo.utils.hub import ModelError
-from customized_grpo.utils.named import NamedError, find, told
+from customized_grpo.utils.named import NamedError, error_text, find
 
 __all__ = ["PipelinePolicy", "build_policy", "class_of", "kind_of", "name_of", "register_policy"]
 
@@ -97,7 +97,9 @@ def build_policy(config: PolicyConfig, pipeline: Any = None) -> Policy:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"policy.kind: {config.kind} could not be constructed ({told(error)}); correct it") from error
+        raise ModelError(
+            f"policy.kind: {config.kind} could not be constructed ({error_text(error)}); correct it"
+        ) from error
     missing = [name for name in vars(Policy) if not name.startswith("_") and not hasattr(policy, name)]
     if missing:
         raise ModelError(f"policy.kind: {config.kind} has no {missing[0]}; define all of protocols.Policy")

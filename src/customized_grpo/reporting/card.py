@@ -27,7 +27,7 @@ def model_card(
     config: Config,
     evaluations: tuple[Evaluation, Evaluation] | None = None,
     prompts: Sequence[str] = (),
-    picture: str | None = None,
+    image: str | None = None,
 ) -> ModelCard:
     """Build the card of a run's LoRA.
 
@@ -35,7 +35,7 @@ def model_card(
         config: Configuration of the run. Local paths, addresses and secrets are removed from it.
         evaluations: Evaluations of the base and of the tuned model.
         prompts: Examples of prompts.
-        picture: Name of an image file beside the card.
+        image: Name of an image file beside the card.
     """
     policy = config.policy
     base, embedded = _base_model(policy), policy.path.startswith(f"{EMBEDDED}/")
@@ -59,10 +59,10 @@ def model_card(
         adapter=policy.adapter is not None and policy.adapter_as == "fused",  # else the LoRA contains it
         settings=_changed_settings(policy),
         scores=_scores(config, *evaluations) if evaluations else None,
-        images=len(evaluations[1].pictures) if evaluations else 0,
+        images=len(evaluations[1].images) if evaluations else 0,
         prompts=[redact_text(" ".join(prompt.split())) for prompt in prompts or [_EXAMPLE]],
         prompt=repr((prompts or [_EXAMPLE])[0]),
-        picture=picture,
+        image=image,
         reference_height=height,
         reference_width=width,
         data=redact_text(config.data.path or "no data"),

@@ -15,9 +15,9 @@ from customized_grpo.reporting.card import model_card
 from customized_grpo.reporting.snapshots import read_samples
 from customized_grpo.trainer.checkpoint import checkpointed_iterations
 from customized_grpo.trainer.folder import LORA, LORA_FILE, open_run
-from customized_grpo.utils.records import aside, move_folder
+from customized_grpo.utils.records import move_folder, temporary_folder
 
-PICTURE = "before-after.png"
+IMAGE_FILE = "before-after.png"
 _PROMPTS = 3
 
 
@@ -35,7 +35,7 @@ def export_run(run: Path, out: Path) -> None:
         ConfigError: The run is not finished or has no LoRA, or `out` is not empty.
     """
     config = finished_run(run)
-    weights, picture = run / LORA / LORA_FILE, run / PICTURE
+    weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
     if not weights.is_file():
         raise ConfigError(
             f"{run}: there is no LoRA, because all weights were trained (policy.lora is null); use cgrpo merge"
@@ -45,11 +45,11 @@ def export_run(run: Path, out: Path) -> None:
     prompts = dict.fromkeys(pair.prompt for pair in samples[-1].pairs) if samples else ()
     with new_folder(out) as folder:
         shutil.copyfile(weights, folder / weights.name)
-        if picture.is_file():
-            with Image.open(picture) as image:
-                image.convert("RGB").save(folder / PICTURE)  # pixels only, without metadata
+        if preview.is_file():
+            with Image.open(preview) as image:
+                image.convert("RGB").save(folder / IMAGE_FILE)  # pixels only, without metadata
         evaluations = (base, tuned) if base is not None and tuned is not None else None
-        card = model_card(config, evaluations, list(prompts)[:_PROMPTS], PICTURE if picture.is_file() else None)
+        card = model_card(config, evaluations, list(prompts)[:_PROMPTS], IMAGE_FILE if preview.is_file() else None)
         card.save(folder / "README.md")
 
 
@@ -79,7 +79,7 @@ def check_empty(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `out` when the block succeeds. Raise ConfigError if `out` is not empty."""
     check_empty(out)
-    temporary = aside(out.resolve())
+    temporary = temporary_folder(out.resolve())
     try:
         yield temporary
         move_folder(temporary, out.resolve())

@@ -183,7 +183,7 @@ def _strips(frames: Sequence[tuple[Path, Any, str]]) -> Iterator[dict[str, Any]]
         shown: list[dict[str, Any] | None] = []
         for folder, stored, _ in frames:
             sample = next((one for one in stored.pairs if one.key == first.key), None)
-            source = _source(folder, sample.picture) if sample else None
+            source = _source(folder, sample.image) if sample else None
             scores = (
                 [(name, v, _difference(v, first.scores.get(name))) for name, v in sample.scores.items()]
                 if sample
@@ -209,14 +209,14 @@ def _groups(run: Run) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
 
 def _table(folder: Path, group: Group) -> dict[str, Any] | None:
     """Return a group with the images of the highest advantage first, or None if an image is missing."""
-    order = sorted(range(len(group.pictures)), key=lambda i: -(group.learned[i] or 0.0))
+    order = sorted(range(len(group.images)), key=lambda i: -(group.learned[i] or 0.0))
     rows = []
     for i in in_steps(order, _IMAGES):
         identity, prompt = (group.advantages[role][i] for role in ROLES)
         rows.append(
             {
                 "number": i + 1,
-                "source": _source(folder, group.pictures[i]),
+                "source": _source(folder, group.images[i]),
                 "scores": [values[i] for values in group.scores.values()],
                 "advantages": [identity, prompt, group.bonus[i], group.learned[i]],
                 "quadrant": _quadrant(identity or 0.0, prompt or 0.0),

@@ -57,8 +57,8 @@ def outcome(run: Run) -> Outcome | None:
     """Return the result, or None before base and tuned model are both evaluated."""
     if run.base is None or run.tuned is None:
         return None
-    pairs = len({path.stem.partition("-")[0] for path in run.base.pictures})  # files are named PAIR-NUMBER
-    images = max(1, len(run.base.pictures) // max(1, pairs))
+    pairs = len({path.stem.partition("-")[0] for path in run.base.images})  # files are named PAIR-NUMBER
+    images = max(1, len(run.base.images) // max(1, pairs))
     guards = guards_of(run.config)
     scores = {
         name: _score(name, values, run.tuned.scores[name], images, name in guards)

@@ -49,4 +49,4 @@ def show(
 
 def warning_line(finding: Finding) -> str:
     """Return a finding as one line."""
-    return f"warning: {finding.told} {finding.remedy}"
+    return f"warning: {finding.message} {finding.remedy}"

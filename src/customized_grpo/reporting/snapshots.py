@@ -37,7 +37,7 @@ class Sample(_Stored):
     key: str
     prompt: str
     reference: str
-    picture: str
+    file: str
     scores: dict[str, float | None]
 
 
@@ -55,7 +55,7 @@ class Group(_Stored):
     key: str
     prompt: str
     reference: str
-    pictures: list[str]
+    images: list[str]
     scores: dict[str, list[float | None]]
     advantages: dict[str, list[float | None]]
     bonus: list[float | None]
@@ -66,25 +66,25 @@ class GroupChoice(_Stored):
     """The best and the worst of an iteration's groups, or the only one."""
 
     iteration: int
-    drawn: int
+    evaluation: int
     groups: list[Group]
 
 
 _Snapshot = TypeVar("_Snapshot", Samples, GroupChoice)
 
 
-def keep_samples(run: Path, iteration: int, held_out: PairDataset, images: int, drawn: Evaluation) -> None:
+def keep_samples(run: Path, iteration: int, held_out: PairDataset, images: int, evaluation: Evaluation) -> None:
     """Store a few pairs of an evaluation, which has `images` images of each pair."""
     folder = _folder(run, SAMPLES, iteration)
     pairs = []
     for i in shown_pairs(len(held_out)):
         pair, first = held_out[i], i * images
-        reference, picture = f"{i:05d}-reference.jpg", f"{i:05d}.jpg"
+        reference, file = f"{i:05d}-reference.jpg", f"{i:05d}.jpg"
         write_bytes(folder / reference, thumbnail(pair.references[0]))
-        with Image.open(drawn.pictures[first]) as image:
-            write_bytes(folder / picture, thumbnail(image))
-        scores: dict[str, float | None] = {name: values[first] for name, values in drawn.scores.items()}
-        pairs.append(Sample(key=pair.key, prompt=pair.prompt, reference=reference, picture=picture, scores=scores))
+        with Image.open(evaluation.images[first]) as image:
+            write_bytes(folder / file, thumbnail(image))
+        scores: dict[str, float | None] = {name: values[first] for name, values in evaluation.scores.items()}
+        pairs.append(Sample(key=pair.key, prompt=pair.prompt, reference=reference, file=file, scores=scores))
     write_json(folder / _INDEX, Samples(iteration=iteration, pairs=pairs).model_dump())
 
 
@@ -95,9 +95,9 @@ def keep_groups(run: Path, iteration: int, groups: Groups) -> None:
     stored = []
     for rank, i in (("only", best),) if best == worst else (("best", best), ("worst", worst)):
         pair = groups.pairs[i]
-        names = [f"{rank}-{number:03d}.jpg" for number in range(groups.pictures.shape[1])]
-        for name, picture in zip(names, groups.pictures[i], strict=True):
-            write_bytes(folder / name, thumbnail(to_image(picture)))
+        names = [f"{rank}-{number:03d}.jpg" for number in range(groups.images.shape[1])]
+        for name, file in zip(names, groups.images[i], strict=True):
+            write_bytes(folder / name, thumbnail(to_image(file)))
         write_bytes(folder / f"{rank}-reference.jpg", thumbnail(pair.references[0]))
         stored.append(
             {
@@ -105,7 +105,7 @@ def keep_groups(run: Path, iteration: int, groups: Groups) -> None:
                 "key": pair.key,
                 "prompt": pair.prompt,
                 "reference": f"{rank}-reference.jpg",
-                "pictures": names,
+                "images": names,
                 "scores": {name: values[i].tolist() for name, values in groups.scores.items()},
                 "advantages": {role: groups.credit.advantages[role][i].tolist() for role in ROLES},
                 "bonus": groups.credit.bonus[i].tolist(),

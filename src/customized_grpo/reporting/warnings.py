@@ -41,7 +41,7 @@ class Finding:
     """
 
     kind: Kind
-    told: str
+    message: str
     iteration: int | None
     remedy: str
     about: str = ""
@@ -73,8 +73,8 @@ def notes_of(config: Config, findings: Iterable[Finding]) -> dict[str, str]:
     for finding in findings:
         since = "" if finding.iteration is None else f" at iteration {finding.iteration}"
         if finding.kind == "hacking":
-            judges = [*config.rewards, *config.evaluation.monitors]
-            notes |= {reward_name(judge): f"parted{since}" for judge in judges if judge.role == finding.about}
+            rewards = [*config.rewards, *config.evaluation.monitors]
+            notes |= {reward_name(reward): f"parted{since}" for reward in rewards if reward.role == finding.about}
         elif finding.kind == "copy-paste":
             notes[finding.about] = f"risen{since}"
     return notes
@@ -200,8 +200,8 @@ def kl_explosion(kl: Series) -> Finding | None:
     return Finding("KL", text, since, "Lower train.learning_rate, or set train.kl_weight.")
 
 
-def _evaluated(judges: Sequence[RewardConfig], role: str, records: Records) -> dict[str, Series]:
-    names = [reward_name(judge) for judge in judges if judge.role == role]
+def _evaluated(rewards: Sequence[RewardConfig], role: str, records: Records) -> dict[str, Series]:
+    names = [reward_name(reward) for reward in rewards if reward.role == role]
     found = {name: series(records, f"evaluation/{name}/mean") for name in names}
     return {name: values for name, values in found.items() if values}
 

@@ -22,7 +22,7 @@ from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.base import KEYS, BuiltinReward, event_loop, needs_of
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.utils.named import NamedError, find, told
+from customized_grpo.utils.named import NamedError, error_text, find
 
 _BATCH: dict[str, Callable[[Tensor, Sequence[Pair]], Any]] = {
     "images": lambda images, pairs: images,
@@ -228,7 +228,7 @@ def load_own(
         made = found(**arguments)
     except Exception as error:
         raise RewardError(
-            f"reward {name!r}: {place} could not be constructed ({told(error)}); "
+            f"reward {name!r}: {place} could not be constructed ({error_text(error)}); "
             "its options come from the reward's `options`"
         ) from error
     if not callable(made):

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from customized_grpo.rewards.base import run_in_loop
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.utils.named import told
+from customized_grpo.utils.named import error_text
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class Endpoint:
             except TimeoutError:
                 raise CallError(f"no whole answer within {self._timeout:g} s", _SERVER, retry=True) from None
             except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-                raise CallError(self._redacted(told(error)), _SERVER, retry=True) from error
+                raise CallError(self._redacted(error_text(error)), _SERVER, retry=True) from error
         again = response.status_code in (408, 425, 429) or response.status_code >= 500
         if not again:
             self._check(response.headers)
@@ -196,7 +196,7 @@ class Endpoint:
             return read(response.content)
         except ValueError as error:
             remedy = "correct the reward's options, or look at the server's answer"
-            raise CallError(self._redacted(told(error)), remedy, retry=True, own=True) from error
+            raise CallError(self._redacted(error_text(error)), remedy, retry=True, own=True) from error
 
     def _refusal(self, response: httpx2.Response, again: bool) -> CallError:
         status, text = response.status_code, self._redacted(_error_text(response.content))

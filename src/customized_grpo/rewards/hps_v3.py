@@ -23,7 +23,7 @@ from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.loading import LOADING_ERRORS, check_missing, check_type, load_tokenizer
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.hub import resolve
-from customized_grpo.utils.named import told
+from customized_grpo.utils.named import error_text
 
 FILE = "HPSv3.safetensors"
 REWARD_TOKEN = "<|Reward|>"  # noqa: S105, a token of text
@@ -79,7 +79,8 @@ class HpsV3(BuiltinReward):
             self._processor = Qwen2VLImageProcessorPil.from_pretrained(resolve(base), revision=base_revision)
         except LOADING_ERRORS as error:
             raise RewardError(
-                f"reward {name!r}: {base!r} cannot be read as base ({told(error)}); give a folder or hub id of Qwen2-VL"
+                f"reward {name!r}: {base!r} cannot be read as base ({error_text(error)}); "
+                "give a folder or hub id of Qwen2-VL"
             ) from error
         self._tokenizer = load_tokenizer(base, base_revision, name, config.text_config.vocab_size)
         self._tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
@@ -106,8 +107,8 @@ class HpsV3(BuiltinReward):
             )
         except LOADING_ERRORS as error:
             raise RewardError(
-                f"reward {name!r}: the weights of {path!r} are not those of HPS v3 for this base ({told(error)}); give "
-                "the published weights, and the base that they were trained from"
+                f"reward {name!r}: the weights of {path!r} are not those of HPS v3 for base ({error_text(error)}); "
+                "give the published weights, and the base that they were trained from"
             ) from error
         check_missing(set(report["missing_keys"]) - {"lm_head.weight"}, path, name)
         self.head.eval().requires_grad_(False).to(self._device)
@@ -148,11 +149,11 @@ class HpsV3(BuiltinReward):
         scores: Tensor = self.head(states[rows, columns].float())[:, 0]
         return scores
 
-    def _question(self, prompt: str, picture_tokens: int) -> str:
+    def _question(self, prompt: str, image_tokens: int) -> str:
         # A prompt must not end the question or add an image. What remains may form another special token.
         while met := [token for token in self._special if token in prompt]:
             prompt = prompt.replace(met[0], "")
-        return _QUESTION.format(picture=_IMAGE_TOKEN * picture_tokens, prompt=prompt)
+        return _QUESTION.format(image=_IMAGE_TOKEN * image_tokens, prompt=prompt)
 
 
 def _weights(path: str, revision: str, name: str) -> dict[str, Tensor]:
@@ -162,6 +163,6 @@ def _weights(path: str, revision: str, name: str) -> dict[str, Tensor]:
         return weights
     except LOADING_ERRORS as error:
         raise RewardError(
-            f"reward {name!r}: no weights could be read from {path!r} ({told(error)}); give a folder or hub id with "
-            f"{FILE}, or that file"
+            f"reward {name!r}: no weights could be read from {path!r} ({error_text(error)}); "
+            f"give a folder or hub id with {FILE}, or that file"
         ) from error

@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.utils.hub import resolve
-from customized_grpo.utils.named import told
+from customized_grpo.utils.named import error_text
 
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 #: Errors of transformers and safetensors for files that are missing, damaged or of another model.
@@ -76,7 +76,7 @@ def load_model(
         )
     except ImportError as error:
         raise RewardError(
-            f"reward {name!r}: the model in {path!r} needs another library ({told(error)}); install it"
+            f"reward {name!r}: the model in {path!r} needs another library ({error_text(error)}); install it"
         ) from error
     except LOADING_ERRORS as error:
         raise unloadable(path, name, error) from error
@@ -98,7 +98,7 @@ def load_tokenizer(path: str, revision: str, name: str, vocabulary: int) -> Any:
         if len(tokenizer.all_special_tokens) < len(tokenizer) <= vocabulary:
             return tokenizer
     except LOADING_ERRORS as error:
-        reason = told(error)
+        reason = error_text(error)
     raise RewardError(
         f"reward {name!r}: {path!r} has no tokenizer of its model ({reason}); give a folder or hub id with its files"
     )
@@ -107,6 +107,6 @@ def load_tokenizer(path: str, revision: str, name: str, vocabulary: int) -> Any:
 def unloadable(path: str, name: str, error: BaseException) -> RewardError:
     """Return the error for a model that cannot be loaded."""
     return RewardError(
-        f"reward {name!r}: no model could be loaded from {path!r} ({told(error)}); give "
+        f"reward {name!r}: no model could be loaded from {path!r} ({error_text(error)}); give "
         "a folder or hub id with config.json, preprocessor_config.json and model.safetensors"
     )

@@ -113,9 +113,9 @@ class Remote(BuiltinReward):
                 f"reward {self.name!r}: images of {images.shape[-1]} x {images.shape[-2]} pixels, above the server's "
                 f"limit of {self._limits.pixels}; serve it with a larger --max-pixels"
             )
-        pictures: dict[str, Image.Image] = {}
+        photos: dict[str, Image.Image] = {}
         distinct = {id(pair): pair for pair in pairs}
-        described = {key: self._described(pair, pictures) for key, pair in distinct.items()}
+        described = {key: self._described(pair, photos) for key, pair in distinct.items()}
         parts = [range(i, min(i + self._batch_size, len(images))) for i in range(0, len(images), self._batch_size)]
         calls = []
         for part in parts:
@@ -125,19 +125,19 @@ class Remote(BuiltinReward):
                 images=[to_image(images[i]) for i in part],
                 pairs=[described[key] for key in used],
                 pair_of=[used.index(id(pairs[i])) for i in part],
-                pictures={},
+                photos={},
             )
-            calls.append(self._score(request, pictures))
+            calls.append(self._score(request, photos))
         return torch.tensor(
             self._endpoint.scores(calls, [len(part) for part in parts]), dtype=torch.float32, device=self._device
         )
 
-    def _described(self, pair: Pair, pictures: dict[str, Image.Image]) -> WirePair:
-        """Return a pair as it travels; its references and masks go to `pictures`, if the reward uses them."""
+    def _described(self, pair: Pair, photos: dict[str, Image.Image]) -> WirePair:
+        """Return a pair as it travels; its references and masks go to `photos`, if the reward uses them."""
 
         def named(image: Image.Image) -> str:
             name = digest(image)
-            pictures[name] = image
+            photos[name] = image
             return name
 
         seen = self.needs is None or not {"reference", "mask"}.isdisjoint(self.needs)
@@ -151,12 +151,12 @@ class Remote(BuiltinReward):
             columns={name: value for name, value in columns if _is_json(value)},
         )
 
-    async def _score(self, request: ScoreRequest, pictures: dict[str, Image.Image]) -> list[float]:
+    async def _score(self, request: ScoreRequest, photos: dict[str, Image.Image]) -> list[float]:
         """Return the scores of a request. Raises CallError."""
         names = {name for pair in request.pairs for name in (*pair.references, *pair.masks) if name is not None}
         unsent = names - self._sent
         for _ in range(_ATTEMPTS):
-            whole = request.model_copy(update={"pictures": {name: pictures[name] for name in unsent}})
+            whole = request.model_copy(update={"photos": {name: photos[name] for name in unsent}})
             body = whole.model_dump_json().encode("utf-8")
             if len(body) > self._limits.bytes:
                 raise CallError(

@@ -13,7 +13,7 @@ from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.base import check_needs
 from customized_grpo.rewards.callables import CallableReward
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.utils.named import told
+from customized_grpo.utils.named import error_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def score(
     return {name: torch.cat([torch.empty(0), *(scores() for scores in begun[name])]) for name in names}
 
 
-def judged(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+def checked_scores(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
     """Return the scores of one reward, float32 (B,) on the CPU. Raises RewardError as `score` does."""
     return _begin(reward, images, pairs)()
 
@@ -82,7 +82,7 @@ def _errors_of(reward: Reward, pairs: Sequence[Pair]) -> Iterator[None]:
             raise
         raise RewardError(f"reward {reward.name!r}: {error}") from error
     except (Exception, SystemExit) as error:  # sys.exit(0) in a reward would pass for success
-        raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {told(error)}") from error
+        raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {error_text(error)}") from error
 
 
 def _checked(scores: object, reward: Reward, pairs: Sequence[Pair]) -> Tensor:

@@ -35,7 +35,7 @@ from customized_grpo.rewards.callables import load_own
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import open_square
 from customized_grpo.rewards.loading import check_type, load_model
-from customized_grpo.utils.named import told
+from customized_grpo.utils.named import error_text
 from customized_grpo.utils.pixels import to_tensor
 
 _POINTS = (0.25, 0.5, 0.75)  # of width and height
@@ -160,7 +160,7 @@ class Segmenter:
         mask = self._cache.fill([key], lambda _: self._masks(to_tensor(image.convert("RGB"))[None], [subject])[0])[key]
         return _enlarged(mask[None, None], image.size[::-1])[0].cpu()
 
-    def pictures(self, images: Tensor, subjects: Sequence[str | None]) -> Tensor:
+    def images(self, images: Tensor, subjects: Sequence[str | None]) -> Tensor:
         """Return float32 (B, 1, H, W), 1 on the subjects of images (B, 3, H, W) in [0, 1]; not cached."""
         return _enlarged(torch.stack(self._masks(images, subjects))[:, None], images.shape[-2:])
 
@@ -186,7 +186,9 @@ class Segmenter:
         try:
             made = function(images, subjects)
         except Exception as error:
-            raise RewardError(f"reward {self._name!r}: the segmenter {self._path} failed: {told(error)}") from error
+            raise RewardError(
+                f"reward {self._name!r}: the segmenter {self._path} failed: {error_text(error)}"
+            ) from error
         if isinstance(made, Tensor) and made.ndim == 4 and made.shape[1] == 1:
             made = made[:, 0]
         if not isinstance(made, Tensor) or made.ndim != 3 or len(made) != len(images) or not made.numel():

@@ -35,7 +35,7 @@ class SimilarityReward(BuiltinReward):
         device: Device of the model. Default: the accelerator, if there is one.
         segmented: Cut out the subject of references that have a mask.
         segmenter: Model that makes masks for references without one: a hub id, folder or Python path (see `Segmenter`).
-        segment_pictures: Cut out the subject of generated images by the segmenter, too.
+        segment_images: Cut out the subject of generated images by the segmenter, too.
         resize: Length of the shorter side (bicubic) in place of the processor's framing; `crop` must be set, too.
         crop: Side of the centre crop.
         batch_size: Images per forward pass.
@@ -64,7 +64,7 @@ class SimilarityReward(BuiltinReward):
         device: torch.device | str | None = None,
         segmented: bool = True,
         segmenter: str | None = None,
-        segment_pictures: bool = False,
+        segment_images: bool = False,
         resize: int | None = None,
         crop: int | None = None,
         batch_size: Count = 64,
@@ -74,10 +74,10 @@ class SimilarityReward(BuiltinReward):
     ) -> None:
         self.name = name or self.kind
         self.segmented = segmented
-        self.segment_pictures = segment_pictures
-        if segmenter is None and segment_pictures:
-            raise RewardError(f"reward {self.name!r}: segment_pictures needs a model; name one as segmenter")
-        if segmenter is not None and not (segmented or segment_pictures):
+        self.segment_images = segment_images
+        if segmenter is None and segment_images:
+            raise RewardError(f"reward {self.name!r}: segment_images needs a model; name one as segmenter")
+        if segmenter is not None and not (segmented or segment_images):
             raise RewardError(f"reward {self.name!r}: segmented=false leaves the segmenter unused; remove one of them")
         if (resize, crop) != (None, None) and not 1 <= (crop or 0) <= (resize or 0):
             raise RewardError(f"reward {self.name!r}: resize and crop belong together, crop 1 to resize; give both")
@@ -130,8 +130,8 @@ class SimilarityReward(BuiltinReward):
 
     def _image_features(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         mask = None
-        if self.segmenter is not None and self.segment_pictures:
-            mask = self.segmenter.pictures(images, [pair.subject for pair in pairs])
+        if self.segmenter is not None and self.segment_images:
+            mask = self.segmenter.images(images, [pair.subject for pair in pairs])
         return self._marked(self._features(self.frame(self._cut(images, mask))), mask)
 
     def _references(self, pair: Pair) -> Tensor:
@@ -218,7 +218,7 @@ class DinoPatches(Dino):
     """Mean cosine of the patches of the reference's subject, each with its best patch of the image.
 
     Only patches inside the reference's mask count, each by the share that the mask covers: a copied background has no
-    effect on the score. With `segment_pictures` only patches of the image's subject can be the best. The default cache
+    effect on the score. With `segment_images` only patches of the image's subject can be the best. The default cache
     holds the patches of 512 pairs, 0.8 MB per reference with DINOv2-base.
     """
 

@@ -142,7 +142,7 @@ class ScoreRequest(_Message):
     images: list[PngImage] = Field(min_length=1, description="RGB images of one size.")
     pairs: list[WirePair]
     pair_of: list[int]
-    pictures: dict[Digest, PngImage] = Field(description="References and masks that the server may lack.")
+    photos: dict[Digest, PngImage] = Field(description="References and masks that the server may lack.")
 
     @model_validator(mode="after")
     def _check_indices(self) -> Self:

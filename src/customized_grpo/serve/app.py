@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.cache import LruCache
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.scores import judged
+from customized_grpo.rewards.scores import checked_scores
 from customized_grpo.rewards.wire import (
     PROTOCOL,
     PROTOCOL_HEADER,
@@ -57,12 +57,12 @@ def build_app(
     @app.middleware("http")
     async def admit(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         """Check token and version before the body is read."""
-        spoken = request.headers.get(PROTOCOL_HEADER)
+        version = request.headers.get(PROTOCOL_HEADER)
         refusal = None
         if not hmac.compare_digest(request.headers.get("Authorization", "").encode("utf-8"), bearer):
             refusal = 401, "wrong or missing token"
-        elif spoken != str(PROTOCOL):
-            refusal = 400, f"the client uses protocol {spoken}, this server {PROTOCOL}; use the same version on both"
+        elif version != str(PROTOCOL):
+            refusal = 400, f"the client uses protocol {version}, this server {PROTOCOL}; use the same version on both"
         if refusal is not None:
             _log.warning("%s: refused, %s", request.client.host if request.client else "a client", refusal[1])
             response: Response = JSONResponse({"detail": refusal[1]}, refusal[0])
@@ -108,7 +108,7 @@ def build_app(
             pairs = _pairs(request, cache)
             try:
                 images = torch.stack([to_tensor(image) for image in request.images])
-                scores = judged(by_name[request.reward], images, [pairs[i] for i in request.pair_of]).tolist()
+                scores = checked_scores(by_name[request.reward], images, [pairs[i] for i in request.pair_of]).tolist()
             except RewardError as error:
                 _log.warning("%s", error)
                 raise HTTPException(422, str(error)) from None
@@ -119,12 +119,12 @@ def build_app(
 
 def _pairs(request: ScoreRequest, cache: LruCache[str, Image.Image]) -> list[Pair]:
     """Return the pairs with their images, and cache these. Raises HTTPException."""
-    for name, image in request.pictures.items():
+    for name, image in request.photos.items():
         if digest(image) != name:  # it would change the scores of others
             raise HTTPException(400, f"the pixels of image {name} do not match its name")
         cache.put(name, image)
     names = {name for pair in request.pairs for name in (*pair.references, *pair.masks) if name is not None}
-    found = {name: request.pictures.get(name) or cache.get(name) for name in names}
+    found = {name: request.photos.get(name) or cache.get(name) for name in names}
     images = {name: image for name, image in found.items() if image is not None}
     if missing := sorted(names - images.keys()):
         raise HTTPException(409, {"missing": missing})

@@ -30,10 +30,10 @@ from customized_grpo.trainer.folder import CHECKPOINTS, CONFIG, EVALUATION, LORA
 from customized_grpo.trainer.groups import Groups
 from customized_grpo.trainer.locking import claim
 from customized_grpo.trainer.optimizer import build_optimizer
-from customized_grpo.trainer.processes import lost_processes_told
+from customized_grpo.trainer.processes import reports_lost_processes
 from customized_grpo.trainer.profiling import Clock, Profiler
 from customized_grpo.utils.machine import STARTS, hardware, versions
-from customized_grpo.utils.records import append_record, aside, move_folder, read_records, sweep, writing
+from customized_grpo.utils.records import append_record, move_folder, read_records, sweep, temporary_folder, writing
 from customized_grpo.utils.stopping import Stopping
 
 
@@ -85,7 +85,7 @@ class BaseTrainer(ABC):
         """True if no iteration follows."""
         return self.iteration >= self.iterations or self.should_stop
 
-    @lost_processes_told()
+    @reports_lost_processes()
     def train(self, resume_from_checkpoint: bool = False) -> None:
         """Train for the configured iterations, and leave everything in `output_dir`.
 
@@ -178,7 +178,7 @@ class BaseTrainer(ABC):
         folder = Path(folder)
         if not (self.is_main or any(map(is_sharded, self.policy.trainable().values()))):  # gathered by all processes
             return
-        partial_folder = aside(folder) if self.is_main else folder
+        partial_folder = temporary_folder(folder) if self.is_main else folder
         self.policy.save(partial_folder)
         if self.is_main:
             move_folder(partial_folder, folder)

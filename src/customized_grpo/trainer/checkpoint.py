@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from customized_grpo.policies.sharding import is_sharded, like, whole
 from customized_grpo.protocols import Policy
 from customized_grpo.trainer.optimizer import Optimizer
-from customized_grpo.utils.records import aside, drop_folder, move_folder, writing
+from customized_grpo.utils.records import drop_folder, move_folder, temporary_folder, writing
 
 _STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"
 _RNG = "rng"
@@ -54,7 +54,7 @@ def save_checkpoint(
     if not optimizer.together and final.exists() and fault_of(final) is None:
         return final
     writer = not optimizer.together or torch.distributed.get_rank() == 0
-    partial = aside(final) if writer else final
+    partial = temporary_folder(final) if writer else final
     try:
         with writing(final):
             if writer or any(map(is_sharded, policy.trainable().values())):  # gathering them is a collective

@@ -19,9 +19,9 @@ from customized_grpo.config import EvaluationConfig
 from customized_grpo.policies.sharding import is_sharded
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.rewards import RewardError
-from customized_grpo.trainer.memory import BatchSize, measure_drawing
+from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.processes import ALONE, Processes
-from customized_grpo.trainer.rollout import image_noise, in_batches, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, in_batches, sample_images
 from customized_grpo.trainer.scoring import finite_images, score_images, why_stop
 from customized_grpo.utils.pixels import to_image
 from customized_grpo.utils.records import write_json
@@ -34,7 +34,7 @@ class Evaluation:
     """Scores and image files; entry i is image `i % images` of pair `i // images`. A missing score is NaN."""
 
     scores: dict[str, list[float]]
-    pictures: list[Path]
+    images: list[Path]
 
     def mean(self, name: str) -> float:
         """Return the mean of the scores that are there; NaN if there are none."""
@@ -51,7 +51,7 @@ class _Stored(BaseModel):
     """The part of scores.json that is read."""
 
     scores: dict[str, list[float | None]]
-    pictures: list[str]
+    images: list[str]
     settings: dict[str, Any]
 
 
@@ -100,7 +100,7 @@ def evaluate(
     result = Evaluation(by_reward, [folder / name for name in names])
     if processes.is_main:
         settings = config.model_dump(mode="json")
-        stored = {"means": result.means, "scores": result.scores, "pictures": names, "settings": settings}
+        stored = {"means": result.means, "scores": result.scores, "images": names, "settings": settings}
         write_json(folder / _SCORES, stored)
     processes.wait()
     return result
@@ -125,7 +125,7 @@ def _sample_and_score(
     size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
     if size.auto:
         first, share = dataset[0], -(-len(dataset) * config.images // processes.count)
-        measure_drawing(size, policy, policy.encode(first.prompt, first.references), share, processes.least)
+        measure_sampling(size, policy, policy.encode(first.prompt, first.references), share, processes.least)
     per_chunk = max(1, size.size // config.images)
     chunks = [range(start, min(start + per_chunk, len(dataset))) for start in range(0, len(dataset), per_chunk)]
     scores = torch.full((len(rewards), len(dataset) * config.images), torch.nan)
@@ -167,11 +167,11 @@ def _generate(
         [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
     )
 
-    def draw(rows: Sequence[int]) -> Tensor:
-        return sample_pictures(policy, Conditions.join([conditions[i] for i in rows]), noise[rows], sigmas)
+    def sample(rows: Sequence[int]) -> Tensor:
+        return sample_images(policy, Conditions.join([conditions[i] for i in rows]), noise[rows], sigmas)
 
     images = {
-        i: one for rows, part in in_batches(conditions, size, rounds, draw) for i, one in zip(rows, part, strict=True)
+        i: one for rows, part in in_batches(conditions, size, rounds, sample) for i, one in zip(rows, part, strict=True)
     }
     return torch.stack([images[i] for i in range(len(conditions))])
 
@@ -189,4 +189,4 @@ def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation
     if config is not None and stored.settings != config.model_dump(mode="json"):
         return None
     scores = {name: [math.nan if v is None else v for v in values] for name, values in stored.scores.items()}
-    return Evaluation(scores, [folder / name for name in stored.pictures])
+    return Evaluation(scores, [folder / name for name in stored.images])

@@ -15,14 +15,14 @@ from customized_grpo.trainer.credit import Credit
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of one process: their `pairs`, `pictures` (groups, G, 3, H, W) in [0, 1] on the CPU, and results.
+    """Groups of one process: their `pairs`, `images` (groups, G, 3, H, W) in [0, 1] on the CPU, and results.
 
     `scores` are (groups, G) by reward name; `guards` are those for which high is bad. `credit` has the advantages per
     role, `learned` (groups, G) the mean advantage of each image's trained steps.
     """
 
     pairs: Sequence[Pair]
-    pictures: Tensor
+    images: Tensor
     scores: Mapping[str, Tensor]
     credit: Credit
     learned: Tensor

@@ -112,7 +112,7 @@ class BatchSize:
         _LOG.warning("%s: out of memory with %d items (%s); continuing with %d", self.key, count, reason, self.size)
 
 
-def measure_drawing(
+def measure_sampling(
     size: BatchSize, policy: Policy, condition: Conditions, most: int, agree: Callable[[int], int]
 ) -> None:
     """Set an "auto" size by what it takes to sample and decode one image; see `BatchSize.measure`."""

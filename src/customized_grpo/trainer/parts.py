@@ -15,7 +15,7 @@ from customized_grpo.trainer.folder import LORA, LORA_FILE
 
 
 @dataclass(frozen=True)
-class Judges:
+class Scorers:
     """The configured rewards and monitors."""
 
     rewards: list[Reward]
@@ -27,10 +27,10 @@ class Judges:
         return [*self.rewards, *self.monitors]
 
 
-def build_judges(config: Config, device: torch.device) -> Judges:
+def build_scorers(config: Config, device: torch.device) -> Scorers:
     """Build the configured rewards and monitors."""
     kinds = config.rewards, config.evaluation.monitors
-    return Judges(*([build_reward(reward, device) for reward in rewards] for rewards in kinds))
+    return Scorers(*([build_reward(reward, device) for reward in rewards] for rewards in kinds))
 
 
 def policy_with_adapter(config: Config, run: Path | None) -> Policy:

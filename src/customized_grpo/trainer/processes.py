@@ -44,7 +44,7 @@ class LostProcessError(ConnectionError):
 
 
 @contextmanager
-def lost_processes_told() -> Iterator[None]:
+def reports_lost_processes() -> Iterator[None]:
     """Turn the error of a collective that another process did not join into a LostProcessError.
 
     gloo raises it at once if a process has exited; gloo and NCCL raise it after `train.timeout` if one hangs.
@@ -184,14 +184,14 @@ class Processes:
         rows = self.collect(torch.stack(list(values.values()), 1), images, rollout.pairs * rollout.group_size)
         return {name: rows[:, i].reshape(rollout.pairs, rollout.group_size) for i, name in enumerate(values)}
 
-    def whole_groups(self, pictures: Tensor, images: Sequence[int], rollout: RolloutConfig) -> Tensor:
+    def whole_groups(self, pixels: Tensor, images: Sequence[int], rollout: RolloutConfig) -> Tensor:
         """Return the images of this process's `groups`, given those (B, 3, H, W) of its `images`. A collective."""
         if self.count == 1 or rollout.layout == "groups":
-            return pictures
+            return pixels
         size = rollout.group_size
-        every = self.collect(pictures, images, rollout.pairs * size)
+        every = self.collect(pixels, images, rollout.pairs * size)
         return torch.cat(
-            [pictures[:0], *(every[group * size : (group + 1) * size] for group in self.groups(rollout.pairs))]
+            [pixels[:0], *(every[group * size : (group + 1) * size] for group in self.groups(rollout.pairs))]
         )
 
     def mean(self, record: Mapping[str, float], weight: int) -> dict[str, float]:

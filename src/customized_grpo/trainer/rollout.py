@@ -82,7 +82,7 @@ def in_batches(
     conditions: Sequence[Conditions],
     size: BatchSize,
     rounds: Callable[[int], int],
-    draw: Callable[[Sequence[int]], Result],
+    sample: Callable[[Sequence[int]], Result],
 ) -> Iterator[tuple[Sequence[int], Result]]:
     """Yield indices and result of `draw` for batches of at most `size`, smaller ones if memory runs out.
 
@@ -92,12 +92,12 @@ def in_batches(
     together = batches(conditions, size.size)
     ahead = rounds(len(together)) - len(together)
     for rows in together:
-        yield from size.run(len(rows), lambda part, rows=rows: (rows[part], draw(rows[part])))  # type: ignore[misc]
+        yield from size.run(len(rows), lambda part, rows=rows: (rows[part], sample(rows[part])))  # type: ignore[misc]
     for _ in range(ahead):
-        draw(together[0])
+        sample(together[0])
 
 
-def draw_images(
+def sample_groups(
     policy: Policy,
     conditions: Sequence[Conditions],
     keys: Sequence[tuple[str, int]],
@@ -132,7 +132,7 @@ def draw_images(
     """
     size = size or BatchSize("rollout.batch_size", config.batch_size)
 
-    def draw(images: Sequence[int]) -> Trajectories:
+    def sample(images: Sequence[int]) -> Trajectories:
         starts, rows = _starts(images, keys, shared=config.shared_noise)
         initial = torch.cat([image_noise(policy, 1, seed, "initial", iteration, *start) for start in starts])
         steps = [image_noise(policy, config.steps - 1, seed, "steps", iteration, *keys[i]) for i in images]
@@ -155,7 +155,7 @@ def draw_images(
             condition_rows=torch.tensor([list(shared).index(id(conditions[i])) for i in images]),
         )
 
-    for _, part in in_batches(conditions, size, rounds, draw):
+    for _, part in in_batches(conditions, size, rounds, sample):
         yield part
 
 
@@ -273,6 +273,6 @@ def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tenso
     return latents
 
 
-def sample_pictures(policy: Policy, conditions: Conditions, initial: Tensor, sigmas: Tensor) -> Tensor:
+def sample_images(policy: Policy, conditions: Conditions, initial: Tensor, sigmas: Tensor) -> Tensor:
     """Sample images (B, 3, H, W) in [0, 1] by deterministic Euler steps from `initial` (B, ...)."""
     return policy.decode(euler(policy, conditions, initial.to(policy.device).float(), sigmas))

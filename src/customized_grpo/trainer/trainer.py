@@ -22,17 +22,17 @@ from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.conditioning import ConditionCache, conditions_cached
 from customized_grpo.trainer.credit import Credit, assign_credit, method_at, steps_to_weigh_at
 from customized_grpo.trainer.groups import Groups, group_diversity
-from customized_grpo.trainer.memory import BatchSize, measure_drawing
+from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
-from customized_grpo.trainer.rollout import Trajectories, draw_images, noise_levels
+from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
 from customized_grpo.trainer.scoring import Scoring, finite_images, why_stop
 from customized_grpo.trainer.update import (
     Items,
     Updater,
     check_drift,
     check_skipped,
-    draw_trained_steps,
     mean_of_updates,
+    sample_trained_steps,
 )
 from customized_grpo.trainer.windows import stochastic_steps
 
@@ -174,7 +174,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         with self._profiler("encode"):
             conditions = self.encode(pairs)
         stochastic = stochastic_steps(rollout, seed, iteration)
-        trained = draw_trained_steps(stochastic, self.config.train.trained_fraction, seed, iteration, keys)
+        trained = sample_trained_steps(stochastic, self.config.train.trained_fraction, seed, iteration, keys)
         return Batch(iteration, groups, numbers, pairs, keys, conditions, stochastic, trained)
 
     def encode(self, pairs: Sequence[Pair]) -> list[Conditions]:
@@ -189,7 +189,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         scoring = Scoring([term.reward for term in self.terms], overlap=overlap)
         trajectories: list[Trajectories] = []
         images: list[Tensor] = []
-        sampled = draw_images(
+        sampled = sample_groups(
             self.policy,
             batch.conditions,
             batch.keys,
@@ -315,7 +315,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
             return
         self._sized = True
         first, count = batch.conditions[0], len(batch.numbers)
-        measure_drawing(self._rollout_size, self.policy, first, count, self.processes.least)
+        measure_sampling(self._rollout_size, self.policy, first, count, self.processes.least)
         self._updater.measure_size(first, self.sigmas, count * batch.trained.shape[1])
 
     def _decode(self, clean: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def trained_count(stochastic: int, fraction: float) -> int:
     return max(1, round(fraction * stochastic))
 
 
-def draw_trained_steps(
+def sample_trained_steps(
     stochastic: range, fraction: float, seed: int, iteration: int, images: Sequence[tuple[str, int]]
 ) -> Tensor:
     """Sample the denoising steps to train of each image, (images, S) in rising order, without replacement.

@@ -30,7 +30,7 @@ def find(path: str) -> Any:
     return found
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return an exception's type and message as one line of at most 300 letters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
@@ -56,4 +56,4 @@ def _load(place: str) -> ModuleType:
             f"{place} cannot be imported, because there is no module {error.name!r}; install it or correct the name"
         ) from error
     except Exception as error:
-        raise NamedError(f"{place} cannot be imported ({told(error)}); correct it") from error
+        raise NamedError(f"{place} cannot be imported ({error_text(error)}); correct it") from error

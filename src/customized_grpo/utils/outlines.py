@@ -78,7 +78,7 @@ def outline_pipeline(path: str, revision: str | None, dtype: torch.dtype, pipeli
     return pipelines[kind](**parts)
 
 
-def outline_judge(path: str, revision: str | None = None) -> nn.Module:
+def outline_reward(path: str, revision: str | None = None) -> nn.Module:
     """Build the transformers model at `path` on meta, in float32, as the class that its config names.
 
     Raises:

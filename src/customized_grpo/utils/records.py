@@ -112,7 +112,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     _flush(path.parent)  # the new name is only safe once its folder is on the disk
 
 
-def aside(folder: Path) -> Path:
+def temporary_folder(folder: Path) -> Path:
     """Create an empty temporary folder beside `folder`; fill it, then `move_folder` gives it the name."""
     partial = folder.with_name(f".{folder.name}{_PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)

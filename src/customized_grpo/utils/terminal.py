@@ -171,12 +171,12 @@ def print_error(message: str) -> None:
     Console(file=sys.stderr).print(line, soft_wrap=True)
 
 
-def told_os_error(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Return a system's error in one line, with a remedy if there is one for its number."""
-    said = (error.strerror or str(error) or type(error).__name__).strip()
+    text = (error.strerror or str(error) or type(error).__name__).strip()
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = _REMEDIES.get(error.errno or 0)
-    return f"{where}{said[0].lower()}{said[1:]}; {remedy}" if remedy else str(error) or said
+    return f"{where}{text[0].lower()}{text[1:]}; {remedy}" if remedy else str(error) or text
 
 
 def _number(value: object) -> float | None:

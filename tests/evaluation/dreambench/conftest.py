@@ -1,4 +1,4 @@
-"""A small benchmark of DreamBench's form, a tiny random pipeline and tiny random judges to put to it."""
+"""A small benchmark of DreamBench's form, a tiny random pipeline and tiny random rewards to put to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_judges
+import tiny_rewards
 import torch
 import yaml
 from embedded import embedded, save_random_run
@@ -73,13 +73,13 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dino")
     small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     Dinov2Model(Dinov2Config(**small, initializer_range=0.3)).save_pretrained(folder)
-    tiny_judges.write_frame(folder, "BitImageProcessor")
+    tiny_rewards.write_frame(folder, "BitImageProcessor")
     return folder
 
 
 @pytest.fixture(scope="session")
 def protocol(tmp_path_factory: pytest.TempPathFactory, dino: Path) -> Path:
-    """Identity by a tiny DINO, prompt by a function of a file, the guard; two pictures, two steps."""
+    """Identity by a tiny DINO, prompt by a function of a file, the guard; two images, two steps."""
     folder = tmp_path_factory.mktemp("protocol")
     (folder / "colours.py").write_text(COLOURS, encoding="utf-8")
     metrics = [

@@ -113,7 +113,7 @@ def test_the_embedded_model_on_dreambench_from_end_to_end(tmp_path: Path) -> Non
     out = run("evaluate", "embedded/pipeline", *part, "--out", tmp_path / "base")
     assert "DINO-I (subject) is skipped: the photos have no masks" in out
     found = json.loads((tmp_path / "base" / "summary.json").read_text(encoding="utf-8"))
-    assert (found["subjects"], found["cases"], found["pictures"]) == (2, 6, 12)
+    assert (found["subjects"], found["cases"], found["images"]) == (2, 6, 12)
     assert {"overall", "place", "property", "accessory"} < set(found)
     for name in ("DINO-I", "CLIP-I", "CLIP-T", "copy-paste", "diversity (DINO-I)"):
         assert -100 <= found["overall"][name]["low"] <= found["overall"][name]["high"] <= 200, name

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from customized_grpo.config import ConfigError, RewardConfig
 from customized_grpo.data import DataError
-from customized_grpo.data.pictures import load
+from customized_grpo.data.image_files import load
 from customized_grpo.evaluation.dreambench import evaluate_on, evaluation, open_task
 from customized_grpo.evaluation.dreambench.evaluation import Evaluated, Task, evaluate_system
-from customized_grpo.evaluation.dreambench.folder import EvaluationFolder, PictureFolder
+from customized_grpo.evaluation.dreambench.folder import EvaluationFolder, ImageFolder
 from customized_grpo.evaluation.dreambench.systems import find_system
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import build_reward
@@ -68,7 +68,7 @@ def similarity(dino: Path) -> Callable[[Path, Path], float]:
 
 
 def images_of(folder: Path) -> dict[str, bytes]:
-    root = folder / "pictures"
+    root = folder / "images"
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.png"))}
 
 
@@ -95,15 +95,15 @@ def test_noise_is_a_function_of_seed_subject_prompt_and_index(whole: Path, recip
     policy = find_system(str(recipe)).open()
     conditions = policy.encode("a stuffed animal on the beach", [load(dreambench / "plush" / "00.png")])
     noise = normal((1, *policy.latent_shape), 0, "benchmark", "plush/01", 1)
-    (image,) = evaluation.sample_pictures(policy, conditions, noise, policy.sigmas(2))
-    kept = load(whole / "pictures" / "plush/01_1.png")
+    (image,) = evaluation.sample_images(policy, conditions, noise, policy.sigmas(2))
+    kept = load(whole / "images" / "plush/01_1.png")
     assert torch.equal((image * 255).round(), (to_tensor(kept) * 255).round())
 
 
 def test_scores_are_those_of_the_reward_against_all_photos(
     whole: Path, dreambench: Path, similarity: Callable[[Path, Path], float]
 ) -> None:
-    generated = [whole / "pictures" / f"plush/01_{index}.png" for index in range(2)]
+    generated = [whole / "images" / f"plush/01_{index}.png" for index in range(2)]
     photos, scores = sorted((dreambench / "plush").iterdir()), scores_of(whole)["plush/01"]
     expected = [sum(similarity(image, photo) for photo in photos) / 3 for image in generated]
     assert scores["DINO-I"] == pytest.approx(expected, abs=1e-3)
@@ -118,7 +118,7 @@ def test_two_subjects_count_alike(
     task = open_it(two_subjects=True, subjects=["rex+plush"], prompts=[0])
     found = evaluated(recipe, task, tmp_path / "out")
     assert found is not None
-    image, means = found.pictures.path(task.cases[0], 0), []
+    image, means = found.images.path(task.cases[0], 0), []
     for subject in ("rex", "plush"):
         photos = sorted((dreambench / subject).iterdir())
         means.append(sum(similarity(image, photo) for photo in photos) / len(photos))
@@ -141,7 +141,7 @@ def test_means_over_subjects_by_kind_and_overall(whole: Path) -> None:
     places = [mean("rex/00"), mean("plush/00", "plush/01"), mean("brolly/00", "brolly/01")]
     assert summary["place"]["DINO-I"]["mean"] == pytest.approx(sum(places) / 3), "each subject counts once"
     assert summary["accessory"]["DINO-I"]["mean"] == pytest.approx(mean("rex/01"))
-    assert [summary[key] for key in ("subjects", "cases", "pictures", "missing")] == [3, 9, 18, {}]
+    assert [summary[key] for key in ("subjects", "cases", "images", "missing")] == [3, 9, 18, {}]
 
 
 def test_a_part_and_several_processes_generate_the_same(
@@ -165,7 +165,7 @@ def test_a_part_and_several_processes_generate_the_same(
 def test_it_resumes_image_by_image(
     whole: Path, recipe: Path, tmp_path: Path, open_it: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample, generated = evaluation.sample_pictures, 0
+    sample, generated = evaluation.sample_images, 0
 
     def counted(*arguments: object) -> torch.Tensor:
         nonlocal generated
@@ -188,17 +188,17 @@ def test_it_resumes_image_by_image(
 def test_damaged_missing_and_exchanged_images_are_generated_again(
     whole: Path, copied: Path, recipe: Path, open_it: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (copied / "pictures/rex/00_1.png").unlink()
-    (copied / "pictures/rex/01_0.png").write_bytes((copied / "pictures/rex/01_0.png").read_bytes()[:-40])
-    Image.new("RGB", (16, 16), "red").save(copied / "pictures/plush/02_0.png")
+    (copied / "images/rex/00_1.png").unlink()
+    (copied / "images/rex/01_0.png").write_bytes((copied / "images/rex/01_0.png").read_bytes()[:-40])
+    Image.new("RGB", (16, 16), "red").save(copied / "images/plush/02_0.png")
     again: list[str] = []
-    write = PictureFolder.write
+    write = ImageFolder.write
 
-    def noted(self: PictureFolder, case: object, index: int, image: Image.Image) -> None:
+    def noted(self: ImageFolder, case: object, index: int, image: Image.Image) -> None:
         again.append(str(self.path(case, index).relative_to(self.root)))  # type: ignore[arg-type]
         write(self, case, index, image)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PictureFolder, "write", noted)
+    monkeypatch.setattr(ImageFolder, "write", noted)
     assert evaluated(recipe, open_it(), copied) is not None
     assert again == ["rex/00_1.png", "rex/01_0.png", "plush/02_0.png"]
     assert images_of(copied) == images_of(whole)
@@ -237,7 +237,7 @@ def test_images_of_another_system(whole: Path, tmp_path: Path, open_it: Open) ->
         path.write_bytes(data)
     evaluate_on(str(theirs), open_it(), tmp_path / "out", console, template=template)
     assert scores_of(tmp_path / "out") == scores_of(whole)
-    assert not (tmp_path / "out" / "pictures").exists()
+    assert not (tmp_path / "out" / "images").exists()
     (theirs / "1" / "rex-2.png").unlink()
     (theirs / "0" / "plush-0.png").write_bytes(b"broken")
     with pytest.raises(DataError) as caught:
@@ -277,7 +277,7 @@ def test_problems_before_anything_is_generated(tmp_path: Path, recipe: Path, ope
     own.write_text("{title: own, metrics: [{name: a, kind: dino, role: identity, path: ./nowhere}]}", "utf-8")
     with pytest.raises(ValueError, match="nowhere"):
         evaluated(recipe, open_it(protocol=str(own)), tmp_path / "o")
-    assert not (tmp_path / "o" / "pictures").exists()
+    assert not (tmp_path / "o" / "images").exists()
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "0.jsonl").write_text('{"case": "rex/00"}\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"0.jsonl:1: not a record"):

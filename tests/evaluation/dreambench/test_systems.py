@@ -25,19 +25,19 @@ FILE = "pytorch_lora_weights.safetensors"
 
 @pytest.fixture
 def draw(dreambench: Path, protocol: Path, tmp_path: Path) -> Callable[..., bytes]:
-    """One picture by the system that a word and files stand for."""
+    """One image by the system that a word and files stand for."""
     task = open_task(str(dreambench), protocol=str(protocol), images=1, subjects=["rex"], prompts=[0])
 
     def make(given: str, *files: Path) -> bytes:
         out = tmp_path / "drawn" / str(len(list(tmp_path.glob("drawn/*"))))
         found = evaluate_system(find_system(given, files), task, out, Console(file=io.StringIO()))
         assert found is not None
-        return found.pictures.path(task.cases[0], 0).read_bytes()
+        return found.images.path(task.cases[0], 0).read_bytes()
 
     return make
 
 
-def test_a_lora_draws_what_its_run_does_and_the_rest_is_the_base(
+def test_a_lora_generates_what_its_run_does_and_the_rest_is_the_base(
     draw: Callable[..., bytes], tuned: Path, recipe: Path, pipeline: Path, tmp_path: Path
 ) -> None:
     alone = tmp_path / "alone.safetensors"
@@ -119,5 +119,5 @@ def test_an_earlier_evaluation_is_read_and_by_other_measures_scored_anew(
     task = open_task(str(dreambench), protocol=str(other), subjects=["rex"])
     anew = evaluate_system(system, task, tmp_path / "again", Console(file=io.StringIO()))
     assert anew is not None and anew.scores.values["DINO-I"] == first.scores.values["copy-paste"]
-    told = json.loads((tmp_path / "again" / "settings.json").read_text(encoding="utf-8"))
-    assert told["system"]["pictures"] == str(tmp_path / "first" / "pictures")
+    message = json.loads((tmp_path / "again" / "settings.json").read_text(encoding="utf-8"))
+    assert message["system"]["images"] == str(tmp_path / "first" / "images")

@@ -16,7 +16,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate, evaluation_grid
 from customized_grpo.policies import build_policy
 from customized_grpo.reporting.snapshots import keep_samples
-from customized_grpo.trainer.parts import build_judges
+from customized_grpo.trainer.parts import build_scorers
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         run.mkdir()
         save_config(config, run / "config.yaml")
         policy, pairs = build_policy(config.policy), open_dataset(held_out)
-        judges = build_judges(config, policy.device).all
-        drawn = {"base": evaluate(policy, pairs, judges, config.evaluation, run / "evaluation" / "base", batch_size=2)}
+        rewards = build_scorers(config, policy.device).all
+        drawn = {"base": evaluate(policy, pairs, rewards, config.evaluation, run / "evaluation" / "base", batch_size=2)}
         tune(policy, 0.1 if config.policy.lora is not None else 0.02)
-        drawn["tuned"] = evaluate(policy, pairs, judges, config.evaluation, run / "evaluation" / "tuned", batch_size=2)
+        drawn["tuned"] = evaluate(policy, pairs, rewards, config.evaluation, run / "evaluation" / "tuned", batch_size=2)
         keep_samples(run, 3, pairs, 1, drawn["tuned"])
         evaluation_grid(run / "before-after.png", pairs, 1, drawn)
         policy.save(run / "lora")

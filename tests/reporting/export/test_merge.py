@@ -24,7 +24,7 @@ from customized_grpo.trainer.checkpoint import save_checkpoint
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.parts import policy_with_adapter
 from customized_grpo.trainer.processes import ALONE
-from customized_grpo.trainer.rollout import image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, sample_images
 
 KINDS = {
     "flux-kontext": lambda folder: tiny.save_flux_kontext(folder),
@@ -34,7 +34,7 @@ KINDS = {
 
 def draw(policy: Policy, photo: Image.Image) -> torch.Tensor:
     conditions = policy.encode("a red bird in the snow", [photo])
-    return sample_pictures(policy, conditions, image_noise(policy, 1, "merge"), policy.sigmas(3))
+    return sample_images(policy, conditions, image_noise(policy, 1, "merge"), policy.sigmas(3))
 
 
 @pytest.mark.parametrize(

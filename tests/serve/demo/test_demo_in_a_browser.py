@@ -128,8 +128,8 @@ def test_a_photo_and_a_prompt_become_images_of_both_models_with_scores(
     assert [row[0] for row in rows] == ["identity", "prompt", "identity", "prompt", "copy-paste"]
     for *_, before, after, change in rows:
         assert float(change) == pytest.approx(float(after) - float(before), abs=0.11)
-    asked = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    addresses = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    requested = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    addresses = [m["params"]["request"]["url"] for m in requested if m["method"] == "Network.requestWillBeSent"]
     hosts = {urlsplit(one).netloc for one in addresses if urlsplit(one).scheme in ("http", "https", "ws", "wss")}
     assert hosts == {urlsplit(page).netloc}, "nothing is loaded from other hosts"
     assert not [entry for entry in opened.get_log("browser") if "Content Security Policy" in entry["message"]]

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from customized_grpo.config import ConfigError
-from customized_grpo.data import pictures
+from customized_grpo.data import image_files
 from customized_grpo.data.benchmark import Case
 from customized_grpo.evaluation import shown_pairs
 from customized_grpo.evaluation.dreambench.evaluation import Evaluated, Task, evaluate_system
@@ -20,7 +20,7 @@ from customized_grpo.evaluation.dreambench.folder import TEMPLATE, check_templat
 from customized_grpo.evaluation.dreambench.protocol import published
 from customized_grpo.evaluation.dreambench.scores import plain, shown
 from customized_grpo.evaluation.dreambench.systems import find_system
-from customized_grpo.figures.grids import Picture, image_grid
+from customized_grpo.figures.grids import ImageLike, image_grid
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane, planes_side_by_side
 from customized_grpo.utils.records import write_bytes, write_json
 from customized_grpo.utils.tables import markdown_table
@@ -53,8 +53,8 @@ def compare(
     if odd := next((name for name in names if not re.fullmatch(r"\w[\w. +:-]*", name)), None):
         raise ConfigError(f"{odd!r} cannot name a folder; give another name, as NAME=PATH")
     for system in systems:
-        if system.pictures is not None and system.evaluation is None:
-            system.pictures.check(task.cases, task.protocol.images)
+        if system.images is not None and system.evaluation is None:
+            system.images.check(task.cases, task.protocol.images)
     found = [evaluate_system(system, task, out / system.name, console) for system in systems]
     evaluated = [one for one in found if one is not None]
     if len(evaluated) < len(systems):
@@ -97,7 +97,7 @@ def _plain(evaluated: Sequence[Evaluated], task: Task) -> dict[str, object]:
     return {
         "benchmark": task.benchmark.name,
         "protocol": task.protocol.model_dump(mode="json"),
-        "left out": task.skipped,
+        "skipped": task.skipped,
         "systems": {one.system.name: one.scores.summary() for one in evaluated},
         "differences": [
             {
@@ -159,8 +159,8 @@ def _grid(path: Path, evaluated: Sequence[Evaluated], task: Task) -> Path:
     cases = shown_cases(task.cases)
     references = [task.benchmark.shown(case).references for case in cases]
     most = max(len(photos) for photos in references)
-    rows: list[list[Picture | None]] = [
-        [*photos, *[None] * (most - len(photos)), *(pictures.load(one.pictures.path(case, 0)) for one in evaluated)]
+    rows: list[list[ImageLike | None]] = [
+        [*photos, *[None] * (most - len(photos)), *(image_files.load(one.images.path(case, 0)) for one in evaluated)]
         for case, photos in zip(cases, references, strict=True)
     ]
     headings = ["reference"] * most + [one.system.name for one in evaluated]

@@ -23,13 +23,13 @@ from rich.table import Table
 from rich.text import Text
 
 from customized_grpo.config import ConfigError
-from customized_grpo.data import pictures
+from customized_grpo.data import image_files
 from customized_grpo.data.benchmark import Benchmark, Case, open_benchmark, select
 from customized_grpo.evaluation.dreambench.folder import (
     TEMPLATE,
     EvaluationFolder,
     Found,
-    PictureFolder,
+    ImageFolder,
     Record,
     check_template,
     difference,
@@ -40,7 +40,7 @@ from customized_grpo.evaluation.dreambench.systems import System, find_system
 from customized_grpo.evaluation.files import score_loaded
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward
-from customized_grpo.trainer.rollout import image_noise, sample_pictures
+from customized_grpo.trainer.rollout import image_noise, sample_images
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.pixels import to_image
 from customized_grpo.utils.records import write_bytes, write_json
@@ -84,7 +84,7 @@ class Task:
             *(f"{name} is skipped: {reason}" for name, reason in self.skipped.items()),
         ]
 
-    def unscored(self, source: PictureFolder, cases: Sequence[Case], found: Found) -> list[tuple[Case, list[str]]]:
+    def unscored(self, source: ImageFolder, cases: Sequence[Case], found: Found) -> list[tuple[Case, list[str]]]:
         """Return the cases that lack scores of their present images, and the names of those scores."""
         known = [found.get((case.key, source.checksums(case, self.protocol.images)), {}) for case in cases]
         lacking = [[name for name in self.metrics if name not in scores] for scores in known]
@@ -97,7 +97,7 @@ class Evaluated:
 
     system: System
     scores: Scores
-    pictures: PictureFolder
+    images: ImageFolder
 
 
 def open_task(
@@ -144,7 +144,7 @@ def evaluate_on(
     console.print(table)
     for note in task.notes:
         console.print(Text(note), soft_wrap=True)
-    console.print(f"look at {folder / 'table.md'}, summary.json, {found.pictures.root}", soft_wrap=True)
+    console.print(f"look at {folder / 'table.md'}, summary.json, {found.images.root}", soft_wrap=True)
 
 
 def evaluate_system(system: System, task: Task, out: Path, console: Console) -> Evaluated | None:
@@ -159,7 +159,7 @@ def evaluate_system(system: System, task: Task, out: Path, console: Console) -> 
         earlier = EvaluationFolder(system.evaluation)
         if difference(earlier.settings() or {}, settings) is None and (found := _collect(system, task, earlier)):
             return found
-    source = system.pictures
+    source = system.images
     if source is None:
         settings |= {"seed": task.protocol.seed, "steps": task.protocol.steps}
     else:
@@ -167,16 +167,16 @@ def evaluate_system(system: System, task: Task, out: Path, console: Console) -> 
     folder = EvaluationFolder(out, task.process)
     folder.begin({**settings, "system": system.settings()})
     if source is None:
-        source = folder.pictures
+        source = folder.images
         _generate(system, task, folder, console)
     _score(system, task, source, folder, console)
-    found = _collect(replace(system, pictures=source), task, folder)
+    found = _collect(replace(system, images=source), task, folder)
     if found is None:
         left = len(task.unscored(source, task.cases, folder.scores()))
         console.print(f"{system.name}: {left} subjects and prompts are left to other processes", markup=False)
         return None
     sums = {"system": system.name, "benchmark": task.benchmark.name, "protocol": task.protocol.model_dump(mode="json"),
-            "left out": task.skipped, **found.scores.summary()}  # fmt: skip
+            "skipped": task.skipped, **found.scores.summary()}  # fmt: skip
     write_json(out / "summary.json", sums)
     write_bytes(out / "table.md", f"# {system.name}\n\n{found.scores.markdown(task.notes)}".encode())
     return found
@@ -184,7 +184,7 @@ def evaluate_system(system: System, task: Task, out: Path, console: Console) -> 
 
 def _collect(system: System, task: Task, folder: EvaluationFolder) -> Evaluated | None:
     """Return all scores of the system's present images, or None if any is missing."""
-    source, scores = system.pictures or folder.pictures, folder.scores()
+    source, scores = system.images or folder.images, folder.scores()
     found = [scores.get((case.key, source.checksums(case, task.protocol.images)), {}) for case in task.cases]
     if any(name not in one for one in found for name in task.metrics):
         return None
@@ -198,10 +198,10 @@ def _generate(system: System, task: Task, folder: EvaluationFolder, console: Con
         scored.setdefault(key, set()).add(checksums)
     todo = []
     for case in task.own:
-        now = folder.pictures.checksums(case, task.protocol.images)
+        now = folder.images.checksums(case, task.protocol.images)
         for index, checksum in enumerate(now):
             known = {checksums[index] for checksums in scored.get(case.key, ()) if index < len(checksums)}
-            if (known and checksum not in known) or not folder.pictures.sound(case, index):
+            if (known and checksum not in known) or not folder.images.sound(case, index):
                 todo.append((case, index))
     if not todo:
         return
@@ -218,8 +218,8 @@ def _generate(system: System, task: Task, folder: EvaluationFolder, console: Con
                 pair, encoded = task.benchmark.shown(case), case
                 conditions = policy.encode(pair.prompt, pair.references)
             noise = image_noise(policy, 1, task.protocol.seed, "benchmark", case.key, index)
-            (image,) = sample_pictures(policy, conditions, noise, sigmas)
-            folder.pictures.write(case, index, to_image(image))
+            (image,) = sample_images(policy, conditions, noise, sigmas)
+            folder.images.write(case, index, to_image(image))
             advance()
     del policy, conditions
     gc.collect()  # the policy's memory, for the scorers
@@ -227,7 +227,7 @@ def _generate(system: System, task: Task, folder: EvaluationFolder, console: Con
         torch.accelerator.empty_cache()
 
 
-def _score(system: System, task: Task, source: PictureFolder, folder: EvaluationFolder, console: Console) -> None:
+def _score(system: System, task: Task, source: ImageFolder, folder: EvaluationFolder, console: Console) -> None:
     """Score the images of each case together, so that scores do not depend on what else is scored, and store them."""
     todo = task.unscored(source, task.own, folder.scores())
     if not todo:
@@ -237,7 +237,7 @@ def _score(system: System, task: Task, source: PictureFolder, folder: Evaluation
     with _progress(console, f"{system.name}: scoring {len(todo) * images} images", len(todo)) as advance:
         for case, names in todo:
             checksums = source.checksums(case, images)
-            loaded = [pictures.load(source.path(case, index)) for index in range(images)]
+            loaded = [image_files.load(source.path(case, index)) for index in range(images)]
             scores = {}
             for name in names:
                 metric = task.metrics[name]
@@ -245,7 +245,7 @@ def _score(system: System, task: Task, source: PictureFolder, folder: Evaluation
                 if content not in rewards:
                     rewards[content] = build_reward(metric.reward(), device)
                 scores[name] = measure(rewards[content], metric, loaded, task.benchmark, case)
-            folder.add(Record(case=case.key, pictures=[one for one in checksums if one is not None], scores=scores))
+            folder.add(Record(case=case.key, images=[one for one in checksums if one is not None], scores=scores))
             advance()
 
 

@@ -1,7 +1,7 @@
 """Files of an evaluation.
 
 OUT/settings.json     benchmark, system, seed, steps and metrics
-OUT/pictures/         SUBJECT/PP_I.png, with the number PP of the prompt and I of the image
+OUT/images/         SUBJECT/PP_I.png, with the number PP of the prompt and I of the image
 OUT/scores/           JSON lines, one file for each process and one record for each prompt of a subject
 OUT/summary.json      means and intervals: overall, by kind of prompt, by subject; table.md shows the same
 
@@ -23,18 +23,18 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config import ConfigError
-from customized_grpo.data import pictures
+from customized_grpo.data import image_files
 from customized_grpo.data.benchmark import Case
 from customized_grpo.data.errors import DataError
 from customized_grpo.utils.records import append_record, read_records, write_bytes, write_json
 
-SETTINGS, PICTURES, SCORES = "settings.json", "pictures", "scores"
+SETTINGS, IMAGES, SCORES = "settings.json", "images", "scores"
 #: Default names of images, also for those of other systems.
 TEMPLATE = "{subject}/{prompt:02}_{index}.png"
 
 
 @dataclass(frozen=True)
-class PictureFolder:
+class ImageFolder:
     """Images of cases in a folder, named by a template of {subject}, {prompt} and {index}, numbers from 0."""
 
     root: Path
@@ -53,18 +53,18 @@ class PictureFolder:
         """Raise DataError with every image that is missing or damaged."""
         paths = [self.path(case, index) for case in cases for index in range(images)]
         problems = [
-            f"{path}: no such image; generate it, or describe the names by --pictures-as"
+            f"{path}: no such image; generate it, or describe the names by --images-as"
             for path in paths
             if not path.is_file()
         ]
-        problems += pictures.problems((path for path in paths if path.is_file()), pictures.check).values()
+        problems += image_files.problems((path for path in paths if path.is_file()), image_files.check).values()
         if problems:
             raise DataError(problems)
 
     def sound(self, case: Case, index: int) -> bool:
         """Return whether an image is there and complete, by its own checksums."""
         try:
-            pictures.check(self.path(case, index), quick=True)
+            image_files.check(self.path(case, index), quick=True)
         except DataError:
             return False
         return True
@@ -82,10 +82,10 @@ def check_template(template: str, images: int) -> None:
     try:
         names = {template.format(subject=s, prompt=p, index=i) for s, p, i in numbers}
     except (LookupError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--pictures-as {template!r}: not a template ({error}); write it as {TEMPLATE}") from error
+        raise ConfigError(f"--images-as {template!r}: not a template ({error}); write it as {TEMPLATE}") from error
     if len(names) < len(numbers):
         raise ConfigError(
-            f"--pictures-as {template!r}: two images would have one name; "
+            f"--images-as {template!r}: two images would have one name; "
             "use {subject}, {prompt} and, for several images per prompt, {index}"
         )
 
@@ -94,7 +94,7 @@ class Record(BaseModel):
     """Scores by metric of the images of one case (NaN for a missing score), and the images' checksums."""
 
     case: str
-    pictures: list[int]
+    images: list[int]
     scores: dict[str, list[float | None]]
 
 
@@ -107,7 +107,7 @@ class EvaluationFolder:
 
     def __init__(self, path: Path, process: int = 0) -> None:
         self.path = path
-        self.pictures = PictureFolder(path / PICTURES)
+        self.images = ImageFolder(path / IMAGES)
         self._own = path / SCORES / f"{process}.jsonl"
 
     def settings(self) -> dict[str, Any] | None:
@@ -145,7 +145,7 @@ class EvaluationFolder:
                     record = Record.model_validate(one)
                 except ValidationError as error:
                     raise ConfigError(f"{path}:{number}: not a record of scores; remove the line") from error
-                known = found.setdefault((record.case, tuple(record.pictures)), {})
+                known = found.setdefault((record.case, tuple(record.images)), {})
                 for name, values in record.scores.items():
                     known[name] = [math.nan if value is None else value for value in values]
         return found

@@ -55,7 +55,7 @@ class Scores:
         return {
             "subjects": len(subjects),
             "cases": len(self.cases),
-            "pictures": sum(map(len, next(iter(self.values.values())))),
+            "images": sum(map(len, next(iter(self.values.values())))),
             "missing": {name: count for name, count in missing.items() if count},
             **{
                 title: {name: plain(self.estimate(name, kind)) for name in self.values}
@@ -86,4 +86,4 @@ def plain(estimate: Estimate | None) -> dict[str, float] | None:
 
 def shown(estimate: Estimate | None, form: str = ".2f") -> str:
     """Format an estimate for a table; `ABSENT` if there is none."""
-    return ABSENT if estimate is None else estimate.told(form)
+    return ABSENT if estimate is None else estimate.text(form)

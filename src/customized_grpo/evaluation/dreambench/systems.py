@@ -10,7 +10,7 @@ from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
-from customized_grpo.evaluation.dreambench.folder import PICTURES, SETTINGS, TEMPLATE, PictureFolder
+from customized_grpo.evaluation.dreambench.folder import IMAGES, SETTINGS, TEMPLATE, ImageFolder
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.adapters import lora_file, lora_settings
 from customized_grpo.protocols import Policy
@@ -33,14 +33,14 @@ class System:
     name: str
     config: Config
     adapter: Path | None = None
-    pictures: PictureFolder | None = None
+    images: ImageFolder | None = None
     evaluation: Path | None = None
     run: Path | None = None
 
     def settings(self) -> dict[str, object]:
         """Return everything that its images depend on, besides benchmark, seed and steps."""
-        if self.pictures is not None:
-            return {"pictures": str(self.pictures.root.resolve()), "template": self.pictures.template}
+        if self.images is not None:
+            return {"images": str(self.images.root.resolve()), "template": self.images.template}
         policy = self.config.policy.model_dump(mode="json", exclude=_IRRELEVANT)
         if self.adapter is None:
             return {"policy": policy, "adapter": None}
@@ -82,8 +82,8 @@ def find_system(
         if not (path / LORA).exists():
             raise ConfigError(f"{path}: has no {LORA} yet; finish it with cgrpo train --resume {path}")
         system = System(name, load_config(path / CONFIG, overrides), adapter=path / LORA, run=path)
-    elif (path / SETTINGS).is_file() and (path / PICTURES).is_dir():
-        return System(name, load_config(files, overrides), pictures=PictureFolder(path / PICTURES), evaluation=path)
+    elif (path / SETTINGS).is_file() and (path / IMAGES).is_dir():
+        return System(name, load_config(files, overrides), images=ImageFolder(path / IMAGES), evaluation=path)
     elif (path / "model_index.json").is_file():
         system = System(name, load_config(files, pipeline))
     elif lora_file(path).is_file():
@@ -91,7 +91,7 @@ def find_system(
         policy = config.policy.model_copy(update={"lora": lora_settings(path)})
         system = System(name, config.model_copy(update={"policy": policy}), adapter=path)
     else:
-        return System(name, load_config(files, overrides), pictures=PictureFolder(path, template))
+        return System(name, load_config(files, overrides), images=ImageFolder(path, template))
     if ":" not in system.config.policy.kind:  # a kind of the user's own resolves its path itself
         resolve(system.config.policy.path)
     return system

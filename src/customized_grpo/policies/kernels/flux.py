@@ -117,7 +117,9 @@ def _single_block(
     return encoder_hidden_states, output
 
 
-def _attention(attn: Any, tokens: Tensor, prompt: Tensor | None, rotary: Rotary | None, asking: slice = _ALL) -> Tensor:
+def _attention(
+    attn: Any, tokens: Tensor, prompt: Tensor | None, rotary: Rotary | None, queries: slice = _ALL
+) -> Tensor:
     """Compute attention as `FluxAttnProcessor` does, up to the output layers; (B, prompt and other tokens, D).
 
     Args:
@@ -125,7 +127,7 @@ def _attention(attn: Any, tokens: Tensor, prompt: Tensor | None, rotary: Rotary 
         tokens: Tokens of image and references, in blocks of one stream those of the prompt too.
         prompt: Tokens of the prompt in blocks of two streams.
         rotary: Cosines and sines of all tokens.
-        asking: Which of `tokens` have queries, in blocks of one stream.
+        queries: Slice of `tokens` that have queries, in blocks of one stream.
     """
 
     def heads(x: Tensor) -> Tensor:
@@ -133,8 +135,8 @@ def _attention(attn: Any, tokens: Tensor, prompt: Tensor | None, rotary: Rotary 
 
     length = 0 if prompt is None else prompt.shape[1]
     place = slice(length, None) if length else _ALL
-    asked = tokens if asking == _ALL else tokens[:, asking]
-    query = norm_and_rotate(heads(attn.to_q(asked)), attn.norm_q, rotary, asking if prompt is None else place)
+    queried = tokens if queries == _ALL else tokens[:, queries]
+    query = norm_and_rotate(heads(attn.to_q(queried)), attn.norm_q, rotary, queries if prompt is None else place)
     key = norm_and_rotate(heads(attn.to_k(tokens)), attn.norm_k, rotary, place)
     value = heads(attn.to_v(tokens))
     if prompt is not None:

@@ -98,7 +98,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 scores = gr.Markdown(elem_id="scores")
 
         def answer(sent: Sent, text: str, seed: int | None, steps: float, images: float) -> tuple[list[Any], str]:
-            columns = studio.draw(text, _photos(sent), seed=seed or 0, steps=int(steps), images=int(images))
+            columns = studio.generate_columns(text, _photos(sent), seed=seed or 0, steps=int(steps), images=int(images))
             # A row for each noise, a column for each model.
             captioned = [(column.images[i], column.name) for i in range(int(images)) for column in columns]
             return captioned, markdown_table(heads, _table(columns))

@@ -13,17 +13,17 @@ from PIL import Image
 
 from customized_grpo.config import Config
 from customized_grpo.data.errors import DataError
-from customized_grpo.data.pictures import load
+from customized_grpo.data.image_files import load
 from customized_grpo.evaluation.generate import generate
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
-from customized_grpo.trainer.parts import build_judges, policy_with_adapter
+from customized_grpo.trainer.parts import build_scorers, policy_with_adapter
 from customized_grpo.utils.pixels import to_tensor
 from customized_grpo.utils.prompts import has_letters
 from customized_grpo.utils.records import write_bytes
 
 MOST_PHOTOS, MOST_LETTERS = 4, 1000
-MOST_BYTES = 20 * 2**20  #: of one file; `data.pictures` limits the pixels
+MOST_BYTES = 20 * 2**20  #: of one file; `data.image_files` limits the pixels
 
 
 class AskError(ValueError):
@@ -55,10 +55,12 @@ class Studio:
         self.steps = config.evaluation.steps
         self.model = config.policy.path
         self.tuned = run is not None
-        self._judges = build_judges(config, self.policy.device).all
+        self._scorers = build_scorers(config, self.policy.device).all
         self._lock = threading.Lock()
 
-    def draw(self, prompt: str, photos: Sequence[Image.Image], *, seed: int, steps: int, images: int) -> list[Column]:
+    def generate_columns(
+        self, prompt: str, photos: Sequence[Image.Image], *, seed: int, steps: int, images: int
+    ) -> list[Column]:
         """Generate and score images: a column of the base model, and one of the tuned model if there is a run.
 
         Raises:
@@ -77,7 +79,7 @@ class Studio:
             def column(name: str) -> Column:
                 found = generate(self.policy, prompt, photos, steps=steps, seed=seed, images=images)
                 pixels = torch.stack([to_tensor(image) for image in found]).to(self.policy.device)
-                scores = score(self._judges, pixels, [pair] * images)
+                scores = score(self._scorers, pixels, [pair] * images)
                 return Column(name, found, {reward: values.tolist() for reward, values in scores.items()})
 
             with self.policy.reference():

@@ -1,4 +1,4 @@
-"""Pictures of every odd kind: decoded rightly, or refused in one line that names the file."""
+"""Images of every odd kind: decoded rightly, or refused in one line that names the file."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customized_grpo.data import pictures
+from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 
 RED = (220, 30, 40)
@@ -43,24 +43,24 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     stored = upright if turn is None else upright.transpose(Image.Transpose(turn))
     stored.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(np.asarray(pictures.load(tmp_path / "a.png")), np.asarray(upright))
+    assert np.array_equal(np.asarray(image_files.load(tmp_path / "a.png")), np.asarray(upright))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
-    grey = np.asarray(pictures.load(tmp_path / f"a.{suffix}"))[..., 1]
+    grey = np.asarray(image_files.load(tmp_path / f"a.{suffix}"))[..., 1]
     assert grey.tolist() == [[0, 1, 128, 255]]
 
 
 def test_float_tiffs(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)).save(path)
-    assert np.asarray(pictures.load(path))[0, :, 0].tolist() == [0, 128, 255]
+    assert np.asarray(image_files.load(path))[0, :, 0].tolist() == [0, 128, 255]
     Image.fromarray(np.array([[0, np.nan, 1]], dtype=np.float32)).save(path)
-    assert "not finite" in refusal(lambda: pictures.load(path), path)
-    assert "not finite" in refusal(lambda: pictures.check(path), path)
+    assert "not finite" in refusal(lambda: image_files.load(path), path)
+    assert "not finite" in refusal(lambda: image_files.check(path), path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK", "F"])
@@ -68,16 +68,16 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.tif"
     image = Image.new("I;16", (5, 4), 9000) if mode == "I;16" else Image.new("RGB", (5, 4), RED).convert(mode)
     image.save(path)
-    pictures.check(path)
-    picture = pictures.load(path)
-    assert (picture.mode, picture.size) == ("RGB", (5, 4))
+    image_files.check(path)
+    loaded = image_files.load(path)
+    assert (loaded.mode, loaded.size) == ("RGB", (5, 4))
 
 
 def test_huge_photos_are_reduced(tmp_path: Path) -> None:
     Image.new("RGB", (3000, 600), RED).save(tmp_path / "a.jpg", quality=95)
-    picture = pictures.load(tmp_path / "a.jpg")
-    assert max(picture.size) == pictures.LONGEST_SIDE
-    assert abs(picture.width / picture.height - 5) < 0.02
+    loaded = image_files.load(tmp_path / "a.jpg")
+    assert max(loaded.size) == image_files.LONGEST_SIDE
+    assert abs(loaded.width / loaded.height - 5) < 0.02
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -93,7 +93,7 @@ def png_claiming(width: int, height: int) -> bytes:
 def test_decompression_bombs_are_refused(tmp_path: Path, side: int) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_claiming(side, side))
-    actions: list[Callable[[Path], object]] = [pictures.load, pictures.check]
+    actions: list[Callable[[Path], object]] = [image_files.load, image_files.check]
     for action in actions:
         assert "above the bound of 67 million" in refusal(partial(action, path), path)
 
@@ -108,13 +108,13 @@ def encoded(suffix: str) -> bytes:
 def test_truncated_files_are_refused_by_load_and_by_check(tmp_path: Path, suffix: str) -> None:
     path, whole = tmp_path / f"a.{suffix}", encoded(suffix)
     path.write_bytes(whole)
-    pictures.check(path)
-    pictures.check(path, quick=True)
+    image_files.check(path)
+    image_files.check(path, quick=True)
     path.write_bytes(whole[: int(len(whole) * 0.6)])
-    refusal(lambda: pictures.load(path), path)
-    refusal(lambda: pictures.check(path), path)
+    refusal(lambda: image_files.load(path), path)
+    refusal(lambda: image_files.check(path), path)
     if suffix != "webp":
-        refusal(lambda: pictures.check(path, quick=True), path)
+        refusal(lambda: image_files.check(path, quick=True), path)
 
 
 @given(
@@ -129,27 +129,27 @@ def test_damaged_files_are_read_or_refused_alike(tmp_path: Path, suffix: str, ed
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
     try:
-        picture = pictures.load(path)
+        loaded = image_files.load(path)
     except DataError:
-        refusal(lambda: pictures.load(path), path)
-        refusal(lambda: pictures.check(path), path)
+        refusal(lambda: image_files.load(path), path)
+        refusal(lambda: image_files.check(path), path)
     else:
-        assert picture.mode == "RGB"
-        pictures.check(path)
+        assert loaded.mode == "RGB"
+        image_files.check(path)
 
 
-def test_masks_are_black_and_white_and_of_the_size_asked(tmp_path: Path) -> None:
+def test_masks_are_black_and_white_and_of_the_size_requested(tmp_path: Path) -> None:
     drawn = np.zeros((20, 30), dtype=np.uint8)
     drawn[5:15, 10:20] = 255
     Image.fromarray(drawn).save(tmp_path / "a.png")
-    mask = pictures.load_mask(tmp_path / "a.png", (60, 40))
+    mask = image_files.load_mask(tmp_path / "a.png", (60, 40))
     values = np.asarray(mask)
     assert (mask.mode, mask.size) == ("L", (60, 40))
     assert set(np.unique(values)) == {0, 255}
     assert values[20, 30] == 255
     assert values[2, 2] == 0
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    assert "marks no pixel" in refusal(lambda: pictures.load_mask(tmp_path / "a.png"), tmp_path / "a.png")
+    assert "marks no pixel" in refusal(lambda: image_files.load_mask(tmp_path / "a.png"), tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("kind", ["0 and 1", "1 bit", "alpha", "palette", "16 bit", "opaque alpha"])
@@ -166,8 +166,8 @@ def test_masks_of_other_kinds(tmp_path: Path, kind: str) -> None:
         "opaque alpha": lambda: alpha.convert("RGBA"),
     }[kind]()
     image.save(tmp_path / "a.png")
-    pictures.load_mask(tmp_path / "a.png")
-    mask = pictures.load_mask(tmp_path / "a.png", (8, 8))
+    image_files.load_mask(tmp_path / "a.png")
+    mask = image_files.load_mask(tmp_path / "a.png", (8, 8))
     assert np.array_equal(np.asarray(mask) == 255, on)
 
 
@@ -176,4 +176,4 @@ def test_many_are_checked_at_once(tmp_path: Path) -> None:
     for i in range(12):
         paths.append(tmp_path / f"{i}.jpg")
         paths[-1].write_bytes(b"" if i % 4 == 0 else encoded("jpg"))
-    assert set(pictures.problems(paths, pictures.check)) == {paths[0], paths[4], paths[8]}
+    assert set(image_files.problems(paths, image_files.check)) == {paths[0], paths[4], paths[8]}

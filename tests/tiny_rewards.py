@@ -1,4 +1,4 @@
-"""Small random judges of the classes that real ones have, in folders as the hub's are."""
+"""Small random rewards of the classes that real ones have, in folders as the hub's are."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def mask2former(folder: Path, labels: dict[int, str] | None = None) -> Path:
 
 
 def blobs(count: int, seed: int, side: int = 64) -> tuple[Tensor, Tensor]:
-    """Pictures (count, 3, side, side) of a reddish disc near the middle of a bluish noise; its masks (.., 1, ..)."""
+    """Images (count, 3, side, side) of a reddish disc near the middle of a bluish noise; its masks (.., 1, ..)."""
     rng = torch.Generator().manual_seed(seed)
     place = (torch.arange(side) + 0.5) / side
     x, y = 0.4 + 0.2 * torch.rand(2, count, 1, 1, generator=rng)
@@ -216,8 +216,8 @@ def segformer(folder: Path, steps: int = 80) -> Path:
     mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in (MEAN, STD))
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(steps):
-        pictures, masks = blobs(8, step)
-        logits = model(pixel_values=(pictures - mean) / std).logits
+        images, masks = blobs(8, step)
+        logits = model(pixel_values=(images - mean) / std).logits
         wanted = functional.interpolate(masks, logits.shape[-2:], mode="area")[:, 0].round().long()
         loss = functional.cross_entropy(logits, wanted)
         optimiser.zero_grad()
