@@ -6,6 +6,7 @@ CPUs. GPUs are visible only if tests marked `gpu` are selected by `-m gpu`, as `
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from typing import Any
@@ -41,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     assert isinstance(config, pytest.Config)
     if not gpus_are_asked_for(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    gc.disable()  # a fifth of the time of importing torch and the like
 
 
 def why_no_gpu(config: pytest.Config) -> str | None:
@@ -56,6 +58,8 @@ def why_no_gpu(config: pytest.Config) -> str | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none; the longest files first, where files are shared out."""
+    gc.freeze()  # what was imported stays: collections need not look at it again
+    gc.enable()
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu and (reason := why_no_gpu(config)):
         for item in gpu:

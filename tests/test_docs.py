@@ -71,24 +71,30 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str], 
     return train
 
 
+@pytest.fixture(scope="module")
+def done() -> set[str]:
+    """Commands that a document has run on the run that it trained."""
+    return set()
+
+
 def run(command: list[str], folder: Path, short: list[str]) -> None:
     done = cgrpo(*command, *short, folder=folder)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_run(document: Path, folder: Path, trainings: Callable[[list[str], Path], None]) -> None:
+def test_commands_run(
+    document: Path, folder: Path, trainings: Callable[[list[str], Path], None], done: set[str]
+) -> None:
     for name, block in re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", document.read_text("utf-8"), re.M | re.S):
         (folder / name).write_text(block, encoding="utf-8")
     for command in commands(document.read_text(encoding="utf-8")):
         if command[0] == "train" and "--out" in command and "--config" not in command:
             trainings(command, folder)
-        elif command[0] == "train" and "--resume" not in command:
-            run(command, folder, settings())
-        elif "--benchmark" in command:
-            run(command, folder, ["--images", "1", "--steps", "2"])
-        else:
-            run(command, folder, [])
+        elif (line := " ".join(command)) not in done:  # of what several documents do to the same run, once is enough
+            done.add(line)
+            train, benchmark = command[0] == "train" and "--resume" not in command, "--benchmark" in command
+            run(command, folder, settings() if train else ["--images", "1", "--steps", "2"] if benchmark else [])
     for command in commands(document.read_text(encoding="utf-8"), ("accelerate ",)):
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *settings()]
         launched = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=600)

@@ -63,7 +63,7 @@ def training(context: Context) -> Iterator[Row]:
     """Operations are those of diffusers + peft with what gradient checkpointing computes again, and in the next column
     without. The plan is the sum of the parts of `cgrpo plan` that are there: weights, LoRA, gradients, activations.
     """
-    for rank, all_layers, checkpointing, batches in _TRAINING:
+    for rank, all_layers, checkpointing, batches in _TRAINING[1::2] if context.tiny else _TRAINING:
         config = context.policy_config(rank=rank, all_layers=all_layers, gradient_checkpointing=checkpointing)
         assert config.lora is not None
         policy = context.policy(config)

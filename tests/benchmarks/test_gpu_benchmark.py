@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import crashing
 import pytest
 import tiny
 import torch
+from commands import cgrpo
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import attention, model, report
+from benchmarks.gpu import attention, iteration, model, report
 from benchmarks.gpu import sections as benchmark
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.sections import SECTIONS, Section, named
@@ -27,10 +30,16 @@ from customized_grpo.policies.shortcuts import libraries_own
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The record of all sections, measured in this process."""
+    """The record of all sections, measured in this process; `cgrpo train` in one that need not import everything."""
     out = tmp_path_factory.mktemp("gpu")
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[1:3] == ["-m", "customized_grpo"]
+        return cgrpo(*command[3:], folder=out)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.iteration.peak._SECONDS", 0.02)
+        patch.setattr(iteration, "subprocess", SimpleNamespace(run=run))
         assert command.main(["--out", str(out), "--tiny", "--time-limit", "1200"]) == 0
     found: dict[str, Any] = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
     return found

@@ -43,7 +43,7 @@ rows:
 
 
 def study(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return cgrpo("-m", "experiments.study", "study.yaml", "--out", "out", *options, folder=folder)
+    return cgrpo(Path(__file__).with_name("forked_study.py"), "study.yaml", "--out", "out", *options, folder=folder)
 
 
 def report(folder: Path, text: str = STUDY) -> None:

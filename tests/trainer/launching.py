@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from commands import side_by_side
 from running import metrics_of, tensors_of
 
 from customized_grpo.config import Config
@@ -30,19 +31,26 @@ def free_port() -> str:
 def launch(
     folder: Path, file: str, plan: Mapping[str, Any], machines: int = 1, options: Sequence[str] = ()
 ) -> tuple[int, str]:
-    """Two processes on the CPU by a file of recipes/accelerate, as if on so many machines; exit code, stderr."""
+    """Run together.py in two processes on the CPU, as if on so many machines; returns (exit code, errors).
+
+    Their environment is that of `accelerate launch` with a file of recipes/accelerate. The launcher itself, and the
+    imports of each process, would take longer than the trainings.
+    """
     (folder / "plan.json").write_text(json.dumps(plan))
-    options = ["--config_file", str(FILES / file), *options, "--num_processes", "2", "--main_process_port", free_port()]
-    if machines > 1:
-        options += ["--main_process_ip", "127.0.0.1"]
-    script = [str(Path(__file__).with_name("together.py")), str(folder / "plan.json")]
-    launchers = []
-    for rank in range(machines):
-        own = ["--machine_rank", str(rank)] if machines > 1 else []
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *own, *script]
-        launchers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-    message = "".join(launcher.communicate(timeout=300)[1] for launcher in launchers)
-    return max(abs(launcher.returncode) for launcher in launchers), message
+    script, port = Path(__file__).with_name("together.py"), free_port()
+    own = ["--num_processes", "2", "--main_process_port", port, "--main_process_ip", "127.0.0.1"]
+    given = ["--config_file", str(FILES / file), *options, *own, str(script)]
+    arguments = _validate_launch_command(launch_command_parser().parse_args(given))[0]
+    shared = prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+    ended = side_by_side(ranks(port, machines, **shared), script, folder / "plan.json", folder=folder)
+    return max(abs(one.returncode) for one in ended), "".join(one.stderr for one in ended)
+
+
+def ranks(port: str, machines: int = 1, **shared: str) -> list[dict[str, str]]:
+    """Return the variables by which two processes find each other, as torch's launcher sets them."""
+    each = 2 // machines
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(each)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % each)} for rank in range(2)]
 
 
 def planned(folder: Path, name: str, config: Config, *, evaluated: bool = False) -> dict[str, Any]:

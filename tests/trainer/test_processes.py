@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +14,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from accelerate.commands.config.config_args import load_config_from_file
+from commands import side_by_side
 from embedded import embedded
-from launching import FILES, alike, begun, free_port, launch, planned, train_together
+from launching import FILES, alike, begun, free_port, launch, planned, ranks, train_together
 from running import run_training
 
 from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutConfig
@@ -252,18 +250,11 @@ def test_a_process_that_is_killed_ends_the_others(make_config: Make, tmp_path: P
     reward = config.rewards[0].model_copy(update={"kind": f"{tmp_path}/kills.py:kills"})
     (tmp_path / "run").mkdir()
     save_config(config.model_copy(update={"rewards": [reward, config.rewards[1]]}), tmp_path / "run" / "config.yaml")
-    command = [sys.executable, "-m", "customized_grpo", "train", "--resume", str(tmp_path / "run")]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen(
-            command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        for rank in "01"
-    ]
-    killed, left = started
-    last_words = killed.communicate(timeout=300)[1].decode()
-    assert killed.returncode == -signal.SIGKILL, last_words[-3000:]
-    message = left.communicate(timeout=60)[1].decode().splitlines()
+    began = time.monotonic()
+    killed, left = side_by_side(ranks(free_port()), "train", "--resume", "run", folder=tmp_path)
+    assert time.monotonic() - began < 60, "and not after the half hour that processes wait for each other"
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    message = left.stderr.splitlines()
     assert left.returncode == 2, message
     assert message[-1].startswith("error: another process of this run exited or did not respond"), message
     assert not any("Traceback" in line for line in message)
