@@ -7,6 +7,7 @@ READY := .venv/.ready
 
 EXTRAS := .venv-extras/bin
 LOWEST := .venv-lowest/bin
+SIDE_BY_SIDE := -n logical --maxprocesses 4
 
 .PHONY: train test test-gpu check docs format audit test-extras test-lowest
 
@@ -15,7 +16,7 @@ train: $(READY)
 
 # Tests run in as many processes as there are cores, the slowest files first (tests/conftest.py).
 test: check
-	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder
 
 # What only a GPU can show, on the first one that is visible: some minutes. Needs a build of torch with CUDA (TORCH).
 test-gpu: $(READY)
@@ -47,8 +48,9 @@ test-extras: $(READY)
 	  $$bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; done | \
 	  { read -r below; read -r here; echo "$$below" > "$$here/below.pth"; }
 	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[deepspeed,demo,quantise,trackers]'
-	$(BIN)/python -m pytest -m slow
-	$(EXTRAS)/python -m pytest -rs tests/serve/demo/test_demo_in_a_browser.py tests/test_trackers.py \
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
+	$(EXTRAS)/python -m pytest -rs $(SIDE_BY_SIDE) --dist loadfile tests/serve/demo/test_demo_in_a_browser.py \
+	  tests/test_trackers.py::test_wandb_offline_and_trackio_have_the_numbers_and_no_secret \
 	  tests/policies/test_quantisation.py tests/trainer/test_zero.py \
 	  tests/policies/test_uno_lora.py::test_it_is_fused_before_weights_are_quantised
 

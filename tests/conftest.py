@@ -70,6 +70,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels of figures are not placed, which is half of a figure's time; likewise in processes of `commands`."""
+    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, fig: None)
+
+
+@pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Matplotlib figures that the test saved, in their order."""
     from matplotlib.figure import Figure

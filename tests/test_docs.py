@@ -113,6 +113,7 @@ def test_commands_that_are_not_run_say_what_they_need(document: Path) -> None:
             assert block[0].startswith("# needs "), (mark, block[0])
 
 
+@pytest.mark.usefixtures("quick_figures")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_python_examples_hold(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -124,6 +125,7 @@ def test_python_examples_hold(document: Path, tmp_path: Path, monkeypatch: pytes
         exec(compile("\n".join(blocks), document.name, "exec"), {})
 
 
+@pytest.mark.slow
 def test_the_site_is_built_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],

@@ -133,6 +133,7 @@ def test_a_training_from_objects_fires_its_events_and_describes_itself(tmp_path:
         trainer(tmp_path / "run").train()
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_callbacks_stop_a_training_early(tmp_path: Path) -> None:
     stop = cg.EarlyStoppingCallback("brightness", patience=1, threshold=1e9)
     args = cg.CustomizedGRPOConfig(

@@ -23,13 +23,19 @@ from customized_grpo.trainer.assembly import reward_terms
 
 GROUP, STEPS, PAIRS = 3, 3, 2
 RANDOM = Path(__file__).parents[2] / "recipes" / "random"
-SMALL = ["policy.height=32", "policy.width=32", "policy.reference_sizes=[[32, 32]]", "rollout.pairs=1"]
+SMALL = [
+    "policy.height=32",
+    "policy.width=32",
+    "policy.reference_sizes=[[32, 32]]",
+    "train.updates=1",
+    "rollout.pairs=1",
+]
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Stage]]:
-    sizes = [f"rollout.group_size={GROUP}", f"rollout.steps={STEPS}", f"rollout.pairs={PAIRS}", "train.updates=1"]
-    config = load_config(None, [*SMALL[:3], *sizes])
+    sizes = [f"rollout.group_size={GROUP}", f"rollout.steps={STEPS}", f"rollout.pairs={PAIRS}"]
+    config = load_config(None, [*SMALL[:4], *sizes])
     policy, dataset = build_policy(config.policy), open_dataset(config.data)
     rewards = reward_terms(config.rewards, policy.device)
     with libraries_own():  # so that both shapes have the same operations
