@@ -14,7 +14,6 @@ from customized_grpo.config.presets import DEFAULT, presets
 from customized_grpo.config.reading import nearest
 from customized_grpo.config.reference import Setting, settings
 from customized_grpo.utils.hub import embedded_models
-from customized_grpo.utils.machine import hardware, versions
 from customized_grpo.utils.tables import markdown_table
 
 _HEADINGS = ("setting", "values", "default", "meaning")
@@ -42,6 +41,8 @@ shows the origin of each value of a configuration.
 
 def describe(console: Console, resolved: Resolved) -> None:
     """Show versions, the device, embedded models, and each value of a configuration with its origin."""
+    from customized_grpo.utils.machine import hardware, versions  # imports torch, which takes seconds
+
     table = Table("installed", "version", title="Libraries")
     for name, installed in versions().items():
         table.add_row(name, installed)

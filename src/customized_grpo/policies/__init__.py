@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from customized_grpo.config import KINDS, Kind, PolicyConfig
-from customized_grpo.policies.loading import pipeline_name
-from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Policy
 from customized_grpo.utils.hub import ModelError
 from customized_grpo.utils.named import NamedError, error_text, find
 
+if TYPE_CHECKING:
+    from customized_grpo.policies.pipelines import PipelinePolicy
+
 __all__ = ["PipelinePolicy", "build_policy", "class_of", "kind_of", "name_of", "register_policy"]
 
-_Policy = TypeVar("_Policy", bound=type[PipelinePolicy])
+_Policy = TypeVar("_Policy", bound="type[PipelinePolicy]")
+
+
+def __getattr__(name: str) -> Any:
+    """Import diffusers, which takes seconds, only for those who use it."""
+    if name != "PipelinePolicy":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.pipelines").PipelinePolicy
 
 
 def register_policy(name: str) -> Callable[[_Policy], _Policy]:
@@ -64,6 +72,8 @@ def kind_of(path: str, revision: str | None = None) -> str:
     Raises:
         ModelError: There is no pipeline, or no kind for it.
     """
+    from customized_grpo.policies.loading import pipeline_name
+
     name = pipeline_name(path, revision)
     for kind, known in KINDS.items():
         if name in known.pipelines:
