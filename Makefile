@@ -40,8 +40,8 @@ format: $(READY)
 audit: $(READY)
 	$(BIN)/python .ci/audit.py
 
-# The demo in a browser, Weights & Biases and trackio, and quantised weights, by packages that other tests do without: in
-# an environment on top of .venv, since Gradio takes an older Pillow than the rest.
+# Tests marked `slow`; then the demo in a browser, Weights & Biases and trackio, DeepSpeed, and quantised weights, by packages
+# that other tests do without: in an environment on top of .venv, since Gradio takes an older Pillow than the rest.
 test-extras: $(READY)
 	$(PYTHON) -m venv --without-pip .venv-extras
 	for bin in $(BIN) $(EXTRAS); do \

@@ -95,12 +95,21 @@ def test_commands_run(
             done.add(line)
             train, benchmark = command[0] == "train" and "--resume" not in command, "--benchmark" in command
             run(command, folder, settings() if train else ["--images", "1", "--steps", "2"] if benchmark else [])
-    for command in commands(document.read_text(encoding="utf-8"), ("accelerate ",)):
-        launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *settings()]
-        launched = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=600)
-        assert launched.returncode == 0, f"{' '.join(command)}: {launched.stderr}"
-        started = (folder / command[command.index("--out") + 1] / "starts.jsonl").read_text(encoding="utf-8")
-        assert '"processes":"2"' in started
+
+
+LAUNCHES = [
+    command for document in DOCUMENTS for command in commands(document.read_text(encoding="utf-8"), ("accelerate ",))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", LAUNCHES, ids=" ".join)
+def test_launches_run(command: list[str], folder: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *settings()]
+    launched = subprocess.run(launch, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert launched.returncode == 0, f"{' '.join(command)}: {launched.stderr}"
+    started = (folder / command[command.index("--out") + 1] / "starts.jsonl").read_text(encoding="utf-8")
+    assert '"processes":"2"' in started
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
