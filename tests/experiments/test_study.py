@@ -21,6 +21,8 @@ from customized_grpo.trainer.locking import claim
 from customized_grpo.utils.records import append_record, read_records
 from experiments.study.__main__ import measure_gradients, run_study
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 STUDY = """
 seeds: 1
 ours: both

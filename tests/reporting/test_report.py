@@ -23,6 +23,8 @@ from customized_grpo.reporting.page import number, render, signed
 from customized_grpo.reporting.results import outcome
 from customized_grpo.trainer.folder import open_run
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 VOID = {"meta", "img", "input", "br", "link"}
 
 
