@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import logging
 import os
@@ -140,16 +139,6 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print_error("interrupted; saved files remain")
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """Collect no garbage inside the block, which takes a fifth of the time of importing torch, diffusers and peft."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @app.callback()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from customized_grpo.cli.app import Settings, command, quick_imports
+from customized_grpo.cli.app import Settings, command
 
 if TYPE_CHECKING:
     from customized_grpo.evaluation.dreambench.evaluation import Task
@@ -99,9 +99,8 @@ def evaluate(
     if options != Benchmark() or out is not None or settings.files:
         raise ConfigError("a run's own evaluation is set by --set evaluation...; or give --benchmark")
     open_run(Path(system))
-    with quick_imports():
-        from customized_grpo.evaluation.run import evaluate_run
-        from customized_grpo.reporting.show import show
+    from customized_grpo.evaluation.run import evaluate_run
+    from customized_grpo.reporting.show import show
 
     found = evaluate_run(Path(system), Console(), settings.overrides)
     show(found.config, Path(system), found.held_out, found.base, found.tuned, Console())

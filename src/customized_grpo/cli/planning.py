@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from customized_grpo.cli.app import SetOption, Settings, command, quick_imports
+from customized_grpo.cli.app import SetOption, Settings, command
 
 
 @command
@@ -28,8 +28,7 @@ def plan(
     from customized_grpo.config.loading import load_config
 
     resolved = load_config(config, set_ or [])
-    with quick_imports():
-        from customized_grpo.planning import plan_run
+    from customized_grpo.planning import plan_run
 
     plan_run(resolved, Console(), memory=memory, processes=processes, references=references)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from customized_grpo.cli.app import Settings, command, quick_imports
+from customized_grpo.cli.app import Settings, command
 
 _EMBEDDED = (
     "recipe: embedded, a small model on a built-in world; for a real one: cgrpo train "
@@ -53,8 +53,7 @@ def train(
         config = found.config
         if found.embedded and os.environ.get("RANK", "0") == "0":  # a launcher's number of this process
             Console().print(_EMBEDDED, highlight=False)
-    with quick_imports():  # takes seconds, which a mistake above need not wait for
-        from customized_grpo.cli.run import train_run
+    from customized_grpo.cli.run import train_run  # takes seconds, which a mistake above need not wait for
 
     train_run(config, run, Console(), resume=resume is not None)
 
@@ -89,9 +88,8 @@ def generate(
     if run is not None:
         open_run(run)
     config = load_config(settings.files or ([] if run is None else run / CONFIG), settings.overrides)
-    with quick_imports():
-        from customized_grpo.evaluation.generate import generate as sample
-        from customized_grpo.trainer.parts import policy_with_adapter
+    from customized_grpo.evaluation.generate import generate as sample
+    from customized_grpo.trainer.parts import policy_with_adapter
 
     policy = policy_with_adapter(config, run)
     out.parent.mkdir(parents=True, exist_ok=True)
