@@ -29,20 +29,14 @@ def test_these_are_all_recipes() -> None:
     assert {path.stem for path in (RECIPES / "hardware").iterdir()} == {*HARDWARE, LARGE.stem}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "hardware"),
     [
-        ("kontext-dev", "24gb"),
-        ("flux2-dev", "24gb"),
-        *(
-            pytest.param(model, hardware, marks=pytest.mark.slow)
-            for model, hardware in (
-                *((model, "24gb") for model in MODELS[1:4]),
-                ("qwen-image-edit", "80gb"),
-                ("flux2-dev", "80gb"),
-                ("kontext-dev", "8gpu"),
-            )
-        ),
+        *((model, "24gb") for model in MODELS),
+        ("qwen-image-edit", "80gb"),
+        ("flux2-dev", "80gb"),
+        ("kontext-dev", "8gpu"),
     ],
 )
 def test_recipes_fit_their_hardware_at_the_larger_size(model: str, hardware: str) -> None:
