@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import IO
 
 import typer
@@ -35,5 +36,5 @@ class Forked:
 
 
 if __name__ == "__main__":
-    runner.subprocess.Popen = Forked  # type: ignore[attr-defined, misc]
+    runner.subprocess = SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT)  # type: ignore[attr-defined, assignment]
     typer.run(main)
