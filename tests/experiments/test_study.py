@@ -117,6 +117,7 @@ def test_a_second_call_runs_only_what_is_missing(done: Path) -> None:
     assert len(again) == 2 and again >= set(kept)
 
 
+@pytest.mark.slow
 def test_a_sigterm_stops_a_studys_runs_with_their_checkpoints(tmp_path: Path) -> None:
     """A scheduler's SIGTERM reaches the study alone, not its child processes."""
     (tmp_path / "study.yaml").write_text(STUDY.replace("iterations: 1", "iterations: 500"), encoding="utf-8")
