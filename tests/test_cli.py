@@ -81,16 +81,13 @@ def test_generate_takes_a_photo_of_any_kind(trained: Path) -> None:
     photo.save(trained / "photo.jpg")
     prompt = ("--prompt", "a dog wearing a red hat in the snow")
     shared = ("generate", "--reference", "photo.jpg", *prompt, "--steps", "2")
-    for out, more in (
-        ("base.png", ()),
-        ("tuned.png", ("--run", "run")),
-        ("again.png", ("--run", "run", "--images", "2")),
-    ):
+    runs = (("base.png", ("--images", "2")), ("tuned.png", ("--run", "run")), ("again.png", ("--run", "run")))
+    for out, more in runs:
         done = cgrpo(*shared, "--out", out, *more, folder=trained)
         assert done.returncode == 0, done.stderr
-    images = [(trained / name).read_bytes() for name in ("base.png", "tuned.png", "again-1.png", "again-2.png")]
+    images = [(trained / name).read_bytes() for name in ("base-1.png", "tuned.png", "again.png", "base-2.png")]
     assert images[1] == images[2], "same seed, same image"
-    assert images[0] != images[1] != images[3]
+    assert len(set(images)) == 3
 
 
 def test_evaluate_scores_base_and_tuned(trained: Path) -> None:

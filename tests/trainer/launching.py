@@ -40,8 +40,12 @@ def launch(
     script, port = Path(__file__).with_name("together.py"), free_port()
     own = ["--num_processes", "2", "--main_process_port", port, "--main_process_ip", "127.0.0.1"]
     given = ["--config_file", str(FILES / file), *options, *own, str(script)]
-    arguments = _validate_launch_command(launch_command_parser().parse_args(given))[0]
-    shared = prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(given))
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        shared = prepare_deepspeed_cmd_env(arguments)[1]
+    else:
+        shared = prepare_multi_gpu_env(arguments)
     ended = side_by_side(ranks(port, machines, **shared), script, folder / "plan.json", folder=folder)
     return max(abs(one.returncode) for one in ended), "".join(one.stderr for one in ended)
 
