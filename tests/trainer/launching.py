@@ -42,7 +42,7 @@ def launch(
     given = ["--config_file", str(FILES / file), *options, *own, str(script)]
     arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(given))
     if arguments.use_deepspeed:
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        arguments.deepspeed_fields_from_accelerate_config = ",".join([*defaults.deepspeed_config, "mixed_precision"])
         shared = prepare_deepspeed_cmd_env(arguments)[1]
     else:
         shared = prepare_multi_gpu_env(arguments)
