@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import tiny
+import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
@@ -87,6 +88,15 @@ def text_encoder(spelling: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration
             **marks(spelling),
         )
     )
+
+
+def number_image_tokens(encoder: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Give the text encoder of a stock pipeline what diffusers 0.42 does not: which tokens are of an image."""
+
+    def add(_: object, args: tuple[object, ...], given: dict[str, torch.Tensor]) -> object:
+        return args, {**given, "mm_token_type_ids": (given["input_ids"] == encoder.config.image_token_id).int()}
+
+    encoder.register_forward_pre_hook(add, with_kwargs=True)
 
 
 def qwen_image_edit(

@@ -162,7 +162,7 @@ def test_gradient_checkpointing_changes_no_gradient(model: Model, dtype: str) ->
     )
 
 
-@each("qwen-image-edit-2511")
+@each("qwen-image-edit-2511", "longcat-image-edit")
 @lora_and_full
 def test_reference_is_the_untuned_model(model: Model, lora: LoraConfig | None) -> None:
     policy = model.policy(lora=lora)
@@ -213,7 +213,7 @@ def test_a_trained_lora_does_the_same_in_the_stock_pipeline(model: Model, tmp_pa
     """Trained by the loop; UNO's from its released LoRA, so that what is saved stands alone."""
     changes: dict[str, Any] = {"adapter_as": "start", "lora": LoraConfig(rank=6)} if model.name == "uno" else {}
     policy = model.policy(**changes)
-    (tmp_path / "scorers.py").write_text(REWARDS)
+    (tmp_path / "rewards.py").write_text(REWARDS)
     config = embedded(
         Config,
         policy=policy.config,
@@ -244,7 +244,7 @@ def test_a_trained_lora_does_the_same_in_the_stock_pipeline(model: Model, tmp_pa
     assert apart(sampled, untuned) > 1e-3
 
 
-@each("qwen-image-edit-2511", "flux2-dev")
+@each("qwen-image-edit-2511", "flux2-dev", "longcat-image-edit")
 def test_saved_full_weights_do_the_same_in_the_stock_pipeline(model: Model, tmp_path: Path) -> None:
     policy, conditions = model.stock_policy(lora=None)
     assert policy.trainable().keys() == dict(policy._transformer.named_parameters()).keys()
@@ -271,7 +271,7 @@ def test_loading_gives_back_every_bit(model: Model, tmp_path: Path, lora: LoraCo
 # Bad input
 
 
-@each("qwen-image-edit-2511")
+@each("qwen-image-edit-2511", "longcat-image-edit")
 def test_another_pipeline_and_sizes_below_one_token_are_refused(
     model: Model, models: Callable[[str], Model], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
 from proofs import HEIGHT, PROMPT, STEPS, WIDTH, random_image
 from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Conditions
@@ -75,7 +76,12 @@ class Model:
 
     def stock(self, policy: PipelinePolicy, dtype: torch.dtype = torch.float32, **parts: Any) -> Any:
         """The diffusers pipeline on the policy's device."""
-        return proofs.stock(self.folder, dtype=dtype, **parts).to(policy.device)
+        pipeline = proofs.stock(self.folder, dtype=dtype, **parts).to(policy.device)
+        if isinstance(pipeline.text_encoder, Qwen2_5_VLForConditionalGeneration):
+            tiny_qwen.number_image_tokens(pipeline.text_encoder)
+        if self.name == "longcat-image-edit":
+            pipeline.tokenizer_max_length = policy.config.max_sequence_length  # no argument of its call
+        return pipeline
 
     def draw(self, pipeline: Any, latents: Tensor, **changes: Any) -> Tensor:
         """The pipeline's image from these latents, with the policy's default settings unless changed."""
@@ -141,7 +147,7 @@ SOURCES = {
     "flux2-dev": Source(lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
     "longcat-image-edit": Source(
         lambda folder: tiny_edit.save(tiny_edit.longcat(), folder),
-        {"kind": "longcat-image-edit", "reference_sizes": None, "max_sequence_length": 512},
+        {"kind": "longcat-image-edit", "reference_sizes": None, "max_sequence_length": 96},
         [random_image(48, 36, 0)],
         _longcat,
         sized=False,

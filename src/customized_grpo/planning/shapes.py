@@ -156,10 +156,10 @@ def count(model: nn.Module) -> Model:
 
 
 def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
-    """Return conditioning of one pair on meta, with a prompt of the maximum length."""
+    """Return conditioning of one pair on meta, with a long prompt."""
     config = policy._config
     dtype = getattr(torch, config.dtype)
-    rows = {n: torch.empty(1, *s, dtype=dtype, device="meta") for n, s in policy.prompt_shapes().items()}
+    rows = {n: torch.empty(1, *s, dtype=dtype, device="meta") for n, s in policy.prompt_shapes(references).items()}
     if config.true_cfg != 1:
         rows |= {f"{NEGATIVE}{name}": torch.empty_like(row) for name, row in rows.items()}
     height, width = (config.reference_sizes or [(1024, 1024)])[0]

@@ -41,9 +41,9 @@ class FluxPolicy(PipelinePolicy):
         )
         return {"prompt_embeds": embeds.to(self._dtype), "pooled": pooled.to(self._dtype)}
 
-    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+    def prompt_shapes(self, references: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of `encode_prompt`'s rows, without the batch."""
-        return {**super().prompt_shapes(), "pooled": (self._transformer.config.pooled_projection_dim,)}
+        return {**super().prompt_shapes(references), "pooled": (self._transformer.config.pooled_projection_dim,)}
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode packed latents (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""

@@ -14,6 +14,8 @@ from torch import Tensor
 from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.pipelines import Grid, PipelinePolicy, nearest_size
 
+_SEEN = 32  # pixels of a token of the text encoder's vision tower
+
 
 class JoyImageEditPlusPolicy(PipelinePolicy):
     """The transformer of a `JoyImageEditPlusPipeline`.
@@ -83,9 +85,11 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         )
         return {"prompt_embeds": embeds.to(self._dtype)}
 
-    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of the longest row of `encode_prompt`, without the batch."""
-        return {"prompt_embeds": (self._config.max_sequence_length, self._transformer.config.text_dim)}
+    def prompt_shapes(self, references: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of `encode_prompt`'s row for a prompt of 512 tokens, without the batch."""
+        # Square references of the pipeline's own size, with the marks of their start and end.
+        tokens = 512 + references * ((1024 // _SEEN) ** 2 + 2)
+        return {"prompt_embeds": (min(tokens, self._config.max_sequence_length), self._transformer.config.text_dim)}
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize, crop and encode a reference to tokens (1, rows, columns, channels)."""

@@ -68,7 +68,7 @@ class LongCatImageEditPolicy(FluxPolicy):
             ) from error
         return {"prompt_embeds": embeds.to(self._dtype)}
 
-    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+    def prompt_shapes(self, references: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of `encode_prompt`'s row for a square reference, without the batch."""
         seen = round(_AREA**0.5 / 2 / _PATCH) ** 2 + 2  # with the marks of its start and end
         tokens = self._config.max_sequence_length + seen

@@ -335,8 +335,8 @@ class PipelinePolicy(ABC):
         )[0]
         return output
 
-    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes, without the batch, of `encode_prompt`'s rows for a prompt of the maximum length."""
+    def prompt_shapes(self, references: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes, without the batch, of `encode_prompt`'s rows for a long prompt and so many references."""
         return {"prompt_embeds": (self._config.max_sequence_length, self._transformer.config.joint_attention_dim)}
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
