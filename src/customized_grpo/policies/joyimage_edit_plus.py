@@ -105,14 +105,14 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         pixels = pixels.unsqueeze(2).to(self._device, self._dtype)
         latents = pipeline.vae.encode(pixels.to(pipeline.vae.dtype)).latent_dist.mode().to(self._dtype)
         mean, std = self._statistics(latents)
-        patches = ((latents - mean) / std).unflatten(4, (columns, self._patch)).unflatten(3, (rows, self._patch))
+        patches = ((latents - mean) / std).reshape(1, -1, 1, rows, self._patch, columns, self._patch)
         tokens: Tensor = patches.permute(0, 3, 5, 1, 2, 4, 6).flatten(3)  # of (B, C, 1, rows, p, columns, p)
         return tokens
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode patches (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
         vae, side = self._pipeline.vae, self._patch
-        patches = latents.to(self._device, self._dtype).unflatten(1, self._grid).unflatten(3, (-1, 1, side, side))
+        patches = latents.to(self._device, self._dtype).reshape(len(latents), *self._grid, -1, 1, side, side)
         unpacked = patches.permute(0, 3, 4, 1, 5, 2, 6).flatten(5).flatten(3, 4)  # (B, C, 1, H, W)
         mean, std = self._statistics(unpacked)
         output = vae.decode((unpacked * std + mean).to(vae.dtype), return_dict=False)[0][:, :, 0]
@@ -138,7 +138,8 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
 
     def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Compute the transformer's output (B, tokens, channels), the image's tokens first."""
-        patches = torch.cat(tuple(tokens), dim=1).unflatten(2, (-1, 1, self._patch, self._patch))
+        joined = torch.cat(tuple(tokens), dim=1)
+        patches = joined.reshape(*joined.shape[:2], -1, 1, self._patch, self._patch)
         output: Tensor = self._transformer(hidden_states=patches, timestep=timestep, return_dict=False, **inputs)[0]
         return output.flatten(2)
 
@@ -149,10 +150,11 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
 
     def guided(self, conditional: Tensor, negative: Tensor) -> Tensor:
         """Apply classifier-free guidance, and rescale each latent pixel to the norm of the conditional velocity."""
-        channels = (self._transformer.config.in_channels, -1)
-        pixels, own = super().guided(conditional, negative).unflatten(2, channels), conditional.unflatten(2, channels)
+        shape = (*conditional.shape[:2], self._transformer.config.in_channels, -1)
+        pixels, own = super().guided(conditional, negative).reshape(shape), conditional.reshape(shape)
         scale = own.norm(dim=2, keepdim=True) / pixels.norm(dim=2, keepdim=True).clamp_min(1e-6)
-        return (pixels * scale).flatten(2)
+        rescaled: Tensor = (pixels * scale).flatten(2)
+        return rescaled
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the VAE's latents, for those of that type and device."""
