@@ -57,10 +57,9 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         )
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(tokens, channels of a patch)."""
-        rows, columns = self._grid
-        return rows * columns, self._transformer.config.in_channels * self._patch**2
+    def token_channels(self) -> int:
+        """Channels of a patch of latents."""
+        return super().token_channels * self._patch**2
 
     @property
     def token_pixels(self) -> int:

@@ -47,7 +47,7 @@ class PipelinePolicy(ABC):
 
     A subclass declares `pipelines` and `lora_targets` and defines `encode_prompt`, `encode_reference`,
     `decode_latents` and `transformer_inputs`, and, where needed, `position_ids` and `shift`. A model whose tokens, time
-    or prompt embeddings differ from FLUX.1's also defines `token_pixels`, `latent_shape`, `timestep`, `transform` or
+    or prompt embeddings differ from FLUX.1's also defines `token_pixels`, `token_channels`, `timestep`, `transform` or
     `prompt_shapes`. It then has all features of built-in policies: LoRA or full training, quantisation, offloading,
     cached conditioning, FSDP, `cgrpo plan`.
 
@@ -176,7 +176,13 @@ class PipelinePolicy(ABC):
     def latent_shape(self) -> tuple[int, ...]:
         """(tokens, channels)."""
         rows, columns = self._grid
-        return rows * columns, self._transformer.config.in_channels
+        return rows * columns, self.token_channels
+
+    @property
+    def token_channels(self) -> int:
+        """Channels of a token's latents."""
+        channels: int = self._transformer.config.in_channels
+        return channels
 
     @property
     def token_pixels(self) -> int:
