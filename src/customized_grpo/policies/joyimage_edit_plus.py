@@ -149,10 +149,10 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
 
     def guided(self, conditional: Tensor, negative: Tensor) -> Tensor:
         """Apply classifier-free guidance, and rescale each latent pixel to the norm of the conditional velocity."""
-        shape = (*conditional.shape[:2], self._transformer.config.in_channels, -1)
+        shape = (*conditional.shape[:-1], self._transformer.config.in_channels, -1)
         pixels, own = super().guided(conditional, negative).reshape(shape), conditional.reshape(shape)
-        scale = own.norm(dim=2, keepdim=True) / pixels.norm(dim=2, keepdim=True).clamp_min(1e-6)
-        rescaled: Tensor = (pixels * scale).flatten(2)
+        scale = own.norm(dim=-2, keepdim=True) / pixels.norm(dim=-2, keepdim=True).clamp_min(1e-6)
+        rescaled: Tensor = (pixels * scale).flatten(-2)
         return rescaled
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
