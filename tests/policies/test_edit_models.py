@@ -7,6 +7,7 @@ from pathlib import Path
 import proofs
 import pytest
 import torch
+from diffusers import JoyImageEditPlusTransformer3DModel
 from embedded import embedded
 from proofs import PROMPT, STEPS, apart, euler, half_way, noise, refused
 from tiny_models import Model
@@ -100,3 +101,14 @@ def test_joyimages_noise_levels_are_the_schedulers_own(model: Model) -> None:
     assert levels[0] == 1 and levels[-1] == 0 and levels.dtype == torch.float32
     with pytest.raises(ValueError, match="steps"):
         policy.sigmas(0)
+
+
+@joyimage
+def test_a_merged_joyimage_is_a_pipeline_of_diffusers_own_classes(model: Model, tmp_path: Path) -> None:
+    policy = model.policy()
+    proofs.tune(policy)
+    sampled = euler(policy, noise(policy), model.encode(policy))
+    policy.save_merged(tmp_path, torch.float32)
+    merged = proofs.stock(tmp_path)
+    assert type(merged.transformer) is JoyImageEditPlusTransformer3DModel
+    assert apart(sampled, model.draw(merged, noise(policy))) < 1e-4
