@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
         ("LongCatImageEditPipeline",),
         (
             Preset(
-                "LongCat-Image-Edit",
+                "LongCat-Image-Edit",  # Apache 2.0, of its model card; other values are the common ones
                 {
                     "policy.true_cfg": 4.5,  # guidance_scale of LongCatImageEditPipeline, whose negative prompt is ""
                     "evaluation.steps": 50,  # num_inference_steps of LongCatImageEditPipeline
@@ -123,7 +123,7 @@ KINDS: dict[str, Kind] = {
         ("JoyImageEditPlusPipeline",),
         (
             Preset(
-                "JoyAI-Image-Edit-Plus",
+                "JoyAI-Image-Edit-Plus",  # Apache 2.0, of its model card; other values are the common ones
                 {
                     "policy.max_sequence_length": 4096,  # max_sequence_length of JoyImageEditPlusPipeline
                     "policy.true_cfg": 4.0,  # guidance_scale of JoyImageEditPlusPipeline

@@ -63,6 +63,8 @@ class LongCatImageEditPolicy(FluxPolicy):
             with self._pipeline.text_encoder.register_forward_pre_hook(_with_token_types, with_kwargs=True):
                 embeds, _ = self._pipeline.encode_prompt([prompt], image=seen)
         except TypeError as error:  # in diffusers 0.42 from the warning that would announce truncation
+            if "has no len()" not in str(error):
+                raise
             raise ModelError(
                 f"policy.max_sequence_length: the prompt {prompt!r} has more than {limit} tokens; shorten it"
             ) from error
