@@ -46,6 +46,8 @@ def test_presets_apply_in_python_as_in_a_file(tmp_path: Path) -> None:
         "uno": ("black-forest-labs/FLUX.1-dev",),
         "flux2": ("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-base-9B", "/models/any"),
         "qwen-image-edit": ("Qwen/Qwen-Image-Edit-2511",),
+        "longcat-image-edit": ("meituan-longcat/LongCat-Image-Edit",),
+        "joyimage-edit-plus": ("jdopensource/JoyAI-Image-Edit-Plus-Diffusers",),
         "mine.py:Policy": ("someone/model",),
     }
     for kind, path in ((kind, path) for kind, found in paths.items() for path in found):
@@ -74,14 +76,18 @@ def test_presets_apply_in_python_as_in_a_file(tmp_path: Path) -> None:
         ("Flux2KleinPipeline", PolicyConfig(kind="flux2", path="FLUX.2-klein-base-4B"), "true_cfg"),
         ("Flux2Pipeline", PolicyConfig(kind="flux2", path="FLUX.2-dev"), "guidance"),
         ("QwenImageEditPlusPipeline", PolicyConfig(kind="qwen-image-edit"), None),
+        ("LongCatImageEditPipeline", PolicyConfig(kind="longcat-image-edit"), "true_cfg"),
+        ("JoyImageEditPlusPipeline", PolicyConfig(kind="joyimage-edit-plus"), "true_cfg"),
     ],
 )
 def test_presets_are_the_defaults_of_the_pipelines(pipeline: str, policy: PolicyConfig, guidance: str | None) -> None:
     usual = {k: one.default for k, one in inspect.signature(getattr(diffusers, pipeline).__call__).parameters.items()}
-    assert policy.max_sequence_length == usual["max_sequence_length"]
+    assert policy.max_sequence_length == usual.get("max_sequence_length", 512)  # LongCat's tokenizer_max_length
     assert policy.true_cfg == usual.get("true_cfg_scale", policy.true_cfg)
     if guidance is not None:
         assert getattr(policy, guidance) == usual["guidance_scale"]
+    if policy.kind in ("longcat-image-edit", "joyimage-edit-plus"):
+        assert Config(policy=policy).evaluation.steps == usual["num_inference_steps"]
 
 
 def test_every_value_has_an_origin(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import tiny
+import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
@@ -20,6 +21,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen2VLProcessor,
+    Qwen3VLProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -35,9 +37,12 @@ SPECIAL = [
 
 @contextmanager
 def without_video() -> Iterator[None]:
-    """Inside it Qwen2VLProcessor has no part for videos: that part wants torchvision, and no image needs it."""
+    """Inside it these processors have no part for videos: that part wants torchvision, and no image needs it."""
     parts = classmethod(lambda cls: ["image_processor", "tokenizer"])
-    with mock.patch.object(Qwen2VLProcessor, "get_attributes", parts):
+    with (
+        mock.patch.object(Qwen2VLProcessor, "get_attributes", parts),
+        mock.patch.object(Qwen3VLProcessor, "get_attributes", parts),
+    ):
         yield
 
 
@@ -49,6 +54,51 @@ def tokenizer() -> Qwen2Tokenizer:
     return made
 
 
+def marks(spelling: Qwen2Tokenizer) -> dict[str, int]:
+    """The ids of images' and videos' tokens, as a config of transformers names them."""
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    return dict(zip(names, spelling.convert_tokens_to_ids(SPECIAL[2:]), strict=True))
+
+
+def text_encoder(spelling: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL for that tokenizer."""
+    end = spelling.eos_token_id
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": len(spelling),
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+                "bos_token_id": end,
+                "eos_token_id": end,
+                "pad_token_id": end,
+            },
+            vision_config={
+                "depth": 2,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_heads": 2,
+                "out_hidden_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+            **marks(spelling),
+        )
+    )
+
+
+def number_image_tokens(encoder: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Give the text encoder of a stock pipeline what diffusers 0.42 does not: which tokens are of an image."""
+
+    def add(_: object, args: tuple[object, ...], given: dict[str, torch.Tensor]) -> object:
+        return args, {**given, "mm_token_type_ids": (given["input_ids"] == encoder.config.image_token_id).int()}
+
+    encoder.register_forward_pre_hook(add, with_kwargs=True)
+
+
 def qwen_image_edit(
     *, width: int = 32, layers: int = 2, dynamic_shifting: bool = True, zero_cond_t: bool = False, seed: int = 0
 ) -> QwenImageEditPlusPipeline:
@@ -58,8 +108,6 @@ def qwen_image_edit(
     and load what it saves, inside `without_video`.
     """
     spelling = tokenizer()
-    ids = dict(zip(SPECIAL, spelling.convert_tokens_to_ids(SPECIAL), strict=True))
-    end = spelling.eos_token_id
     pipeline = QwenImageEditPlusPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=1.0 if dynamic_shifting else 3.0,
@@ -78,34 +126,7 @@ def qwen_image_edit(
             latents_mean=[0.3, -0.2, 0.1, -0.4],
             latents_std=[0.5, 1.6, 2.0, 0.8],
         ),
-        text_encoder=Qwen2_5_VLForConditionalGeneration(
-            Qwen2_5_VLConfig(
-                text_config={
-                    "vocab_size": len(spelling),
-                    "hidden_size": 16,
-                    "intermediate_size": 32,
-                    "num_hidden_layers": 2,
-                    "num_attention_heads": 2,
-                    "num_key_value_heads": 2,
-                    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
-                    "bos_token_id": end,
-                    "eos_token_id": end,
-                    "pad_token_id": end,
-                },
-                vision_config={
-                    "depth": 2,
-                    "hidden_size": 16,
-                    "intermediate_size": 32,
-                    "num_heads": 2,
-                    "out_hidden_size": 16,
-                    "fullatt_block_indexes": [1],
-                },
-                image_token_id=ids["<|image_pad|>"],
-                video_token_id=ids["<|video_pad|>"],
-                vision_start_token_id=ids["<|vision_start|>"],
-                vision_end_token_id=ids["<|vision_end|>"],
-            )
-        ),
+        text_encoder=text_encoder(spelling),
         tokenizer=spelling,
         processor=Qwen2VLProcessor(Qwen2VLImageProcessorPil(), spelling),
         transformer=QwenImageTransformer2DModel(

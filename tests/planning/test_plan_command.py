@@ -36,6 +36,10 @@ PUBLISHED = {
     "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3.88, "text_encoder": 4.02, "vae": 0.084},
     "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19, "vae": 0.084},
     "Qwen/Qwen-Image-Edit-2511": {"transformer": 20.4, "text_encoder": 8.29, "vae": 0.127},
+    # "6B" in its report (arXiv 2512.07584), of 10 double and 20 single blocks.
+    "meituan-longcat/LongCat-Image-Edit": {"transformer": 6.27, "text_encoder": 8.29, "vae": 0.084},
+    # Half the bytes of the files, which are bfloat16: 32.5, 17.5 and 0.254 GB.
+    "jdopensource/JoyAI-Image-Edit-Plus-Diffusers": {"transformer": 16.26, "text_encoder": 8.77, "vae": 0.127},
 }  # fmt: skip
 PUBLISHED_REWARDS = {
     "facebook/dinov2-base": 86.6e6,

@@ -13,7 +13,15 @@ from customized_grpo.planning import make_plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 HARDWARE = {"80gb": (80e9, 1), "24gb": (24e9, 1), "8gpu": (80e9, 8)}
-MODELS = ("kontext-dev", "paper", "qwen-image-edit", "flux2-klein", "flux2-dev")
+MODELS = (
+    "kontext-dev",
+    "paper",
+    "qwen-image-edit",
+    "flux2-klein",
+    "flux2-dev",
+    "longcat-image-edit",
+    "joyimage-edit-plus",
+)
 #: Additional settings of FLUX.2-dev on 24 GB.
 LARGE = RECIPES / "hardware" / "24gb-32b.yaml"
 

@@ -100,7 +100,7 @@ def test_the_guide_is_short_and_its_settings_are_valid(blocks: dict[str, str], t
 
 
 def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Path) -> None:
-    (tmp_path / "scorers.py").write_text(REWARDS)
+    (tmp_path / "rewards.py").write_text(REWARDS)
     config = embedded(
         Config,
         policy=own(),
@@ -178,5 +178,7 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path: Path) -> None:
     refused(of(f"{file}:number"), "policy.kind", "is a int")
     refused(of("nowhere.py:Policy"), "policy.kind", "no file nowhere.py")
     refused(of("no_such_package.module:Policy"), "policy.kind", "no_such_package", "install")
-    with pytest.raises(ValueError, match="flux-kontext, uno, flux2, qwen-image-edit, or package"):
+    with pytest.raises(
+        ValueError, match=r"flux-kontext, uno, flux2, qwen-image-edit, .*joyimage-edit-plus, or package"
+    ):
         load_config(None, ["policy.kind=flux3"])

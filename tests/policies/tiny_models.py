@@ -14,14 +14,18 @@ import devices
 import proofs
 import pytest
 import tiny
+import tiny_edit
 import tiny_flux2
 import tiny_qwen
 import tiny_uno
 import torch
+from diffusers.pipelines.joyimage import image_processor as joyimage
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit as longcat
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
 from proofs import HEIGHT, PROMPT, STEPS, WIDTH, random_image
 from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Conditions
@@ -35,7 +39,8 @@ class Source:
 
     `save` writes its pipeline to a folder; `settings` are those of its policy; `arguments` those of the pipeline's call
     for latents and references, beside prompt, size and steps. With `adapter`, UNO's LoRA is fused into the weights.
-    `stock_references` is False if the pipeline itself takes no references.
+    `stock_references` is False if the pipeline itself takes no references, and `sized` if its image's size follows from
+    them. `scale` is its argument of classifier-free guidance, "" if it has none.
     """
 
     save: Callable[[Path], Path]
@@ -44,6 +49,8 @@ class Source:
     arguments: Callable[[Tensor, Sequence[Image.Image]], dict[str, Any]]
     adapter: bool = False
     stock_references: bool = True
+    sized: bool = True
+    scale: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,18 @@ class Model:
 
     def stock(self, policy: PipelinePolicy, dtype: torch.dtype = torch.float32, **parts: Any) -> Any:
         """The diffusers pipeline on the policy's device."""
-        return proofs.stock(self.folder, dtype=dtype, **parts).to(policy.device)
+        pipeline = proofs.stock(self.folder, dtype=dtype, **parts).to(policy.device)
+        if isinstance(pipeline.text_encoder, Qwen2_5_VLForConditionalGeneration):
+            tiny_qwen.number_image_tokens(pipeline.text_encoder)
+        if self.name == "longcat-image-edit":
+            pipeline.tokenizer_max_length = policy.config.max_sequence_length  # no argument of its call
+        return pipeline
 
     def draw(self, pipeline: Any, latents: Tensor, **changes: Any) -> Tensor:
         """The pipeline's image from these latents, with the policy's default settings unless changed."""
-        shared = {"prompt": PROMPT, "height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "output_type": "pt"}
+        shared = {"prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "pt"}
+        if self.source.sized:
+            shared |= {"height": HEIGHT, "width": WIDTH}
         references = self.source.references if self.source.stock_references else []
         images: Tensor = pipeline(**{**shared, **self.source.arguments(latents, references), **changes}).images
         return images
@@ -99,12 +113,28 @@ def _qwen(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
     return {"image": list(references), "latents": latents, "true_cfg_scale": 1.0}
 
 
+def _longcat(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
+    return {"image": references[0], "latents": latents, "guidance_scale": 1.0}
+
+
+def _joyimage(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
+    patches = latents.unflatten(1, (HEIGHT // 8, WIDTH // 8)).unflatten(3, (4, 1, 2, 2))
+    whole = patches.permute(0, 3, 4, 1, 5, 2, 6).reshape(-1, 4, 1, HEIGHT // 4, WIDTH // 4)
+    return {"images": list(references) or None, "latents": whole, "guidance_scale": 1.0}
+
+
 _TWO = [random_image(64, 72, 1), random_image(80, 64, 2)]
 _FLUX2 = {"kind": "flux2", "reference_sizes": None, "max_sequence_length": TOKENS}
 _QWEN = {"kind": "qwen-image-edit", "reference_sizes": None}
 _QWEN_TWO = [random_image(40, 50, 0), random_image(90, 30, 1)]
 SOURCES = {
-    "flux-kontext": Source(tiny.save_flux_kontext, {"reference_sizes": [(16, 24)]}, [random_image(16, 24, 0)], _flux),
+    "flux-kontext": Source(
+        tiny.save_flux_kontext,
+        {"reference_sizes": [(16, 24)]},
+        [random_image(16, 24, 0)],
+        _flux,
+        scale="true_cfg_scale",
+    ),
     "uno": Source(
         partial(tiny.save_flux, layers=tiny_uno.LAYERS, dynamic_shifting=True),
         {"kind": "uno", "reference_sizes": [(16, 24), (24, 16)]},
@@ -115,19 +145,50 @@ SOURCES = {
     ),
     "flux2-klein": Source(lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
     "flux2-dev": Source(lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
-    "qwen-image-edit": Source(tiny_qwen.save_qwen_image_edit, _QWEN, _QWEN_TWO, _qwen),
+    "longcat-image-edit": Source(
+        lambda folder: tiny_edit.save(tiny_edit.longcat(), folder),
+        {"kind": "longcat-image-edit", "reference_sizes": None, "max_sequence_length": 96},
+        [random_image(48, 36, 0)],
+        _longcat,
+        sized=False,
+        scale="guidance_scale",
+    ),
+    "joyimage-edit-plus": Source(
+        lambda folder: tiny_edit.save(tiny_edit.joyimage(), folder),
+        {"kind": "joyimage-edit-plus", "reference_sizes": None, "max_sequence_length": 4096},
+        _QWEN_TWO,
+        _joyimage,
+        scale="guidance_scale",
+    ),
+    "qwen-image-edit": Source(tiny_qwen.save_qwen_image_edit, _QWEN, _QWEN_TWO, _qwen, scale="true_cfg_scale"),
     # Modulates references as at time 0; here with a fixed shift of noise levels.
     "qwen-image-edit-2511": Source(
-        partial(tiny_qwen.save_qwen_image_edit, zero_cond_t=True, dynamic_shifting=False), _QWEN, _QWEN_TWO, _qwen
+        partial(tiny_qwen.save_qwen_image_edit, zero_cond_t=True, dynamic_shifting=False),
+        _QWEN,
+        _QWEN_TWO,
+        _qwen,
+        scale="true_cfg_scale",
     ),
 }
 
 
 @contextmanager
 def small_qwen() -> Iterator[None]:
-    """Shrink Qwen-Image-Edit's own sizes to a 256th of their area and less, and do without its processor of videos."""
+    """Shrink the own sizes of pipelines with a Qwen-VL, and do without their processors of videos.
+
+    Qwen-Image-Edit's are a 256th of their area and less; LongCat's are in tokens of 8x8 pixels, and its image has the
+    size of `proofs` for references of its shape.
+    """
     sizes = {"VAE_IMAGE_SIZE": 64 * 64, "CONDITION_IMAGE_SIZE": 96 * 96}
-    with mock.patch.multiple(plus, **sizes), tiny_qwen.without_video():
+    own, buckets = longcat.calculate_dimensions, {1024: [(64, 72), (64, 64), (80, 64), (96, 32)]}
+    with (
+        mock.patch.multiple(plus, **sizes),
+        mock.patch.object(
+            longcat, "calculate_dimensions", lambda _, ratio: tuple(s // 2 for s in own(4 * HEIGHT * WIDTH, ratio))
+        ),
+        mock.patch.object(joyimage, "BUCKETS", buckets),
+        tiny_qwen.without_video(),
+    ):
         yield
 
 

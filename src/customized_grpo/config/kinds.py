@@ -105,6 +105,34 @@ KINDS: dict[str, Kind] = {
             ),
         ),
     ),
+    "longcat-image-edit": Kind(
+        "longcat_image_edit:LongCatImageEditPolicy",
+        ("LongCatImageEditPipeline",),
+        (
+            Preset(
+                "LongCat-Image-Edit",  # Apache 2.0, of its model card; other values are the common ones
+                {
+                    "policy.true_cfg": 4.5,  # guidance_scale of LongCatImageEditPipeline, whose negative prompt is ""
+                    "evaluation.steps": 50,  # num_inference_steps of LongCatImageEditPipeline
+                },
+            ),
+        ),
+    ),
+    "joyimage-edit-plus": Kind(
+        "joyimage_edit_plus:JoyImageEditPlusPolicy",
+        ("JoyImageEditPlusPipeline",),
+        (
+            Preset(
+                "JoyAI-Image-Edit-Plus",  # Apache 2.0, of its model card; other values are the common ones
+                {
+                    "policy.max_sequence_length": 4096,  # max_sequence_length of JoyImageEditPlusPipeline
+                    "policy.true_cfg": 4.0,  # guidance_scale of JoyImageEditPlusPipeline
+                    "policy.negative_prompt": " ",  # of JoyImageEditPlusPipeline where none is given
+                    "evaluation.steps": 30,  # num_inference_steps of JoyImageEditPlusPipeline
+                },
+            ),
+        ),
+    ),
 }
 #: The built-in kinds.
 POLICIES = tuple(KINDS)

@@ -156,13 +156,10 @@ def count(model: nn.Module) -> Model:
 
 
 def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
-    """Return conditioning of one pair on meta, with a prompt of the maximum length."""
-    config, shape = policy._config, policy._transformer.config
+    """Return conditioning of one pair on meta, with a long prompt."""
+    config = policy._config
     dtype = getattr(torch, config.dtype)
-    embeds = torch.empty(1, config.max_sequence_length, shape.joint_attention_dim, dtype=dtype, device="meta")
-    rows: dict[str, Tensor] = {"prompt_embeds": embeds}
-    if "pooled_projection_dim" in shape:
-        rows["pooled"] = torch.empty(1, shape.pooled_projection_dim, dtype=dtype, device="meta")
+    rows = {n: torch.empty(1, *s, dtype=dtype, device="meta") for n, s in policy.prompt_shapes(references).items()}
     if config.true_cfg != 1:
         rows |= {f"{NEGATIVE}{name}": torch.empty_like(row) for name, row in rows.items()}
     height, width = (config.reference_sizes or [(1024, 1024)])[0]

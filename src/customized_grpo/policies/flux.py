@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +30,8 @@ class FluxPolicy(PipelinePolicy):
 
     def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
         super().__init__(config, pipeline)
-        if config.kernels == "auto" and not config.compile:  # inductor fuses by itself
+        own = isinstance(self._transformer, FluxTransformer2DModel)
+        if own and config.kernels == "auto" and not config.compile:  # inductor fuses by itself
             fuse_blocks(self._transformer, self.latent_shape[0])
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -38,6 +40,10 @@ class FluxPolicy(PipelinePolicy):
             prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
         )
         return {"prompt_embeds": embeds.to(self._dtype), "pooled": pooled.to(self._dtype)}
+
+    def prompt_shapes(self, references: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of `encode_prompt`'s rows, without the batch."""
+        return {**super().prompt_shapes(references), "pooled": (self._transformer.config.pooled_projection_dim,)}
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode packed latents (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers.loaders import FluxLoraLoaderMixin
 from PIL import Image
 from torch import Tensor, nn
 
@@ -45,8 +46,10 @@ class PipelinePolicy(ABC):
     """Base class of policies made of a diffusers pipeline whose transformer takes image and references as tokens.
 
     A subclass declares `pipelines` and `lora_targets` and defines `encode_prompt`, `encode_reference`,
-    `decode_latents` and `transformer_inputs`, and, where needed, `position_ids` and `shift`. It then has all features
-    of built-in policies: LoRA or full training, quantisation, offloading, cached conditioning, FSDP, `cgrpo plan`.
+    `decode_latents` and `transformer_inputs`, and, where needed, `position_ids` and `shift`. A model whose tokens, time
+    or prompt embeddings differ from FLUX.1's also defines `token_pixels`, `token_channels`, `timestep`, `transform` or
+    `prompt_shapes`. It then has all features of built-in policies: LoRA or full training, quantisation, offloading,
+    cached conditioning, FSDP, `cgrpo plan`.
 
     Latents are the pipeline's packed tokens, float32 (B, tokens, channels), of images of `config.height` x
     `config.width`, floored to whole tokens as the pipelines do. Weights are converted to `config.dtype`; those of a
@@ -80,6 +83,10 @@ class PipelinePolicy(ABC):
     """
     example_guidance: ClassVar[str] = ""
     """Further arguments where `true_cfg` is not 1."""
+    example_size: ClassVar[str] = "\n    height={height},\n    width={width},"
+    """Arguments of the image's size; "" if the pipeline takes none."""
+    example_load: ClassVar[str] = "pipeline.load_lora_weights(LORA)"
+    """Statements in a model card that load the LoRA in the folder or repository LORA into `pipeline`."""
 
     def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
         self._config = config
@@ -96,7 +103,8 @@ class PipelinePolicy(ABC):
         kernels = config.kernels == "auto"
         self._tuning: Tuning
         if config.lora is not None:
-            write = type(self._pipeline).save_lora_weights
+            # All pipelines write the same format; some of diffusers' have no such method.
+            write = getattr(type(self._pipeline), "save_lora_weights", FluxLoraLoaderMixin.save_lora_weights)
             targets = self.lora_targets, self.lora_exclude
             self._tuning = LoraTuning(self._transformer, config.lora, *targets, write, kernels=kernels)
         else:
@@ -168,7 +176,19 @@ class PipelinePolicy(ABC):
     def latent_shape(self) -> tuple[int, ...]:
         """(tokens, channels)."""
         rows, columns = self._grid
-        return rows * columns, self._transformer.config.in_channels
+        return rows * columns, self.token_channels
+
+    @property
+    def token_channels(self) -> int:
+        """Channels of a token's latents."""
+        channels: int = self._transformer.config.in_channels
+        return channels
+
+    @property
+    def token_pixels(self) -> int:
+        """Side of a token's square in pixels."""
+        pixels: int = self._pipeline.vae_scale_factor * PATCH
+        return pixels
 
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
         """Encode a pair to one row of conditioning, in the model's precision and on its device.
@@ -220,16 +240,13 @@ class PipelinePolicy(ABC):
         count = sum(name.startswith(REFERENCE.format("")) for name in rows)
         references = [rows[REFERENCE.format(k)] for k in range(1, count + 1)]
         grids = (self._grid, *[(r.shape[1], r.shape[2]) for r in references])
-        tokens = torch.cat([latents.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]], dim=1)
+        tokens = [latents.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]]
         scale = self._pipeline.scheduler.config.num_train_timesteps
-        # Rounded in the model's precision as the pipelines do.
-        timestep = (sigma.to(self._device, torch.float32) * scale).to(self._dtype) / 1000
+        timestep = self.timestep(sigma.to(self._device, torch.float32) * scale)
 
         def compute(rows: dict[str, Tensor]) -> Tensor:
             with self._inside():
-                output: Tensor = self._transformer(
-                    hidden_states=tokens, timestep=timestep, return_dict=False, **self.transformer_inputs(rows, grids)
-                )[0]
+                output = self.transform(tokens, timestep, self.transformer_inputs(rows, grids))
             return output[:, : latents.shape[1]].float()
 
         if self._config.true_cfg == 1:
@@ -306,6 +323,28 @@ class PipelinePolicy(ABC):
             grids: Rows and columns of tokens of the image and of each reference.
         """
 
+    def timestep(self, timesteps: Tensor) -> Tensor:
+        """Return the scheduler's timesteps (B,), float32, as the transformer takes them."""
+        # Rounded in the model's precision as the pipelines do.
+        return timesteps.to(self._dtype) / 1000
+
+    def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Compute the transformer's output (B, at least the image's tokens, channels), the image's tokens first.
+
+        Args:
+            tokens: Those of the image and of each reference, (B, tokens, channels).
+            timestep: Noise levels (B,) as the transformer takes them.
+            inputs: Its other arguments, from `transformer_inputs`.
+        """
+        output: Tensor = self._transformer(
+            hidden_states=torch.cat(tuple(tokens), dim=1), timestep=timestep, return_dict=False, **inputs
+        )[0]
+        return output
+
+    def prompt_shapes(self, references: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes, without the batch, of `encode_prompt`'s rows for a long prompt and so many references."""
+        return {"prompt_embeds": (self._config.max_sequence_length, self._transformer.config.joint_attention_dim)}
+
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Return position ids of image and references, for `_image_ids`, if the transformer takes any."""
         raise NotImplementedError
@@ -339,7 +378,7 @@ class PipelinePolicy(ABC):
         return self._ids[grids]
 
     def _tokens_of(self, key: str, height: int, width: int) -> Grid:
-        return token_grid(self._pipeline.vae_scale_factor * PATCH, key, height, width)
+        return token_grid(self.token_pixels, key, height, width)
 
 
 def token_grid(multiple: int, key: str, height: int, width: int) -> Grid:

@@ -11,6 +11,7 @@ from typing import Any
 
 import peft
 import torch
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.training_utils import cast_training_params
 from safetensors import SafetensorError, safe_open
@@ -112,6 +113,9 @@ class LoraTuning(Tuning):
             raise ModelError("policy.lora.targets: the list is empty; name layers or omit it")
         self._write = write
         transformer.requires_grad_(False)
+        if not isinstance(transformer, PeftAdapterMixin):  # as JoyImage's of diffusers 0.42
+            kind = type(transformer)
+            transformer.__class__ = type(kind.__name__, (kind, PeftAdapterMixin), {"__module__": kind.__module__})
         device = "meta" if next(transformer.parameters()).device.type == "meta" else "cpu"
         # peft's annotation is int, but any number works.
         alpha: Any = config.rank if config.alpha is None else config.alpha

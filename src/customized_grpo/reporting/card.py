@@ -56,6 +56,7 @@ def model_card(
         base=base,
         embedded=embedded,
         call=_example_call(policy),
+        load=_example_load(policy),
         adapter=policy.adapter is not None and policy.adapter_as == "fused",  # else the LoRA contains it
         settings=_changed_settings(policy),
         scores=_scores(config, *evaluations) if evaluations else None,
@@ -89,7 +90,9 @@ def _example_call(policy: PolicyConfig) -> str:
     from customized_grpo.policies import class_of  # takes seconds to import
 
     model = class_of(policy.kind)
-    call = model.example_call + (model.example_guidance if policy.true_cfg != 1 else "")
+    if not model.example_call:
+        return ""
+    call = model.example_call + (model.example_guidance if policy.true_cfg != 1 else "") + model.example_size
     return call.format(
         # The base models of FLUX.2 klein take classifier-free guidance as `guidance_scale`.
         guidance=policy.true_cfg if policy.kind == "flux2" and policy.true_cfg != 1 else policy.guidance,
@@ -99,6 +102,13 @@ def _example_call(policy: PolicyConfig) -> str:
         height=policy.height,
         width=policy.width,
     )
+
+
+def _example_load(policy: PolicyConfig) -> str:
+    """Return the statements that load the LoRA into a diffusers pipeline."""
+    from customized_grpo.policies import PipelinePolicy, class_of  # takes seconds to import
+
+    return (class_of(policy.kind) if policy.kind in KINDS else PipelinePolicy).example_load
 
 
 def _changed_settings(policy: PolicyConfig) -> dict[str, Any]:

@@ -96,8 +96,14 @@ def outline_reward(path: str, revision: str | None = None) -> nn.Module:
     return model
 
 
+class _Processor:
+    """A processor without its parts, which LongCat's pipeline reads."""
+
+    image_processor = None
+
+
 def _outline_part(path: str, read: ReadConfig, name: str, kind: str, dtype: torch.dtype) -> Any:
-    """Build a model on meta or a scheduler; None for other parts."""
+    """Build a model on meta or a scheduler; an empty processor and None for other parts."""
     found = getattr(diffusers, kind, None) or getattr(transformers, kind, None)
     if not isinstance(found, type):
         raise ModelError(f"{path}: {name} is a {kind}, which neither diffusers nor transformers has; update them")
@@ -105,6 +111,8 @@ def _outline_part(path: str, read: ReadConfig, name: str, kind: str, dtype: torc
     try:
         if issubclass(found, diffusers.SchedulerMixin):
             return build.from_config(read(f"{name}/scheduler_config.json"))
+        if issubclass(found, transformers.ProcessorMixin):
+            return _Processor()
         if not issubclass(found, nn.Module):
             return None
         config = read(f"{name}/config.json")

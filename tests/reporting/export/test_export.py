@@ -165,6 +165,8 @@ def test_prompts_and_names_cannot_break_the_card() -> None:
         ("flux-kontext", ["true_cfg_scale=4.0,", "negative_prompt='a {blur}',"]),
         ("qwen-image-edit", ["true_cfg_scale=4.0,", "negative_prompt='a {blur}',"]),
         ("flux2", ["guidance_scale=4.0,"]),
+        ("longcat-image-edit", ["guidance_scale=4.0,", "pipeline.transformer.load_lora_adapter(LORA, "]),
+        ("joyimage-edit-plus", ["images=[reference],", "guidance_scale=4.0,", "pipeline.transformer.__class__ = "]),
     ],
 )
 def test_true_guidance_is_in_the_snippet(kind: str, lines: list[str]) -> None:

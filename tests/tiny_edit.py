@@ -1,0 +1,137 @@
+"""The LongCatImageEditPipeline and JoyImageEditPlusPipeline of diffusers' own classes, with few and random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tiny
+import tiny_qwen
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    JoyImageEditPlusPipeline,
+    JoyImageEditPlusTransformer3DModel,
+    LongCatImageEditPipeline,
+    LongCatImageTransformer2DModel,
+)
+from transformers import (
+    Qwen2Tokenizer,
+    Qwen2VLProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+
+def longcat(*, width: int = 32, layers: int = 1, seed: int = 0) -> LongCatImageEditPipeline:
+    """A float32 pipeline; `width` is that of the transformer, a multiple of 16 (one head each).
+
+    The pipeline has 16 latent channels in its code. A token covers 8x8 pixels.
+    """
+    spelling = tiny_qwen.tokenizer()
+    pipeline = LongCatImageEditPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            layers_per_block=1,
+            latent_channels=16,
+            norm_num_groups=4,
+            sample_size=32,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+            scaling_factor=0.7,
+            shift_factor=0.1,
+        ),
+        text_encoder=tiny_qwen.text_encoder(spelling),
+        tokenizer=spelling,
+        text_processor=Qwen2VLProcessor(Qwen2VLImageProcessorPil(), spelling),
+        transformer=LongCatImageTransformer2DModel(
+            in_channels=64,
+            num_layers=layers,
+            num_single_layers=layers,
+            attention_head_dim=16,
+            num_attention_heads=width // 16,
+            joint_attention_dim=16,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+    tiny.randomise(pipeline, seed)
+    return pipeline
+
+
+def joyimage(*, width: int = 32, layers: int = 2, seed: int = 0) -> JoyImageEditPlusPipeline:
+    """A float32 pipeline; `width` is that of the transformer, a multiple of 16 (one head each).
+
+    A token covers 8x8 pixels.
+    """
+    spelling = tiny_qwen.tokenizer()
+    pipeline = JoyImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=4.0),
+        vae=AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.3, -0.2, 0.1, -0.4],
+            latents_std=[0.5, 1.6, 2.0, 0.8],
+            scale_factor_spatial=4,
+        ),
+        text_encoder=Qwen3VLForConditionalGeneration(_qwen3(spelling)),
+        tokenizer=spelling,
+        processor=Qwen3VLProcessor(
+            Qwen2VLImageProcessorPil(patch_size=16, size={"shortest_edge": 64 * 64, "longest_edge": 96 * 96}), spelling
+        ),
+        transformer=JoyImageEditPlusTransformer3DModel(
+            in_channels=4,
+            hidden_size=width,
+            num_attention_heads=width // 16,
+            text_dim=16,
+            num_layers=layers,
+            rope_dim_list=[4, 6, 6],
+        ),
+    )
+    tiny.randomise(pipeline, seed)
+    return pipeline
+
+
+def _qwen3(spelling: Qwen2Tokenizer) -> Qwen3VLConfig:
+    end = spelling.eos_token_id
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(spelling),
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
+            "bos_token_id": end,
+            "eos_token_id": end,
+            "pad_token_id": end,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        **tiny_qwen.marks(spelling),
+    )
+
+
+def save(pipeline: Any, folder: Path) -> Path:
+    """The folder, with the pipeline in safetensors."""
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
