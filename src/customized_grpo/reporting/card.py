@@ -56,6 +56,9 @@ def model_card(
         base=base,
         embedded=embedded,
         call=_example_call(policy),
+        sizes=policy.sizes if len(policy.sizes or ()) > 1 else None,
+        height=_size(policy)[0],
+        width=_size(policy)[1],
         adapter=policy.adapter is not None and policy.adapter_as == "fused",  # else the LoRA contains it
         settings=_changed_settings(policy),
         scores=_scores(config, *evaluations) if evaluations else None,
@@ -96,9 +99,14 @@ def _example_call(policy: PolicyConfig) -> str:
         true_cfg=policy.true_cfg,
         negative=policy.negative_prompt,
         tokens=policy.max_sequence_length,
-        height=policy.height,
-        width=policy.width,
+        height=_size(policy)[0],
+        width=_size(policy)[1],
     )
+
+
+def _size(policy: PolicyConfig) -> tuple[int | str, int | str]:
+    """Return height and width in the example: variables where there are several sizes."""
+    return ("height", "width") if len(policy.sizes or ()) > 1 else (policy.height, policy.width)
 
 
 def _changed_settings(policy: PolicyConfig) -> dict[str, Any]:
