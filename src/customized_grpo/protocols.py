@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -54,9 +54,13 @@ class PairDataset(Protocol):
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditioning (embeddings) of a batch: tensors by name, whose first dimension is the batch."""
+    """Conditioning (embeddings) of a batch: tensors by name, whose first dimension is the batch.
+
+    `latent_shape` is that of the images to generate; None: the policy's.
+    """
 
     rows: dict[str, Tensor]
+    latent_shape: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.rows.values())))
@@ -64,11 +68,12 @@ class Conditions:
     @property
     def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Names and shapes without the batch; conditions of equal signature can be joined."""
-        return tuple((name, tuple(rows.shape[1:])) for name, rows in sorted(self.rows.items()))
+        shapes = ((name, tuple(rows.shape[1:])) for name, rows in sorted(self.rows.items()))
+        return (("latents", self.latent_shape or ()), *shapes)
 
     def select(self, index: Tensor) -> Conditions:
         """Select rows by index, LongTensor (B,); rows may repeat."""
-        return Conditions({name: rows[index.to(rows.device)] for name, rows in self.rows.items()})
+        return replace(self, rows={name: rows[index.to(rows.device)] for name, rows in self.rows.items()})
 
     @staticmethod
     def join(parts: Sequence[Conditions]) -> Conditions:
@@ -77,7 +82,7 @@ class Conditions:
             raise ValueError("conditions of different shapes cannot be in one batch")
         if len(parts) == 1:
             return parts[0]
-        return Conditions({name: torch.cat([part.rows[name] for part in parts]) for name in parts[0].rows})
+        return replace(parts[0], rows={name: torch.cat([part.rows[name] for part in parts]) for name in parts[0].rows})
 
 
 class Policy(Protocol):
@@ -90,15 +95,21 @@ class Policy(Protocol):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's latents as `velocity` takes them, without the batch dimension."""
+        """Shape of one image's latents as `velocity` takes them, without the batch dimension.
+
+        With images of several sizes, the largest; `Conditions.latent_shape` then has that of each pair.
+        """
         ...
 
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
         """Return the conditioning of one pair, one row, without gradient; callers may store it."""
         ...
 
-    def sigmas(self, steps: int) -> Tensor:
-        """Return the model's own noise levels, float32 (steps + 1,), from 1 to 0."""
+    def sigmas(self, steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
+        """Return the model's own noise levels, float32 (steps + 1,), from 1 to 0, for latents of a shape.
+
+        `latent_shape` is only given if conditions have one of their own.
+        """
         ...
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:

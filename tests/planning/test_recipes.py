@@ -1,4 +1,4 @@
-"""Each recipe fits into the memory that it is meant for, by its own plan."""
+"""Each recipe fits into the memory that it is meant for, by its own plan; the paper's holds its source's constants."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
 from customized_grpo.planning import make_plan
+from customized_grpo.policies import build_policy
+from customized_grpo.trainer.update import trained_count
+from customized_grpo.trainer.windows import stochastic_steps
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 HARDWARE = {"80gb": (80e9, 1), "24gb": (24e9, 1), "8gpu": (80e9, 8)}
 MODELS = (
     "kontext-dev",
     "paper",
+    "paper-fast",
     "qwen-image-edit",
     "flux2-klein",
     "flux2-dev",
@@ -41,7 +46,7 @@ def test_these_are_all_recipes() -> None:
 @pytest.mark.parametrize(
     ("model", "hardware"),
     [
-        *((model, "24gb") for model in MODELS),
+        *((model, "24gb") for model in MODELS if model != "paper-fast"),
         ("qwen-image-edit", "80gb"),
         ("flux2-dev", "80gb"),
         ("kontext-dev", "8gpu"),
@@ -49,10 +54,14 @@ def test_these_are_all_recipes() -> None:
 )
 def test_recipes_fit_their_hardware_at_the_larger_size(model: str, hardware: str) -> None:
     memory, processes = HARDWARE[hardware]
-    for side, config in ((512, config_of(model, hardware)), (1024, config_of(model, hardware, "1024"))):
+    for side in (512, 1024):
+        config = config_of(model, hardware, str(side))
         reference = 512 if (model, hardware) == ("flux2-dev", "24gb") else side
-        sizes = (config.policy.height, config.policy.width, config.policy.reference_sizes)
-        assert sizes == (side, side, [(reference, reference)])
+        for squares, sizes in ((side, config.policy.sizes), (reference, config.policy.reference_sizes)):
+            assert sizes is not None and sizes[0] == (squares, squares) and len(sizes) > 10
+            assert all(abs(height * width / squares**2 - 1) < 0.02 for height, width in sizes), "of one area"
+            assert all(side % 16 == 0 for size in sizes for side in size), "whole tokens"
+            assert {(width, height) for height, width in sizes} == set(sizes)
     plan = make_plan(config, processes=processes)
     assert plan.needed <= memory, plan.device[plan.peak_phase]
 
@@ -63,3 +72,52 @@ def test_hardware_changes_neither_method_nor_model(hardware: str) -> None:
     assert laid.method == plain.method and laid.rewards == plain.rewards and laid.policy.path == plain.policy.path
     settings = yaml.safe_load((RECIPES / "accelerate" / "8gpu.yaml").read_text(encoding="utf-8"))
     assert settings["num_processes"] == load_config(RECIPES / "hardware" / "8gpu.yaml").rollout.pairs
+
+
+def test_kontext_has_its_own_resolutions_and_guidance() -> None:
+    policy = load_config(RECIPES / "kontext-dev.yaml").policy
+    assert policy.sizes is not None and policy.reference_sizes is None, "references by the pipeline's rule"
+    assert sorted((width, height) for height, width in policy.sizes) == sorted(kontext.PREFERRED_KONTEXT_RESOLUTIONS)
+    assert policy.guidance == 2.5
+
+
+def test_the_papers_lora_has_the_layers_and_rank_of_the_released_script() -> None:
+    paper, fast = (load_config(RECIPES / f"{name}.yaml") for name in ("paper", "paper-fast"))
+    policy = build_policy(paper.policy.model_copy(update={"device": "meta"}))
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, weight in policy.trainable().items():
+        layer, half = name.split(".lora_")
+        shapes.setdefault(layer, {})[half[0]] = tuple(weight.shape)
+    double = [*(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+              *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"))]  # fmt: skip
+    single = [*(f"attn.{name}" for name in ("to_q", "to_k", "to_v")), "proj_out"]
+    assert shapes.keys() == {
+        *(f"transformer_blocks.{i}.{name}" for i in range(19) for name in double),
+        *(f"single_transformer_blocks.{i}.{name}" for i in range(38) for name in single),
+    }, "and not the transformer's last layer, which is a proj_out too"
+    for name, shape in shapes.items():
+        assert shape == {"A": (512, 15360 if name.endswith("proj_out") else 3072), "B": (3072, 512)}
+    # The script has one down-projection for queries, keys and values, where diffusers' layers have three.
+    fused = 2 * 19 + 38
+    own = sum(weight.numel() for weight in policy.trainable().values())
+    assert own == 1_195_376_640 and own - 2 * fused * 512 * 3072 == 956_301_312
+    lora = fast.policy.lora
+    assert paper.policy.lora is not None and lora is not None
+    assert (lora.rank, lora.targets) == (128, paper.policy.lora.targets)
+
+
+def test_the_fast_recipe_is_the_papers_work_with_fewer_evaluations() -> None:
+    paper, fast = (load_config(RECIPES / f"{name}.yaml") for name in ("paper", "paper-fast"))
+    assert (fast.data, fast.rewards, fast.method, fast.evaluation) == (
+        paper.data, paper.rewards, paper.method, paper.evaluation,
+    )  # fmt: skip
+    same = {"steps", "shift", "group_size", "pairs", "shared_noise"}
+    assert fast.rollout.model_dump(include=same) == paper.rollout.model_dump(include=same)
+    steps = [stochastic_steps(fast.rollout, fast.seed, iteration) for iteration in range(fast.train.iterations)]
+    assert {step for window in steps for step in window} == set(range(15)), "the noisy steps, all of them"
+    assert len(stochastic_steps(paper.rollout, paper.seed, 0)) == 24
+    trained = [
+        trained_count(len(stochastic_steps(config.rollout, config.seed, 0)), config.train.trained_fraction)
+        for config in (paper, fast)
+    ]
+    assert trained == [14, 4]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from embedded import embedded
+from proofs import random_image
 from running import run_training
 from tiny import save_flux_kontext
 
@@ -80,6 +82,28 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
                 EvaluationConfig, data=embedded(DataConfig, split="held-out", size=4, seed=1), steps=3, monitors=[]
             ),
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photos_config(
+    make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Config]:
+    """As `make_config`, on photos of three aspect ratios, for each of which there is a size."""
+    folder = tmp_path_factory.mktemp("photos")
+    lines = []
+    for number, (height, width) in enumerate([(24, 24), (32, 50), (50, 30), (20, 20), (60, 40), (32, 47)]):
+        random_image(height, width, number).save(folder / f"{number}.png")
+        lines.append({"prompt": f"a red bird {number}", "reference": f"{number}.png"})
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+
+    def make(**changes: object) -> Config:
+        config, sizes = make_config(**changes), [(16, 16), (16, 24), (24, 16)]
+        policy = config.policy.model_copy(update={"sizes": sizes, "reference_sizes": sizes})
+        data = DataConfig(path=str(folder / "pairs.jsonl"))
+        evaluation = config.evaluation.model_copy(update={"data": data})
+        return config.model_copy(update={"policy": policy, "data": data, "evaluation": evaluation})
 
     return make
 

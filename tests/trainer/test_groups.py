@@ -28,16 +28,19 @@ def test_diversity_is_the_mean_distance_of_two_images() -> None:
         for start in (0, 3)
         for i, j in itertools.combinations(range(3), 2)
     ]
-    assert group_diversity(images, 3) == pytest.approx(float(torch.stack(distances).mean()), rel=1e-6)
-    assert group_diversity(torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]), 2) == pytest.approx(1.0)
-    assert group_diversity(torch.rand(1, 3, 4, 4).expand(40, -1, -1, -1), 40) == 0.0
-    assert group_diversity(images, 1) == 0.0
+    mean = float(torch.stack(distances).mean())
+    assert group_diversity(list(images.split(3))) == pytest.approx(mean, rel=1e-6)
+    opposite = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+    assert group_diversity([opposite]) == pytest.approx(1.0)
+    assert group_diversity([*images.split(3), opposite]) == pytest.approx((2 * mean + 1) / 3), "groups of two sizes"
+    assert group_diversity([torch.rand(1, 3, 4, 4).expand(40, -1, -1, -1)]) == 0.0
+    assert group_diversity(list(images.split(1))) == group_diversity([]) == 0.0
 
 
 def test_best_and_worst_weigh_scores_of_any_scale_alike() -> None:
     def groups(guards: frozenset[str] = frozenset(), **scores: list[float]) -> Groups:
         given = {name: torch.tensor(values)[:, None].expand(-1, 2) for name, values in scores.items()}
-        return Groups([], torch.empty(0), given, Credit({}, *[torch.empty(0)] * 3), torch.empty(0), guards)
+        return Groups([], [], given, Credit({}, *[torch.empty(0)] * 3), torch.empty(0), guards)
 
     assert best_and_worst(groups(a=[1.0, 2.0, 3.0], b=[0.3, 0.2, 0.1], c=[3.0, 2.0, 1.0])) == (0, 2)
     assert best_and_worst(groups(a=[1000.0, 0.0, 0.0], b=[0.0, 0.1, 0.1], c=[0.0, 0.1, 0.0])) == (1, 2)
@@ -61,11 +64,11 @@ def test_groups_are_those_of_the_record(make_config: Callable[..., Config], tmp_
     assert list(seen) == [2, 3], "every second one and the last"
     records = {record["iteration"]: record for record in metrics_of(tmp_path)}
     for iteration, groups in seen.items():
-        assert groups.images.shape == (3, 3, 3, 16, 16)
-        again = score(rewards, groups.images.flatten(0, 1), [pair for pair in groups.pairs for _ in range(3)])
+        assert [images.shape for images in groups.images] == [(3, 3, 16, 16)] * 3
+        again = score(rewards, torch.cat(list(groups.images)), [pair for pair in groups.pairs for _ in range(3)])
         for name, values in groups.scores.items():
             assert torch.allclose(again[name].view(3, 3), values, atol=1e-4)
             assert float(values.mean()) == pytest.approx(records[iteration][f"reward/{name}/mean"])
-        assert group_diversity(groups.images.flatten(0, 1), 3) == records[iteration]["diversity"] > 0
+        assert group_diversity(groups.images) == records[iteration]["diversity"] > 0
         # All steps are trained, so that the weights of the two roles average to those of the schedule.
         assert groups.learned.shape == (3, 3) and groups.learned.abs().max() > 0

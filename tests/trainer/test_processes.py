@@ -120,7 +120,7 @@ def evaluated_alone(config: Config, policy: Any, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def configs(make_config: Make) -> dict[str, Config]:
+def configs(make_config: Make, photos_config: Make) -> dict[str, Config]:
     # Three groups of three images, in batches of six, micro-batches of two: little divides evenly.
     common = {"iterations": 4, "checkpoint_every": 2, "schedule": "constant", "batch_size": 2}
     batch = MethodConfig(spread="batch")
@@ -129,6 +129,8 @@ def configs(make_config: Make) -> dict[str, Config]:
     return {
         "groups": make_config(**common),
         "spread": spread.model_copy(update={"method": batch}),
+        # A process has other sizes than the other, and groups of two sizes in part.
+        "sizes": photos_config(layout="spread", **short),
         "surgery": make_config(**short).model_copy(update={"method": MethodConfig(surgery="pcgrad", gamma_last=0.0)}),
     }
 
@@ -152,7 +154,7 @@ def together(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.T
     return folder
 
 
-@pytest.mark.parametrize("name", ["groups", "spread", "surgery"])
+@pytest.mark.parametrize("name", ["groups", "spread", "sizes", "surgery"])
 def test_two_processes_learn_what_one_learns(alone: Path, together: Path, name: str) -> None:
     alike(alone / name, together / name)
 

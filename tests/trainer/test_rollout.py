@@ -73,6 +73,10 @@ def test_a_group_shares_its_initial_noise_when_requested(policy: Policy, make_co
 def test_batches_keep_equal_shapes_together() -> None:
     shapes = [Conditions({"tokens": torch.zeros(1, n)}) for n in (3, 4, 3, 3, 4)]
     assert batches(shapes, 2) == [[0, 2], [3], [1, 4]]
+    sizes = [dataclasses.replace(shapes[0], latent_shape=shape) for shape in ((2, 3, 4), (3, 2, 4), (2, 3, 4))]
+    assert batches(sizes, 2) == [[0, 2], [1]]
+    with pytest.raises(ValueError, match="different shapes"):
+        Conditions.join(sizes)
     with pytest.raises(ValueError, match="different shapes"):
         Conditions.join(shapes)
 

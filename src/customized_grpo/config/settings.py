@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -16,6 +17,8 @@ VERSION = 1
 #: Largest side of an image in pixels; no supported model generates larger ones.
 LARGEST_SIDE = 16384
 
+#: Side of a generated image in pixels.
+Side = Annotated[int, Field(ge=16, le=LARGEST_SIDE, multiple_of=8)]
 Weights = list[Annotated[float, Field(ge=0)]]
 
 
@@ -25,14 +28,16 @@ class LoraConfig(Section):
     rank: int = Field(
         DEFAULT["policy.lora.rank"],
         ge=1,
-        description="LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; the "
-        "paper's 512 takes 33 GB for weights, gradients and Adam states.",
+        description="LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; 512 "
+        "takes 33 GB for weights, gradients and Adam states, and 19 GB on the paper's layers (recipes/paper.yaml).",
     )
     alpha: float | None = Field(
         None, gt=0, description="LoRA alpha: updates are scaled by alpha / rank. null: equal to the rank."
     )
     targets: list[str] | None = Field(
-        None, description="Names of the linear layers that get a LoRA. null: the default layers of the model."
+        None,
+        description="Names of the linear layers that get a LoRA; each stands for all whose full name ends with it, "
+        "except the model's last layer. null: the default layers of the model.",
     )
 
 
@@ -54,19 +59,27 @@ class PolicyConfig(Section):
         ge=16,
         le=LARGEST_SIDE,
         multiple_of=8,
-        description="Height of generated images in pixels.",
+        description="Height of generated images in pixels; with sizes, only of pairs without references.",
     )
     width: int = Field(
         DEFAULT["policy.width"],
         ge=16,
         le=LARGEST_SIDE,
         multiple_of=8,
-        description="Width of generated images in pixels.",
+        description="Width of generated images in pixels; with sizes, only of pairs without references.",
+    )
+    sizes: list[TupleOrList[tuple[Side, Side]]] | None = Field(
+        None,
+        min_length=1,
+        description="Sizes (height, width) in pixels of generated images (buckets): each pair has the one with the "
+        "aspect ratio nearest to its first reference's. One of them is height and width. null: height and width for "
+        "all pairs.",
     )
     reference_sizes: list[TupleOrList[tuple[int, int]]] | None = Field(
         DEFAULT["policy.reference_sizes"],
         description="Sizes (height, width) in pixels that references are resized to, by the nearest aspect ratio. "
-        "null: the rule of the model's pipeline.",
+        "To a single one they are stretched, to one of several cropped (Kontext stretches, as its pipeline). null: the "
+        "rule of the model's pipeline.",
     )
     max_sequence_length: int = Field(
         DEFAULT["policy.max_sequence_length"],
@@ -143,11 +156,22 @@ class PolicyConfig(Section):
         """Give keys that are not set the values of the model's preset."""
         return fill(values, preset_of(values).section("policy")) if isinstance(values, dict) else values
 
+    @property
+    def largest_size(self) -> tuple[int, int]:
+        """Height and width of the largest generated images in pixels."""
+        return max(self.sizes or [(self.height, self.width)], key=prod)
+
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
         if ":" not in self.kind and self.kind not in KINDS:
             yield ("kind",), f"should be {', '.join(KINDS)}, or package.module:Class, or file.py:Class"
             return
+        if self.sizes is not None and (self.height, self.width) not in self.sizes:
+            yield (
+                ("sizes",),
+                f"should contain policy.height and policy.width, [{self.height}, {self.width}], the size without "
+                "references; add it, set them to one of the sizes, or set sizes to null",
+            )
         if self.reference_sizes is not None and min(map(min, self.reference_sizes), default=0) < 1:
             yield ("reference_sizes",), "should list sizes (height, width) of at least 1, or be null"
         if self.options and self.kind in POLICIES:
@@ -296,7 +320,8 @@ class RolloutConfig(Section):
     shift: float | None = Field(
         DEFAULT["rollout.shift"],
         gt=0,
-        description="Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule.",
+        description="Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule, at the "
+        "largest of policy.sizes (evaluations: at each image's own).",
     )
     group_size: int = Field(12, ge=2, description="Images per group; advantages are computed within a group.")
     pairs: int = Field(8, ge=1, description="Groups per iteration, over all processes.")

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _device_memory(
         "scoring": {
             **kept,
             "VAE": weights["VAE"],
-            "images": 2 * images * 3 * policy.height * policy.width * _FLOAT32,
+            "images": 2 * images * 3 * prod(policy.largest_size) * _FLOAT32,
             "activations": batch * shapes.decode,
         },
         "training": {

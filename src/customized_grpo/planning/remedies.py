@@ -94,9 +94,11 @@ def _smaller(policy: PolicyConfig, share: float) -> Iterator[Change]:
     def side(length: int) -> int:
         return int(share * length) // _SIDES * _SIDES
 
-    sizes = [(side(height), side(width)) for height, width in (policy.reference_sizes or ())]
     change: Change = {"policy.height": side(policy.height), "policy.width": side(policy.width)}
-    if policy.reference_sizes is not None:
-        change["policy.reference_sizes"] = [list(size) for size in sizes]
-    if min(side(policy.height), side(policy.width), *(length for size in sizes for length in size)) >= _LEAST_SIDE:
+    lengths = list(change.values())
+    for name in ("sizes", "reference_sizes"):
+        if (sizes := getattr(policy, name)) is not None:
+            change[f"policy.{name}"] = [list(map(side, size)) for size in sizes]
+            lengths += [length for size in change[f"policy.{name}"] for length in size]
+    if min(lengths) >= _LEAST_SIDE:
         yield change

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 import torch
@@ -162,18 +163,18 @@ def _conditions(policy: PipelinePolicy, references: int) -> Conditions:
     rows = {n: torch.empty(1, *s, dtype=dtype, device="meta") for n, s in policy.prompt_shapes(references).items()}
     if config.true_cfg != 1:
         rows |= {f"{NEGATIVE}{name}": torch.empty_like(row) for name, row in rows.items()}
-    height, width = (config.reference_sizes or [(1024, 1024)])[0]
+    height, width = max(config.reference_sizes or [(1024, 1024)], key=prod)
     image = Image.new("RGB", (width, height))
     with torch.no_grad():
         for k in range(1, references + 1):
             rows[REFERENCE.format(k)] = policy.encode_reference(image, references)
-    return Conditions(rows)
+    return Conditions(rows, policy.latent_shape)
 
 
 def _vae_activations(vae: Any, config: PolicyConfig) -> tuple[int, int]:
-    """Return the bytes of encoding and of decoding one image of the configured size."""
+    """Return the bytes of encoding and of decoding one image of the largest size."""
     frames = (1,) if hasattr(vae, "temperal_downsample") else ()  # a VAE of videos
-    pixels = torch.empty(1, 3, *frames, config.height, config.width, dtype=vae.dtype, device="meta")
+    pixels = torch.empty(1, 3, *frames, *config.largest_size, dtype=vae.dtype, device="meta")
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mode()
         return peak_bytes(lambda: vae.encode(pixels)), peak_bytes(lambda: vae.decode(latents))

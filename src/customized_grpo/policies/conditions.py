@@ -26,7 +26,8 @@ from customized_grpo.utils.records import write_bytes
 # Settings that conditioning does not depend on. Another one is part of the key: at worst a file too many.
 _OTHER_SETTINGS = {
     "adapter", "adapter_as", "attention", "compile", "conditions", "device", "gradient_checkpointing", "guidance",
-    "height", "kernels", "lora", "offload", "offload_activations", "quantise", "width",
+    "height", "kernels", "lora", "offload", "offload_activations", "quantise", "sizes",
+    "width",
 }  # fmt: skip
 _LIBRARIES = ("diffusers", "torch", "transformers")
 

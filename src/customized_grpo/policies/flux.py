@@ -32,7 +32,8 @@ class FluxPolicy(PipelinePolicy):
         super().__init__(config, pipeline)
         own = isinstance(self._transformer, FluxTransformer2DModel)
         if own and config.kernels == "auto" and not config.compile:  # inductor fuses by itself
-            fuse_blocks(self._transformer, self.latent_shape[0])
+            tokens = {rows * columns for rows, columns in [self._grid, *self._grids.values()]}
+            fuse_blocks(self._transformer, tokens.pop() if len(tokens) == 1 else None)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Encode a prompt with CLIP and T5 to prompt_embeds (1, T, D) and pooled (1, P)."""
@@ -45,10 +46,10 @@ class FluxPolicy(PipelinePolicy):
         """Return the shapes of `encode_prompt`'s rows, without the batch."""
         return {**super().prompt_shapes(references), "pooled": (self._transformer.config.pooled_projection_dim,)}
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Decode packed latents (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
+    def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
+        """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1]."""
         pipeline, vae, factor = self._pipeline, self._pipeline.vae, self._pipeline.vae_scale_factor
-        height, width = (side * factor * PATCH for side in self._grid)
+        height, width = (side * factor * PATCH for side in grid)
         unpacked = pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
         output = vae.decode(unpacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
         images: Tensor = pipeline.image_processor.postprocess(output, output_type="pt")

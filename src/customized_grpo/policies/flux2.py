@@ -79,11 +79,11 @@ class Flux2Policy(PipelinePolicy):
         converted: Tensor = embeds.to(self._dtype)
         return converted
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Decode packed latents (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
+    def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
+        """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1]."""
         pipeline, vae = self._pipeline, self._pipeline.vae
         packed = latents.to(self._device, self._dtype)
-        patches = pipeline._unpack_latents_with_ids(packed, self._image_ids((self._grid,)).expand(len(packed), -1, -1))
+        patches = pipeline._unpack_latents_with_ids(packed, self._image_ids((grid,)).expand(len(packed), -1, -1))
         # The pipelines undo the VAE's batch norm in their __call__, by the same operations.
         mean = vae.bn.running_mean.view(1, -1, 1, 1).to(patches)
         deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(patches)
@@ -102,9 +102,9 @@ class Flux2Policy(PipelinePolicy):
             "img_ids": self._image_ids(grids),
         }
 
-    def shift(self, steps: int) -> float:
-        """Return the scheduler's mu for this size and number of steps, by the pipeline's empirical fit."""
-        shift: float = flux2.compute_empirical_mu(self.latent_shape[0], steps)
+    def shift(self, steps: int, tokens: int) -> float:
+        """Return the scheduler's mu for these numbers of steps and image tokens, by the pipeline's empirical fit."""
+        shift: float = flux2.compute_empirical_mu(tokens, steps)
         return shift
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
@@ -112,7 +112,7 @@ class Flux2Policy(PipelinePolicy):
         processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
         if self._config.reference_sizes is not None:
             height, width = nearest_size(image.height, image.width, self._config.reference_sizes)
-            image = processor.resize(image, height, width)
+            image = processor.resize(self._cropped(image, height, width), height, width)
         else:
             try:
                 processor.check_image_input(image)

@@ -108,18 +108,18 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         tokens: Tensor = patches.permute(0, 3, 5, 1, 2, 4, 6).flatten(3)  # of (B, C, 1, rows, p, columns, p)
         return tokens
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
         """Decode patches (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
         vae, side = self._pipeline.vae, self._patch
-        patches = latents.to(self._device, self._dtype).reshape(len(latents), *self._grid, -1, 1, side, side)
+        patches = latents.to(self._device, self._dtype).reshape(len(latents), *grid, -1, 1, side, side)
         unpacked = patches.permute(0, 3, 4, 1, 5, 2, 6).flatten(5).flatten(3, 4)  # (B, C, 1, H, W)
         mean, std = self._statistics(unpacked)
         output = vae.decode((unpacked * std + mean).to(vae.dtype), return_dict=False)[0][:, :, 0]
         images: Tensor = self._pipeline.image_processor.postprocess(output.float(), output_type="pt")
         return images
 
-    def sigmas(self, steps: int) -> Tensor:
-        """Return the scheduler's own noise levels (steps + 1,) on the CPU, with its fixed shift, as the pipeline does.
+    def sigmas(self, steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
+        """Return the scheduler's own noise levels (steps + 1,) on the CPU, with its fixed shift for every size.
 
         Raises:
             ValueError: `steps` is below 1.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
@@ -52,8 +54,10 @@ class PipelinePolicy(ABC):
     cached conditioning, FSDP, `cgrpo plan`.
 
     Latents are the pipeline's packed tokens, float32 (B, tokens, channels), of images of `config.height` x
-    `config.width`, floored to whole tokens as the pipelines do. Weights are converted to `config.dtype`; those of a
-    LoRA are float32. With gradients and without, a velocity has the same bits.
+    `config.width`, floored to whole tokens as the pipelines do. With several `config.sizes`, each pair has the size
+    with the aspect ratio nearest to its first reference's, and latents are on their grid, (B, rows, columns,
+    channels). Weights are converted to `config.dtype`; those of a LoRA are float32. With gradients and without, a
+    velocity has the same bits.
 
     Args:
         config: Model, size, precision and what to train.
@@ -129,6 +133,7 @@ class PipelinePolicy(ABC):
         self._stored = None if folder is None else ConditionsFolder(folder, config, self._device)
         self._ids: dict[tuple[Grid, ...], Tensor] = {}
         self._grid = self._tokens_of("policy.height and policy.width", config.height, config.width)
+        self._grids = {size: self._tokens_of("policy.sizes", *size) for size in config.sizes or ()}
         for size in config.reference_sizes or ():
             self._tokens_of("policy.reference_sizes", *size)
 
@@ -174,9 +179,14 @@ class PipelinePolicy(ABC):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(tokens, channels)."""
-        rows, columns = self._grid
-        return rows * columns, self.token_channels
+        """(tokens, channels), or with several sizes (rows, columns, channels) of the largest."""
+        if self._has_sizes:
+            return *max(self._grids.values(), key=math.prod), self.token_channels
+        return math.prod(self._grid), self.token_channels
+
+    @property
+    def _has_sizes(self) -> bool:
+        return len(self._grids) > 1
 
     @property
     def token_channels(self) -> int:
@@ -198,17 +208,23 @@ class PipelinePolicy(ABC):
         """
         images = [image.convert("RGB") for image in references]
         if self._stored is None:
-            return self._encode(prompt, images)
-        return self._stored.get(prompt, images, lambda: self._encode(prompt, images))
+            conditions = self._encode(prompt, images)
+        else:
+            conditions = self._stored.get(prompt, images, lambda: self._encode(prompt, images))
+        if not self._has_sizes:
+            return conditions
+        size = nearest_size(images[0].height, images[0].width, list(self._grids)) if images else None
+        grid = self._grid if size is None else self._grids[size]
+        return replace(conditions, latent_shape=(*grid, self.latent_shape[-1]))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode clean latents (B, tokens, channels) to images float32 (B, 3, H, W) in [0, 1]."""
+        """Decode clean latents (B, *latent shape) to images float32 (B, 3, H, W) in [0, 1]."""
         self._placement.bring(self._pipeline.vae)
-        return self.decode_latents(latents)
+        return self.decode_latents(latents.flatten(1, -2), self._grid_of(latents))
 
-    def sigmas(self, steps: int) -> Tensor:
-        """Return the scheduler's noise levels (steps + 1,) on the CPU, shifted as the pipeline does for this size.
+    def sigmas(self, steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
+        """Return the scheduler's noise levels (steps + 1,) on the CPU, shifted as the pipeline does for the size.
 
         Raises:
             ValueError: `steps` is below 1, or is 1 with a scheduler that has a shift_terminal.
@@ -217,37 +233,40 @@ class PipelinePolicy(ABC):
         least = 2 if scheduler.config.get("shift_terminal") else 1
         if steps < least:
             raise ValueError(f"steps must be at least {least} with this model's scheduler, not {steps}")
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=self.shift(steps))
+        tokens = math.prod((latent_shape or self.latent_shape)[:-1])
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=self.shift(steps, tokens))
         shifted: Tensor = scheduler.sigmas.float().cpu().clone()
         return shifted
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Compute the velocity float32 (B, tokens, channels) of latents of that shape at noise levels (B,).
+        """Compute the velocity float32 of latents (B, *latent shape), in their shape, at noise levels (B,).
 
         It carries a gradient to `trainable()` where gradients are enabled, except inside `reference()`.
 
         Raises:
             ValueError: Shapes disagree.
         """
-        if latents.shape[1:] != self.latent_shape or not len(latents) == len(sigma) == len(conditions):
+        expected = conditions.latent_shape or self.latent_shape
+        if latents.shape[1:] != expected or not len(latents) == len(sigma) == len(conditions):
             raise ValueError(
                 f"latents {tuple(latents.shape)}, sigma {tuple(sigma.shape)} and {len(conditions)} "
-                f"conditions do not fit; latents are (B, {', '.join(map(str, self.latent_shape))})"
+                f"conditions do not fit; latents are (B, {', '.join(map(str, expected))})"
             )
         if self._config.offload:
             self._placement.bring_transformer()
         rows = {name: row.to(self._device, self._dtype) for name, row in conditions.rows.items()}
         count = sum(name.startswith(REFERENCE.format("")) for name in rows)
         references = [rows[REFERENCE.format(k)] for k in range(1, count + 1)]
-        grids = (self._grid, *[(r.shape[1], r.shape[2]) for r in references])
-        tokens = [latents.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]]
+        grids = (self._grid_of(latents), *[(r.shape[1], r.shape[2]) for r in references])
+        packed = latents.flatten(1, -2)
+        tokens = [packed.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]]
         scale = self._pipeline.scheduler.config.num_train_timesteps
         timestep = self.timestep(sigma.to(self._device, torch.float32) * scale)
 
         def compute(rows: dict[str, Tensor]) -> Tensor:
             with self._inside():
                 output = self.transform(tokens, timestep, self.transformer_inputs(rows, grids))
-            return output[:, : latents.shape[1]].float()
+            return output[:, : packed.shape[1]].float().reshape(latents.shape)
 
         if self._config.true_cfg == 1:
             return compute(rows)
@@ -311,8 +330,11 @@ class PipelinePolicy(ABC):
         """Encode one RGB reference of `count` to its tokens on their grid, (1, rows, columns, channels)."""
 
     @abstractmethod
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Decode as `decode`, with the VAE on the device."""
+    def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
+        """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1].
+
+        The VAE is on the device.
+        """
 
     @abstractmethod
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
@@ -353,9 +375,9 @@ class PipelinePolicy(ABC):
         """Apply classifier-free guidance to conditional and negative velocities."""
         return negative + self._config.true_cfg * (conditional - negative)
 
-    def shift(self, steps: int) -> float:
-        """Return the scheduler's mu for this size and number of steps; here as FLUX.1 and Qwen-Image have it."""
-        return linear_shift(self._pipeline.scheduler.config, self.latent_shape[0])
+    def shift(self, steps: int, tokens: int) -> float:
+        """Return the scheduler's mu for these numbers of steps and image tokens; here as FLUX.1 and Qwen-Image."""
+        return linear_shift(self._pipeline.scheduler.config, tokens)
 
     @torch.no_grad()
     def _encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
@@ -371,11 +393,21 @@ class PipelinePolicy(ABC):
             rows[REFERENCE.format(k)] = self.encode_reference(image, len(references))
         return Conditions(rows)
 
+    def _grid_of(self, latents: Tensor) -> Grid:
+        """Return rows and columns of latents: their own if they are on a grid."""
+        return (latents.shape[1], latents.shape[2]) if latents.ndim == 4 else self._grid
+
     def _image_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Return position ids of image and references on the model's device, made once for the same grids."""
         if grids not in self._ids:
             self._ids[grids] = self.position_ids(grids).to(self._device)
         return self._ids[grids]
+
+    def _cropped(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """Scale a reference and crop it about its centre, if there are several `reference_sizes`."""
+        if len(self._config.reference_sizes or ()) < 2:
+            return image
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
     def _tokens_of(self, key: str, height: int, width: int) -> Grid:
         return token_grid(self.token_pixels, key, height, width)

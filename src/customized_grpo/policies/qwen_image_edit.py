@@ -69,10 +69,10 @@ class QwenImageEditPolicy(PipelinePolicy):
             embeds, _ = self._pipeline.encode_prompt(prompt, image=seen, device=self._device)
         return {"prompt_embeds": embeds.to(self._dtype)}
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Decode packed latents (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
+    def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
+        """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1]."""
         pipeline, vae, factor = self._pipeline, self._pipeline.vae, self._pipeline.vae_scale_factor
-        height, width = (side * factor * PATCH for side in self._grid)
+        height, width = (side * factor * PATCH for side in grid)
         unpacked = pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1, 1).to(unpacked)
@@ -102,7 +102,9 @@ class QwenImageEditPolicy(PipelinePolicy):
         else:
             height, width = nearest_size(image.height, image.width, self._config.reference_sizes)
         rows, columns = self._tokens_of("policy.reference_sizes", height, width)
-        pixels = self._pipeline.image_processor.preprocess(image, rows * multiple, columns * multiple).unsqueeze(2)
+        height, width = rows * multiple, columns * multiple
+        image = self._cropped(image, height, width)
+        pixels = self._pipeline.image_processor.preprocess(image, height, width).unsqueeze(2)
         latents = self._pipeline._encode_vae_image(pixels.to(self._device, self._dtype), generator=None)
         channels, _, *sides = latents.shape[1:]
         packed: Tensor = self._pipeline._pack_latents(latents, 1, channels, *sides)

@@ -72,8 +72,8 @@ class UnoPolicy(FluxPolicy):
             image = self._crop(image, _ALONE if count == 1 else _SEVERAL)
         else:
             size = nearest_size(image.height, image.width, self._config.reference_sizes)
-            rows, columns = self._tokens_of("policy.reference_sizes", *size)
-            image = processor.resize(image, rows * multiple, columns * multiple)
+            height, width = (multiple * length for length in self._tokens_of("policy.reference_sizes", *size))
+            image = processor.resize(self._cropped(image, height, width), height, width)
         vae = self._pipeline.vae
         pixels = processor.preprocess(image, image.height, image.width).to(self._device, vae.dtype)
         latents = (vae.encode(pixels).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor

@@ -57,6 +57,7 @@ def model_card(
         embedded=embedded,
         call=_example_call(policy),
         load=_example_load(policy),
+        sizes=policy.sizes if len(policy.sizes or ()) > 1 else None,
         adapter=policy.adapter is not None and policy.adapter_as == "fused",  # else the LoRA contains it
         settings=_changed_settings(policy),
         scores=_scores(config, *evaluations) if evaluations else None,
@@ -99,8 +100,8 @@ def _example_call(policy: PolicyConfig) -> str:
         true_cfg=policy.true_cfg,
         negative=policy.negative_prompt,
         tokens=policy.max_sequence_length,
-        height=policy.height,
-        width=policy.width,
+        height=_size(policy)[0],
+        width=_size(policy)[1],
     )
 
 
@@ -109,6 +110,11 @@ def _example_load(policy: PolicyConfig) -> str:
     from customized_grpo.policies import PipelinePolicy, class_of  # takes seconds to import
 
     return (class_of(policy.kind) if policy.kind in KINDS else PipelinePolicy).example_load
+
+
+def _size(policy: PolicyConfig) -> tuple[int | str, int | str]:
+    """Return height and width in the example: variables where there are several sizes."""
+    return ("height", "width") if len(policy.sizes or ()) > 1 else (policy.height, policy.width)
 
 
 def _changed_settings(policy: PolicyConfig) -> dict[str, Any]:

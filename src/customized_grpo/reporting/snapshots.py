@@ -95,7 +95,7 @@ def keep_groups(run: Path, iteration: int, groups: Groups) -> None:
     stored = []
     for rank, i in (("only", best),) if best == worst else (("best", best), ("worst", worst)):
         pair = groups.pairs[i]
-        names = [f"{rank}-{number:03d}.jpg" for number in range(groups.images.shape[1])]
+        names = [f"{rank}-{number:03d}.jpg" for number in range(len(groups.images[i]))]
         for name, pixels in zip(names, groups.images[i], strict=True):
             write_bytes(folder / name, thumbnail(to_image(pixels)))
         write_bytes(folder / f"{rank}-reference.jpg", thumbnail(pair.references[0]))

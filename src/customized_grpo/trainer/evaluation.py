@@ -21,8 +21,8 @@ from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Rew
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.processes import ALONE, Processes
-from customized_grpo.trainer.rollout import image_noise, in_batches, sample_images
-from customized_grpo.trainer.scoring import finite_images, score_images, why_stop
+from customized_grpo.trainer.rollout import image_noise, in_batches, own_noise_levels, sample_images
+from customized_grpo.trainer.scoring import score_sizes, why_stop
 from customized_grpo.utils.pixels import to_image
 from customized_grpo.utils.records import write_json
 
@@ -120,7 +120,6 @@ def _sample_and_score(
     Returns scores (rewards, images) with NaN for other processes' images, the numbers of this process's images, and how
     many of them are not finite.
     """
-    sigmas = policy.sigmas(config.steps).to(policy.device)
     sharded = any(map(is_sharded, policy.trainable().values()))
     size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
     if size.auto:
@@ -136,12 +135,12 @@ def _sample_and_score(
         if index < len(chunks) or sharded:  # a sharded model is called by all processes together
             chunk = chunks[min(index, len(chunks) - 1)]
             pairs = [dataset[i] for i in chunk]
-            images = _generate(policy, pairs, config, sigmas, size, processes.most if sharded else lambda own: own)
+            images = _generate(policy, pairs, config, size, processes.most if sharded else lambda own: own)
         if index < len(chunks):
             rows = range(chunk.start * config.images, chunk.stop * config.images)
-            scored = score_images(rewards, images, [pair for pair in pairs for _ in range(config.images)])
+            scored = score_sizes(rewards, images, [pair for pair in pairs for _ in range(config.images)])
             failure = scored.failure
-            overflowed += int((~finite_images(images)).sum())
+            overflowed += sum(not bool(image.isfinite().all()) for image in images)
             scores[:, list(rows)] = torch.stack([scored.scores[reward.name] for reward in rewards])
             for number, image in zip(rows, images, strict=True):
                 to_image(image).save(folder / _name(number, config.images))
@@ -156,24 +155,27 @@ def _generate(
     policy: Policy,
     pairs: Sequence[Pair],
     config: EvaluationConfig,
-    sigmas: Tensor,
     size: BatchSize,
     rounds: Callable[[int], int],
-) -> Tensor:
-    """Generate `config.images` images of each pair, (images, 3, H, W)."""
+) -> list[Tensor]:
+    """Generate `config.images` images (3, H, W) of each pair."""
     encoded = [policy.encode(pair.prompt, pair.references) for pair in pairs]
     conditions = [one for one in encoded for _ in range(config.images)]
-    noise = torch.cat(
-        [image_noise(policy, 1, config.seed, "evaluation", p.key, i) for p in pairs for i in range(config.images)]
-    )
+    noise = [
+        image_noise(policy, 1, config.seed, "evaluation", pair.key, i, shape=one.latent_shape)
+        for pair, one in zip(pairs, encoded, strict=True)
+        for i in range(config.images)
+    ]
 
     def sample(rows: Sequence[int]) -> Tensor:
-        return sample_images(policy, Conditions.join([conditions[i] for i in rows]), noise[rows], sigmas)
+        together = Conditions.join([conditions[i] for i in rows])
+        sigmas = own_noise_levels(policy, config.steps, together)
+        return sample_images(policy, together, torch.cat([noise[i] for i in rows]), sigmas)
 
     images = {
         i: one for rows, part in in_batches(conditions, size, rounds, sample) for i, one in zip(rows, part, strict=True)
     }
-    return torch.stack([images[i] for i in range(len(conditions))])
+    return [images[i] for i in range(len(conditions))]
 
 
 def _name(number: int, images: int) -> str:

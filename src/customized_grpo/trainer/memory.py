@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -115,7 +116,11 @@ class BatchSize:
 def measure_sampling(
     size: BatchSize, policy: Policy, condition: Conditions, most: int, agree: Callable[[int], int]
 ) -> None:
-    """Set an "auto" size by what it takes to sample and decode one image; see `BatchSize.measure`."""
+    """Set an "auto" size by what it takes to sample and decode one image of the largest size.
+
+    See `BatchSize.measure`.
+    """
+    condition = replace(condition, latent_shape=policy.latent_shape)
 
     @torch.no_grad()
     def probe() -> None:

@@ -28,6 +28,7 @@ from accelerate.utils import (
     patch_environment,
 )
 from torch import Tensor, nn
+from torch.nn import functional
 
 from customized_grpo.config import Config, ConfigError, RolloutConfig
 from customized_grpo.policies.sharding import is_sharded
@@ -184,15 +185,22 @@ class Processes:
         rows = self.collect(torch.stack(list(values.values()), 1), images, rollout.pairs * rollout.group_size)
         return {name: rows[:, i].reshape(rollout.pairs, rollout.group_size) for i, name in enumerate(values)}
 
-    def whole_groups(self, pixels: Tensor, images: Sequence[int], rollout: RolloutConfig) -> Tensor:
-        """Return the images of this process's `groups`, given those (B, 3, H, W) of its `images`. A collective."""
-        if self.count == 1 or rollout.layout == "groups":
-            return pixels
+    def whole_groups(self, pixels: Sequence[Tensor], images: Sequence[int], rollout: RolloutConfig) -> list[Tensor]:
+        """Return the images (G, 3, H, W) of each of this process's `groups`.
+
+        `pixels` are (3, H, W) of each of its `images`. A collective.
+        """
         size = rollout.group_size
-        every = self.collect(pixels, images, rollout.pairs * size)
-        return torch.cat(
-            [pixels[:0], *(every[group * size : (group + 1) * size] for group in self.groups(rollout.pairs))]
-        )
+        if self.count == 1 or rollout.layout == "groups":
+            return [torch.stack(list(pixels[i : i + size])) for i in range(0, len(pixels), size)]
+        total = rollout.pairs * size
+        sides = torch.tensor([image.shape[1:] for image in pixels], device=pixels[0].device)
+        sides = self.collect(sides, images, total)  # groups of several sizes travel in the largest frame
+        height, width = sides.amax(0).tolist()
+        framed = [functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in pixels]
+        every = self.collect(torch.stack(framed), images, total)
+        own = [range(group * size, (group + 1) * size) for group in self.groups(rollout.pairs)]
+        return [every[rows.start : rows.stop, :, : sides[rows.start, 0], : sides[rows.start, 1]] for rows in own]
 
     def mean(self, record: Mapping[str, float], weight: int) -> dict[str, float]:
         """Return the weighted mean of all processes' numbers; NaN if all weights are 0. A collective."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,13 +66,25 @@ def noise_levels(policy: Policy, steps: int, shift: float | None) -> Tensor:
     return levels.to(policy.device)
 
 
-def image_noise(policy: Policy, count: int, *key: int | str) -> Tensor:
-    """Return `count` latents of standard normal noise for the image that `key` identifies, (count, ...)."""
-    return normal((count, *policy.latent_shape), *key)
+def own_noise_levels(policy: Policy, steps: int, conditions: Conditions) -> Tensor:
+    """Return the model's own sigmas (steps + 1,) for the size of images of these conditions, on its device."""
+    shape = conditions.latent_shape
+    return (policy.sigmas(steps) if shape is None else policy.sigmas(steps, shape)).to(policy.device)
+
+
+def image_noise(policy: Policy, count: int, *key: int | str, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return `count` latents of standard normal noise for the image that `key` identifies, (count, *shape).
+
+    `shape` is `Conditions.latent_shape`; None: the policy's.
+    """
+    return normal((count, *(shape or policy.latent_shape)), *key)
 
 
 def batches(conditions: Sequence[Conditions], size: int) -> list[list[int]]:
-    """Return the indices of one-row conditions in batches of at most `size` of equal shapes, in order."""
+    """Return the indices of one-row conditions in batches of at most `size` of equal shapes, in order.
+
+    The shapes are those of embeddings, references and image: a batch has one bucket.
+    """
     shapes: dict[object, list[int]] = {}
     for index, condition in enumerate(conditions):
         shapes.setdefault(condition.signature, []).append(index)
@@ -134,8 +147,10 @@ def sample_groups(
 
     def sample(images: Sequence[int]) -> Trajectories:
         starts, rows = _starts(images, keys, shared=config.shared_noise)
-        initial = torch.cat([image_noise(policy, 1, seed, "initial", iteration, *start) for start in starts])
-        steps = [image_noise(policy, config.steps - 1, seed, "steps", iteration, *keys[i]) for i in images]
+        shape = conditions[images[0]].latent_shape  # the same in a batch
+        noise = partial(image_noise, policy, shape=shape)
+        initial = torch.cat([noise(1, seed, "initial", iteration, *start) for start in starts])
+        steps = [noise(config.steps - 1, seed, "steps", iteration, *keys[i]) for i in images]
         alone = Conditions.join([conditions[i] for i in starts.values()])
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         shared = {id(conditions[i]): conditions[i] for i in images}  # one row for all images of a pair

@@ -78,6 +78,19 @@ def score_images(rewards: Sequence[Reward], images: Tensor, pairs: Sequence[Pair
         return BatchScores({reward.name: torch.full((len(pairs),), torch.nan) for reward in rewards}, error)
 
 
+def score_sizes(rewards: Sequence[Reward], images: Sequence[Tensor], pairs: Sequence[Pair]) -> BatchScores:
+    """Score images (3, H, W) of any sizes, those of each size together, as `score_images`."""
+    scores = {reward.name: torch.full((len(images),), torch.nan) for reward in rewards}
+    failure = None
+    for shape in dict.fromkeys(image.shape for image in images):
+        rows = [row for row, image in enumerate(images) if image.shape == shape]
+        scored = score_images(rewards, torch.stack([images[row] for row in rows]), [pairs[row] for row in rows])
+        failure = failure or scored.failure
+        for name, values in scored.scores.items():
+            scores[name][rows] = values
+    return BatchScores(scores, failure)
+
+
 def why_stop(
     missing: int,
     images: int,

@@ -25,7 +25,7 @@ from customized_grpo.trainer.groups import Groups, group_diversity
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
 from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
-from customized_grpo.trainer.scoring import Scoring, finite_images, why_stop
+from customized_grpo.trainer.scoring import Scoring, why_stop
 from customized_grpo.trainer.update import (
     Items,
     Updater,
@@ -58,14 +58,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Sampled images of a batch: `images` (B, 3, H, W) in [0, 1] in the batch's order, and their scores under way.
+    """Sampled images of a batch: `images` (3, H, W) each in [0, 1] in the batch's order, and their scores under way.
 
     `trajectories` are in the order of sampling, which `order` maps to the batch's order.
     """
 
     batch: Batch
     trajectories: list[Trajectories]
-    images: Tensor
+    images: list[Tensor]
     order: Tensor
     scoring: Scoring
 
@@ -218,8 +218,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
             raise
         self._updater.on_policy = True
         order = torch.cat([part.images for part in trajectories]).argsort()
-        together = torch.cat(images)
-        return Rollouts(batch, trajectories, together[order.to(together.device)], order, scoring)
+        together = [image for part in images for image in part]
+        return Rollouts(batch, trajectories, [together[i] for i in order.tolist()], order, scoring)
 
     def compute_rewards(self, rollouts: Rollouts) -> Scores:
         """Return every reward's scores of all processes' images.
@@ -239,7 +239,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
             failure=next((part.failure for part in parts if part.failure is not None), None),
             limit=self.config.train.max_missing,
             reduce=self.processes.sum,
-            overflowed=int((~finite_images(rollouts.images)).sum()),
+            overflowed=sum(not bool(image.isfinite().all()) for image in rollouts.images),
         )
         if reason is not None:
             raise RewardError(
@@ -301,22 +301,23 @@ class CustomizedGRPOTrainer(BaseTrainer):
                 numbers = torch.arange(learned.numel()).view_as(learned)[own]
                 self._groups = Groups(
                     [self.train_dataset[batch.groups[group]] for group in own],
-                    images.cpu().view(*numbers.shape, *images.shape[1:]),
+                    [group.cpu() for group in images],
                     {name: values[own] for name, values in scores.values.items()},
                     advantages.credit.of(numbers),
                     learned[own],
                     frozenset(term.name for term in self.terms if term.role == "guard"),
                 )
-        return self.processes.mean({"diversity": group_diversity(images, rollout.group_size)}, len(images))
+        return self.processes.mean({"diversity": group_diversity(images)}, len(images) * rollout.group_size)
 
     def _measure_sizes(self, batch: Batch) -> None:
         """Measure once what one image and one trained step need, where batch sizes are "auto"."""
         if self._sized:
             return
         self._sized = True
-        first, count = batch.conditions[0], len(batch.numbers)
-        measure_sampling(self._rollout_size, self.policy, first, count, self.processes.least)
-        self._updater.measure_size(first, self.sigmas, count * batch.trained.shape[1])
+        count = len(batch.numbers)
+        most = max(batch.conditions, key=lambda one: sum(row.numel() for row in one.rows.values()))
+        measure_sampling(self._rollout_size, self.policy, most, count, self.processes.least)
+        self._updater.measure_size(most, self.sigmas, count * batch.trained.shape[1])
 
     def _decode(self, clean: Tensor) -> Tensor:
         """Decode clean latents to images (B, 3, H, W), in parts if memory runs out."""

@@ -189,7 +189,11 @@ class Updater:
         return self.processes.most(own) if self.optimizer.together else own
 
     def measure_size(self, condition: Conditions, sigmas: Tensor, most: int) -> None:
-        """Set the size of micro-batches, if it is "auto", by what one transition needs; at most `most`."""
+        """Set the size of micro-batches, if it is "auto", by what one transition of the largest size needs.
+
+        It is at most `most`.
+        """
+        condition = replace(condition, latent_shape=self.policy.latent_shape)
         latents = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
         zero = torch.zeros(1, device=self.policy.device)
         mean = latents if self.config.ratio == "guard" else None

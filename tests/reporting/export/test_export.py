@@ -60,7 +60,8 @@ def test_the_cards_snippet_generates_with_the_lora(
     kind: str, make_run: Callable[..., Path], tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = KINDS[kind](tmp_path / "base")
-    run, out = make_run(base, kind=kind, reference_sizes=[(64, 64)]), tmp_path / "out"
+    sizes = None if kind == "flux-kontext" else [(32, 24), (96, 64)]  # the photo has the shape of the second
+    run, out = make_run(base, kind=kind, sizes=sizes, reference_sizes=[(64, 64)]), tmp_path / "out"
     export_run(run, out)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -68,7 +69,7 @@ def test_the_cards_snippet_generates_with_the_lora(
     card = (out / "README.md").read_text(encoding="utf-8")
     names = run_snippet(card, base, out)
     with Image.open("image.png") as image:
-        assert image.size == (24, 32)
+        assert image.size == ((64, 96) if sizes else (24, 32))
         tuned = pixels(image)
     if kind == "uno":
         policy = policy_with_adapter(load_config(run / "config.yaml"), run)

@@ -40,7 +40,7 @@ from customized_grpo.evaluation.dreambench.systems import System, find_system
 from customized_grpo.evaluation.files import score_loaded
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward
-from customized_grpo.trainer.rollout import image_noise, sample_images
+from customized_grpo.trainer.rollout import image_noise, own_noise_levels, sample_images
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.pixels import to_image
 from customized_grpo.utils.records import write_bytes, write_json
@@ -211,13 +211,14 @@ def _generate(system: System, task: Task, folder: EvaluationFolder, console: Con
                 build_reward(metric.reward(), "cpu")
     with _progress(console, f"{system.name}: generating {len(todo)} images", len(todo)) as advance:
         policy = system.open()
-        sigmas = policy.sigmas(task.protocol.steps).to(policy.device)
         encoded = None
         for case, index in todo:
             if case is not encoded:
                 pair, encoded = task.benchmark.shown(case), case
                 conditions = policy.encode(pair.prompt, pair.references)
-            noise = image_noise(policy, 1, task.protocol.seed, "benchmark", case.key, index)
+                sigmas = own_noise_levels(policy, task.protocol.steps, conditions)
+            shape = conditions.latent_shape
+            noise = image_noise(policy, 1, task.protocol.seed, "benchmark", case.key, index, shape=shape)
             (image,) = sample_images(policy, conditions, noise, sigmas)
             folder.images.write(case, index, to_image(image))
             advance()

@@ -40,12 +40,12 @@ USABLE = usable(
 _ALL = slice(None)
 
 
-def fuse_blocks(transformer: Any, image_tokens: int) -> None:
+def fuse_blocks(transformer: Any, image_tokens: int | None) -> None:
     """Replace the forward methods of a `FluxTransformer2DModel`'s blocks, whose modules and weights stay the same.
 
     Args:
         transformer: Changed in place. From then on its output has the image's tokens only.
-        image_tokens: How many they are; they are the first of its input.
+        image_tokens: How many they are; they are the first of its input. None: they vary, so the output has all tokens.
     """
     if not USABLE:
         return

@@ -1,0 +1,67 @@
+"""Images in the size nearest to the reference's aspect ratio, and references cropped to one of several sizes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import proofs
+import pytest
+import torch
+from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+from proofs import HEIGHT, PROMPT, STEPS, WIDTH, apart, noise, random_image
+from tiny_models import Model
+
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.trainer.rollout import own_noise_levels, sample_images
+
+SIZES = [(HEIGHT, WIDTH), (24, 40), (32, 32)]
+pipelines = pytest.mark.parametrize("model", ["flux-kontext", "flux2-klein", "qwen-image-edit"], indirect=True)
+
+
+@pipelines
+def test_an_image_of_the_nearest_size_is_the_pipelines(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(24, 16), (16, 16)])  # (width, height)
+    policy, photo = model.policy(sizes=SIZES, reference_sizes=None), random_image(75, 120, 3)
+    conditions = policy.encode(PROMPT, [photo])
+    channels = policy.latent_shape[-1]
+    assert conditions.latent_shape == (3, 5, channels)
+    assert policy.latent_shape == (4, 4, channels), "the largest"
+    latents = torch.randn(1, 3, 5, channels, generator=torch.Generator().manual_seed(0))
+    found = sample_images(policy, conditions, latents, own_noise_levels(policy, STEPS, conditions))
+    call: dict[str, Any] = {"height": 24, "width": 40, "image": photo, "latents": latents.flatten(1, 2)}
+    if model.name == "flux-kontext":
+        call |= {"max_area": 24 * 40, "_auto_resize": True}
+    if model.name == "flux2-klein":
+        call |= {"latents": latents.permute(0, 3, 1, 2)}
+    expected = model.draw(model.stock(policy), noise(model.policy()), **call)
+    assert found.shape[2:] == (24, 40) and apart(found, expected) < 1e-4
+
+
+@pipelines
+def test_a_single_size_changes_nothing(model: Model) -> None:
+    fixed, one = model.policy(), model.policy(sizes=[(HEIGHT, WIDTH)])
+    assert fixed.latent_shape == one.latent_shape == (math.prod((4, 3)), fixed.latent_shape[-1])
+    images = [proofs.euler(policy, noise(policy), model.encode(policy)) for policy in (fixed, one)]
+    assert torch.equal(*images) and model.encode(one).latent_shape is None
+
+
+def test_without_references_the_size_is_height_and_width(folder: Path) -> None:
+    policy = proofs.built(FluxKontextPolicy, folder, sizes=SIZES)
+    conditions = policy.encode(PROMPT, [])
+    assert conditions.latent_shape == (4, 3, policy.latent_shape[-1])
+    with pytest.raises(ValueError, match=r"conditions do not fit; latents are \(B, 4, 3, 16\)"):
+        policy.velocity(torch.zeros(1, 4, 4, 16), torch.ones(1), conditions)
+
+
+@pytest.mark.parametrize("model", ["uno", "flux2-klein", "qwen-image-edit"], indirect=True)
+def test_a_reference_is_cropped_to_the_nearest_of_several_sizes_and_not_stretched(model: Model) -> None:
+    several, single = [(64, 96), (96, 64)], [(64, 96)]
+    photo = random_image(64, 128, 0)
+    middle = photo.crop((16, 0, 112, 64))
+    cropped, expected = (model.policy(reference_sizes=several).encode(PROMPT, [one]) for one in (photo, middle))
+    stretched = model.policy(reference_sizes=single).encode(PROMPT, [photo])
+    tokens = [one.rows["reference_1"] for one in (cropped, expected, stretched)]
+    assert tokens[0].shape[1:3] == (8, 12)
+    assert torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
