@@ -135,7 +135,8 @@ def sample_groups(
     def sample(images: Sequence[int]) -> Trajectories:
         starts, rows = _starts(images, keys, shared=config.shared_noise)
         initial = torch.cat([image_noise(policy, 1, seed, "initial", iteration, *start) for start in starts])
-        steps = [image_noise(policy, config.steps - 1, seed, "steps", iteration, *keys[i]) for i in images]
+        count = config.steps - 1 if stochastic else 0
+        steps = [image_noise(policy, count, seed, "steps", iteration, *keys[i]) for i in images]
         alone = Conditions.join([conditions[i] for i in starts.values()])
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         shared = {id(conditions[i]): conditions[i] for i in images}  # one row for all images of a pair
