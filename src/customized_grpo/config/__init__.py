@@ -8,6 +8,7 @@ from __future__ import annotations
 from customized_grpo.config.kinds import KINDS, POLICIES, Kind
 from customized_grpo.config.section import ConfigError
 from customized_grpo.config.settings import (
+    BALANCES,
     VERSION,
     Config,
     DataConfig,
@@ -23,6 +24,7 @@ from customized_grpo.config.settings import (
 )
 
 __all__ = [
+    "BALANCES",
     "KINDS",
     "POLICIES",
     "VERSION",

@@ -19,6 +19,9 @@ LARGEST_SIDE = 16384
 #: Built-in values of `method.objective`.
 OBJECTIVES = ("grpo", "awm", "nft")
 
+#: Values of `method.weighting` that depend on the gains so far, and on no denoising step.
+BALANCES = ("constrained", "adaptive")
+
 Weights = list[Annotated[float, Field(ge=0)]]
 
 
@@ -574,7 +577,7 @@ class Config(Section):
     def _objective_conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the objective or the weighting."""
         objective, rollout = self.method.objective, self.rollout
-        if self.method.weighting in ("constrained", "adaptive"):
+        if self.method.weighting in BALANCES:
             if rollout.layout != "groups":
                 yield ("rollout", "layout"), f"{rollout.layout} does not go with method.weighting; use groups"
             if self.method.base_images > rollout.group_size:

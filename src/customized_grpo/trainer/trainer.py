@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.config import Config
+from customized_grpo.config import BALANCES, Config
 from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import ROLES, Conditions, Pair, PairDataset, Policy
 from customized_grpo.rewards import RewardError
@@ -131,7 +131,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         config, rollout = self.config, self.config.rollout
         self.sigmas = noise_levels(self.policy, rollout.steps, rollout.shift)
         self._updater = self._make_updater()
-        self._balance = Balance(config.method) if config.method.weighting in ("constrained", "adaptive") else None
+        self._balance = Balance(config.method) if config.method.weighting in BALANCES else None
         self.callbacks[:0] = [*self._updater.callbacks(), *([] if self._balance is None else [self._balance])]
         self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
         self._encoder = ConditionCache(self.policy, conditions_cached(config))
