@@ -9,6 +9,7 @@ from customized_grpo.config.kinds import KINDS, POLICIES, Kind
 from customized_grpo.config.section import ConfigError
 from customized_grpo.config.settings import (
     BALANCES,
+    OBJECTIVES,
     VERSION,
     Config,
     DataConfig,
@@ -26,6 +27,7 @@ from customized_grpo.config.settings import (
 __all__ = [
     "BALANCES",
     "KINDS",
+    "OBJECTIVES",
     "POLICIES",
     "VERSION",
     "Config",

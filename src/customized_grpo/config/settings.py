@@ -349,10 +349,11 @@ class ForwardConfig(Section):
         description="Decay per iteration of the policy's moving average, which pull, nft and your own function use. 0: "
         "the policy of this iteration's start.",
     )
-    scale: Literal["none", "error", "x0"] = Field(
+    scale: Literal["none", "level", "error", "x0"] = Field(
         "none",
-        description="Normalisation of the squared error at each level: none, error (divided by its own size, so that "
-        "all levels have gradients of a like size), or x0 (the same for the clean latents' error).",
+        description="Normalisation of the squared error at each noise level: none, level (divided by the squared "
+        "level, so that gradients of all levels are of a like size), error (divided by its own size), or x0 (the same "
+        "for the clean latents' error, as in DiffusionNFT).",
     )
     beta: float = Field(
         1.0, gt=0, description="Guidance strength of objective nft; a lower one moves the policy further."

@@ -21,9 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Scale = Literal["none", "error", "x0"]
+Scale = Literal["none", "level", "error", "x0"]
 """How :func:`matching_error` is normalised."""
 
+_CLEANEST = 0.2  # noise level below which "level" weighs errors no more
 _SMALLEST = 1e-5  # least size of an error that is divided by, as in the release of DiffusionNFT
 
 
@@ -40,9 +41,10 @@ def matching_error(velocity: Tensor, target: Tensor, sigma: Tensor, scale: Scale
         velocity: (N, ...), with its graph.
         target: (N, ...), ``noise - x0``.
         sigma: (N,) noise levels.
-        scale: "none": ``mean(e^2)`` with ``e = velocity - target``, the loss of supervised flow matching. "error":
-            ``mean(e^2) / mean|e|``, the divisor taken as a constant, so that the gradient does not depend on the
-            error's size. "x0": the same for the error ``sigma * e`` of the clean latents ``x - sigma * velocity``
+        scale: "none": ``mean(e^2)`` with ``e = velocity - target``, the loss of supervised flow matching. "level":
+            ``mean(e^2) / max(sigma, 0.2)^2``, so that gradients of all levels are of a like size (docs/method.md).
+            "error": ``mean(e^2) / mean|e|``, the divisor taken as a constant, so that the gradient does not depend on
+            the error's size. "x0": the same for the error ``sigma * e`` of the clean latents ``x - sigma * velocity``
             (DiffusionNFT, arXiv 2509.16117, section on adaptive loss weighting).
 
     Returns:
@@ -57,8 +59,10 @@ def matching_error(velocity: Tensor, target: Tensor, sigma: Tensor, scale: Scale
     error = _as_float(velocity) - _as_float(target)
     if scale == "none":
         return error.square().flatten(1).mean(1)
+    if scale == "level":
+        return error.square().flatten(1).mean(1) / sigma.to(error).clamp(min=_CLEANEST).square()
     if scale not in ("error", "x0"):
-        raise ValueError(f"scale must be none, error or x0, not {scale!r}")
+        raise ValueError(f"scale must be none, level, error or x0, not {scale!r}")
     if scale == "x0":
         error = _like(sigma, error) * error
     size = error.detach().abs().flatten(1).mean(1).clamp(min=_SMALLEST)
