@@ -48,7 +48,7 @@ def lagrangian_weights(multipliers: Tensor, constrained: Tensor) -> Tensor:
     """Role weights of the Lagrangian, adding up to 1: 1 for a free role, the multiplier for a constrained one.
 
     Dividing by their sum keeps the size of the updates, as in arXiv 2007.03964. Where both roles are constrained,
-    there is no free one, and each weighs 1 more than its multiplier.
+    there is no free one, and the weight of each is 1 more than its multiplier.
 
     Args:
         multipliers: (2,) from :func:`dual_ascent`.
@@ -65,7 +65,7 @@ def lagrangian_weights(multipliers: Tensor, constrained: Tensor) -> Tensor:
 def hypervolume_weights(gains: Tensor, spreads: Tensor, least: float = 0.02) -> Tensor:
     """Role weights along the gradient of the area ``gain_1 * gain_2`` over the base, adding up to 1.
 
-    The gradient of the hypervolume weighs each role by the other's gain (of more objectives in arXiv 1901.08680), so
+    The gradient of the hypervolume weights each role by the other's gain (of more objectives in arXiv 1901.08680), so
     the role that has gained less gets more weight. Advantages are rewards over their standard deviation in a group;
     ``spreads`` turns them back into relative gains.
 

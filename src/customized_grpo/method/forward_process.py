@@ -24,7 +24,7 @@ from torch import Tensor
 Scale = Literal["none", "level", "error", "x0"]
 """How :func:`matching_error` is normalised."""
 
-_CLEANEST = 0.2  # noise level below which "level" weighs errors no more
+_CLEANEST = 0.2  # noise level below which "level" gives errors no more weight
 _SMALLEST = 1e-5  # least size of an error that is divided by, as in the release of DiffusionNFT
 
 

@@ -52,7 +52,7 @@ class Balance(TrainerCallback):
         self._control = Control(self._bounds.clone(), self._constrained.double())
         self._next = self._gains, self._control
 
-    def weigh(
+    def weight(
         self, method: MethodConfig, measured: tuple[Tensor, Tensor] | None, spreads: Tensor
     ) -> tuple[MethodConfig, dict[str, float]]:
         """Return the settings of this iteration, with static weights, and their metrics.

@@ -242,7 +242,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         credit, metrics = assign_credit(scores.values, self.terms, method)
         if self._balance is not None:
             spreads = torch.tensor([metrics[f"{role}/std"] for role in ROLES])
-            method, weights = self._balance.weigh(method, self._gains(scores), spreads)
+            method, weights = self._balance.weight(method, self._gains(scores), spreads)
             metrics |= weights
         own = credit.of(torch.tensor(batch.numbers))
         weights_at = steps_to_weigh_at(method.weighting, batch.trained, self.config.seed, batch.iteration, batch.keys)
