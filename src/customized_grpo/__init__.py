@@ -37,6 +37,7 @@ _EXPORTS = {
     "generate": "evaluation.generate",
     "group_advantages": "method",
     "load_config": "config.loading",
+    "register_objective": "method",
     "register_policy": "policies",
     "sars": "method",
     "shaped_advantages": "method",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         dance_step,
         flow_step,
         group_advantages,
+        register_objective,
         sars,
         shaped_advantages,
     )
@@ -104,6 +106,7 @@ __all__ = [
     "group_advantages",
     "load_config",
     "method",
+    "register_objective",
     "register_policy",
     "rewards",
     "sars",

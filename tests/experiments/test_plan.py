@@ -47,6 +47,15 @@ def test_rows_of_a_shipped_study_differ_in_the_method_alone(name: str) -> None:
         assert (config.evaluation.data.split == "train") == (name == "trials"), "held-out pairs are for the results"
 
 
+def test_rows_of_an_objective_differ_in_the_method_and_its_scale_alone() -> None:
+    runs = plan(load_study(Path(__file__).parents[2] / "recipes/studies/objectives.yaml"))
+    firsts = {run.config.method.objective: run.config for run in reversed(runs) if run.seed == 0}
+    assert set(firsts) == {"grpo", "awm", "nft"} and {run.seed for run in runs} == set(range(5))
+    for run in runs:
+        first, own = firsts[run.config.method.objective], {"method", "forward", "seed"}
+        assert all(getattr(run.config, key) == getattr(first, key) for key in Config.model_fields if key not in own)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -12,9 +12,11 @@ import tiny_flux2
 import torch
 from embedded import embedded
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from customized_grpo.config import Config, LoraConfig, PolicyConfig, RolloutConfig, TrainConfig, WindowConfig
 from customized_grpo.planning import make_plan, shapes
+from customized_grpo.planning.plan import objective_plans
 from customized_grpo.planning.shapes import Model, count, peak_bytes, shapes_of
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.pipelines import PipelinePolicy
@@ -97,6 +99,28 @@ def test_rollouts_and_transitions_are_exact(
     assert plan.device["training"]["transitions"] == sum(tensor.nbytes for tensor in tensors)
     assert plan.device["sampling"]["latents of the rollout"] == sum(b.nbytes + b.clean.nbytes for b in sampled)
     assert (plan.images, plan.sampling_evaluations, plan.training_evaluations) == (6, 30, 6 if window else 12)
+
+
+def test_objectives_have_the_evaluations_and_operations_of_real_ones(folders: dict[str, Path]) -> None:
+    config = config_of(folders, "flux-kontext", kernels="off", attention="math")
+    policy = built(config)
+    one, latents, sigma = conditions(policy), torch.zeros(1, *policy.latent_shape), torch.ones(1)
+    with FlopCounterMode(display=False) as counter:
+        velocity = policy.velocity(latents, sigma, one)
+    forward = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        velocity.square().mean().backward()
+    backward = counter.get_total_flops()
+    rollout, train = embedded(RolloutConfig, steps=5, group_size=6, pairs=2), embedded(TrainConfig, kl_weight=0.1)
+    whole = embedded(Config, policy=config, rollout=rollout, train=train)
+    plans = objective_plans(whole, accelerator=False)
+    assert {name: plan.training_evaluations for name, plan in plans.items()} == {"grpo": 48, "awm": 36, "nft": 36}
+    assert {name: plan.reference_evaluations for name, plan in plans.items()} == {"grpo": 48, "awm": 72, "nft": 72}
+    for plan in plans.values():
+        evaluations = plan.sampling_evaluations + plan.reference_evaluations + plan.training_evaluations
+        assert plan.flops == evaluations * forward + plan.training_evaluations * backward
+    awm = plans["awm"].device["training"]
+    assert awm["latents of the rollout"] == 12 * latents.nbytes and "transitions" not in awm
 
 
 def saved_bytes(policy: PipelinePolicy, compute: Callable[[], torch.Tensor]) -> int:

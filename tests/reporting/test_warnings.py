@@ -10,6 +10,7 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.reporting.collect import Series
 from customized_grpo.reporting.warnings import (
     clip_pinned,
+    coming_apart,
     competition,
     copy_paste,
     dead_groups,
@@ -99,6 +100,12 @@ def test_explosion_of_the_kl() -> None:
     assert found is not None and found.iteration in range(51, 58)
     assert kl_explosion(curve([1e-4] * 30 + [1.0] + [1e-4] * 30)) is None, "a jump that is over"
     assert kl_explosion(curve([2.0] * 20)) is not None, "high from the start"
+
+
+def test_a_policy_that_leaves_its_moving_average_is_coming_apart() -> None:
+    found = coming_apart(curve([1e-3] * 20 + [1e-3 * 2**i for i in range(8)]))
+    assert found is not None and found.iteration in range(22, 28) and "forward.pull" in found.remedy
+    assert coming_apart(curve([0.0] + [3e-3] * 20)) is None
 
 
 def test_pinned_clip_fraction() -> None:

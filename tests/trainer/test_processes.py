@@ -126,11 +126,13 @@ def configs(make_config: Make, photos_config: Make) -> dict[str, Config]:
     batch = MethodConfig(spread="batch")
     short = {**common, "iterations": 2, "checkpoint_every": 1}
     spread = make_config(layout="spread", ratio="guard", trained_fraction=0.6, **short)
+    nft = MethodConfig(objective="nft", weighting="constrained", keep={"prompt": 0.0}, base_images=1)
     return {
         "groups": make_config(**common),
         "spread": spread.model_copy(update={"method": batch}),
         # A process has other sizes than the other, and groups of two sizes in part.
         "sizes": photos_config(layout="spread", **short),
+        "forward": make_config(shared_noise=False, **short).model_copy(update={"method": nft}),
         "surgery": make_config(**short).model_copy(update={"method": MethodConfig(surgery="pcgrad", gamma_last=0.0)}),
     }
 
@@ -154,7 +156,7 @@ def together(configs: dict[str, Config], alone: Path, tmp_path_factory: pytest.T
     return folder
 
 
-@pytest.mark.parametrize("name", ["groups", "spread", "sizes", "surgery"])
+@pytest.mark.parametrize("name", ["groups", "spread", "sizes", "forward", "surgery"])
 def test_two_processes_learn_what_one_learns(alone: Path, together: Path, name: str) -> None:
     alike(alone / name, together / name)
 
@@ -201,6 +203,7 @@ def sharded(configs: dict[str, Config], full: Config, alone: Path, tmp_path_fact
     """Two processes with a transformer in shards; at the end one of them fails."""
     folder = tmp_path_factory.mktemp("sharded")
     runs = [planned(folder, "lora", configs["groups"], evaluated=True), planned(folder, "full", full)]
+    runs.insert(1, planned(folder, "forward", configs["forward"]))
     begun(alone / "groups", folder / "lora")
     code, message = launch(folder, "fsdp2.yaml", {"fail": str(folder / "failed"), "runs": runs})
     assert (folder / "failed").exists(), message[-3000:]
@@ -210,6 +213,7 @@ def sharded(configs: dict[str, Config], full: Config, alone: Path, tmp_path_fact
 def test_a_lora_on_shards_learns_what_it_learns_on_a_whole_transformer(alone: Path, sharded: Sharded) -> None:
     folder = sharded.folder
     alike(alone / "groups", folder / "lora")
+    alike(alone / "forward", folder / "forward")
     seen = [json.loads((folder / "lora" / f"process-{index}.json").read_text()) for index in (0, 1)]
     assert all(one["sharded"] for one in seen)
     assert seen[0]["here"] + seen[1]["here"] == seen[0]["weights"]

@@ -8,10 +8,13 @@ from __future__ import annotations
 from customized_grpo.config.kinds import KINDS, POLICIES, Kind
 from customized_grpo.config.section import ConfigError
 from customized_grpo.config.settings import (
+    BALANCES,
+    OBJECTIVES,
     VERSION,
     Config,
     DataConfig,
     EvaluationConfig,
+    ForwardConfig,
     LoraConfig,
     MethodConfig,
     PolicyConfig,
@@ -22,13 +25,16 @@ from customized_grpo.config.settings import (
 )
 
 __all__ = [
+    "BALANCES",
     "KINDS",
+    "OBJECTIVES",
     "POLICIES",
     "VERSION",
     "Config",
     "ConfigError",
     "DataConfig",
     "EvaluationConfig",
+    "ForwardConfig",
     "Kind",
     "LoraConfig",
     "MethodConfig",

@@ -13,16 +13,16 @@ from customized_grpo.config.section import ConfigError, Section, section_in
 from customized_grpo.config.settings import Config
 
 #: Sections whose settings may be given without naming the section.
-_SECTIONS = ("method", "rollout", "train", "evaluation")
+_SECTIONS = ("method", "forward", "rollout", "train", "evaluation")
 
 
 class CustomizedGRPOConfig(Config):
     """All settings of a training.
 
     Keyword arguments are the keys of a YAML recipe: a whole section (`train={"learning_rate": 2e-5}`), or a setting of
-    `method`, `rollout`, `train` or `evaluation` by its own name (`learning_rate=2e-5`). A name that two sections have,
-    such as `batch_size`, must be given by section. `policy`, `data` and `rewards` describe the objects that the trainer
-    gets, and are only used for those that it does not get.
+    `method`, `forward`, `rollout`, `train` or `evaluation` by its own name (`learning_rate=2e-5`). A name that two
+    sections have, such as `batch_size`, must be given by section. `policy`, `data` and `rewards` describe the objects
+    that the trainer gets, and are only used for those that it does not get.
 
     Args:
         output_dir: Folder of the run. None: a new folder in `runs`.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from customized_grpo.config.presets import preset_of
+from customized_grpo.config.presets import objective_defaults, preset_of
 from customized_grpo.config.reading import (
     Places,
     describe,
@@ -128,13 +128,13 @@ class _Layer:
     value: Any
     places: Places
 
-    @property
-    def policy(self) -> Any:
-        """Settings of the policy that it gives."""
+    def section(self, name: str) -> dict[str, Any]:
+        """Return the settings of a section that it gives."""
         value = self.value
         for part in reversed(self.location):
             value = {part: value}
-        return value.get("policy") if isinstance(value, dict) else None
+        found = value.get(name) if isinstance(value, dict) else None
+        return found if isinstance(found, dict) else {}
 
 
 def _file(path: Path) -> _Layer:
@@ -153,14 +153,21 @@ def _override(text: str) -> _Layer:
 
 def _model_of(layers: Iterable[_Layer]) -> dict[str, Any]:
     """Return `policy.kind` and `policy.path` where layers give them."""
-    policies = [layer.policy for layer in layers if isinstance(layer.policy, dict)]
+    policies = [layer.section("policy") for layer in layers]
     return {key: policy[key] for policy in policies for key in ("kind", "path") if key in policy}
+
+
+def _objective_of(layers: Iterable[_Layer]) -> dict[str, Any]:
+    """Return `method.objective` where layers give it."""
+    given = [layer.section("method") for layer in layers]
+    named = [method["objective"] for method in given if "objective" in method]
+    return {"objective": named[-1]} if named else {}
 
 
 def _resolve(layers: Sequence[_Layer], *, embedded: bool = False) -> Resolved:
     try:
-        base = Config.model_validate({"policy": _model_of(layers)})
-    except ValidationError:  # no such model, which is reported below
+        base = Config.model_validate({"policy": _model_of(layers), "method": _objective_of(layers)})
+    except ValidationError:  # no such model or objective, which is reported below
         base = Config()
     values: dict[str, Any] = base.model_dump(mode="json")
     places = _Places(layers)
@@ -172,6 +179,11 @@ def _resolve(layers: Sequence[_Layer], *, embedded: bool = False) -> Resolved:
         raise describe(error, Config, places.nearest) from None
     dumped, preset = config.model_dump(mode="json"), preset_of(config.policy)
     usual = {key: f"preset of {preset.model}" for key, value in preset.values.items() if _at(dumped, key) == value}
+    usual |= {
+        key: f"default of method.objective={config.method.objective}"
+        for key, value in objective_defaults(config.method).items()
+        if _at(dumped, key) == value
+    }
     if places.of(("evaluation", "data", "path")) is None:
         usual |= {f"evaluation.data.{key}": f"data.{key}" for key in ("path", "root")}
     found = {dotted(at): places.of(at) for at in _leaves(dumped, ())}

@@ -22,6 +22,18 @@ COMMON: Mapping[str, Any] = {
     "rollout.shift": None,  # the rule of the model's own scheduler
     "evaluation.steps": 25,  # the paper
 }
+#: Of every objective but GRPO, which trains on noised copies of sampled images; of some, other values.
+_FORWARD: Mapping[str, Any] = {
+    "rollout.shared_noise": False,  # deterministic steps from one noise would give one image
+    "train.updates": 1,  # AWM's on-policy setting; there is no ratio that corrects a second update
+    "method.advantage_clip": 1.0,  # AWM in Flow-Factory
+}
+_OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
+    "nft": {
+        "forward.pull": 0.0,  # the old policy is part of the objective
+        "forward.scale": "x0",  # DiffusionNFT
+    },
+}
 _OTHER = Preset("a class of your own", COMMON)
 
 #: The model where none is named.
@@ -43,6 +55,13 @@ def presets() -> Iterator[Preset]:
     for kind in KINDS.values():
         yield from map(_whole, kind.presets)
     yield _OTHER
+
+
+def objective_defaults(method: object) -> Mapping[str, Any]:
+    """Return the defaults of an objective for a `MethodConfig` or for the values to make one from."""
+    values = method if isinstance(method, Mapping) else getattr(method, "__dict__", {})
+    name = str(values.get("objective", "grpo"))
+    return {} if name == "grpo" else {**_FORWARD, **_OBJECTIVES.get(name, {})}
 
 
 def fill(values: Any, preset: Mapping[str, Any]) -> Any:

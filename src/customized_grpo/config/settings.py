@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from customized_grpo.config.kinds import KINDS, POLICIES
-from customized_grpo.config.presets import DEFAULT, KIND, PATH, fill, preset_of
+from customized_grpo.config.presets import DEFAULT, KIND, PATH, fill, objective_defaults, preset_of
 from customized_grpo.config.section import Location, PathOrText, Section, SizeOrAuto, TupleOrList
 
 #: Increased when a setting changes its name or meaning.
@@ -19,6 +19,13 @@ LARGEST_SIDE = 16384
 
 #: Side of a generated image in pixels.
 Side = Annotated[int, Field(ge=16, le=LARGEST_SIDE, multiple_of=8)]
+
+#: Built-in values of `method.objective`.
+OBJECTIVES = ("grpo", "awm", "nft")
+
+#: Values of `method.weighting` that depend on the gains so far, and on no denoising step.
+BALANCES = ("constrained", "adaptive")
+
 Weights = list[Annotated[float, Field(ge=0)]]
 
 
@@ -236,8 +243,14 @@ class RewardConfig(Section):
 
 
 class MethodConfig(Section):
-    """From scores to advantages: SARS, TDW and baselines."""
+    """From scores to advantages: SARS, TDW and baselines; and the objective."""
 
+    objective: str = Field(
+        "grpo",
+        description="Training objective: grpo (the paper's, on stochastic trajectories), awm or nft (on noised copies "
+        "of images that few deterministic steps sample); or your own function as package.module:function or "
+        "file.py:function. docs/method.md compares them.",
+    )
     shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = Field(
         "sars",
         description="Reward shaping term added to the weighted advantages: the paper's sars, none, or a baseline.",
@@ -246,10 +259,28 @@ class MethodConfig(Section):
     gamma_last: float | None = Field(
         None, ge=0, description="Weight of the shaping term at the last iteration, reached linearly. null: gamma."
     )
-    weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table"] = Field(
+    weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table", "constrained", "adaptive"] = Field(
         "tdw",
         description="Role weights by denoising step: tdw (the paper's), tdw-reversed, static (the same at all steps), "
-        "table (your own), or tdw-shuffled, an ablation whose weights are read at shuffled steps.",
+        "table (your own), or tdw-shuffled, an ablation whose weights are read at shuffled steps. Or by training so "
+        "far, the same at all steps: constrained (satisfies keep) or adaptive (balances the gains of both roles).",
+    )
+    keep: dict[Literal["identity", "prompt"], float] = Field(
+        {},
+        description="With weighting constrained: least relative gain over the untuned model by role. {prompt: 0}: as "
+        "much identity as possible with a prompt score not below the untuned model's; {identity: 0.1}: as much prompt "
+        "as possible with 10% more identity.",
+    )
+    pid: TupleOrList[tuple[float, float, float]] = Field(
+        (10.0, 1.0, 20.0),
+        description="Gains of the multipliers with weighting constrained: proportional, integral (per iteration) and "
+        "derivative, per unit of violation; see docs/method.md.",
+    )
+    base_images: int = Field(
+        2,
+        ge=1,
+        description="Images per group that the untuned model samples too, from the same noise, with weighting "
+        "constrained or adaptive.",
     )
     normalise: Literal["roles", "sum"] = Field(
         "roles",
@@ -282,14 +313,77 @@ class MethodConfig(Section):
         "second backward pass.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_objective(cls, values: Any) -> Any:
+        """Give keys that are not set the values of the objective."""
+        if not isinstance(values, dict):
+            return values
+        own = {
+            key.removeprefix("method."): value for key, value in objective_defaults(values).items() if "method." in key
+        }
+        return fill(values, own)
+
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
+        if ":" not in self.objective and self.objective not in OBJECTIVES:
+            from customized_grpo.method import OBJECTIVES as registered  # only here: it imports torch
+
+            if self.objective not in registered:
+                known = ", ".join(dict.fromkeys((*OBJECTIVES, *registered)))
+                yield ("objective",), f"should be {known}, or package.module:function, or file.py:function"
+        if (self.weighting == "constrained") != bool(self.keep):
+            need = "needs method.weighting=constrained; set it, or remove keep"
+            yield (
+                ("keep",),
+                need if self.keep else "is empty; with method.weighting=constrained give a role's least gain",
+            )
+        if min(self.pid) < 0:
+            yield ("pid",), "should be three numbers of at least 0"
+        if self.objective != "grpo" and self.surgery != "none":
+            yield ("surgery",), f"pcgrad needs method.objective=grpo, not {self.objective}; set one of them"
+        if self.objective != "grpo" and self.weighting == "tdw-shuffled":
+            yield ("weighting",), f"tdw-shuffled needs method.objective=grpo, not {self.objective}; use tdw"
         if self.weighting == "static" and self.identity_weight == self.prompt_weight == 0:
             yield ("identity_weight",), "is 0, and so is method.prompt_weight; increase one of them"
         if self.normalise == "sum" and (self.shaping, self.weighting) != ("none", "static"):
             yield ("normalise",), "sum needs method.shaping=none and method.weighting=static; set both, or use roles"
         if self.normalise == "sum" and self.surgery != "none":
             yield ("surgery",), "pcgrad needs one gradient per role; set method.normalise=roles, or use none"
+
+
+class ForwardConfig(Section):
+    """Objectives on noised copies of sampled images: `method.objective` awm, nft or your own."""
+
+    levels: int = Field(
+        3,
+        ge=1,
+        description="Noise levels that are trained per image, each inside another step of the rollout's schedule. The "
+        "last step is not trained.",
+    )
+    pull: float = Field(
+        0.3,
+        ge=0,
+        description="Weight of the squared distance of the velocity from that of the policy's moving average: the "
+        "trust region. 0: none.",
+    )
+    old_decay: float = Field(
+        0.7,
+        ge=0,
+        lt=1,
+        description="Decay per iteration of the policy's moving average, which pull, nft and your own function use. 0: "
+        "the policy of this iteration's start.",
+    )
+    scale: Literal["none", "level", "error", "x0"] = Field(
+        "none",
+        description="Normalisation of the squared error at each noise level: none, level (divided by the squared "
+        "level, so that gradients of all levels are of a like size), error (divided by its own size), or x0 (the same "
+        "for the clean latents' error, as in DiffusionNFT).",
+    )
+    beta: float = Field(
+        1.0, gt=0, description="Guidance strength of objective nft; a lower one moves the policy further."
+    )
+    options: dict[str, Any] = Field({}, description="Further arguments of an objective function of your own.")
 
 
 class WindowConfig(Section):
@@ -447,6 +541,7 @@ class Config(Section):
         description="Reward models used for training. At least one must have role identity and one role prompt.",
     )
     method: MethodConfig = MethodConfig()
+    forward: ForwardConfig = ForwardConfig()
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -455,7 +550,10 @@ class Config(Section):
     @classmethod
     def _fill_preset(cls, values: Any) -> Any:
         """Give keys that are not set the values of the model's preset."""
-        return fill(values, preset_of(values.get("policy", {})).values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        filled = fill(values, objective_defaults(values.get("method", {})))
+        return fill(filled, preset_of(values.get("policy", {})).values)
 
     @field_validator("evaluation")
     @classmethod
@@ -498,6 +596,33 @@ class Config(Section):
                 count, steps = len(getattr(self.method, key)), self.rollout.steps
                 if count != steps:
                     yield ("method", key), f"has {count} weights; give one for each of rollout.steps={steps}"
+        yield from self._objective_conflicts()
         names = [reward.name or reward.kind for reward in (*self.rewards, *self.evaluation.monitors)]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             yield ("rewards",), f"two rewards or monitors have the name {repeated!r}; give each its own name"
+
+    def _objective_conflicts(self) -> Iterator[tuple[Location, str]]:
+        """Yield (key, message) for each setting that does not fit the objective or the weighting."""
+        objective, rollout = self.method.objective, self.rollout
+        if self.method.weighting in BALANCES:
+            if rollout.layout != "groups":
+                yield ("rollout", "layout"), f"{rollout.layout} does not go with method.weighting; use groups"
+            if self.method.base_images > rollout.group_size:
+                yield ("method", "base_images"), f"is above rollout.group_size={rollout.group_size}; lower it"
+        if objective == "grpo":
+            return
+        if rollout.shared_noise:
+            yield (
+                ("rollout", "shared_noise"),
+                f"makes all images of a group the same, because method.objective={objective} samples by deterministic "
+                "steps; set it to false",
+            )
+        if rollout.window is not None:
+            yield ("rollout", "window"), f"needs method.objective=grpo, not {objective}; set one of them, or null"
+        if self.forward.levels > rollout.steps - 1:
+            yield (
+                ("forward", "levels"),
+                f"is above {rollout.steps - 1}, the number of rollout.steps={rollout.steps} but the last; lower it",
+            )
+        if self.forward.options and objective in OBJECTIVES:
+            yield ("forward", "options"), f"are only for a function of your own, not for {objective}; remove them"

@@ -46,6 +46,16 @@ _STAGES = {
     "seconds/scoring": ("scoring", ORANGE),
     "seconds/updating": ("updating", GREEN),
 }
+_WEIGHTS = {"weight/identity": ("identity", IDENTITY, "-"), "weight/prompt": ("prompt", PROMPT, "-")}
+_MULTIPLIERS = {
+    "multiplier/identity": ("multiplier, identity", IDENTITY, "--"),
+    "multiplier/prompt": ("multiplier, prompt", PROMPT, "--"),
+}
+_ERRORS = {
+    "error/early": ("noisiest third", BLUE, "-"),
+    "error/middle": ("middle", ORANGE, "-"),
+    "error/late": ("cleanest third", GREEN, "-"),
+}
 QUADRANTS = "Signs of the two advantages"  #: title of the panel of the four quadrants
 _SMOOTHED_FROM = 10  # records; fewer need no running mean
 _OTHER_COLORS = [color for color in PALETTE if color not in (IDENTITY, PROMPT)]
@@ -111,8 +121,11 @@ def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[P
         add("Rewards, one by one", rewards, _changes, rewards)
     if _complete(records, _QUADRANTS):
         add(QUADRANTS, _QUADRANTS, _quadrants)
+    add("Weights of the roles", [*_WEIGHTS, *_MULTIPLIERS], _lines, {**_WEIGHTS, **_MULTIPLIERS}, "weight, multiplier")
     add("Diversity in a group", ["diversity"], _line, "diversity", "rms difference of two images (%)", GREEN, 100)
     add("Distance from the reference policy", ["kl", "clip_fraction"], _distance)
+    add("Distance from the moving average", ["old_distance"], _line, "old_distance", "squared distance (%)", PINK, 100)
+    add("Error of the velocity", _ERRORS, _lines, _ERRORS, "mean squared error")
     add("Gradient norm", ["gradient_norm"], _gradient_norm)
     add("Learning rate", ["learning_rate"], _line, "learning_rate", "learning rate", INK)
     add("Time of an iteration", [*_STAGES, "seconds/total"], _seconds)
@@ -151,6 +164,17 @@ def _line(axes: Axes, records: Records, key: str, label: str, color: str, factor
     axes.set_ylabel(label)
     axes.set_ylim(0, 1.08 * factor * float(np.nanmax(ys)) or None)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+
+
+def _lines(axes: Axes, records: Records, shown: Mapping[str, tuple[str, str, str]], label: str) -> None:
+    """Plot metrics of one unit, key -> (label, color, style), where there are any."""
+    for key, (name, color, style) in shown.items():
+        xs, ys = _series(records, key)
+        if len(xs):
+            axes.plot(xs, ys, color=color, linestyle=style, marker=_marker(xs), markersize=5, label=name)
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    legend_above(axes)
 
 
 def _reward(axes: Axes, records: Records, role: str, color: str) -> None:

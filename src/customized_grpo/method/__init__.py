@@ -5,6 +5,8 @@
 - ``weighting``: TDW, the time-aware weights, its ablations, and the advantage of each trained step.
 - ``sampling``: noise levels; the dance, flow, CPS and Euler steps; their log-density and KL.
 - ``objective``: the clipped surrogate.
+- ``forward_process``: objectives that need no trajectories, AWM and DiffusionNFT.
+- ``balance``: role weights by constraints (dual ascent), or by the gradient of the hypervolume.
 - ``surgery``: PCGrad, of the two roles' gradients.
 """
 
@@ -13,6 +15,17 @@ from customized_grpo.method.advantages import (
     group_advantages,
     quadrant_shares,
     role_advantages,
+)
+from customized_grpo.method.balance import Control, dual_ascent, hypervolume_weights, lagrangian_weights
+from customized_grpo.method.forward_process import (
+    OBJECTIVES,
+    Objective,
+    awm_loss,
+    matching_error,
+    nft_loss,
+    noised,
+    register_objective,
+    velocity_distance,
 )
 from customized_grpo.method.objective import Surrogate, clipped_surrogate, guarded_log_ratio, guarded_loss
 from customized_grpo.method.sampling import (
@@ -42,6 +55,7 @@ from customized_grpo.method.shaping import (
 )
 from customized_grpo.method.surgery import project_conflicts
 from customized_grpo.method.weighting import (
+    at_places,
     shaped_advantages,
     static,
     step_weights,
@@ -50,18 +64,24 @@ from customized_grpo.method.weighting import (
 )
 
 __all__ = [
+    "OBJECTIVES",
     "SAMPLERS",
     "SHAPINGS",
+    "Control",
+    "Objective",
     "Shaping",
     "Step",
     "StepFunction",
     "Surrogate",
     "annealed",
+    "at_places",
+    "awm_loss",
     "bonus_alone",
     "clipped_surrogate",
     "cps_step",
     "dance_step",
     "degenerate_groups",
+    "dual_ascent",
     "euler_step",
     "flow_sigmas",
     "flow_step",
@@ -71,12 +91,18 @@ __all__ = [
     "guarded_log_ratio",
     "guarded_loss",
     "harmonic",
+    "hypervolume_weights",
+    "lagrangian_weights",
+    "matching_error",
     "maximum",
     "minimum",
+    "nft_loss",
+    "noised",
     "none",
     "product",
     "project_conflicts",
     "quadrant_shares",
+    "register_objective",
     "role_advantages",
     "sars",
     "shaped_advantages",
@@ -84,5 +110,6 @@ __all__ = [
     "step_weights",
     "tdw",
     "tdw_reversed",
+    "velocity_distance",
     "x0_estimate",
 ]

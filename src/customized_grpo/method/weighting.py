@@ -154,32 +154,47 @@ def shaped_advantages(
         bonus: (B,) shaping term.
         w_prompt: (T,) from :func:`step_weights`.
         w_identity: (T,) likewise.
-        steps: (B, S) int; ``steps[b, j]``, 0..T-1, is the denoising step whose weights sample b's
-            j-th trained transition has.
+        steps: (B, S); ``steps[b, j]``, 0..T-1, is the denoising step whose weights sample b's j-th
+            trained transition has. Floating-point numbers are places between steps (:func:`at_places`).
         clip: bound on the result's magnitude; ``math.inf`` for none.
 
     Returns:
         (B, S), aligned with ``steps``.
 
     Raises:
-        ValueError: if shapes disagree, ``steps`` is not integer or leaves 0..T-1, or clip <= 0.
+        ValueError: if shapes disagree, ``steps`` is of another type or leaves 0..T-1, or clip <= 0.
     """
     samples = steps.shape[0] if steps.ndim == 2 else -1
     if any(a.shape != (samples,) for a in (a_prompt, a_identity, bonus)):
         raise ValueError("need steps (B, S) and advantages and bonus (B,)")
     if w_prompt.ndim != 1 or w_prompt.shape != w_identity.shape:
         raise ValueError("need the two weights as (T,)")
-    if steps.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"steps must hold integers, not {steps.dtype}")
+    if steps.dtype not in (torch.int64, torch.int32, torch.float32, torch.float64):
+        raise ValueError(f"steps must hold integers or places between them, not {steps.dtype}")
     # A negative index would silently read the schedule from its end.
     if steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < len(w_prompt):
         raise ValueError(f"steps must lie in 0..{len(w_prompt) - 1}")
     if not clip > 0:
         raise ValueError(f"clip must be positive, not {clip}")
-    at = steps.long()
-    prompt = w_prompt.to(at.device)[at] * a_prompt[:, None]
-    identity = w_identity.to(at.device)[at] * a_identity[:, None]
+    prompt = at_places(w_prompt, steps) * a_prompt[:, None]
+    identity = at_places(w_identity, steps) * a_identity[:, None]
     return (prompt + identity + bonus[:, None]).clamp(-clip, clip)
+
+
+def at_places(values: Tensor, places: Tensor) -> Tensor:
+    """Values of a schedule at places between its steps, interpolated linearly.
+
+    Args:
+        values: (T,), one for each step or noise level.
+        places: any shape, in 0..T-1: t is the value of step t itself, t + 0.5 half-way to that of the next.
+
+    Returns:
+        As ``places``.
+    """
+    values = values.to(places.device)
+    before = places.long()
+    after = (before + 1).clamp(max=len(values) - 1)
+    return torch.lerp(values[before], values[after], (places - before).to(values))
 
 
 def _check_steps(steps: int) -> None:

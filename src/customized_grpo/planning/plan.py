@@ -16,6 +16,7 @@ activations of reward models: a rule of thumb, and the only one here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -24,8 +25,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from pydantic import ValidationError
 
-from customized_grpo.config import Config, PolicyConfig, RewardConfig
+from customized_grpo.config import BALANCES, OBJECTIVES, Config, PolicyConfig, RewardConfig
+from customized_grpo.config.presets import objective_defaults
 from customized_grpo.planning.shapes import Shapes, count, shapes_of
 from customized_grpo.rewards import KINDS, default_option, default_path
 from customized_grpo.trainer.conditioning import conditions_cached
@@ -64,6 +67,9 @@ class Plan:
         images: Images per iteration, over all processes.
         sampling_evaluations: Model evaluations per iteration to sample them, at most.
         training_evaluations: Model evaluations, forward and backward, per iteration.
+        reference_evaluations: Model evaluations forward per iteration to train, by the moving average and the untuned
+            model.
+        flops: Floating-point operations of the transformer per iteration, over all processes.
         downloads: Files to download.
         uncounted: Models whose memory is unknown, in words.
     """
@@ -77,6 +83,8 @@ class Plan:
     images: int
     sampling_evaluations: int
     training_evaluations: int
+    reference_evaluations: int
+    flops: int
     downloads: list[Download]
     uncounted: list[str]
 
@@ -105,11 +113,17 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
     policy, rollout, train = config.policy, config.rollout, config.train
     shapes = shapes_of(policy, references)
     scorers, uncounted = _scorers(config)
-    trained = trained_count(len(stochastic_steps(rollout, config.seed, 0)), train.trained_fraction)
+    if config.method.objective == "grpo":
+        trained = trained_count(len(stochastic_steps(rollout, config.seed, 0)), train.trained_fraction)
+    else:
+        trained = config.forward.levels
     weights = _weights(config, shapes, scorers)
     device = _device_memory(config, shapes, weights, trained, -(-rollout.pairs // processes))
     peak = max(sum(parts.values()) for parts in device.values())
     images, passes = rollout.pairs * rollout.group_size, 1 if policy.true_cfg == 1 else 2
+    untuned = rollout.pairs * config.method.base_images if config.method.weighting in BALANCES else 0
+    sampling, training = (images + untuned) * rollout.steps * passes, images * trained * passes
+    references = training * (int(_has_old(config)) + int(train.kl_weight > 0))
     models = {"transformer": shapes.transformer, **shapes.text_encoders, "vae": shapes.vae}
     return Plan(
         processes=processes,
@@ -122,11 +136,37 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
         host=_host_memory(config, shapes, weights) if accelerator else {},
         needed=peak + int(peak * _OVERHEAD_SHARE) + _OVERHEAD_BYTES if accelerator else peak,
         images=images,
-        sampling_evaluations=images * rollout.steps * passes,
-        training_evaluations=images * trained * passes,
+        sampling_evaluations=sampling,
+        training_evaluations=training,
+        reference_evaluations=references,
+        # `velocity` of one image makes all passes of guidance.
+        flops=((sampling + references) * shapes.forward_flops + training * shapes.training_flops) // passes,
         downloads=list(_downloads(policy, shapes, scorers)),
         uncounted=uncounted,
     )
+
+
+def objective_plans(config: Config, **arguments: Any) -> dict[str, Plan]:
+    """Return the run's plan with each built-in objective that goes with the other settings.
+
+    Settings in which an objective's defaults differ from those of GRPO have them. The arguments are `make_plan`'s.
+    """
+    plans = {}
+    for objective in OBJECTIVES:
+        values = config.model_dump(mode="json")
+        values["method"]["objective"] = objective
+        if objective != config.method.objective:
+            for key, value in objective_defaults({"objective": objective}).items():
+                section, _, name = key.partition(".")
+                values[section][name] = value
+        with suppress(ValidationError):
+            plans[objective] = make_plan(Config.model_validate(values), **arguments)
+    return plans
+
+
+def _has_old(config: Config) -> bool:
+    """Return whether a moving average of the policy is evaluated in training."""
+    return config.method.objective != "grpo" and (config.forward.pull > 0 or config.method.objective != "awm")
 
 
 def _weights(config: Config, shapes: Shapes, scorers: dict[str, _Scorer]) -> dict[str, int]:
@@ -140,7 +180,8 @@ def _weights(config: Config, shapes: Shapes, scorers: dict[str, _Scorer]) -> dic
         "LoRA": 0 if policy.lora is None else shapes.trained_bytes,
         # Two moments of each weight in its own precision, a float32 count of steps for each tensor.
         "optimiser state": 2 * shapes.trained_bytes + _FLOAT32 * shapes.trained_tensors,
-        "moving average": shapes.trained_bytes if config.train.ema > 0 else 0,
+        # The old policy's average, and a copy of the weights that it replaces for a moment.
+        "moving average": shapes.trained_bytes * (int(config.train.ema > 0) + 2 * int(_has_old(config))),
         "rewards": sum(one.parameters * one.width for one in scorers.values() if one.beside_policy),
         "text encoders": sum(encoders),
         "VAE": shapes.vae.bytes(width),
@@ -153,7 +194,8 @@ def _device_memory(
 ) -> dict[str, dict[str, int]]:
     """Return bytes on the device by phase and part, with `trained` steps per image and `pairs` groups per process."""
     policy, rollout, train = config.policy, config.rollout, config.train
-    images, means = pairs * rollout.group_size, int(train.ratio == "guard")
+    grpo = config.method.objective == "grpo"
+    images, means = pairs * rollout.group_size, int(train.ratio == "guard" and grpo)
     stochastic = len(stochastic_steps(rollout, config.seed, 0))
     # Sizes that adapt to free memory go down to one item if they must.
     batch = min(1 if rollout.batch_size == "auto" else rollout.batch_size, images)
@@ -162,10 +204,12 @@ def _device_memory(
     joined = pairs - (-images // batch) if pairs > 1 else 0
     cached = min(conditions_cached(config), pairs * train.iterations)
     # Latents before and after each trained step (neighbours share them), means if needed, log-densities; clean latents.
-    states = min(2 * trained, stochastic + 1) + means * trained + 1
-    latents = images * _FLOAT32 * (states * shapes.latent + trained)
+    states = min(2 * trained, stochastic + 1) + means * trained if grpo else 0
+    latents = images * _FLOAT32 * ((states + 1) * shapes.latent + (trained if grpo else 0))
     # Of each transition two latents, the mean if needed, and four numbers.
-    transitions = -(-images // min(train.updates, images)) * trained
+    transitions = -(-images // min(train.updates, images)) * trained if grpo else 0
+    # Of each noised image of a micro-batch its latents, target and old velocity.
+    noised = 0 if grpo else 3 * shapes.latent * _FLOAT32
     dequantised = shapes.largest_linear * _width(policy.dtype) if policy.quantise else 0
 
     elsewhere = {"text encoders": 0, "VAE": 0} if policy.offload else {}
@@ -192,7 +236,7 @@ def _device_memory(
             "transitions": transitions * _FLOAT32 * ((2 + means) * shapes.latent + 4),
             "gradients": shapes.trained_bytes,
             "untuned weights": weights["untuned weights"],  # loaded for the KL divergence
-            "activations": training_batch * (shapes.training + shapes.condition) + dequantised,
+            "activations": training_batch * (shapes.training + shapes.condition + noised) + dequantised,
         },
     }
     return {name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()}

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.reading import flow_yaml
-from customized_grpo.planning.plan import Plan, make_plan
+from customized_grpo.planning.plan import Plan, make_plan, objective_plans
 from customized_grpo.planning.remedies import nearest_that_fits
 
 
@@ -24,6 +24,7 @@ def plan_run(config: Config, console: Console, *, memory: str | None, processes:
     arguments: dict[str, Any] = {"processes": processes, "references": references, "accelerator": accelerator}
     plan = make_plan(config, **arguments)
     _show(config, plan, console)
+    _show_objectives(config, objective_plans(config, **arguments), console)
     need = f"{plan.needed / 1e9:.1f} GB at its peak, {plan.peak_phase}"
     if plan.needed <= have:
         console.print(f"It fits: {need}, of the {have / 1e9:.1f} GB of {name}.")
@@ -83,7 +84,9 @@ def _show(config: Config, plan: Plan, console: Console) -> None:
         console.print(f"Host memory of each process: {parts}")
     console.print(
         f"An iteration: {plan.images} images, {plan.sampling_evaluations:,} model evaluations forward to sample them, "
-        f"{plan.training_evaluations:,} forward and backward to train"
+        f"{plan.training_evaluations:,} forward and backward "
+        + (f"and {plan.reference_evaluations:,} forward " if plan.reference_evaluations else "")
+        + f"to train, {_flops(plan.flops)}"
         + (f", over {plan.processes} processes" if plan.processes > 1 else "")
     )
     for unknown in plan.uncounted:
@@ -91,6 +94,23 @@ def _show(config: Config, plan: Plan, console: Console) -> None:
     for one in plan.downloads:
         size = f", about {_gb(one.bytes)} GB" if one.bytes is not None else ""
         console.print(f"To download: {one.path} {one.files}{size}")
+
+
+def _show_objectives(config: Config, plans: dict[str, Plan], console: Console) -> None:
+    table = Table("objective", "forward", "forward and backward", "operations", "GB at its peak", title="An iteration")
+    for name, plan in plans.items():
+        table.add_row(
+            f"{name} (configured)" if name == config.method.objective else name,
+            f"{plan.sampling_evaluations + plan.reference_evaluations:,}",
+            f"{plan.training_evaluations:,}",
+            _flops(plan.flops),
+            _gb(plan.needed),
+        )
+    console.print(table)
+
+
+def _flops(count: int) -> str:
+    return f"{count / 1e15:,.4g} PFLOP" if count >= 1e15 else f"{count / 1e9:,.4g} GFLOP"
 
 
 def _gb(size: int) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from customized_grpo.config import ConfigError, PolicyConfig
 from customized_grpo.policies import build_policy
@@ -63,6 +64,8 @@ class Shapes:
         condition: Bytes of one pair's conditioning.
         forward: Bytes of activations of a forward pass for one image; likewise `training` (forward and backward),
             `encode` and `decode` (of the VAE), and `waiting` (activations that are offloaded to host memory).
+        forward_flops: Floating-point operations of a forward pass for one image; likewise `training_flops` (forward
+            and backward, with what gradient checkpointing repeats).
     """
 
     transformer: Model
@@ -79,6 +82,8 @@ class Shapes:
     encode: int
     decode: int
     waiting: int
+    forward_flops: int
+    training_flops: int
 
 
 def shapes_of(config: PolicyConfig, references: int) -> Shapes:
@@ -145,6 +150,8 @@ def _shapes(config_json: str, references: int) -> Shapes:
         encode=encode,
         decode=decode,
         waiting=waiting,
+        forward_flops=of_all_blocks(transformer, partial(_flops, forward)),
+        training_flops=of_all_blocks(transformer, partial(_flops, training)),
     )
 
 
@@ -234,6 +241,14 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     finally:
         functional.scaled_dot_product_attention = own
     return live.peak
+
+
+def _flops(compute: Callable[[], object]) -> int:
+    """Return the floating-point operations of products and attention inside `compute`, two per multiplication."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        compute()
+    return int(counter.get_total_flops())
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:

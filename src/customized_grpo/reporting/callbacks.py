@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.text import Text
 
+from customized_grpo.config import BALANCES
 from customized_grpo.evaluation import Evaluation, evaluation_grid
 from customized_grpo.figures.schedule import schedule
 from customized_grpo.reporting.collect import collect
@@ -37,10 +38,12 @@ class ReportCallback(TrainerCallback):
         if not trainer.is_main:
             return
         config, run = trainer.config, trainer.output_dir
-        sigmas = noise_levels(trainer.policy, config.rollout.steps, config.rollout.shift).cpu()
-        shuffled = config.method.weighting == "tdw-shuffled"
-        title = "read at shuffled positions, not at the step" if shuffled else None
-        schedule(run / "weights.png", *weights_of(config.method, config.rollout.steps), sigmas=sigmas[:-1], title=title)
+        if config.method.weighting not in BALANCES:
+            sigmas = noise_levels(trainer.policy, config.rollout.steps, config.rollout.shift).cpu()
+            shuffled = config.method.weighting == "tdw-shuffled"
+            title = "read at shuffled positions, not at the step" if shuffled else None
+            weights = weights_of(config.method, config.rollout.steps)
+            schedule(run / "weights.png", *weights, sigmas=sigmas[:-1], title=title)
         if trainer.base_evaluation is not None:
             self._store(trainer, 0, trainer.base_evaluation)
 

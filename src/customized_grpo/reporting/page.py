@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from customized_grpo.config import Config
+from customized_grpo.config import BALANCES, Config
 from customized_grpo.config.loading import dump_yaml
 from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.evaluation import axes_of, guards_of
@@ -164,8 +164,11 @@ def _label(run: Run, iteration: int) -> str:
     return "tuned" if run.finished and iteration == run.iterations else f"iteration {iteration}"
 
 
-def _weights(config: Config) -> tuple[str, Markup]:
+def _weights(config: Config) -> tuple[str, Markup] | None:
+    """Return the schedule of the weights; None where they follow the gains, as a panel of the curves shows."""
     rollout = config.rollout
+    if config.method.weighting in BALANCES:
+        return None
     prompt, identity = (weights.tolist() for weights in weights_of(config.method, rollout.steps))
     # Without rollout.shift the noise levels depend on the model, which is not loaded here.
     sigmas = None if rollout.shift is None else flow_sigmas(rollout.steps, rollout.shift)[:-1].tolist()
@@ -183,7 +186,7 @@ def _strips(frames: Sequence[tuple[Path, Any, str]]) -> Iterator[dict[str, Any]]
         shown: list[dict[str, Any] | None] = []
         for folder, stored, _ in frames:
             sample = next((one for one in stored.pairs if one.key == first.key), None)
-            source = _source(folder, sample.image) if sample else None
+            source = _source(folder, sample.file) if sample else None
             scores = (
                 [(name, v, _difference(v, first.scores.get(name))) for name, v in sample.scores.items()]
                 if sample

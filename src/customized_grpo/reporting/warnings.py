@@ -29,7 +29,7 @@ LEAST = 6  #: iterations below which a curve has no trend
 
 Kind = Literal[
     "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping", "not finite",
-    "not held out",
+    "moving average", "not held out",
 ]  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def find_warnings(config: Config, records: Records) -> list[Finding]:
         *(dead_groups(role, series(records, f"share/no_signal_{role}")) for role in ROLES),
         many_vetoes(series(records, "share/vetoed")),
         kl_explosion(series(records, "kl")),
+        coming_apart(series(records, "old_distance")),
         clip_pinned(series(records, "clip_fraction"), config.train.updates),
         not_held_out(config.data, config.evaluation.data),
     ]
@@ -189,15 +190,25 @@ def kl_explosion(kl: Series) -> Finding | None:
 
     By the mean of the last three iterations. Steady growth, even by the cube of the iteration, is not reported.
     """
-    if len(kl) < LEAST:
+    text = "The KL to the base model is {:.2g} nats per element; its median over the run is {:.2g}."
+    return _explosion("KL", kl, KL_LIMIT, text, "Lower train.learning_rate, or set train.kl_weight.")
+
+
+def coming_apart(distance: Series) -> Finding | None:
+    """Warn if the distance from the policy's moving average is above EXPLODED times its median."""
+    text = "The distance from the policy's moving average is {:.2g}; its median over the run is {:.2g}."
+    remedy = "Lower train.learning_rate, raise forward.pull, or set method.objective=nft."
+    return _explosion("moving average", distance, float("inf"), text, remedy)
+
+
+def _explosion(kind: Kind, curve: Series, limit: float, text: str, remedy: str) -> Finding | None:
+    if len(curve) < LEAST:
         return None
-    usual = median(value for _, value in kl)
-    bound = min(KL_LIMIT, EXPLODED * usual)
-    if (late := _mean(kl[-3:])) <= bound:
+    usual = median(value for _, value in curve)
+    bound = min(limit, EXPLODED * usual)
+    if (late := _mean(curve[-3:])) <= bound:
         return None
-    text = f"The KL to the base model is {late:.2g} nats per element; its median over the run is {usual:.2g}."
-    since = _since(kl, lambda value: value > bound, window=1)
-    return Finding("KL", text, since, "Lower train.learning_rate, or set train.kl_weight.")
+    return Finding(kind, text.format(late, usual), _since(curve, lambda value: value > bound, window=1), remedy)
 
 
 def _evaluated(rewards: Sequence[RewardConfig], role: str, records: Records) -> dict[str, Series]:

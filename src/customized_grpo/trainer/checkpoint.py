@@ -145,10 +145,11 @@ def load_checkpoint(
     tensors = load_file(folder / _TENSORS)
     for name, tensor in (further or {}).items():
         if name not in tensors:
-            raise CheckpointError(f"{folder}: has no moving average; set train.ema to 0, or start a new run")
+            key = "set train.ema to 0" if name.startswith("ema.") else "restore method.objective and method.weighting"
+            raise CheckpointError(f"{folder}: has no {name.split('.')[0]} state; {key}, or start a new run")
         tensor.copy_(like(tensors.pop(name), tensor))
     torch.set_rng_state(tensors.pop(_RNG))
-    entries = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
+    entries = {name: tensor for name, tensor in tensors.items() if name[0].isdigit()}  # others: no longer asked for
     restored = _unflatten(entries | state["optimizer"]["numbers"], list(policy.trainable().values()))
     optimizer.load_state_dict({"state": restored, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(state["iteration"])

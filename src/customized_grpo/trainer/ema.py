@@ -11,30 +11,29 @@ from torch import Tensor
 from customized_grpo.policies.exchange import undone
 from customized_grpo.protocols import Policy
 
-_PREFIX = "ema."
-
 
 class MovingAverage:
-    """Average weights as decay * average + (1 - decay) * weights per optimizer step, in float32.
+    """Average weights as decay * average + (1 - decay) * weights per update, in float32.
 
     Args:
         policy: Policy whose `trainable()` weights are averaged, beginning with the present ones.
-        decay: 0 to below 1; with 0 there is no average and the methods do nothing.
+        decay: 0 to below 1; with 0 it is the weights of the last update.
+        prefix: Begins the averages' names in a checkpoint.
     """
 
-    def __init__(self, policy: Policy, decay: float) -> None:
-        self._decay = decay
-        self._weights = policy.trainable() if decay > 0 else {}
+    def __init__(self, policy: Policy, decay: float, prefix: str = "ema.") -> None:
+        self._decay, self._prefix = decay, prefix
+        self._weights = policy.trainable()
         self._average = {name: weight.detach().float().clone() for name, weight in self._weights.items()}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The averages by their names in a checkpoint; filling them in place loads them."""
-        return {f"{_PREFIX}{name}": average for name, average in self._average.items()}
+        return {f"{self._prefix}{name}": average for name, average in self._average.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Include the present weights; call this after each optimizer step."""
+        """Include the present weights."""
         for name, weight in self._weights.items():
             self._average[name].lerp_(weight.float(), 1 - self._decay)
 

@@ -150,7 +150,8 @@ def sample_groups(
         shape = conditions[images[0]].latent_shape  # the same in a batch
         noise = partial(image_noise, policy, shape=shape)
         initial = torch.cat([noise(1, seed, "initial", iteration, *start) for start in starts])
-        steps = [noise(config.steps - 1, seed, "steps", iteration, *keys[i]) for i in images]
+        count = config.steps - 1 if stochastic else 0
+        steps = [noise(count, seed, "steps", iteration, *keys[i]) for i in images]
         alone = Conditions.join([conditions[i] for i in starts.values()])
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         shared = {id(conditions[i]): conditions[i] for i in images}  # one row for all images of a pair

@@ -11,30 +11,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.config import Config
+from customized_grpo.config import BALANCES, Config
 from customized_grpo.method import SAMPLERS
-from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy
+from customized_grpo.protocols import ROLES, Conditions, Pair, PairDataset, Policy
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.trainer.assembly import assemble
+from customized_grpo.trainer.balance import Balance, relative_gains, role_totals
 from customized_grpo.trainer.base import BaseTrainer
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.conditioning import ConditionCache, conditions_cached
 from customized_grpo.trainer.credit import Credit, assign_credit, method_at, steps_to_weigh_at
+from customized_grpo.trainer.forward import ForwardUpdater
 from customized_grpo.trainer.groups import Groups, group_diversity
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
 from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
-from customized_grpo.trainer.scoring import Scoring, why_stop
-from customized_grpo.trainer.update import (
-    Items,
-    Updater,
-    check_drift,
-    check_skipped,
-    mean_of_updates,
-    sample_trained_steps,
-)
-from customized_grpo.trainer.windows import stochastic_steps
+from customized_grpo.trainer.scoring import Scoring, score_images, why_stop
+from customized_grpo.trainer.update import Updater, check_drift, check_skipped, mean_of_updates
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,8 @@ class Batch:
 
     `groups` are the dataset indices of all processes' groups, `numbers` those of this process's images among all
     groups * G. In their order are the images' `pairs`, `keys` (pair key, number within the pair), `conditions` (one row
-    each) and trained steps `trained` (images, S). `stochastic` are the stochastic denoising steps.
+    each) and trained steps `trained` (images, S), or places of trained noise levels. `stochastic` are the stochastic
+    denoising steps.
     """
 
     iteration: int
@@ -135,16 +130,9 @@ class CustomizedGRPOTrainer(BaseTrainer):
         super().__init__(parts)
         config, rollout = self.config, self.config.rollout
         self.sigmas = noise_levels(self.policy, rollout.steps, rollout.shift)
-        self._updater = Updater(
-            self.policy,
-            self.optimizer,
-            config.train,
-            SAMPLERS[rollout.sampler],
-            rollout.eta,
-            self.processes,
-            before_step=lambda: self._stopping.forbid(),
-            after_step=lambda: self._fire("on_optimizer_step"),
-        )
+        self._updater = self._make_updater()
+        self._balance = Balance(config.method) if config.method.weighting in BALANCES else None
+        self.callbacks[:0] = [*self._updater.callbacks(), *([] if self._balance is None else [self._balance])]
         self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
         self._encoder = ConditionCache(self.policy, conditions_cached(config))
         self._sized = False
@@ -173,8 +161,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         keys = [(pair.key, number) for pair, number in zip(pairs, in_pair, strict=True)]
         with self._profiler("encode"):
             conditions = self.encode(pairs)
-        stochastic = stochastic_steps(rollout, seed, iteration)
-        trained = sample_trained_steps(stochastic, self.config.train.trained_fraction, seed, iteration, keys)
+        stochastic = self._updater.stochastic(rollout, seed, iteration)
+        trained = self._updater.trained(stochastic, seed, iteration, keys)
         return Batch(iteration, groups, numbers, pairs, keys, conditions, stochastic, trained)
 
     def encode(self, pairs: Sequence[Pair]) -> list[Conditions]:
@@ -182,7 +170,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         return [self._encoder(pair) for pair in pairs]
 
     def sample(self, batch: Batch) -> Rollouts:
-        """Sample every image of the batch by stochastic steps, decode it, and submit it for scoring."""
+        """Sample every image of the batch by the objective's steps, decode it, and submit it for scoring."""
         self._measure_sizes(batch)
         rollout = self.config.rollout
         overlap = self.policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
@@ -198,7 +186,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
             batch.stochastic,
             seed=self.config.seed,
             iteration=batch.iteration,
-            trained=batch.trained,
+            trained=self._updater.stored(batch.trained),
             means=self.config.train.ratio == "guard",
             size=self._rollout_size,
             rounds=self._updater.rounds,
@@ -252,6 +240,10 @@ class CustomizedGRPOTrainer(BaseTrainer):
         batch, steps = scores.batch, self.config.rollout.steps
         method = method_at(self.config.method, batch.iteration, self.iterations)
         credit, metrics = assign_credit(scores.values, self.terms, method)
+        if self._balance is not None:
+            spreads = torch.tensor([metrics[f"{role}/std"] for role in ROLES])
+            method, weights = self._balance.weight(method, self._gains(scores), spreads)
+            metrics |= weights
         own = credit.of(torch.tensor(batch.numbers))
         weights_at = steps_to_weigh_at(method.weighting, batch.trained, self.config.seed, batch.iteration, batch.keys)
         trained = own.objectives_at(method, steps, weights_at)
@@ -259,7 +251,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         return Advantages(credit, trained, mean, own.valid, metrics)
 
     def update(self, rollouts: Rollouts, advantages: Advantages) -> dict[str, float]:
-        """Take the iteration's optimizer steps on the clipped surrogate. Returns their metrics.
+        """Take the iteration's optimizer steps on the objective's loss. Returns their metrics.
 
         Raises:
             DivergenceError: Too many updates in a row had no finite gradient, or the policy has drifted too far.
@@ -277,10 +269,10 @@ class CustomizedGRPOTrainer(BaseTrainer):
             for numbers in images_of_updates(total, tuning.updates, self.config.seed, batch.iteration):
                 rows = {place[number] for number in numbers if number in place} - excluded
                 items = [
-                    Items.chosen(part, rows, batch.trained, advantages.trained, self.sigmas)
+                    self._updater.items(part, rows, batch.trained, advantages.trained, self.sigmas)
                     for part in rollouts.trajectories
                 ]
-                idle = Items.idle(rollouts.trajectories, self.sigmas)
+                idle = self._updater.idle(rollouts.trajectories, self.sigmas)
                 updates.append(self._updater.update(items, self.sigmas[1], idle))
                 check_skipped(self._updater.skipped, tuning.max_skipped, batch.iteration + 1, self.output_dir)
         with self._profiler("probe"):
@@ -288,6 +280,49 @@ class CustomizedGRPOTrainer(BaseTrainer):
         metrics = self.processes.mean(probed, count) | mean_of_updates(updates)
         check_drift(metrics["drift"], tuning.max_drift, batch.iteration + 1, self.output_dir)
         return metrics | {"learning_rate": rate}
+
+    def _make_updater(self) -> Updater:
+        """Return the objective: GRPO's on trajectories, or one on noised copies of sampled images."""
+        config, rollout = self.config, self.config.rollout
+        hooks = {
+            "before_step": lambda: self._stopping.forbid(),
+            "after_step": lambda: self._fire("on_optimizer_step"),
+        }
+        if config.method.objective != "grpo":
+            return ForwardUpdater(self.policy, self.optimizer, config, self.processes, **hooks)
+        step = SAMPLERS[rollout.sampler]
+        return Updater(self.policy, self.optimizer, config.train, step, rollout.eta, self.processes, **hooks)
+
+    def _gains(self, scores: Scores) -> tuple[Tensor, Tensor] | None:
+        """Compare some images of each group with those that the untuned model samples from the same noise."""
+        batch, rollout = scores.batch, self.config.rollout
+        chosen = [i for i, n in enumerate(batch.numbers) if n % rollout.group_size < self.config.method.base_images]
+        found: dict[str, list[Tensor]] = {term.name: [] for term in self.terms}
+        images: list[int] = []
+        with self._profiler("sample"), self.policy.reference():
+            for part in sample_groups(
+                self.policy,
+                [batch.conditions[i] for i in chosen],
+                [batch.keys[i] for i in chosen],
+                rollout,
+                self.sigmas,
+                batch.stochastic,
+                seed=self.config.seed,
+                iteration=batch.iteration,
+                trained=batch.trained[chosen][:, :0].long(),
+                size=self._rollout_size,
+                rounds=self._updater.rounds,
+            ):
+                own = [chosen[i] for i in part.images.tolist()]
+                images += own
+                pairs = [batch.pairs[i] for i in own]
+                untuned = score_images([term.reward for term in self.terms], self._decode(part.clean), pairs)
+                for name, values in untuned.scores.items():
+                    found[name].append(values)
+        numbers = torch.tensor([batch.numbers[i] for i in images])
+        tuned = role_totals(self.terms, {name: values.flatten()[numbers] for name, values in scores.values.items()})
+        base = role_totals(self.terms, {name: torch.cat(values) for name, values in found.items()})
+        return relative_gains(tuned, base, self.processes.sum)
 
     def _describe_images(self, rollouts: Rollouts, scores: Scores, advantages: Advantages) -> dict[str, float]:
         """Return metrics of the images; store the iteration's groups for callbacks if an evaluation is due."""

@@ -1,4 +1,4 @@
-"""Policy updates: the clipped surrogate over (image, denoising step) items, in micro-batches."""
+"""Policy updates: an objective's loss over items in micro-batches, and GRPO's, the clipped surrogate."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from customized_grpo.config import TrainConfig
+from customized_grpo.config import RolloutConfig, TrainConfig
 from customized_grpo.method import Step, StepFunction, clipped_surrogate, gaussian_kl, guarded_log_ratio, guarded_loss
 from customized_grpo.policies.sharding import local
 from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.memory import BatchSize
 from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories, velocity_once
+from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.noise import generator
 
-_PROBED = 8  # images on which KL and drift are measured
+PROBED = 8  # images on which KL and drift are measured
 
 
 class DivergenceError(ValueError):
@@ -30,7 +32,23 @@ class DivergenceError(ValueError):
 
 
 @dataclass(frozen=True)
-class Items:
+class ItemBatch:
+    """N items to train; every tensor of a subclass is (N, ...)."""
+
+    advantages: Tensor
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Yield micro-batches of at most `size` items."""
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        for start in range(0, len(self), size):
+            yield replace(self, **{name: value[start : start + size] for name, value in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Items(ItemBatch):
     """N transitions of equal shapes to evaluate under the present policy.
 
     `latents` and `next_latents` (N, ...) are the states before and after the step, `sigma` and `sigma_next` (N,) its
@@ -46,13 +64,9 @@ class Items:
     sigma_next: Tensor
     mean: Tensor | None
     log_density: Tensor
-    advantages: Tensor
     conditions: Conditions
     condition_rows: Tensor
     same: Tensor
-
-    def __len__(self) -> int:
-        return len(self.latents)
 
     @staticmethod
     def of(batch: Trajectories, rows: Tensor, steps: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
@@ -60,13 +74,13 @@ class Items:
         stored = (batch.steps[rows] == steps[:, None]).int().argmax(1)
         before = batch.places[rows, stored]
         return Items(
+            advantages.to(batch.latents.device),
             batch.latents[rows, before],
             batch.latents[rows, before + 1],
             sigmas[steps],
             sigmas[steps + 1],
             None if batch.mean is None else batch.mean[rows, stored],
             batch.log_density[rows, stored],
-            advantages.to(batch.latents.device),
             batch.conditions,
             batch.condition_rows[rows],
             torch.where(steps == batch.first, batch.starts[rows], len(batch) + torch.arange(len(rows))),
@@ -90,12 +104,6 @@ class Items:
         steps, order = trained[which].flatten().sort(stable=True)
         rows = rows.repeat_interleave(trained.shape[1])[order]
         return Items.of(batch, rows, steps, advantages[which].flatten(0, 1)[order], sigmas)
-
-    def split(self, size: int) -> Iterator[Items]:
-        """Yield micro-batches of at most `size` items."""
-        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        for start in range(0, len(self), size):
-            yield replace(self, **{name: value[start : start + size] for name, value in tensors.items()})
 
 
 def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor]:
@@ -157,13 +165,20 @@ def mean_of_updates(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 class Updater:
-    """Takes optimizer steps on the clipped surrogate, and measures them.
+    """GRPO: stochastic steps are trained on the clipped surrogate. Takes optimizer steps, and measures them.
+
+    Another objective is a subclass: it defines what is trained of an image (`trained`, `stored`), the items of it
+    (`items`, `idle`, `example`), their loss (`losses`), and how far the policy is from the reference (`probe`).
 
     Attributes:
         skipped: Updates in a row that were skipped.
         on_policy: Whether the weights are still those that sampled the present rollouts; set by the caller after
             sampling.
+        replays: Whether items have stored log-densities, so that `replay_error` is measured.
+        measures: Names of the means over items that `losses` measures.
     """
+
+    replays = True
 
     def __init__(
         self,
@@ -183,23 +198,22 @@ class Updater:
         self.size = BatchSize("train.batch_size", config.batch_size, recovers=not optimizer.together)
         self.skipped = 0
         self.on_policy = True
+        self.measures: tuple[str, ...] = ("clip_fraction", "kl") if config.kl_weight > 0 else ("clip_fraction",)
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Return callbacks that hold state of the objective."""
+        return []
 
     def rounds(self, own: int) -> int:
         """Return how many batches to process given this process's number: with a sharded model, as many as any."""
         return self.processes.most(own) if self.optimizer.together else own
 
     def measure_size(self, condition: Conditions, sigmas: Tensor, most: int) -> None:
-        """Set the size of micro-batches, if it is "auto", by what one transition of the largest size needs.
+        """Set the size of micro-batches, if it is "auto", by what one item of the largest size needs.
 
         It is at most `most`.
         """
-        condition = replace(condition, latent_shape=self.policy.latent_shape)
-        latents = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
-        zero = torch.zeros(1, device=self.policy.device)
-        mean = latents if self.config.ratio == "guard" else None
-        first = torch.zeros(1, dtype=torch.long)
-        advantages = zero.expand(self.optimizer.objectives)[None]
-        one = Items(latents, latents, sigmas[:1], sigmas[1:2], mean, zero, advantages, condition, first, first)
+        one = self.example(replace(condition, latent_shape=self.policy.latent_shape), sigmas)
 
         def probe() -> None:
             self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)
@@ -209,7 +223,38 @@ class Updater:
         self.size.measure(self.policy.device, probe, most=most, kept=gradients, later=later, agree=self.processes.least)
         self.optimizer.clear()
 
-    def update(self, groups: list[Items], sigma_max: Tensor, idle: Items | None = None) -> dict[str, float]:
+    def stochastic(self, rollout: RolloutConfig, seed: int, iteration: int) -> range:
+        """Return the stochastic steps that the iteration's images are sampled with."""
+        return stochastic_steps(rollout, seed, iteration)
+
+    def trained(self, stochastic: range, seed: int, iteration: int, images: Sequence[tuple[str, int]]) -> Tensor:
+        """Return what is trained of each image, (images, S), as places in the schedule: denoising steps."""
+        return sample_trained_steps(stochastic, self.config.trained_fraction, seed, iteration, images)
+
+    def stored(self, trained: Tensor) -> Tensor:
+        """Return the steps whose transitions sampling has to store, (images, S')."""
+        return trained
+
+    def items(
+        self, batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor
+    ) -> ItemBatch:
+        """Return the items to train of the batch's images among `images`; see `Items.chosen`."""
+        return Items.chosen(batch, images, trained, advantages, sigmas)
+
+    def idle(self, batches: Sequence[Trajectories], sigmas: Tensor) -> ItemBatch:
+        """Return an item that may be processed without effect."""
+        return Items.idle(batches, sigmas)
+
+    def example(self, condition: Conditions, sigmas: Tensor) -> ItemBatch:
+        """Return an item of zeros with this conditioning, to measure what one needs."""
+        latents = torch.zeros(1, *self.policy.latent_shape, device=self.policy.device)
+        zero = torch.zeros(1, device=self.policy.device)
+        mean = latents if self.config.ratio == "guard" else None
+        first = torch.zeros(1, dtype=torch.long)
+        advantages = zero.expand(self.optimizer.objectives)[None]
+        return Items(advantages, latents, latents, sigmas[:1], sigmas[1:2], mean, zero, condition, first, first)
+
+    def update(self, groups: Sequence[ItemBatch], sigma_max: Tensor, idle: ItemBatch | None = None) -> dict[str, float]:
         """Take one optimizer step on the mean over all items of all processes, and return its metrics.
 
         There is no step without items, nor where the gradient is not finite. If memory runs out, the update starts
@@ -217,9 +262,8 @@ class Updater:
         """
         total = self.processes.sum(torch.tensor(float(sum(map(len, groups))), device=self.policy.device))
         if not float(total):
-            measured = {"kl": 0.0} if self.config.kl_weight > 0 else {}
-            zeros = {"loss": 0.0, "clip_fraction": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **measured}
-            return zeros | ({"replay_error": 0.0} if self.on_policy else {})
+            zeros = {"loss": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **dict.fromkeys(self.measures, 0.0)}
+            return zeros | ({"replay_error": 0.0} if self.replays and self.on_policy else {})
         most = max(map(len, groups), default=1)
         sums, error = self.size.anew(most, lambda size: self._accumulate(groups, size, total, sigma_max, idle))
         self._before_step()
@@ -231,46 +275,58 @@ class Updater:
         errors = torch.zeros(self.processes.count, device=sums.device)  # one per process, in the same message
         errors[self.processes.index] = error
         numbers = self.processes.sum(torch.cat([sums, errors])).tolist()
-        (loss, clipped, kl, measured_kl), found = numbers[: len(sums)], numbers[len(sums) :]
-        replayed = {"replay_error": max(found)} if self.on_policy else {}
+        (loss, *measured), found = numbers[: len(sums)], numbers[len(sums) :]
+        replayed = {"replay_error": max(found)} if self.replays and self.on_policy else {}
         self.on_policy = self.on_policy and not taken
+        means = zip(self.measures, measured[::2], measured[1::2], strict=True)
         return {
             "loss": loss / float(total),
-            "clip_fraction": clipped / float(total),
             "gradient_norm": norm,
             "share/skipped": float(not taken),
             **replayed,
-            **({"kl": kl / measured_kl} if measured_kl else {}),
+            **{name: value / count for name, value, count in means if count},
         }
 
     def _accumulate(
-        self, groups: list[Items], size: int, total: Tensor, sigma_max: Tensor, idle: Items | None
+        self, groups: Sequence[ItemBatch], size: int, total: Tensor, sigma_max: Tensor, idle: ItemBatch | None
     ) -> tuple[Tensor, float]:
         """Accumulate the gradients of this process's items, by micro-batches of `size`.
 
-        Returns sums (4,) of loss, clipped items, KL and items whose KL was measured; and the largest difference between
-        a log-density and the one stored when sampling.
+        Returns the sum of losses, then sum and count of each of `measures`; and the largest difference between a
+        log-density and the one stored when sampling.
         """
         device = self.policy.device
         self.optimizer.clear()
         calls = sum(-(-len(group) // size) for group in groups)
         waits = self.rounds(calls) - calls
-        sums = torch.zeros(4, device=device)
+        sums = torch.zeros(1 + 2 * len(self.measures), device=device)
         error = torch.zeros((), device=device)
         micros = (part for group in groups for part in group.split(size))
         for micro in itertools.chain(micros, () if idle is None else itertools.repeat(idle, waits)):
             counts = float(micro is not idle)
-            mean, std, log_density = replay(self.policy, micro, self.step, self.eta, sigma_max)
-            losses, clipped = self._surrogates(micro, mean, std, log_density)
-            if self.config.kl_weight > 0:
-                divergence = gaussian_kl(mean, self._reference_mean(micro, sigma_max), std)
-                losses = losses + self.config.kl_weight * divergence.sum() / len(losses)
-                measured = torch.stack([divergence.sum().detach(), torch.tensor(float(len(micro)), device=device)])
-                sums[2:] += counts * measured
+            losses, measured, difference = self.losses(micro, sigma_max)
             self.optimizer.backward(*(losses / total * counts))
-            sums[:2] += counts * torch.stack([losses.detach().sum(), clipped])
-            error = torch.maximum(error, counts * (log_density.detach() - micro.log_density).abs().max())
+            sums += counts * torch.cat([losses.detach().sum()[None], measured.flatten()])
+            error = torch.maximum(error, counts * difference)
         return sums, float(error)
+
+    def losses(self, items: Any, sigma_max: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss of items, and measure it.
+
+        Returns:
+            The loss per objective, summed over items, (objectives,); sum and count of each of `measures`, (measures,
+            2); the largest difference between a log-density and the one stored when sampling.
+        """
+        mean, std, log_density = replay(self.policy, items, self.step, self.eta, sigma_max)
+        losses, clipped = self._surrogates(items, mean, std, log_density)
+        count = torch.tensor(float(len(items)), device=clipped.device)
+        measured = [clipped, count]
+        if self.config.kl_weight > 0:
+            divergence = gaussian_kl(mean, self._reference_mean(items, sigma_max), std)
+            losses = losses + self.config.kl_weight * divergence.sum() / len(losses)
+            measured += [divergence.sum().detach(), count]
+        difference = (log_density.detach() - items.log_density).abs().max()
+        return losses, torch.stack(measured), difference
 
     def _surrogates(self, items: Items, mean: Tensor, std: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss per objective, summed over items, (objectives,), and the number of clipped items.
@@ -305,7 +361,7 @@ class Updater:
         """
         batch, finite = _first_finite(batches)
         every = finite if len(finite) else torch.zeros(1, dtype=torch.long)  # a sharded model is called by all
-        rows = every[torch.linspace(0, len(every) - 1, min(len(every), _PROBED)).round().long()]
+        rows = every[torch.linspace(0, len(every) - 1, min(len(every), PROBED)).round().long()]
         steps = trained[batch.images[rows], 0]
         items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
         mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])

@@ -1,0 +1,235 @@
+"""Training on noised copies of sampled images: what is sampled, resumed, split and refused; weights by purpose."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from embedded import embedded
+from running import make_trainer, metrics_of, run_training, same, tensors_of
+from test_update import failing
+
+from customized_grpo.config import Config, ConfigError, ForwardConfig, MethodConfig
+from customized_grpo.config.loading import load_config
+from customized_grpo.method import at_places, awm_loss, noised
+from customized_grpo.protocols import Policy
+from customized_grpo.trainer.forward import ForwardUpdater
+from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+
+Make = Callable[..., Config]
+
+
+def forward(
+    make: Make,
+    objective: str = "awm",
+    *,
+    method: dict[str, Any] | None = None,
+    given: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Config:
+    """The small configuration with an objective on two noise levels per image."""
+    config = make(**{"shared_noise": False, "updates": 1, **changes})
+    section = MethodConfig(objective=objective, **(method or {}))
+    return embedded(
+        Config, **{**vars(config), "method": section, "forward": ForwardConfig(**{"levels": 2, **(given or {})})}
+    )
+
+
+def sampled(config: Config, policy: Policy, run: Path) -> tuple[CustomizedGRPOTrainer, Any, Any]:
+    """A trainer, the rollouts of its first iteration, and their advantages."""
+    trainer = make_trainer(config, run, policy=policy)
+    rollouts = trainer.sample(trainer.make_batch())
+    return trainer, rollouts, trainer.compute_advantages(trainer.compute_rewards(rollouts))
+
+
+def test_only_clean_latents_are_stored_and_levels_lie_inside_the_steps(
+    policy: Policy, make_config: Make, tmp_path: Path
+) -> None:
+    trainer, rollouts, advantages = sampled(forward(make_config, steps=5), policy, tmp_path)
+    assert sum(part.nbytes for part in rollouts.trajectories) == 0
+    places = rollouts.batch.trained
+    assert places.shape == (9, 2) and bool((places >= 0).all() and (places < 4).all())
+    assert bool((places[:, 0].floor() < places[:, 1].floor()).all()), "each in a step of its own"
+    # Each level's advantage has TDW's weights of its own place.
+    w_prompt = at_places(torch.tensor([0.7, 0.7, 0.5, 0.3, 0.3]), places)
+    assert w_prompt.shape == advantages.trained.shape
+    credit = advantages.credit
+    one = credit.of(torch.arange(9))
+    from customized_grpo.trainer.credit import weights_of
+
+    w_prompt, w_identity = (at_places(weights, places) for weights in weights_of(trainer.config.method, 5))
+    expected = w_prompt * one.advantages["prompt"][:, None] + w_identity * one.advantages["identity"][:, None]
+    expected = (expected + one.bonus[:, None]).clamp(-1, 1)
+    torch.testing.assert_close(advantages.trained, expected)
+
+
+def gradient_of(config: Config, policy: Policy, run: Path) -> tuple[torch.Tensor, dict[str, float]]:
+    """Gradient before clipping, and metrics, of the first update."""
+    trainer, rollouts, advantages = sampled(config, policy, run)
+    found: list[torch.Tensor] = []
+    weights = list(policy.trainable().values())
+    step = trainer.optimizer.step
+
+    def watched() -> float:
+        found.append(torch.cat([weight.grad.flatten().clone() for weight in weights if weight.grad is not None]))
+        return step()
+
+    trainer.optimizer.step = watched  # type: ignore[method-assign]
+    before = [weight.detach().clone() for weight in weights]
+    metrics = trainer.update(rollouts, advantages)
+    with torch.no_grad():
+        for weight, old in zip(weights, before, strict=True):
+            weight.copy_(old)
+    return found[0], metrics
+
+
+def test_the_gradient_is_that_of_the_objective_on_all_items_at_once(
+    policy: Policy, make_config: Make, tmp_path: Path
+) -> None:
+    config = forward(make_config, batch_size=4, max_gradient_norm=1e9)
+    found, metrics = gradient_of(config, policy, tmp_path)
+    trainer, rollouts, advantages = sampled(config, policy, tmp_path)
+    updater = trainer._updater
+    assert isinstance(updater, ForwardUpdater)
+    total = torch.zeros(())
+    for part in rollouts.trajectories:
+        items = updater.items(part, set(range(9)), rollouts.batch.trained, advantages.trained, trainer.sigmas)
+        clean, noise = items.latents_and_noise()
+        velocity = policy.velocity(
+            noised(clean, noise, items.sigma), items.sigma, items.conditions.select(items.condition_rows)
+        )
+        total = (
+            total
+            + awm_loss(velocity=velocity, target=noise - clean, sigma=items.sigma, advantages=items.advantages).sum()
+        )
+    weights = list(policy.trainable().values())
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total / 18, weights, materialize_grads=True)])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    assert metrics["loss"] == pytest.approx(float(total.detach()) / 18, rel=1e-4)
+    assert metrics["old_distance"] == 0, "the moving average begins at the policy"
+
+
+def test_memory_that_runs_out_halves_the_micro_batches(
+    policy: Policy, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = forward(make_config, "nft", given={"pull": 0.1}, batch_size=6, kl_weight=0.1, max_gradient_norm=1e9)
+    expected, whole = gradient_of(config, policy, tmp_path)
+    calls = 2 * config.rollout.steps  # of sampling
+    monkeypatch.setattr(policy, "velocity", failing(policy.velocity, calls + 5, "gpu"))
+    found, metrics = gradient_of(config, policy, tmp_path)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    assert metrics == pytest.approx(whole, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        ("nft", {"weighting": "constrained", "keep": {"prompt": 0.0}}),
+        ("awm", {"weighting": "adaptive"}),
+        ("grpo", {"weighting": "adaptive"}),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    make_config: Make, tmp_path: Path, objective: str, method: dict[str, Any]
+) -> None:
+    config = forward(make_config, objective, method={"base_images": 1, **method}, iterations=4)
+    run_training(config, tmp_path / "run")
+    whole, records = tensors_of(tmp_path / "run"), metrics_of(tmp_path / "run")
+    assert any(":balance.gains" in name for name in whole)
+    assert any(":old." in name for name in whole) == (objective != "grpo")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "000004")
+    run_training(config, tmp_path / "run")
+    assert same(tensors_of(tmp_path / "run"), whole) and metrics_of(tmp_path / "run") == records
+    assert records[0]["gain/identity"] == 0, "the first iteration's policy is the untuned model"
+    assert records[-1]["gain/identity"] != 0 and records[-1].get("old_distance", 1.0) > 0
+    assert records[-1]["weight/identity"] + records[-1]["weight/prompt"] == pytest.approx(1)
+
+
+def test_another_objective_s_checkpoint_is_refused(make_config: Make, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"has no old state; restore method\.objective"):
+        run_training(forward(make_config, iterations=5), tmp_path / "run")
+
+
+def test_a_run_raises_what_it_is_trained_for(make_config: Make, tmp_path: Path) -> None:
+    """Redness, the identity of these runs, rises with all of the weight on it."""
+    method = {"weighting": "static", "shaping": "none", "identity_weight": 1.0, "prompt_weight": 0.0}
+    config = forward(make_config, method=method, iterations=10, group_size=8, learning_rate=3e-3, schedule="constant")
+    means: list[float] = []
+    run_training(config, tmp_path, lambda metrics: means.append(metrics["identity/mean"]))
+    assert sum(means[-3:]) / 3 > sum(means[:3]) / 3 + 1
+
+
+OWN = """
+def halved(velocity, target, advantages, strength=0.5):
+    return strength * advantages * (velocity - target).square().flatten(1).mean(1)
+
+def scalar(velocity):
+    return velocity.mean()
+
+def needs(velocity, reward):
+    return velocity.flatten(1).mean(1)
+"""
+
+
+def test_an_own_objective_is_a_function_by_path(policy: Policy, make_config: Make, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    own, awm = (
+        gradient_of(forward(make_config, name, given={"pull": 0.0}, max_gradient_norm=1e9), policy, tmp_path)[0]
+        for name in (f"{file}:halved", "awm")
+    )
+    torch.testing.assert_close(own, awm / 2)
+    whole, _ = gradient_of(
+        forward(
+            make_config, f"{file}:halved", given={"pull": 0.0, "options": {"strength": 1.0}}, max_gradient_norm=1e9
+        ),
+        policy,
+        tmp_path,
+    )
+    torch.testing.assert_close(whole, awm)
+    for name, options, message in (
+        ("scalar", {}, r"scalar returned \(\); return one loss per item"),
+        ("needs", {}, "needs 'reward'; give it in forward.options, or take some of velocity, target"),
+        ("halved", {"strenght": 1}, "halved has no argument 'strenght'; remove it"),
+        ("missing", {}, "method.objective: .* has no 'missing'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            gradient_of(forward(make_config, f"{file}:{name}", given={"options": options}), policy, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["method.objective=drgo"], r"method\.objective: should be grpo, awm, nft, or package\.module:function"),
+        (["rollout.shared_noise=true"], r"rollout\.shared_noise: makes all images of a group the same"),
+        (["rollout.window.size=2"], r"rollout\.window: needs method\.objective=grpo, not awm"),
+        (["method.surgery=pcgrad"], r"method\.surgery: pcgrad needs method\.objective=grpo"),
+        (["method.weighting=tdw-shuffled"], r"method\.weighting: tdw-shuffled needs method\.objective=grpo"),
+        (["forward.levels=6"], r"forward\.levels: is above 5"),
+        (["forward.options.x=1"], r"forward\.options: are only for a function of your own"),
+        (["method.weighting=constrained"], r"method\.keep: is empty"),
+        (["method.keep.prompt=0"], r"method\.keep: needs method\.weighting=constrained"),
+        (["method.weighting=adaptive", "rollout.layout=spread"], r"rollout\.layout: spread does not go with"),
+        (["method.weighting=adaptive", "method.base_images=13"], r"method\.base_images: is above"),
+        (["method.pid=[-1, 0, 0]"], r"method\.pid: should be three numbers of at least 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_config(None, ["method.objective=awm", *settings])
+    assert len(refused.value.problems) == 1
+
+
+def test_an_objective_has_its_own_defaults() -> None:
+    default, awm = load_config(None, ["train.updates=1"]), load_config(None, ["method.objective=awm"])
+    assert (default.method.advantage_clip, default.rollout.shared_noise) == (5.0, True)
+    assert (awm.method.advantage_clip, awm.rollout.shared_noise, awm.forward.pull) == (1.0, False, 0.3)
+    assert load_config(None, ["method.objective=nft"]).forward.scale == "x0"
+    kept = load_config(None, ["method.objective=awm", "method.advantage_clip=5"])
+    assert kept.method.advantage_clip == 5.0
+    assert Config(method=MethodConfig(objective="awm")).train.updates == 1
