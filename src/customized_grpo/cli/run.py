@@ -12,12 +12,15 @@ from customized_grpo.reporting.callbacks import ReportCallback
 from customized_grpo.trainer.callbacks import ProgressCallback
 from customized_grpo.trainer.locking import check_unclaimed
 from customized_grpo.trainer.processes import reports_lost_processes, start_processes
+from customized_grpo.trainer.resuming import check_resumable, origin
 from customized_grpo.trainer.trackers import TrackerCallback
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 
 @reports_lost_processes()
-def train_run(config: Config, run: Path, console: Console, *, resume: bool = False) -> None:
+def train_run(
+    config: Config, run: Path, console: Console, *, resume: bool = False, allow_changes: bool = False
+) -> None:
     """Train, or continue training, the run in its folder; then generate, score and show what it has learned.
 
     The folder is made once all parts are open: bad input leaves nothing behind. Raises Stopped where a SIGTERM or
@@ -28,6 +31,7 @@ def train_run(config: Config, run: Path, console: Console, *, resume: bool = Fal
     accelerator = start_processes(config)
     if resume and accelerator.is_main_process:
         check_unclaimed(run)  # before a large model is loaded
+        check_resumable(run, config, origin(config, dataset, held_out), allow_changes=allow_changes, early=True)
     trainer = CustomizedGRPOTrainer(
         train_dataset=dataset,
         eval_dataset=held_out,
@@ -36,5 +40,5 @@ def train_run(config: Config, run: Path, console: Console, *, resume: bool = Fal
         callbacks=callbacks,
         accelerator=accelerator,
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=resume, allow_changes=allow_changes)
     accelerator.end_training()  # which ends the processes' group, too

@@ -248,7 +248,7 @@ class MethodConfig(Section):
     spread: Literal["group", "batch"] = Field(
         "group", description="Standard deviation that advantages are divided by: of each group, or of all groups."
     )
-    std_floor: dict[Literal["identity", "prompt"], float] = Field(
+    std_floor: dict[Literal["identity", "prompt"], Annotated[float, Field(ge=0)]] = Field(
         {}, description="Lower bound of the standard deviation of a group's rewards, by role. Empty: no bound."
     )
     advantage_clip: float = Field(5.0, gt=0, description="Advantages are clipped to this absolute value.")

@@ -30,6 +30,7 @@ from customized_grpo.trainer.update import (
     Items,
     Updater,
     check_drift,
+    check_loss,
     check_skipped,
     mean_of_updates,
     sample_trained_steps,
@@ -186,7 +187,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         self._measure_sizes(batch)
         rollout = self.config.rollout
         overlap = self.policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
-        scoring = Scoring([term.reward for term in self.terms], overlap=overlap)
+        seed = self.config.seed, "rewards", batch.iteration, batch.numbers[0]
+        scoring = Scoring([term.reward for term in self.terms], overlap=overlap, seed=seed)
         trajectories: list[Trajectories] = []
         images: list[Tensor] = []
         sampled = sample_groups(
@@ -262,7 +264,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         """Take the iteration's optimizer steps on the clipped surrogate. Returns their metrics.
 
         Raises:
-            DivergenceError: Too many updates in a row had no finite gradient, or the policy has drifted too far.
+            DivergenceError: A loss is not finite, too many updates in a row had no finite gradient, or the policy has
+                drifted too far.
         """
         tuning, rollout, batch = self.config.train, self.config.rollout, rollouts.batch
         # A function of the iteration alone, so that a resumed run has the same rate.
@@ -282,6 +285,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
                 ]
                 idle = Items.idle(rollouts.trajectories, self.sigmas)
                 updates.append(self._updater.update(items, self.sigmas[1], idle))
+                check_loss(updates[-1]["loss"], batch.iteration + 1, self.output_dir)
                 check_skipped(self._updater.skipped, tuning.max_skipped, batch.iteration + 1, self.output_dir)
         with self._profiler("probe"):
             probed, count = self._updater.probe(rollouts.trajectories, batch.trained, self.sigmas)

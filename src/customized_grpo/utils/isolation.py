@@ -19,7 +19,8 @@ def seed_all(*key: int | str) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # torch.manual_seed would queue a call for each time that it is not
+    # Not torch.manual_seed, which queues a call each time until CUDA is initialised.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 
@@ -30,7 +31,7 @@ def isolated(*key: int | str) -> Iterator[None]:
     Restored are the random states of Python, NumPy and torch, torch's default dtype and device, gradient mode, number
     of threads, deterministic flags and precision of matrix products, and the working directory.
     """
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     folder = None
     with suppress(OSError):  # of a directory that was removed

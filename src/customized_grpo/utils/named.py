@@ -12,8 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from customized_grpo.utils.isolation import isolated
-
 #: Folders of code that is not the user's own: Python's, installed packages', this package's.
 _NOT_OWN = (
     str(Path(__file__).parents[1]),
@@ -63,6 +61,8 @@ def own_place(error: BaseException) -> str | None:
 
 def _load(place: str) -> ModuleType:
     """Import a module by name, or from a .py file."""
+    from customized_grpo.utils.isolation import isolated  # imports torch, which command lines need not wait for
+
     try:
         if not place.endswith(".py"):
             with isolated("import", place):
