@@ -66,7 +66,7 @@ class GroupChoice(_Stored):
     """The best and the worst of an iteration's groups, or the only one."""
 
     iteration: int
-    evaluation: int
+    sampled: int
     groups: list[Group]
 
 
@@ -112,7 +112,7 @@ def keep_groups(run: Path, iteration: int, groups: Groups) -> None:
                 "learned": groups.learned[i].tolist(),
             }
         )
-    write_json(folder / _INDEX, {"iteration": iteration, "drawn": len(groups.pairs), "groups": stored})
+    write_json(folder / _INDEX, {"iteration": iteration, "sampled": len(groups.pairs), "groups": stored})
 
 
 def best_and_worst(groups: Groups) -> tuple[int, int]:
