@@ -30,7 +30,7 @@ LORA, CONFIG, METRICS, STARTS = "lora", "config.yaml", "metrics.jsonl", "starts.
 CHECKPOINTS, EVALUATION = "checkpoints", "evaluation"
 _FILES = (CONFIG, METRICS, STARTS, LOCK)
 _FOLDERS = (CHECKPOINTS, EVALUATION, LORA, "samples", "groups", "tensorboard", "benchmark")
-_RESULTS = ("report.html", "before-after.png", "curves.png", "plane.png")
+_RESULTS = ("report.html", "before-after.png", "curves.png", "plane.png", "weights.png")
 #: diffusers' name of the file in LORA; importing it from there would take seconds.
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
