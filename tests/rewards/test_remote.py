@@ -204,8 +204,10 @@ def test_a_server_on_this_machine_is_asked_past_a_proxy(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("host", "local"),
-    [("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("localhost", True), ("a.localhost", True)]
-    + [("10.0.0.1", False), ("localhost.example.com", False), ("example.com", False)],
+    [
+        *((host, True) for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost", "a.localhost")),
+        *((host, False) for host in ("10.0.0.1", "localhost.example.com", "example.com")),
+    ],
 )
 def test_which_hosts_are_this_machine(host: str, local: bool) -> None:
     assert _is_local(host) == local

@@ -10,6 +10,7 @@ from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.reporting.callbacks import ReportCallback
 from customized_grpo.trainer.callbacks import ProgressCallback
+from customized_grpo.trainer.folder import check_run_folder
 from customized_grpo.trainer.locking import check_unclaimed
 from customized_grpo.trainer.processes import reports_lost_processes, start_processes
 from customized_grpo.trainer.resuming import check_resumable, origin
@@ -30,6 +31,7 @@ def train_run(
     dataset, held_out = open_dataset(config.data), open_dataset(config.evaluation.data)
     accelerator = start_processes(config)
     if resume and accelerator.is_main_process:
+        check_run_folder(run)
         check_unclaimed(run)  # before a large model is loaded
         check_resumable(run, config, origin(config, dataset, held_out), allow_changes=allow_changes, early=True)
     trainer = CustomizedGRPOTrainer(

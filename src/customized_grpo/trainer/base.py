@@ -119,7 +119,9 @@ class BaseTrainer(ABC):
             self._fire("on_loop_end")
             self.save_model(self.output_dir / LORA)
             # A stop before the last iteration's evaluation leaves that of an earlier policy.
-            stale = not any(key.startswith("evaluation/") for key in read_records(self.output_dir / METRICS)[-1])
+            metrics = self.output_dir / METRICS
+            last = read_records(metrics)[-1:] if metrics.exists() else []
+            stale = not any(key.startswith("evaluation/") for record in last for key in record)
             self.evaluation = self._evaluated_once("tuned", again=stale)
             self.base_evaluation = self._evaluated_once("base")  # whose images may have gone meanwhile
             self._fire("on_train_end")

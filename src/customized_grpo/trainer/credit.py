@@ -152,15 +152,14 @@ def assign_credit(
         weights = {reward_name(r): r.weight for r in rewards if r.role == role and r.weight > 0}
         own = {name: scores[name].where(valid, 0) for name in weights}
         total = totals[role] = torch.stack([weights[name] * own[name] for name in weights]).sum(0)
-        stds = _stds(total, valid)
         floor = method.std_floor.get(role, 0.0)
-        if not bool(total.isfinite().all() & stds.isfinite().all()):
+        if not bool((total - total.mean(-1, keepdim=True)).square().sum(-1).isfinite().all()):
             raise _too_large("weighted scores", role, own, weights)
         advantages[role] = role_advantages(own, weights, floor=floor, combine=method.combine, valid=valid, pool=pool)
         if not bool(advantages[role].isfinite().all()):
             raise _too_large("advantages", role, own, weights)
         metrics[f"{role}/mean"] = _mean(total, valid)
-        metrics[f"{role}/std"] = float(stds.mean())
+        metrics[f"{role}/std"] = float(_stds(total, valid).mean())
         metrics[f"share/no_signal_{role}"] = float(degenerate_groups(total, floor=floor, valid=valid).float().mean())
     metrics |= {f"reward/{name}/mean": _mean(values, values.isfinite()) for name, values in scores.items()}
     shares = quadrant_shares(advantages["identity"][valid], advantages["prompt"][valid])

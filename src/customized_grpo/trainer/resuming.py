@@ -60,7 +60,7 @@ def check_resumable(
     if newest is None:
         resumed = any(start.get("iterations done") for start in starts)
         begun = bool(records) and not (run / CHECKPOINTS).is_dir()
-        due = len(records) >= config.train.checkpoint_every
+        due = len(records) > config.train.checkpoint_every  # a record is written before its iteration's checkpoint
         if resumed or begun or due or (run / LORA).exists():
             raise CheckpointError(
                 f"{run / CHECKPOINTS}: holds no checkpoint, but {run} has records of {len(records)} iterations; put "
