@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from customized_grpo.cli import app
+from customized_grpo.config import ConfigError
+from customized_grpo.evaluation.dreambench.comparison import _check_folder
 from customized_grpo.reporting.lora import new_folder
 from customized_grpo.trainer.folder import check_output
 from customized_grpo.utils.pixels import save_image
@@ -170,3 +172,18 @@ def test_output_without_a_reader_is_discarded_and_the_work_continues() -> None:
                 display.update({"iteration": iteration, "kl": 0.5})
         assert console.quiet
         console.print("x" * 100_000)
+
+
+def test_a_comparison_is_written_beside_nothing_else(here: Path) -> None:
+    for place in ("photo.png", "run", "lost"):
+        with pytest.raises(ConfigError, match="contains something other than a comparison"):
+            _check_folder(Path(place))
+    Path("comparison/base").mkdir(parents=True)
+    Path("comparison/base/settings.json").touch()
+    for place in ("comparison", "folder", "new"):
+        _check_folder(Path(place))
+    Path("comparison/notes.txt").touch()
+    with pytest.raises(ConfigError, match="contains something other"):
+        _check_folder(Path("comparison"))
+    Path("comparison/comparison.json").touch()
+    _check_folder(Path("comparison"))

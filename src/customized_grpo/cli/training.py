@@ -44,6 +44,8 @@ def train(
     from customized_grpo.config.loading import resolve_config
     from customized_grpo.trainer.folder import check_unused, new_folder, open_run
 
+    if allow_changes and resume is None:
+        raise ConfigError("--allow-changes needs --resume; give both, or omit it")
     if resume is not None:
         if settings.files or settings.overrides or data is not None or out:
             raise ConfigError("--resume uses the run's own settings; remove the other options")

@@ -251,9 +251,9 @@ class BaseTrainer(ABC):
         if resume:
             checkpoint = check_resumable(run, self.config, self._origin, allow_changes=allow_changes)
         sweep(run)
+        save_config(self.config, run / CONFIG)
         # Its absence in a run with records means that checkpoints were lost.
         (run / CHECKPOINTS).mkdir(exist_ok=True)
-        save_config(self.config, run / CONFIG)
         start = {
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "iterations done": 0 if checkpoint is None else int(checkpoint.name),
