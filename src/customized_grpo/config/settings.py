@@ -315,6 +315,8 @@ class RolloutConfig(Section):
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
+        if self.sampler == "cps" and self.eta > 1:
+            yield ("eta",), "should be at most 1 with sampler cps"
         window = self.window
         if window is not None and window.start + window.size > self.steps - 1:
             yield (

@@ -168,6 +168,8 @@ def assign_credit(
     of_sum = None
     if method.normalise == "sum":
         total = method.identity_weight * totals["identity"] + method.prompt_weight * totals["prompt"]
+        if not bool(total.isfinite().all()):
+            raise RewardError("the sum of both roles is not finite; lower method.identity_weight or prompt_weight")
         of_sum = group_advantages(total, valid=valid, pool=pool)
     return Credit(advantages, bonus, valid, scored, of_sum), metrics
 
