@@ -214,7 +214,7 @@ def test_which_hosts_are_this_machine(host: str, local: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "answer", "asked"),
+    ("first", "answer", "requested"),
     [
         ((503, "busy", {}), None, 2),
         ((200, '{"scores": [1]}', HEADERS), "1 scores for 2 images", 2),
