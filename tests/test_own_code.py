@@ -23,7 +23,7 @@ from customized_grpo.utils.named import own_place
 from customized_grpo.utils.pixels import save_image, to_image
 
 IMAGES = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-PAIRS = [Pair(key, "a cat", ()) for key in "abc"]
+PAIRS = [Pair(key, "a cat", (), ()) for key in "abc"]
 
 
 def settings() -> list[Any]:
