@@ -155,7 +155,7 @@ def test_code_of_libraries_and_of_this_package_is_not_ones_own() -> None:
 )
 def test_an_exit_in_a_reward_is_an_error(code: str, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(code)
-    with pytest.raises(RewardError, match=r"reward .*SystemExit: .*own\.py:\d"):
+    with pytest.raises(RewardError, match=r"reward .*SystemExit:.*own\.py:\d"):
         score([build_reward(RewardConfig(kind=f"{tmp_path / 'own.py'}:f", role="prompt"), "cpu")], IMAGES, PAIRS)
 
 
