@@ -132,16 +132,16 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def one_line_errors(debug: bool = False) -> Iterator[None]:
+def one_line_errors(debug: bool | None = None) -> Iterator[None]:
     """Print errors as lines and exit: 2 for bad input, the signal's own code for a request to stop.
 
-    With `debug` the whole traceback comes first. An exit by other code, such as sys.exit(0) in a user's own file, is an
+    With `debug`, by default if the environment variable asks for it, the whole traceback comes first. An exit by other code, such as sys.exit(0) in a user's own file, is an
     error as well: the command has not done its work.
     """
     try:
         yield
     except (OSError, ValueError, SystemExit) as error:
-        if debug:
+        if os.environ.get(DEBUG, "0") not in ("", "0", "false") if debug is None else debug:
             traceback.print_exc()
         if isinstance(error, OSError):
             lines = [describe_os_error(error)]
@@ -149,9 +149,10 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
             lines = [f"the command was ended by a call of exit, with code {error.code!r}; remove the call"]
         else:
             lines = getattr(error, "problems", None) or [str(error) or type(error).__name__]
-        place = own_place(error)
+        known = type(error).__module__.startswith(("customized_grpo", "experiments", "benchmarks"))
+        place = None if known else own_place(error)
         for line in lines:
-            print_error(f"{line}, at {place}" if place and ", at " not in line else line)
+            print_error(f"{line}, at {place}" if place else line)
         raise typer.Exit(2) from error
     except Stopped as stopped:
         print_error(str(stopped))
