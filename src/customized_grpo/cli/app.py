@@ -135,8 +135,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def one_line_errors(debug: bool | None = None) -> Iterator[None]:
     """Print errors as lines and exit: 2 for bad input, the signal's own code for a request to stop.
 
-    With `debug`, by default if the environment variable asks for it, the whole traceback comes first. An exit by other code, such as sys.exit(0) in a user's own file, is an
-    error as well: the command has not done its work.
+    With `debug`, by default if the environment variable asks for it, the whole traceback comes first. An exit by other
+    code, such as sys.exit(0) in a user's own file, is an error as well: the command has not done its work.
     """
     try:
         yield
