@@ -159,10 +159,10 @@ def test_errors_of_the_disk_name_the_path_and_the_remedy(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "fsync", full)
     path = tmp_path / "config.yaml"
-    with pytest.raises(OSError, match="No space left") as raised:
+    with pytest.raises(OSError, match="No space left") as raised, writing(tmp_path, "resume with --resume run"):
         write_bytes(path, b"x")
     message = describe_os_error(raised.value)
-    assert message.startswith(f"{path}: no space left on device; ") and "--resume" in message
+    assert message.startswith(f"{path}: no space left on device; ") and message.endswith("; resume with --resume run")
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="No space left on device") as raised, writing(tmp_path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

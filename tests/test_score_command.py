@@ -89,6 +89,8 @@ def test_a_folder_is_scored_by_a_runs_rewards_to_a_csv_file(folder: Path) -> Non
             expected = float(scorer(tensor(folder / row["image"]), [pair]))
             assert float(row[scorer.name]) == pytest.approx(expected, abs=2e-3)
     done = score("--config", "config.yaml", "--reward", "prompt", "--reward", "copy-paste", *shared)
+    assert done.exit_code == 2 and "scores.csv: exists; give another name, or --overwrite" in done.stderr
+    done = score("--config", "config.yaml", "--reward", "prompt", "--reward", "copy-paste", *shared, "--overwrite")
     with (folder / "out/scores.csv").open(newline="") as file:
         chosen = list(csv.DictReader(file))
     assert list(chosen[0]) == ["image", "prompt", "copy-paste"]

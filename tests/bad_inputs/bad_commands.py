@@ -59,6 +59,7 @@ def options() -> Iterator[Case]:
         yield case(f"plan --memory {size!r}", f"--memory: '{size}' is no size", "plan", f"--memory={size}")
     yield case("--resume and --out", "--resume uses the run's own settings", "train", "--resume", "a", "--out", "b")
     yield case("--resume and --data", "--resume uses the run's own", "train", "--resume", "a", "--data", "")
+    yield case("--allow-changes alone", "--allow-changes needs --resume", "train", "--allow-changes")
     yield case("--out that is a file", "good.png: holds something already", "train", "--out", "good.png")
     yield case("--out that is the folder itself", ".: holds something already", "train", "--out", ".")
     for name in ("out", "out.txt", "out.exe", "."):
@@ -133,6 +134,7 @@ def runs() -> Iterator[Case]:
         return lambda run: (run / "config.yaml").write_text(text, encoding="utf-8")
 
     yield case("a configuration that is no YAML", config("a: ["), "before/config.yaml:1: not valid YAML", *every)
+    yield case("an empty configuration", config("# nothing\n"), "before/config.yaml: is empty; restore it", *every)
     yield case("a configuration of another version", config("seed: 1\nflux_capacitor: 5\n"),
                "before/config.yaml:2: flux_capacitor: unknown key", *every)  # fmt: skip
     yield case("a folder as configuration", lambda run: ((run / "config.yaml").unlink(), (run / "config.yaml").mkdir()),

@@ -112,7 +112,7 @@ def refused(bench: Bench, whole: Reference) -> list[str]:
     """Runs that cannot be resumed are refused in one line, and nothing of them is changed."""
     wrong = []
     for pattern, old, new, *parts in (
-        ("config.yaml", "rank: ", "rank: 3 # ", "belongs to another model", "policy.lora.rank"),
+        ("config.yaml", "rank: ", "rank: 3 # ", "changed since checkpoint", "policy.lora.rank"),
         ("config.yaml", "version: 1", "version: 0", "settings of another version", "config.yaml:1: version"),
         ("manifest.json", '"version": 1', '"version": 0', "has format version 0", "checkpoints/"),
         ("manifest.json", None, None, "older versions", "checkpoints/"),

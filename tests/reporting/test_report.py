@@ -91,7 +91,7 @@ def test_stored_scores_are_those_of_the_evaluation_and_of_the_log(trained: Path)
         assert sample.scores == {name: values[i] for name, values in tuned.scores.items()}
     # Both groups of an iteration are stored, so their means are those of the log.
     for stored in run.groups.values():
-        assert [group.rank for group in stored.groups] == ["best", "worst"] and stored.drawn == 2
+        assert [group.rank for group in stored.groups] == ["best", "worst"] and stored.sampled == 2
         for name in ("identity", "prompt"):
             values = [value for group in stored.groups for value in group.scores[name]]
             logged = run.records[stored.iteration][f"reward/{name}/mean"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Need, Pair, Reward
 from customized_grpo.rewards import RewardError, build_reward
+from customized_grpo.rewards.endpoint import _is_local
 from customized_grpo.rewards.remote import Remote
 from customized_grpo.rewards.wire import PROTOCOL, PROTOCOL_HEADER, TOKEN_VARIABLE, Description, Limits, Offer
 from customized_grpo.serve.app import build_app
@@ -179,6 +180,37 @@ def test_a_server_that_is_gone_is_an_error() -> None:
         assert reward(images, [PAIR] * 2).tolist() == [0, 0]
     with pytest.raises(RewardError, match=f"reward 'remote': nothing is scored by {url} .*start the server"):
         reward(images, [PAIR] * 2)
+
+
+def test_a_server_on_this_machine_is_asked_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def get(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        reply(handler, 502, "")
+
+    with Scripted(lambda handler, number, body: get(handler), get) as proxy, serving(app(Recorder())) as url:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        for address in (url, url.replace("127.0.0.1", "localhost")):
+            assert remote(address)(torch.zeros(1, 3, 4, 4), [PAIR]).tolist() == [0]
+        assert not asked
+        with pytest.raises(RewardError, match="HTTP 502"):
+            remote("http://rewards.example.com", retries=0)
+    assert asked == ["http://rewards.example.com/rewards"]
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost", "a.localhost")),
+        *((host, False) for host in ("10.0.0.1", "localhost.example.com", "example.com")),
+    ],
+)
+def test_which_hosts_are_this_machine(host: str, local: bool) -> None:
+    assert _is_local(host) == local
 
 
 @pytest.mark.parametrize(

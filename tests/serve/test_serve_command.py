@@ -84,6 +84,14 @@ def test_what_cannot_be_served_is_one_line(arguments: list[str], message: str, m
     assert line.startswith("error:") and message in line and TOKEN not in done.output
 
 
+@pytest.mark.parametrize("token", ["x", "fifteen-letters"])
+def test_a_token_that_could_be_guessed_is_refused(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    done = CliRunner().invoke(app, ["serve-reward", "--reward", "copy-paste", "--role", "guard", "--port", "0"])
+    assert done.exit_code == 2
+    assert f"{TOKEN_VARIABLE} has {len(token)} characters; give 16 or more" in done.stderr
+
+
 @pytest.mark.parametrize("library", ["uvicorn", "fastapi"])
 def test_a_missing_library_is_named_with_its_remedy(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)

@@ -69,7 +69,7 @@ def run_training(
 ) -> Policy:
     """Train, or continue; returns the policy as it is then."""
     trainer = make_trainer(config, run, [OnStep(on_step)], accelerator=accelerator)
-    trainer.train(resume_from_checkpoint=True)
+    trainer.train(resume_from_checkpoint=True, allow_changes=True)
     return trainer.policy
 
 

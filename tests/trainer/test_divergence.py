@@ -57,6 +57,16 @@ def test_updates_without_a_finite_gradient_are_skipped_and_too_many_end_the_run(
     assert newest is not None and newest.name == "000002"
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: float
+) -> None:
+    inner = Updater.update
+    monkeypatch.setattr(Updater, "update", lambda self, *given: inner(self, *given) | {"loss": loss})
+    with pytest.raises(DivergenceError, match=rf"iteration 1: the loss is {loss}, not a finite number; lower train"):
+        run_training(make_config(iterations=1), tmp_path)
+
+
 @pytest.mark.parametrize("rate", [1.0, 1e30])
 def test_a_learning_rate_too_high_ends_the_run_in_its_first_iteration(
     make_config: Make, tmp_path: Path, rate: float

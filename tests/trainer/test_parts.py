@@ -7,6 +7,7 @@ import torch
 
 from customized_grpo.config import MethodConfig, RewardConfig
 from customized_grpo.method import group_advantages, sars, tdw
+from customized_grpo.rewards.errors import RewardError
 from customized_grpo.trainer.credit import assign_credit, method_at, objectives_of, steps_to_weigh_at
 from customized_grpo.trainer.order import images_of_updates, pairs_of_iteration
 from customized_grpo.trainer.update import sample_trained_steps
@@ -222,3 +223,16 @@ def test_a_sum_goes_with_neither_shaping_nor_time(changed: dict[str, str]) -> No
     assert MethodConfig.model_validate(values) == MethodConfig(shaping="none", weighting="static", normalise="sum")
     with pytest.raises(ValueError, match=r"sum needs method\.shaping=none and method\.weighting=static"):
         MethodConfig.model_validate(values | changed)
+
+
+@pytest.mark.parametrize("combine", ["rewards", "advantages"])
+def test_scores_and_weights_beyond_the_range_of_numbers_name_the_setting(combine: str) -> None:
+    method = MethodConfig(combine=combine)
+    heavy = [RewardConfig(kind="a", role="identity", weight=1e308), RewardConfig(kind="b", role="prompt")]
+    with pytest.raises(
+        RewardError, match=r"role identity.* not finite .'a': weight 1e\+308.*; lower rewards\.N\.weight"
+    ):
+        assign_credit({"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[1.0, 2.0]])}, heavy, method)
+    plain = [RewardConfig(kind="a", role="identity"), RewardConfig(kind="b", role="prompt")]
+    with pytest.raises(RewardError, match=r"role prompt.*scores to 1e\+38.*return smaller scores"):
+        assign_credit({"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[0.0, 1e38]])}, plain, method)

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
+from customized_grpo.utils.named import own_place
 from customized_grpo.utils.stopping import Stopped
 from customized_grpo.utils.terminal import describe_os_error, print_error
 
@@ -70,6 +72,12 @@ SetOption = Annotated[
 ]
 
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+#: Environment variable that stands for --debug.
+DEBUG = "CGRPO_DEBUG"
+_Debug = Annotated[bool, typer.Option("--debug", envvar=DEBUG, help="Show the whole traceback of an error.")]
+
+
 @dataclass(frozen=True)
 class Settings:
     """Options that choose a configuration."""
@@ -109,11 +117,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(**given: Any) -> None:
+        debug = given.pop("debug")
         for name, group in groups.items():
             given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
-        with one_line_errors():
+        with one_line_errors(debug):
             function(**given)
 
+    parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug))
     del run.__wrapped__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -122,16 +132,27 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print errors as lines and exit: 2 for bad input, the signal's own code for a request to stop."""
+def one_line_errors(debug: bool | None = None) -> Iterator[None]:
+    """Print errors as lines and exit: 2 for bad input, the signal's own code for a request to stop.
+
+    With `debug`, by default if the environment variable asks for it, the whole traceback comes first. An exit by other
+    code, such as sys.exit(0) in a user's own file, is an error as well: the command has not done its work.
+    """
     try:
         yield
-    except OSError as error:
-        print_error(describe_os_error(error))
-        raise typer.Exit(2) from error
-    except ValueError as error:
-        for line in getattr(error, "problems", None) or [str(error) or type(error).__name__]:
-            print_error(line)
+    except (OSError, ValueError, SystemExit) as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0", "false") if debug is None else debug:
+            traceback.print_exc()
+        if isinstance(error, OSError):
+            lines = [describe_os_error(error)]
+        elif isinstance(error, SystemExit):
+            lines = [f"the command was ended by a call of exit, with code {error.code!r}; remove the call"]
+        else:
+            lines = getattr(error, "problems", None) or [str(error) or type(error).__name__]
+        known = type(error).__module__.startswith(("customized_grpo", "experiments", "benchmarks"))
+        place = None if known else own_place(error)
+        for line in lines:
+            print_error(f"{line}, at {place}" if place else line)
         raise typer.Exit(2) from error
     except Stopped as stopped:
         print_error(str(stopped))

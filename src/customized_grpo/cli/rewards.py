@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from customized_grpo.cli.app import Settings, command
+from customized_grpo.cli.app import Overwrite, Settings, command
+from customized_grpo.utils.terminal import OutputConsole
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,7 @@ def score(
     mask: Annotated[list[Path] | None, typer.Option(help="Mask of the subject; one per reference.")] = None,
     subject: Annotated[str | None, typer.Option(help="The subject in a word, for a VLM reward.")] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write. Default: show a table.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score images by rewards, as a training would.
 
@@ -100,19 +101,20 @@ def score(
     [dim]cgrpo score --run runs/mine --images folder --reference b.jpg --prompt "a dog" --out scores.csv[/dim]
     """
     from customized_grpo.evaluation.files import find_images, read_pair, score_files, show, write_csv
-    from customized_grpo.utils.records import check_place
+    from customized_grpo.trainer.folder import check_output
 
-    if out is not None:
-        check_place(out, "--out")
     chosen, device = rewards.choose(settings)
     files = find_images(image or [], images)
+    if out is not None:
+        given = [*files, *(reference or []), *(mask or []), *settings.files]
+        check_output(out, overwrite=overwrite, inputs=given)
     pair = read_pair(prompt, reference or [], mask or [], subject)
     scores = score_files(chosen, device, files, pair)
     if out is None:
-        show(Console(), files, scores)
+        show(OutputConsole(), files, scores)
     else:
         write_csv(out, files, scores)
-        Console().print(f"wrote {out}")
+        OutputConsole().print(f"wrote {out}")
 
 
 @command
@@ -142,4 +144,6 @@ def serve_reward(
 
     chosen, device = rewards.choose(settings)
     limits = Limits(images=max_images, pixels=max_pixels, bytes=max_bytes)
-    serve(chosen, device, Console(), host=host, port=port, token_variable=token_variable, limits=limits, keep=keep)
+    serve(
+        chosen, device, OutputConsole(), host=host, port=port, token_variable=token_variable, limits=limits, keep=keep
+    )

@@ -10,14 +10,18 @@ from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.reporting.callbacks import ReportCallback
 from customized_grpo.trainer.callbacks import ProgressCallback
+from customized_grpo.trainer.folder import check_run_folder
 from customized_grpo.trainer.locking import check_unclaimed
 from customized_grpo.trainer.processes import reports_lost_processes, start_processes
+from customized_grpo.trainer.resuming import check_resumable, origin
 from customized_grpo.trainer.trackers import TrackerCallback
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 
 @reports_lost_processes()
-def train_run(config: Config, run: Path, console: Console, *, resume: bool = False) -> None:
+def train_run(
+    config: Config, run: Path, console: Console, *, resume: bool = False, allow_changes: bool = False
+) -> None:
     """Train, or continue training, the run in its folder; then generate, score and show what it has learned.
 
     The folder is made once all parts are open: bad input leaves nothing behind. Raises Stopped where a SIGTERM or
@@ -27,7 +31,9 @@ def train_run(config: Config, run: Path, console: Console, *, resume: bool = Fal
     dataset, held_out = open_dataset(config.data), open_dataset(config.evaluation.data)
     accelerator = start_processes(config)
     if resume and accelerator.is_main_process:
+        check_run_folder(run)
         check_unclaimed(run)  # before a large model is loaded
+        check_resumable(run, config, origin(config, dataset, held_out), allow_changes=allow_changes, early=True)
     trainer = CustomizedGRPOTrainer(
         train_dataset=dataset,
         eval_dataset=held_out,
@@ -36,5 +42,5 @@ def train_run(config: Config, run: Path, console: Console, *, resume: bool = Fal
         callbacks=callbacks,
         accelerator=accelerator,
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=resume, allow_changes=allow_changes)
     accelerator.end_training()  # which ends the processes' group, too

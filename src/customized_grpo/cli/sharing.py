@@ -7,26 +7,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from customized_grpo.cli.app import Settings, command
+from customized_grpo.cli.app import Overwrite, Settings, command
+from customized_grpo.utils.terminal import OutputConsole
 
 
 @command
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
     out: Annotated[Path | None, typer.Option(help="HTML file to write. Default: RUN/report.html.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the results of a run as one HTML file that works offline: scores, curves, images, warnings.
 
     [dim]cgrpo report runs/mine[/dim]
     """
-    from customized_grpo.trainer.folder import open_run
+    from customized_grpo.trainer.folder import check_output, open_run
 
     config = open_run(run)
+    if out is not None:
+        check_output(out, overwrite=overwrite)
     from customized_grpo.reporting import write_report
 
-    Console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
+    OutputConsole().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
 
 
 @command
@@ -41,7 +44,7 @@ def export(
     from customized_grpo.reporting.lora import export_run
 
     export_run(run, out)
-    Console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
+    OutputConsole().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
 
 
 class Precision(StrEnum):
@@ -65,7 +68,7 @@ def merge(
     from customized_grpo.reporting.merge import merge_run
 
     merge_run(run, out, dtype.value if dtype else None)
-    Console().print(f"wrote {out}")
+    OutputConsole().print(f"wrote {out}")
 
 
 @command
@@ -83,4 +86,4 @@ def demo(
     """
     from customized_grpo.serve.demo import serve_demo
 
-    serve_demo(settings.files, settings.overrides, lora, host, port, Console())
+    serve_demo(settings.files, settings.overrides, lora, host, port, OutputConsole())

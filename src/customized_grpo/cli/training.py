@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from customized_grpo.cli.app import Settings, command
+from customized_grpo.cli.app import Overwrite, Settings, command
+from customized_grpo.utils.terminal import OutputConsole
 
 _EMBEDDED = (
     "recipe: embedded, a small model on a built-in world; for a real one: cgrpo train "
@@ -26,6 +26,9 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the new run. Default: runs/<time>.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume this run from its newest checkpoint.")] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="With --resume: accept settings or data changed since then.")
+    ] = False,
 ) -> None:
     """Train a model by Customized-GRPO (SARS and TDW). Without options: the embedded model, in minutes.
 
@@ -41,6 +44,8 @@ def train(
     from customized_grpo.config.loading import resolve_config
     from customized_grpo.trainer.folder import check_unused, new_folder, open_run
 
+    if allow_changes and resume is None:
+        raise ConfigError("--allow-changes needs --resume; give both, or omit it")
     if resume is not None:
         if settings.files or settings.overrides or data is not None or out:
             raise ConfigError("--resume uses the run's own settings; remove the other options")
@@ -52,10 +57,10 @@ def train(
         check_unused(run)
         config = found.config
         if found.embedded and os.environ.get("RANK", "0") == "0":  # a launcher's number of this process
-            Console().print(_EMBEDDED, highlight=False)
+            OutputConsole().print(_EMBEDDED, highlight=False)
     from customized_grpo.cli.run import train_run  # takes seconds, which a mistake above need not wait for
 
-    train_run(config, run, Console(), resume=resume is not None)
+    train_run(config, run, OutputConsole(), resume=resume is not None, allow_changes=allow_changes)
 
 
 @command
@@ -70,6 +75,7 @@ def generate(
     images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same image.")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Generate images of a subject from its photo and a prompt.
 
@@ -77,23 +83,24 @@ def generate(
     """
     from customized_grpo.config.loading import load_config
     from customized_grpo.data.image_files import check_suffix, load
-    from customized_grpo.trainer.folder import CONFIG, open_run
+    from customized_grpo.trainer.folder import CONFIG, check_output, open_run
     from customized_grpo.utils.prompts import check_prompt
-    from customized_grpo.utils.records import check_place
 
     check_prompt(prompt, "--prompt")
     check_suffix(out, "--out")
-    check_place(out, "--out")
+    names = [out] if images == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(1, images + 1)]
+    for name in names:
+        check_output(name, overwrite=overwrite, inputs=[*reference, *settings.files])
     references = [load(path) for path in reference]
     if run is not None:
         open_run(run)
     config = load_config(settings.files or ([] if run is None else run / CONFIG), settings.overrides)
     from customized_grpo.evaluation.generate import generate as sample
     from customized_grpo.trainer.parts import policy_with_adapter
+    from customized_grpo.utils.pixels import save_image
 
     policy = policy_with_adapter(config, run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(sample(policy, prompt, references, steps=steps, seed=seed, images=images), start=1):
-        path = out if images == 1 else out.with_stem(f"{out.stem}-{i}")
-        image.save(path)
-        Console().print(f"wrote {path}")
+    sampled = sample(policy, prompt, references, steps=steps, seed=seed, images=images)
+    for name, image in zip(names, sampled, strict=True):
+        save_image(image, name)
+        OutputConsole().print(f"wrote {name}")

@@ -303,7 +303,7 @@ class MethodConfig(Section):
     spread: Literal["group", "batch"] = Field(
         "group", description="Standard deviation that advantages are divided by: of each group, or of all groups."
     )
-    std_floor: dict[Literal["identity", "prompt"], float] = Field(
+    std_floor: dict[Literal["identity", "prompt"], Annotated[float, Field(ge=0)]] = Field(
         {}, description="Lower bound of the standard deviation of a group's rewards, by role. Empty: no bound."
     )
     advantage_clip: float = Field(5.0, gt=0, description="Advantages are clipped to this absolute value.")
@@ -434,6 +434,8 @@ class RolloutConfig(Section):
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
+        if self.sampler == "cps" and self.eta > 1:
+            yield ("eta",), "should be at most 1 with sampler cps"
         window = self.window
         if window is not None and window.start + window.size > self.steps - 1:
             yield (

@@ -192,35 +192,35 @@ class FilePairs:
     config: DataConfig | None = None
 
     def __init__(self, records: Sequence[Record], origin: str, problems: Sequence[str] = ()) -> None:
-        self._records = tuple(records)
+        self.records = tuple(records)
         self._columns = list(dict.fromkeys(name for record in records for name in record.columns))
         found = [*problems] if records or problems else [f"{origin}: holds no pairs; add one"]
         if found := found + self._repeated_keys() + self._broken_files():
             raise DataError(found)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: int, /) -> Pair:
-        record = self._records[index]
+        record = self.records[index]
         return replace(record.load(), columns={name: record.columns.get(name) for name in self._columns})
 
     def _repeated_keys(self) -> list[str]:
         first: dict[str, str] = {}
         return [
             f"{record.where}: the key {record.key!r} is that of {other} too; give each its own"
-            for record in self._records
+            for record in self.records
             if (other := first.setdefault(record.key, record.where)) != record.where
         ]
 
     def _broken_files(self) -> list[str]:
         # An image is checked and reported once, however many records contain it.
-        references = {path: record.where for record in reversed(self._records) for path in record.references}
-        masks = {path: record.where for record in reversed(self._records) for path in record.masks if path}
+        references = {path: record.where for record in reversed(self.records) for path in record.references}
+        masks = {path: record.where for record in reversed(self.records) for path in record.masks if path}
         check = partial(image_files.check, quick=len(references) > THOROUGH)
         broken = [(references[path], text) for path, text in image_files.problems(references, check).items()]
         broken += [(masks[path], text) for path, text in image_files.problems(masks, image_files.load_mask).items()]
-        order = {record.where: i for i, record in enumerate(self._records)}
+        order = {record.where: i for i, record in enumerate(self.records)}
         return [f"{where}: {text}" for where, text in sorted(broken, key=lambda item: order[item[0]])]
 
 

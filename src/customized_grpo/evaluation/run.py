@@ -58,9 +58,10 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
                     config.evaluation,
                     run / "evaluation" / name,
                     batch_size=config.rollout.batch_size,
+                    seed=config.seed,
                 )
 
-        base = None if overrides else read_evaluation(run / "evaluation" / "base", config.evaluation)
+        base = None if overrides else read_evaluation(run / "evaluation" / "base", config.evaluation, held_out)
         base = base or scored("base")
         policy.load(run / LORA)
         return RunEvaluation(config, held_out, base, scored("tuned"))

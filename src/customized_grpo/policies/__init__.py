@@ -106,7 +106,7 @@ def build_policy(config: PolicyConfig, pipeline: Any = None) -> Policy:
         raise ModelError(f"policy.kind: {error}") from error
     except ModelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"policy.kind: {config.kind} could not be constructed ({error_text(error)}); correct it"
         ) from error

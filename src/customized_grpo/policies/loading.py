@@ -12,7 +12,7 @@ from torch import nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.quantisation import check_packages, quantise, text_encoder_quantisation, unpacked_on_cpus
-from customized_grpo.utils.hub import ModelError, first_line, no_code_of_its_own, resolve
+from customized_grpo.utils.hub import ModelError, first_line, loadable, no_code_of_its_own, resolve
 from customized_grpo.utils.outlines import outline_pipeline
 
 Prepare = Callable[[nn.Module], None]
@@ -36,9 +36,9 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None
     classes = {pipeline.__name__: pipeline for pipeline in pipelines}
     remedy = f"give the folder or hub id of a diffusers {' or '.join(classes)}"
     try:
-        source = resolve(config.path)
         if config.device == "meta":
             return outline_pipeline(config.path, config.revision, getattr(torch, config.dtype), classes)
+        source = loadable(config.path)
     except ModelError as error:
         raise ModelError(f"policy.path: {error}") from None
     try:
@@ -78,7 +78,7 @@ def pipeline_name(path: str, revision: str | None = None) -> str:
         ModelError: There is no such pipeline.
     """
     try:
-        return str(DiffusionPipeline.load_config(resolve(path), revision=revision)["_class_name"])
+        return str(DiffusionPipeline.load_config(loadable(path), revision=revision)["_class_name"])
     except ModelError:
         raise
     except Exception as error:  # of huggingface_hub, diffusers and JSON

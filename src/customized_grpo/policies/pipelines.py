@@ -232,7 +232,9 @@ class PipelinePolicy(ABC):
         scheduler = self._pipeline.scheduler
         least = 2 if scheduler.config.get("shift_terminal") else 1
         if steps < least:
-            raise ValueError(f"steps must be at least {least} with this model's scheduler, not {steps}")
+            raise ValueError(
+                f"rollout.steps, evaluation.steps or --steps is {steps}; this model's scheduler needs {least} or more"
+            )
         tokens = math.prod((latent_shape or self.latent_shape)[:-1])
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=self.shift(steps, tokens))
         shifted: Tensor = scheduler.sigmas.float().cpu().clone()

@@ -13,7 +13,7 @@ from customized_grpo.config.loading import base_config
 from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.evaluation import Evaluation, read_evaluation
 from customized_grpo.reporting.snapshots import GroupChoice, Samples, read_groups, read_samples
-from customized_grpo.utils.machine import STARTS
+from customized_grpo.trainer.folder import STARTS
 from customized_grpo.utils.records import RecordError, read_records
 
 Records = Sequence[Mapping[str, Any]]

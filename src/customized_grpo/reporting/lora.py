@@ -14,8 +14,8 @@ from customized_grpo.evaluation import read_evaluation
 from customized_grpo.reporting.card import model_card
 from customized_grpo.reporting.snapshots import read_samples
 from customized_grpo.trainer.checkpoint import checkpointed_iterations
-from customized_grpo.trainer.folder import LORA, LORA_FILE, open_run
-from customized_grpo.utils.records import move_folder, temporary_folder
+from customized_grpo.trainer.folder import LORA, LORA_FILE, check_output, open_run
+from customized_grpo.utils.records import move_folder, temporary_folder, writing
 
 IMAGE_FILE = "before-after.png"
 _PROMPTS = 3
@@ -32,7 +32,8 @@ def export_run(run: Path, out: Path) -> None:
         out: Folder to write; it must be empty or absent.
 
     Raises:
-        ConfigError: The run is not finished or has no LoRA, or `out` is not empty.
+        ConfigError: The run is not finished or has no LoRA.
+        RecordError: `out` is not empty, or belongs to a run.
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
@@ -69,19 +70,14 @@ def finished_run(run: Path) -> Config:
     return config
 
 
-def check_empty(out: Path) -> None:
-    """Raise ConfigError if `out` is a file or a folder that is not empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: is not empty; give another --out")
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` when the block succeeds. Raise ConfigError if `out` is not empty."""
-    check_empty(out)
+    """Yield a temporary folder that becomes `out` when the block succeeds. Raise RecordError if `out` is not empty."""
+    check_output(out, folder=True)
     temporary = temporary_folder(out.resolve())
     try:
-        yield temporary
-        move_folder(temporary, out.resolve())
+        with writing(out):
+            yield temporary
+            move_folder(temporary, out.resolve())
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from customized_grpo.config import ConfigError
-from customized_grpo.reporting.lora import check_empty, finished_run, new_folder
+from customized_grpo.reporting.lora import finished_run, new_folder
+from customized_grpo.trainer.folder import check_output
 from customized_grpo.trainer.parts import policy_with_adapter
 from customized_grpo.utils.records import write_json
 
@@ -32,11 +33,12 @@ def merge_run(run: Path, out: Path, dtype: str | None = None) -> None:
         dtype: Type of the weights. None: the run's policy.dtype.
 
     Raises:
-        ConfigError: The run is not finished, `out` is not empty, or the policy is no pipeline of diffusers.
+        ConfigError: The run is not finished, or the policy is no pipeline of diffusers.
+        RecordError: `out` is not empty, or belongs to a run.
         ModelError: The model or the LoRA cannot be loaded.
     """
     config = finished_run(run)
-    check_empty(out)
+    check_output(out, folder=True)
     from customized_grpo.policies.pipelines import PipelinePolicy  # takes seconds, so errors come first
 
     whole = config.policy.model_copy(update=_WHOLE)

@@ -22,6 +22,7 @@ from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.base import KEYS, BuiltinReward, event_loop, needs_of
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.utils.isolation import isolated
 from customized_grpo.utils.named import NamedError, error_text, find
 
 _BATCH: dict[str, Callable[[Tensor, Sequence[Pair]], Any]] = {
@@ -225,8 +226,9 @@ def load_own(
     accepted = inspect.signature(found).parameters
     arguments = {**options, **{k: value for k, value in offered.items() if k in accepted and value is not None}}
     try:
-        made = found(**arguments)
-    except Exception as error:
+        with isolated("construct", name):
+            made = found(**arguments)
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward {name!r}: {place} could not be constructed ({error_text(error)}); "
             "its options come from the reward's `options`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import math
@@ -113,7 +114,10 @@ class Endpoint:
             reraise=True,
         )
         bearer = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = httpx2.AsyncClient(headers={**(headers or {}), **bearer}, timeout=timeout)
+        # A proxy of the environment must neither get the key for a server of this machine, nor could it reach it.
+        self._client = httpx2.AsyncClient(
+            headers={**(headers or {}), **bearer}, timeout=timeout, trust_env=not _is_local(httpx2.URL(self.url).host)
+        )
 
     def get(self, path: str, read: Callable[[bytes], T]) -> T:
         """Return `read` of the answer to one GET request. Raises CallError."""
@@ -231,6 +235,14 @@ def read_key(variable: str, who: str, *, required: bool) -> str:
     if not (key.isascii() and key.isprintable()) or " " in key:  # the header's own error would show it
         raise RewardError(f"{who}: {variable} contains characters that no key has; set it again")
     return key
+
+
+def _is_local(host: str) -> bool:
+    """Return whether a host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _checked_url(url: str, name: str) -> str:

@@ -22,7 +22,7 @@ from customized_grpo.rewards.base import BuiltinReward, Count
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.loading import LOADING_ERRORS, check_missing, check_type, load_tokenizer
 from customized_grpo.utils.devices import device_of
-from customized_grpo.utils.hub import resolve
+from customized_grpo.utils.hub import loadable, resolve
 from customized_grpo.utils.named import error_text
 
 FILE = "HPSv3.safetensors"
@@ -158,7 +158,7 @@ class HpsV3(BuiltinReward):
 
 def _weights(path: str, revision: str, name: str) -> dict[str, Tensor]:
     try:
-        file = path if path.endswith(".safetensors") else cached_file(resolve(path), FILE, revision=revision)
+        file = path if path.endswith(".safetensors") else cached_file(loadable(path), FILE, revision=revision)
         weights: dict[str, Tensor] = load_file(file)
         return weights
     except LOADING_ERRORS as error:

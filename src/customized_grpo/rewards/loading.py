@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.utils.hub import resolve
+from customized_grpo.utils.hub import loadable, resolve
 from customized_grpo.utils.named import error_text
 
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -32,7 +32,7 @@ def check_type(path: str, types: Collection[str], revision: str, name: str) -> s
             "config.json and model.safetensors"
         )
     try:
-        where = resolve(path)
+        where = loadable(path)
         settings, _ = PreTrainedConfig.get_config_dict(where, revision=revision)
         own_code = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
         kind = None if own_code else AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)

@@ -13,21 +13,32 @@ from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.base import check_needs
 from customized_grpo.rewards.callables import CallableReward
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.utils.isolation import isolated
 from customized_grpo.utils.named import error_text
 
 _LOG = logging.getLogger(__name__)
 
 
 def score(
-    rewards: Sequence[Reward], images: Tensor, pairs: Sequence[Pair], *, batch_size: int = 64
+    rewards: Sequence[Reward],
+    images: Tensor,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int = 64,
+    seed: Sequence[int | str] = (),
 ) -> dict[str, Tensor]:
     """Score images by all rewards. A score that is not finite becomes NaN, with a warning.
+
+    Each call of a reward is isolated: global random numbers are seeded by `seed`, the reward's name and the pairs, and
+    what it changes in torch's settings, random states and the working directory is undone (of asynchronous rewards,
+    what they change before they return their awaitable).
 
     Args:
         rewards: Rewards with distinct names.
         images: Tensor (B, 3, H, W) in [0, 1].
         pairs: The pair of each image.
         batch_size: Largest number of images that a reward gets at a time.
+        seed: Key of the random numbers that a reward may use.
 
     Returns:
         Scores float32 (B,) on the CPU by the reward's name.
@@ -47,7 +58,10 @@ def score(
     chunks = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     # Asynchronous rewards begin first: they run while the others compute.
     order = sorted(rewards, key=lambda reward: not getattr(reward, "is_async", False))
-    begun = {reward.name: [_begin(reward, images[chunk], pairs[chunk]) for chunk in chunks] for reward in order}
+    begun = {
+        reward.name: [_begin(reward, images[chunk], pairs[chunk], (*seed, chunk.start)) for chunk in chunks]
+        for reward in order
+    }
     return {name: torch.cat([torch.empty(0), *(scores() for scores in begun[name])]) for name in names}
 
 
@@ -57,10 +71,12 @@ def checked_scores(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Ten
 
 
 @torch.no_grad()
-def _begin(reward: Reward, images: Tensor, pairs: Sequence[Pair]) -> Callable[[], Tensor]:
+def _begin(
+    reward: Reward, images: Tensor, pairs: Sequence[Pair], seed: Sequence[int | str] = ()
+) -> Callable[[], Tensor]:
     """Call a reward and return a function that waits for its scores; only asynchronous ones are still at work."""
     check_needs(reward, reward.name, pairs)
-    with _errors_of(reward, pairs):
+    with _errors_of(reward, pairs), isolated(*seed, reward.name, *(pair.key for pair in pairs)):
         begun = reward.begin(images, pairs) if isinstance(reward, CallableReward) else None
         scores = reward(images, pairs) if begun is None else None
 

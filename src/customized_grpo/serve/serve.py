@@ -10,10 +10,12 @@ from rich.console import Console
 
 from customized_grpo.config import ConfigError, RewardConfig
 from customized_grpo.protocols import Reward
-from customized_grpo.rewards import build_reward
+from customized_grpo.rewards import RewardError, build_reward
 from customized_grpo.rewards.base import needs_of
 from customized_grpo.rewards.endpoint import read_key
 from customized_grpo.rewards.wire import TOKEN_VARIABLE, Limits, Offer
+
+_SHORTEST_TOKEN = 16  # letters
 
 
 def serve(
@@ -41,7 +43,7 @@ def serve(
 
     Raises:
         ConfigError: A library is missing, or the address cannot be used.
-        RewardError: The token is missing, or a reward cannot be built.
+        RewardError: The token is missing or short, or a reward cannot be built.
     """
     try:
         import uvicorn
@@ -52,6 +54,11 @@ def serve(
             f"serve-reward needs {error.name}, which is not installed; pip install -e '.[serve]'"
         ) from error
     token = read_key(token_variable, "serve-reward", required=True)
+    if len(token) < _SHORTEST_TOKEN:
+        raise RewardError(
+            f"serve-reward: {token_variable} has {len(token)} characters; give {_SHORTEST_TOKEN} or more, such as "
+            "those of `openssl rand -hex 16`"
+        )
     try:  # before any model is loaded
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

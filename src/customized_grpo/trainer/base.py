@@ -13,26 +13,24 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi
 from torch import Tensor
 
+from customized_grpo.config import ConfigError
 from customized_grpo.config.loading import save_config
 from customized_grpo.policies.sharding import is_sharded
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.assembly import Parts
-from customized_grpo.trainer.checkpoint import (
-    checkpointed_iterations,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from customized_grpo.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from customized_grpo.trainer.conditioning import encode_ahead
 from customized_grpo.trainer.credit import objectives_of
 from customized_grpo.trainer.evaluation import Evaluation, evaluate, read_evaluation
-from customized_grpo.trainer.folder import CHECKPOINTS, CONFIG, EVALUATION, LORA, METRICS, check_unused
+from customized_grpo.trainer.folder import CHECKPOINTS, CONFIG, EVALUATION, LORA, METRICS, STARTS, check_unused
 from customized_grpo.trainer.groups import Groups
 from customized_grpo.trainer.locking import claim
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import reports_lost_processes
 from customized_grpo.trainer.profiling import Clock, Profiler
-from customized_grpo.utils.machine import STARTS, hardware, versions
+from customized_grpo.trainer.resuming import check_resumable, origin
+from customized_grpo.utils.isolation import seed_all
+from customized_grpo.utils.machine import hardware, versions
 from customized_grpo.utils.records import append_record, move_folder, read_records, sweep, temporary_folder, writing
 from customized_grpo.utils.stopping import Stopping
 
@@ -64,6 +62,7 @@ class BaseTrainer(ABC):
         self._groups: Groups | None = None
         self._profiler: Profiler = Clock()
         self._stopping = self._make_stopping()
+        self._origin = origin(self.config, self.train_dataset, self.eval_dataset)
         self._fire("on_init_end")
 
     @abstractmethod
@@ -86,7 +85,7 @@ class BaseTrainer(ABC):
         return self.iteration >= self.iterations or self.should_stop
 
     @reports_lost_processes()
-    def train(self, resume_from_checkpoint: bool = False) -> None:
+    def train(self, resume_from_checkpoint: bool = False, *, allow_changes: bool = False) -> None:
         """Train for the configured iterations, and leave everything in `output_dir`.
 
         The folder gets the resolved configuration, metrics.jsonl, checkpoints, evaluations and, at the end, the
@@ -94,17 +93,20 @@ class BaseTrainer(ABC):
 
         Args:
             resume_from_checkpoint: Continue the run in `output_dir` from its newest checkpoint.
+            allow_changes: Accept settings or data that have changed since the checkpoint and affect the training.
 
         Raises:
-            ConfigError: The folder is in use or holds a run already, or memory does not suffice for one item.
+            CheckpointError: The folder has records, but no intact checkpoint to resume from.
+            ConfigError: The folder is in use or holds a run already, settings or data have changed, or memory does not
+                suffice for one item.
             RewardError: A reward failed, or too many scores are missing; all earlier iterations are saved.
             DivergenceError: The policy cannot be trained further; the last checkpoint is an earlier one.
         """
-        with ExitStack() as stack, writing(self.output_dir):
+        remedy = f"the run resumes with --resume {self.output_dir}"
+        with ExitStack() as stack, writing(self.output_dir, remedy):
             stack.callback(self._fire, "on_exit")
-            self._open_folder(stack, resume_from_checkpoint)
+            checkpoint = self._open_folder(stack, resume_from_checkpoint, allow_changes)
             self._fire("on_run_begin")
-            checkpoint = newest_checkpoint(self.output_dir / CHECKPOINTS) if resume_from_checkpoint else None
             if checkpoint is not None:
                 self.iteration = load_checkpoint(checkpoint, self.policy, self.optimizer, self._callback_state())
             self.processes.wait()  # until all processes have read it
@@ -117,8 +119,11 @@ class BaseTrainer(ABC):
             self._fire("on_loop_end")
             self.save_model(self.output_dir / LORA)
             # A stop before the last iteration's evaluation leaves that of an earlier policy.
-            stale = not any(key.startswith("evaluation/") for key in read_records(self.output_dir / METRICS)[-1])
+            metrics = self.output_dir / METRICS
+            last = read_records(metrics)[-1:] if metrics.exists() else []
+            stale = not any(key.startswith("evaluation/") for record in last for key in record)
             self.evaluation = self._evaluated_once("tuned", again=stale)
+            self.base_evaluation = self._evaluated_once("base")  # whose images may have gone meanwhile
             self._fire("on_train_end")
             self.processes.wait()
 
@@ -127,6 +132,7 @@ class BaseTrainer(ABC):
         with self._make_stopping() as self._stopping:
             while not self.is_last:
                 self._stopping.allow(self.save_checkpoint)
+                seed_all(self.config.seed, "iteration", self.iteration)
                 try:
                     self._fire("on_step_begin")
                     metrics: dict[str, float] = {"iteration": self.iteration + 1, **self.train_step()}
@@ -176,6 +182,8 @@ class BaseTrainer(ABC):
     def save_model(self, folder: str | Path) -> None:
         """Write the trained weights as diffusers loads them: `pipeline.load_lora_weights(folder)` for a LoRA."""
         folder = Path(folder)
+        if folder.is_symlink():
+            raise ConfigError(f"{folder}: is a symbolic link, which is never replaced; give a folder")
         if not (self.is_main or any(map(is_sharded, self.policy.trainable().values()))):  # gathered by all processes
             return
         partial_folder = temporary_folder(folder) if self.is_main else folder
@@ -211,7 +219,7 @@ class BaseTrainer(ABC):
             return
         keep = self.config.train.keep_checkpoints
         folder, state = self.output_dir / CHECKPOINTS, self._callback_state()
-        path = save_checkpoint(folder, self.iteration, self.policy, self.optimizer, keep, state)
+        path = save_checkpoint(folder, self.iteration, self.policy, self.optimizer, keep, state, self._origin)
         self._fire("on_save", path)
 
     @contextmanager
@@ -227,24 +235,33 @@ class BaseTrainer(ABC):
         finally:
             self._profiler = before
 
-    def _open_folder(self, stack: ExitStack, resume: bool) -> None:
-        """Create the run's folder, or take over an existing one, for this process alone."""
+    def _open_folder(self, stack: ExitStack, resume: bool, allow_changes: bool) -> Path | None:
+        """Create the run's folder, or take over an existing one, for this process alone.
+
+        Returns the checkpoint to resume from, if any.
+        """
         run = self.output_dir = Path(self.processes.text_of_main(str(self.output_dir)))  # names of the time may differ
         if not self.is_main:
-            return
+            return newest_checkpoint(run / CHECKPOINTS, warns=False) if resume else None
         if not resume:
             check_unused(run)
         run.mkdir(parents=True, exist_ok=True)
         stack.enter_context(claim(run))
+        checkpoint = None
+        if resume:
+            checkpoint = check_resumable(run, self.config, self._origin, allow_changes=allow_changes)
         sweep(run)
         save_config(self.config, run / CONFIG)
+        # Its absence in a run with records means that checkpoints were lost.
+        (run / CHECKPOINTS).mkdir(exist_ok=True)
         start = {
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "iterations done": checkpointed_iterations(run) if resume else 0,
+            "iterations done": 0 if checkpoint is None else int(checkpoint.name),
             "versions": versions(),
             "hardware": {**hardware(self.policy.device), "processes": str(self.processes.count)},
         }
         append_record(run / STARTS, start)
+        return checkpoint
 
     def _evaluated(self, name: str) -> Evaluation:
         """Evaluate the policy as it is, into the folder of that name."""
@@ -256,6 +273,7 @@ class BaseTrainer(ABC):
             self.config.evaluation,
             self.output_dir / EVALUATION / name,
             batch_size=self.config.rollout.batch_size,
+            seed=self.config.seed,
             processes=self.processes,
         )
 
@@ -263,7 +281,8 @@ class BaseTrainer(ABC):
         """Return the run's evaluation of that name, read from its folder if all processes find it there."""
         if self.eval_dataset is None:
             return None
-        stored = None if again else read_evaluation(self.output_dir / EVALUATION / name, self.config.evaluation)
+        folder = self.output_dir / EVALUATION / name
+        stored = None if again else read_evaluation(folder, self.config.evaluation, self.eval_dataset)
         if self.processes.least(int(stored is not None)) and stored is not None:
             return stored
         self._fire("on_evaluate_begin", name, len(self.eval_dataset) * self.config.evaluation.images)

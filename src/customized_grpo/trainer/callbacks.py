@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from customized_grpo.trainer.ema import MovingAverage
 from customized_grpo.trainer.folder import METRICS
-from customized_grpo.utils.records import append_record, truncate_records
-from customized_grpo.utils.terminal import TrainingDisplay
+from customized_grpo.utils.records import append_record, read_records, truncate_records
+from customized_grpo.utils.terminal import OutputConsole, TrainingDisplay
+
+_LOG = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from customized_grpo.trainer.base import BaseTrainer
@@ -85,8 +88,13 @@ class MetricsCallback(TrainerCallback):
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
         """Remove records after the iteration that training continues from."""
-        if trainer.is_main:
-            truncate_records(trainer.output_dir / METRICS, trainer.iteration)
+        if not trainer.is_main:
+            return
+        path = trainer.output_dir / METRICS
+        truncate_records(path, trainer.iteration)
+        numbers = [record["iteration"] for record in read_records(path)] if path.exists() else []
+        if numbers != list(range(1, trainer.iteration + 1)):
+            _LOG.warning("%s: iterations 1 to %d are not there once each; curves have gaps", path, trainer.iteration)
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
         """Append the iteration's metrics."""
@@ -178,7 +186,7 @@ class ProgressCallback(TrainerCallback):
     """Show progress, scores and the time left: a live bar on a terminal, a line per iteration in a log file."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or OutputConsole()
         self._display: TrainingDisplay | None = None
 
     def on_run_begin(self, trainer: BaseTrainer) -> None:

@@ -1,8 +1,8 @@
 """Checkpoints of a run: folders that are complete or absent, with all state that the next iteration needs.
 
     checkpoints/000020/  trainable/         weights as the policy saves them
-                         state.safetensors  tensors of the optimizer, the random generator, a moving average
-                         state.json         iteration, numbers of the optimizer
+                         state.safetensors  tensors of the optimizer, a moving average
+                         state.json         iteration, numbers of the optimizer, settings, fingerprints of the data
                          manifest.json      format version, SHA-256 of every other file
 
 A checkpoint is written to a temporary folder, flushed and renamed. One whose hashes differ is skipped with a warning.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.utils.records import drop_folder, move_folder, temporary_folder, writing
 
 _STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"
-_RNG = "rng"
 _VERSION = 1  #: of the format
 _LOG = logging.getLogger(__name__)
 
@@ -43,12 +43,13 @@ def save_checkpoint(
     optimizer: Optimizer,
     keep: int,
     further: Mapping[str, torch.Tensor] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the state after `iteration` iterations, then remove all but the newest `keep` checkpoints up to it.
 
     An intact checkpoint of this iteration stays as it is; a damaged one is renamed to NUMBER.damaged. `further` tensors
-    are stored by name. With sharded weights or state all processes call this and the first one writes. On an OSError,
-    as of a full disk, no checkpoint is removed.
+    are stored by name, `origin` describes settings and data as JSON values. With sharded weights or state all processes
+    call this and the first one writes. On an OSError, as of a full disk, no checkpoint is removed.
     """
     final = folder / f"{iteration:06d}"
     if not optimizer.together and final.exists() and fault_of(final) is None:
@@ -63,9 +64,8 @@ def save_checkpoint(
             tensors |= {name: whole(tensor).contiguous() for name, tensor in (further or {}).items()}
             if not writer:
                 return final
-            tensors[_RNG] = torch.get_rng_state()
             save_file(tensors, partial / _TENSORS)
-            state = {"iteration": iteration, "optimizer": numbers}
+            state = {"iteration": iteration, "optimizer": numbers, "origin": dict(origin or {})}
             (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
             hashes = {str(path.relative_to(partial)): _hash(path) for path in partial.rglob("*") if path.is_file()}
             manifest = {"version": _VERSION, "sha256": hashes}
@@ -88,8 +88,12 @@ def newest_checkpoint(folder: Path, *, warns: bool = True) -> Path | None:
     """Return the newest intact checkpoint, with a warning about newer ones that are damaged; None if there is none.
 
     Raises:
-        CheckpointError: All checkpoints are damaged; starting anew would overwrite the run.
+        CheckpointError: All checkpoints are damaged, or the folder is none; starting anew would overwrite the run.
     """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: is not a folder; put the checkpoints back, or start a new run in another folder"
+        )
     faults: list[str] = []
     for candidate in reversed(_folders(folder)):
         fault = fault_of(candidate)
@@ -123,6 +127,12 @@ def fault_of(folder: Path) -> str | None:
     return None
 
 
+def origin_of(folder: Path) -> dict[str, Any]:
+    """Return the description of settings and data in a checkpoint; empty in those of earlier versions."""
+    found: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8")).get("origin", {})
+    return found
+
+
 def checkpointed_iterations(run: Path) -> int:
     """Return the iterations in a run's newest intact checkpoint, or 0; raise as `newest_checkpoint` does."""
     newest = newest_checkpoint(run / "checkpoints", warns=False)
@@ -132,7 +142,7 @@ def checkpointed_iterations(run: Path) -> int:
 def load_checkpoint(
     folder: Path, policy: Policy, optimizer: Optimizer, further: Mapping[str, torch.Tensor] | None = None
 ) -> int:
-    """Restore the policy, optimizer state and random generator, fill the `further` tensors; return iterations done.
+    """Restore the policy and optimizer state, fill the `further` tensors; return iterations done.
 
     The optimizer's settings stay the present ones. CheckpointError if the checkpoint belongs to another policy, or
     lacks the further tensors.
@@ -148,8 +158,8 @@ def load_checkpoint(
             key = "set train.ema to 0" if name.startswith("ema.") else "restore method.objective and method.weighting"
             raise CheckpointError(f"{folder}: has no {name.split('.')[0]} state; {key}, or start a new run")
         tensor.copy_(like(tensors.pop(name), tensor))
-    torch.set_rng_state(tensors.pop(_RNG))
-    entries = {name: tensor for name, tensor in tensors.items() if name[0].isdigit()}  # others: no longer asked for
+    # Others are no longer needed: random numbers are a function of seed and iteration.
+    entries = {name: tensor for name, tensor in tensors.items() if name[0].isdigit()}
     restored = _unflatten(entries | state["optimizer"]["numbers"], list(policy.trainable().values()))
     optimizer.load_state_dict({"state": restored, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(state["iteration"])

@@ -20,6 +20,7 @@ from customized_grpo.method import (
     step_weights,
 )
 from customized_grpo.protocols import ROLES, Role
+from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.utils.noise import generator
 
@@ -132,6 +133,8 @@ def assign_credit(
     """Compute advantages from scores (groups, G) by reward name, NaN where missing, and their metrics.
 
     An image that lacks a score of a weighted reward, or that a guard scores above its limit, drops out of its group.
+    RewardError if the weighted scores or their advantages exceed the range of numbers.
+
     Metrics describe the roles' advantages also where `method.normalise` is "sum"; the sum is divided by its own
     standard deviation, and no role's `std_floor` applies to it.
     """
@@ -148,9 +151,13 @@ def assign_credit(
     for role in ROLES:
         weights = {reward_name(r): r.weight for r in rewards if r.role == role and r.weight > 0}
         own = {name: scores[name].where(valid, 0) for name in weights}
-        floor = method.std_floor.get(role, 0.0)
-        advantages[role] = role_advantages(own, weights, floor=floor, combine=method.combine, valid=valid, pool=pool)
         total = totals[role] = torch.stack([weights[name] * own[name] for name in weights]).sum(0)
+        floor = method.std_floor.get(role, 0.0)
+        if not bool((total - total.mean(-1, keepdim=True)).square().sum(-1).isfinite().all()):
+            raise _too_large("weighted scores", role, own, weights)
+        advantages[role] = role_advantages(own, weights, floor=floor, combine=method.combine, valid=valid, pool=pool)
+        if not bool(advantages[role].isfinite().all()):
+            raise _too_large("advantages", role, own, weights)
         metrics[f"{role}/mean"] = _mean(total, valid)
         metrics[f"{role}/std"] = float(_stds(total, valid).mean())
         metrics[f"share/no_signal_{role}"] = float(degenerate_groups(total, floor=floor, valid=valid).float().mean())
@@ -161,8 +168,19 @@ def assign_credit(
     of_sum = None
     if method.normalise == "sum":
         total = method.identity_weight * totals["identity"] + method.prompt_weight * totals["prompt"]
+        if not bool(total.isfinite().all()):
+            raise RewardError("the sum of both roles is not finite; lower method.identity_weight or prompt_weight")
         of_sum = group_advantages(total, valid=valid, pool=pool)
     return Credit(advantages, bonus, valid, scored, of_sum), metrics
+
+
+def _too_large(what: str, role: Role, scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> RewardError:
+    """Return the error for numbers of a role that exceed the range of float32."""
+    each = (f"{name!r}: weight {weights[name]:g}, scores to {scores[name].abs().max():.3g}" for name in scores)
+    return RewardError(
+        f"the {what} of role {role}, or their squares, are not finite ({'; '.join(each)}); lower rewards.N.weight, or "
+        "return smaller scores"
+    )
 
 
 def _mean(values: Tensor, valid: Tensor) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from customized_grpo.config import EvaluationConfig
+from customized_grpo.data import image_files
+from customized_grpo.data.fingerprints import Fingerprint, difference, fingerprint
 from customized_grpo.policies.sharding import is_sharded
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.rewards import RewardError
@@ -23,7 +26,7 @@ from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import image_noise, in_batches, own_noise_levels, sample_images
 from customized_grpo.trainer.scoring import score_sizes, why_stop
-from customized_grpo.utils.pixels import to_image
+from customized_grpo.utils.pixels import save_image, to_image
 from customized_grpo.utils.records import write_json
 
 _SCORES = "scores.json"
@@ -53,6 +56,7 @@ class _Stored(BaseModel):
     scores: dict[str, list[float | None]]
     images: list[str]
     settings: dict[str, Any]
+    data: Fingerprint = {}
 
 
 def evaluate(
@@ -63,6 +67,7 @@ def evaluate(
     folder: Path,
     *,
     batch_size: int | Literal["auto"],
+    seed: int = 0,
     processes: Processes = ALONE,
 ) -> Evaluation:
     """Generate `config.images` images of every pair into `folder` (PNG), score them, and write scores.json.
@@ -77,6 +82,7 @@ def evaluate(
         config: Settings of the evaluation.
         folder: Folder of the evaluation; created if needed.
         batch_size: Images per batch.
+        seed: Seed of the random numbers that rewards may use; those of the images have `config.seed`.
         processes: Processes that share the work.
 
     Raises:
@@ -85,7 +91,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_main:
         (folder / _SCORES).unlink(missing_ok=True)  # it marks a complete evaluation
-    scores, own, overflowed = _sample_and_score(policy, dataset, rewards, config, folder, batch_size, processes)
+    scores, own, overflowed = _sample_and_score(policy, dataset, rewards, config, folder, batch_size, seed, processes)
     scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
     overflowed = int(processes.sum(torch.tensor(overflowed)))
     unscored = [repr(reward.name) for reward, row in zip(rewards, scores, strict=True) if not row.isfinite().any()]
@@ -101,6 +107,7 @@ def evaluate(
     if processes.is_main:
         settings = config.model_dump(mode="json")
         stored = {"means": result.means, "scores": result.scores, "images": names, "settings": settings}
+        stored["data"] = fingerprint(dataset)
         write_json(folder / _SCORES, stored)
     processes.wait()
     return result
@@ -113,6 +120,7 @@ def _sample_and_score(
     config: EvaluationConfig,
     folder: Path,
     batch_size: int | Literal["auto"],
+    seed: int,
     processes: Processes,
 ) -> tuple[Tensor, list[int], int]:
     """Generate, score and save this process's share of the images, in whole batches.
@@ -138,12 +146,13 @@ def _sample_and_score(
             images = _generate(policy, pairs, config, size, processes.most if sharded else lambda own: own)
         if index < len(chunks):
             rows = range(chunk.start * config.images, chunk.stop * config.images)
-            scored = score_sizes(rewards, images, [pair for pair in pairs for _ in range(config.images)])
+            shown = [pair for pair in pairs for _ in range(config.images)]
+            scored = score_sizes(rewards, images, shown, (seed, "evaluation", rows.start))
             failure = scored.failure
             overflowed += sum(not bool(image.isfinite().all()) for image in images)
             scores[:, list(rows)] = torch.stack([scored.scores[reward.name] for reward in rewards])
             for number, image in zip(rows, images, strict=True):
-                to_image(image).save(folder / _name(number, config.images))
+                save_image(to_image(image), folder / _name(number, config.images))
             own += rows
         reason = why_stop(0, 1, failure, 1.0, processes.sum)
         if reason is not None:
@@ -182,8 +191,13 @@ def _name(number: int, images: int) -> str:
     return f"{number // images:05d}-{number % images}.png"
 
 
-def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation | None:
-    """Return the evaluation in a folder; None if it is incomplete or was made with other settings than `config`."""
+def read_evaluation(
+    folder: Path, config: EvaluationConfig | None, dataset: PairDataset | None = None
+) -> Evaluation | None:
+    """Return the evaluation in a folder; None if it is incomplete or was made with other settings than `config`.
+
+    With the `dataset` also None if it was made of other data, or if an image is missing or damaged.
+    """
     try:
         stored = _Stored.model_validate_json((folder / _SCORES).read_bytes())
     except (OSError, ValidationError):
@@ -191,4 +205,11 @@ def read_evaluation(folder: Path, config: EvaluationConfig | None) -> Evaluation
     if config is not None and stored.settings != config.model_dump(mode="json"):
         return None
     scores = {name: [math.nan if v is None else v for v in values] for name, values in stored.scores.items()}
-    return Evaluation(scores, [folder / name for name in stored.images])
+    images = [folder / name for name in stored.images]
+    if dataset is not None:
+        count = len(dataset) * stored.settings.get("images", 1)
+        if {len(images), *map(len, scores.values())} != {count} or difference(stored.data, fingerprint(dataset)):
+            return None
+        if image_files.problems(images, partial(image_files.check, quick=True)):
+            return None
+    return Evaluation(scores, images)

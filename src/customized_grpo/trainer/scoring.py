@@ -30,22 +30,25 @@ class Scoring:
         rewards: Reward models.
         overlap: Whether a thread scores while the caller continues, with at most two batches waiting. The scores are
             the same either way.
+        seed: Key of the random numbers that rewards may use, with the number of images that were submitted before.
     """
 
-    def __init__(self, rewards: Sequence[Reward], *, overlap: bool) -> None:
-        self._rewards = rewards
+    def __init__(self, rewards: Sequence[Reward], *, overlap: bool, seed: Sequence[int | str] = ()) -> None:
+        self._rewards, self._seed, self._submitted = rewards, seed, 0
         self._thread: Executor | None = ThreadPoolExecutor(1, thread_name_prefix="scoring") if overlap else None
         self._pending: list[Callable[[], BatchScores]] = []
         self._done: list[BatchScores] = []
 
     def submit(self, images: Tensor, pairs: Sequence[Pair]) -> None:
         """Submit images (B, 3, H, W) in [0, 1]; images[i] was generated for pairs[i]."""
+        seed = (*self._seed, self._submitted)
+        self._submitted += len(images)
         if self._thread is None:
-            self._pending.append(lambda: score_images(self._rewards, images, pairs))
+            self._pending.append(lambda: score_images(self._rewards, images, pairs, seed))
             return
         if len(self._pending) == _WAITING:
             self._done.append(self._pending.pop(0)())
-        future: Future[BatchScores] = self._thread.submit(score_images, self._rewards, images, pairs)
+        future: Future[BatchScores] = self._thread.submit(score_images, self._rewards, images, pairs, seed)
         self._pending.append(future.result)
 
     def results(self) -> list[BatchScores]:
@@ -66,25 +69,30 @@ def finite_images(images: Tensor) -> Tensor:
     return images.isfinite().flatten(1).all(1).cpu()
 
 
-def score_images(rewards: Sequence[Reward], images: Tensor, pairs: Sequence[Pair]) -> BatchScores:
-    """Score images (B, 3, H, W); a score is missing where its image is not finite."""
+def score_images(
+    rewards: Sequence[Reward], images: Tensor, pairs: Sequence[Pair], seed: Sequence[int | str] = ()
+) -> BatchScores:
+    """Score images (B, 3, H, W); a score is missing where its image is not finite. `seed` is as for `score`."""
     finite = finite_images(images)
     try:
         # Rewards get zeros in place of NaN and infinity, which they might score or fail on.
-        scores = score(rewards, images.nan_to_num(0.0, 0.0, 0.0), pairs)
+        scores = score(rewards, images.nan_to_num(0.0, 0.0, 0.0), pairs, seed=seed)
         return BatchScores({name: values.masked_fill(~finite, torch.nan) for name, values in scores.items()})
     except RewardError as error:
         # Returned, not raised: all processes must learn of it before any of them stops.
         return BatchScores({reward.name: torch.full((len(pairs),), torch.nan) for reward in rewards}, error)
 
 
-def score_sizes(rewards: Sequence[Reward], images: Sequence[Tensor], pairs: Sequence[Pair]) -> BatchScores:
+def score_sizes(
+    rewards: Sequence[Reward], images: Sequence[Tensor], pairs: Sequence[Pair], seed: Sequence[int | str] = ()
+) -> BatchScores:
     """Score images (3, H, W) of any sizes, those of each size together, as `score_images`."""
     scores = {reward.name: torch.full((len(images),), torch.nan) for reward in rewards}
     failure = None
     for shape in dict.fromkeys(image.shape for image in images):
         rows = [row for row, image in enumerate(images) if image.shape == shape]
-        scored = score_images(rewards, torch.stack([images[row] for row in rows]), [pairs[row] for row in rows])
+        stacked, shown = torch.stack([images[row] for row in rows]), [pairs[row] for row in rows]
+        scored = score_images(rewards, stacked, shown, (*seed, rows[0]))
         failure = failure or scored.failure
         for name, values in scored.scores.items():
             scores[name][rows] = values

@@ -28,7 +28,7 @@ from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
 from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
 from customized_grpo.trainer.scoring import Scoring, score_images, why_stop
-from customized_grpo.trainer.update import Updater, check_drift, check_skipped, mean_of_updates
+from customized_grpo.trainer.update import Updater, check_drift, check_loss, check_skipped, mean_of_updates
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         self._measure_sizes(batch)
         rollout = self.config.rollout
         overlap = self.policy.device.type != "cpu" if rollout.overlap is None else rollout.overlap
-        scoring = Scoring([term.reward for term in self.terms], overlap=overlap)
+        seed = self.config.seed, "rewards", batch.iteration, batch.numbers[0]
+        scoring = Scoring([term.reward for term in self.terms], overlap=overlap, seed=seed)
         trajectories: list[Trajectories] = []
         images: list[Tensor] = []
         sampled = sample_groups(
@@ -254,7 +255,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         """Take the iteration's optimizer steps on the objective's loss. Returns their metrics.
 
         Raises:
-            DivergenceError: Too many updates in a row had no finite gradient, or the policy has drifted too far.
+            DivergenceError: A loss is not finite, too many updates in a row had no finite gradient, or the policy has
+                drifted too far.
         """
         tuning, rollout, batch = self.config.train, self.config.rollout, rollouts.batch
         # A function of the iteration alone, so that a resumed run has the same rate.
@@ -274,6 +276,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
                 ]
                 idle = self._updater.idle(rollouts.trajectories, self.sigmas)
                 updates.append(self._updater.update(items, self.sigmas[1], idle))
+                check_loss(updates[-1]["loss"], batch.iteration + 1, self.output_dir)
                 check_skipped(self._updater.skipped, tuning.max_skipped, batch.iteration + 1, self.output_dir)
         with self._profiler("probe"):
             probed, count = self._updater.probe(rollouts.trajectories, batch.trained, self.sigmas)
@@ -316,7 +319,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
                 own = [chosen[i] for i in part.images.tolist()]
                 images += own
                 pairs = [batch.pairs[i] for i in own]
-                untuned = score_images([term.reward for term in self.terms], self._decode(part.clean), pairs)
+                seed = self.config.seed, "untuned", batch.iteration, batch.numbers[own[0]]
+                untuned = score_images([term.reward for term in self.terms], self._decode(part.clean), pairs, seed)
                 for name, values in untuned.scores.items():
                     found[name].append(values)
         numbers = torch.tensor([batch.numbers[i] for i in images])

@@ -24,6 +24,7 @@ from customized_grpo.trainer.rollout import Trajectories, velocity_once
 from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.noise import generator
 
+_RESUME = "resume from the last checkpoint with --resume {run} --allow-changes"
 PROBED = 8  # images on which KL and drift are measured
 
 
@@ -379,13 +380,22 @@ class Updater:
             return replay(self.policy, items, self.step, self.eta, sigma_max)[0]
 
 
+def check_loss(loss: float, iteration: int, run: Path) -> None:
+    """Raise DivergenceError if an update's loss is not finite."""
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"iteration {iteration}: the loss is {loss}, not a finite number; lower train.learning_rate, or set "
+            f"policy.dtype to float32, in {run / 'config.yaml'}, then {_RESUME.format(run=run)}"
+        )
+
+
 def check_skipped(skipped: int, limit: int, iteration: int, run: Path) -> None:
     """Raise DivergenceError if more than `limit` updates in a row had no finite gradient."""
     if skipped > limit:
         raise DivergenceError(
             f"iteration {iteration}: {skipped} updates in a row had a gradient that is not finite, more than "
             f"train.max_skipped={limit} allows; lower train.learning_rate, or set policy.dtype to float32, in "
-            f"{run / 'config.yaml'}, then resume from the last checkpoint with --resume {run}"
+            f"{run / 'config.yaml'}, then {_RESUME.format(run=run)}"
         )
 
 
@@ -400,5 +410,5 @@ def check_drift(drift: float, limit: float | None, iteration: int, run: Path) ->
         allowed = f"more than train.max_drift={limit:g} allows" if math.isfinite(drift) else "not a finite number"
         raise DivergenceError(
             f"iteration {iteration}: the velocity's drift from the base model is {drift:.3g}, {allowed}; lower "
-            f"train.learning_rate in {run / 'config.yaml'}, then resume from the last checkpoint with --resume {run}"
+            f"train.learning_rate in {run / 'config.yaml'}, then {_RESUME.format(run=run)}"
         )

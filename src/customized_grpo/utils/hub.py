@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 #: First part of the path of an embedded model.
@@ -48,6 +49,45 @@ def resolve(path: str) -> str | Path:
     if there or len(parts) > 2 or path[0] in "/.~":
         raise ModelError(f"{path!r}: no such folder; give a model's folder or a hub id")
     return path
+
+
+def loadable(path: str) -> str | Path:
+    """Return `resolve(path)` once its model is in a folder or the Hub's cache, or the Hub answers.
+
+    The Hub's own client would retry for 23 seconds.
+
+    Raises:
+        ModelError: As `resolve` does; or there is no copy, and the Hub cannot be reached.
+    """
+    source = resolve(path)
+    if isinstance(source, Path):
+        return source
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type="model"), "snapshots")
+    reason = None
+    if not any(folder.glob("*/*")):
+        offline = "it is offline by HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
+        reason = offline if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
+    if reason is not None:
+        raise ModelError(
+            f"{path}: is not in the local cache, and the Hub cannot be reached ({reason}); connect once, or give a "
+            "local folder"
+        )
+    return source
+
+
+@cache
+def _unreachable(endpoint: str) -> str | None:
+    """Return why a server cannot be reached; None if it answers."""
+    import httpx2
+
+    try:
+        httpx2.head(endpoint, timeout=5)
+    except httpx2.HTTPError as error:
+        return first_line(error)
+    return None
 
 
 def local_path(path: str | Path) -> Path:

@@ -7,9 +7,6 @@ from importlib.metadata import version
 
 import torch
 
-#: File of a run with versions and hardware of each start, one JSON line each.
-STARTS = "starts.jsonl"
-
 _LIBRARIES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
 

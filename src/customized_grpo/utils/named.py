@@ -5,9 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
+import sysconfig
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+#: Folders of code that is not the user's own: Python's, installed packages', this package's.
+_NOT_OWN = (
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
 
 
 class NamedError(ValueError):
@@ -31,15 +40,33 @@ def find(path: str) -> Any:
 
 
 def error_text(error: BaseException) -> str:
-    """Return an exception's type and message as one line of at most 300 letters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """Return an exception's type and message as one line of at most 300 letters, and where the user's code failed."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    place = own_place(error)
+    return f"{text}, at {place}" if place else text
+
+
+def own_place(error: BaseException) -> str | None:
+    """Return FILE:LINE of the last frame of an exception, or of its cause, that is in a file of the user's own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            path = os.path.abspath(frame.filename)
+            if os.path.isfile(path) and not any(Path(path).is_relative_to(folder) for folder in _NOT_OWN):
+                near = os.path.relpath(path)
+                return f"{path if near.startswith(os.pardir) else near}:{frame.lineno} in {frame.name}"
+        cause = cause.__cause__
+    return None
 
 
 def _load(place: str) -> ModuleType:
     """Import a module by name, or from a .py file."""
+    from customized_grpo.utils.isolation import isolated  # imports torch, which command lines need not wait for
+
     try:
         if not place.endswith(".py"):
-            return importlib.import_module(place)
+            with isolated("import", place):
+                return importlib.import_module(place)
         path = Path(place).expanduser()
         if not path.is_file():
             raise NamedError(f"there is no file {place}; paths start from the working directory")
@@ -47,7 +74,8 @@ def _load(place: str) -> ModuleType:
         if spec is None or spec.loader is None:
             raise NamedError(f"{place} is not a Python file")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with isolated("import", path.stem):
+            spec.loader.exec_module(module)
         return module
     except NamedError:
         raise
@@ -55,5 +83,5 @@ def _load(place: str) -> ModuleType:
         raise NamedError(
             f"{place} cannot be imported, because there is no module {error.name!r}; install it or correct the name"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit(0) would pass for success
         raise NamedError(f"{place} cannot be imported ({error_text(error)}); correct it") from error

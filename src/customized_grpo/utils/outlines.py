@@ -17,7 +17,7 @@ import transformers
 from huggingface_hub import hf_hub_download
 from torch import nn
 
-from customized_grpo.utils.hub import ModelError, first_line, resolve
+from customized_grpo.utils.hub import ModelError, first_line, loadable, resolve
 
 _KNOWN = Path(__file__).with_name("known_models.json")
 
@@ -52,6 +52,7 @@ def config_reader(path: str, revision: str | None = None, *, first: str = "model
             fetched(first, here=True)
         except ModelError:
             return lambda name: _known(known, path, name)
+    loadable(path)
     fetched(first)
     return fetched
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from customized_grpo.utils.records import write_bytes
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -18,3 +23,10 @@ def to_image(pixels: Tensor) -> Image.Image:
     """Convert a tensor (3, H, W) in [0, 1] to an 8-bit PIL image."""
     rounded = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(rounded.permute(1, 2, 0).cpu().numpy())
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image file in one move, in the format of its suffix."""
+    data = io.BytesIO()
+    image.save(data, format=Image.registered_extensions()[path.suffix.lower()])
+    write_bytes(path, data.getvalue())

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,10 +83,20 @@ def truncate_records(path: Path, iteration: int) -> int:
     return len(lines) - len(kept)
 
 
-def check_place(path: Path, option: str) -> None:
-    """Raise RecordError, before any work, if `path`, given by `option`, cannot be a file."""
-    if path.is_dir() or any(above.exists() and not above.is_dir() for above in path.parents):
-        raise RecordError(f"{option} {path}: cannot be written there; give a file's name in a folder")
+def check_regular(path: Path, name: str | None = None) -> None:
+    """Raise RecordError if `path` is anything but a regular file or absent: no other kind is ever replaced.
+
+    `name` stands for the path in the message.
+    """
+    if not os.path.lexists(path):
+        return
+    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
+    kind = stat.S_IFMT(path.lstat().st_mode)
+    if kind != stat.S_IFREG:
+        raise RecordError(
+            f"{name or path}: is {kinds.get(kind, 'a device or socket')}, which is never replaced; give the name of a "
+            "regular file"
+        )
 
 
 def write_json(path: Path, obj: Any) -> None:
@@ -98,7 +109,12 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file in one move; it is on the disk when this returns. On errors the old file is unchanged."""
+    """Replace a regular file in one move; it is on the disk when this returns. On errors the old file is unchanged.
+
+    Raises:
+        RecordError: There is something else than a regular file.
+    """
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
@@ -121,7 +137,13 @@ def temporary_folder(folder: Path) -> Path:
 
 
 def move_folder(partial: Path, folder: Path) -> None:
-    """Flush everything in `partial` to the disk, then rename it to `folder`, replacing an old folder of that name."""
+    """Flush everything in `partial` to the disk, then rename it to `folder`, replacing an old folder of that name.
+
+    Raises:
+        RecordError: `folder` is a symbolic link, which is never replaced.
+    """
+    if folder.is_symlink():
+        raise RecordError(f"{folder}: is a symbolic link, which is never replaced; remove it, or put a folder there")
     with writing(partial):
         for inner in (*sorted(partial.rglob("*"), reverse=True), partial):
             _flush(inner)
@@ -153,20 +175,30 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Add the path to errors of a full or broken disk, and turn those of safetensors into OSErrors."""
+def writing(path: Path, remedy: str | None = None) -> Iterator[None]:
+    """Add the path to errors of a full or broken disk, and turn those of safetensors into OSErrors.
+
+    `remedy` is a note on such errors, for `describe_os_error`.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_ERRORS and error.filename is None:
-            error.filename = str(path)
+        if error.errno in _DISK_ERRORS:
+            # A copy names its source first.
+            error.filename = error.filename2 or error.filename or str(path)
+            error.filename2 = None
+            if remedy is not None:
+                error.add_note(remedy)
         raise
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
         code = int(number[1])
-        raise OSError(code, os.strerror(code), str(path)) from error
+        found = OSError(code, os.strerror(code), str(path))
+        if remedy is not None:
+            found.add_note(remedy)
+        raise found from error
 
 
 def _json(path: Path, value: Any, indent: int | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -27,19 +28,40 @@ _SHOWN = (
     ("updates skipped", "share/skipped", ".0%", False),
 )
 
-_FULL = "free some disk space and try again; a run resumes with --resume"
+_FULL = "free some disk space and try again"
 _PERMISSION = "give a file or folder that this user may use"
+_PATH = "correct the path"
 #: Remedies by the number of a system's error.
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
-    errno.EFBIG: "raise the limit on file sizes and try again; a run resumes with --resume",
+    errno.EFBIG: "raise the limit on file sizes and try again",
     errno.EROFS: "give a folder that can be written",
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.EIO: "check the disk",
+    errno.ENOENT: "correct the path or restore the file",
+    errno.EEXIST: "give another name",
+    errno.ENOTDIR: _PATH,
+    errno.EISDIR: "give the name of a file",
+    errno.ELOOP: _PATH,
+    errno.ENAMETOOLONG: "give a shorter name",
 }
+
+
+class OutputConsole(Console):
+    """Console that goes silent when nobody reads its output any more, as in `cgrpo train | head -1`.
+
+    rich's own would end the process: a training would be lost.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Discard further output, also what is still buffered."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
 
 class TrainingDisplay:
@@ -63,7 +85,7 @@ class TrainingDisplay:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._iterations, self._first, self._done = iterations, done, done
-        self._console = console or Console()
+        self._console = console or OutputConsole()
         self._clock = clock
         self._began = clock()
         live = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -98,8 +120,7 @@ class TrainingDisplay:
                 self._print(f"{self._done}/{self._iterations}  evaluation  {name} {value:.2f}")
 
     def _print(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
-        self._console.file.flush()  # so that a log that is followed does not lag behind
+        self._console.print(Text(text), soft_wrap=True)  # which flushes: a log that is followed does not lag behind
 
 
 class _Bar(Progress):
@@ -168,15 +189,15 @@ def print_error(message: str) -> None:
     words = " ".join(message.split())
     plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
     line = Text.assemble(("error:", "bold red"), " ", plain)
-    Console(file=sys.stderr).print(line, soft_wrap=True)
+    OutputConsole(file=sys.stderr).print(line, soft_wrap=True)
 
 
 def describe_os_error(error: OSError) -> str:
     """Return a system's error in one line, with a remedy if there is one for its number."""
     text = (error.strerror or str(error) or type(error).__name__).strip()
     where = f"{error.filename}: " if error.filename is not None else ""
-    remedy = _REMEDIES.get(error.errno or 0)
-    return f"{where}{text[0].lower()}{text[1:]}; {remedy}" if remedy else str(error) or text
+    remedies = [_REMEDIES.get(error.errno or 0), *getattr(error, "__notes__", ())]
+    return "; ".join([f"{where}{text[0].lower()}{text[1:]}", *filter(None, remedies)]) if error.strerror else text
 
 
 def _number(value: object) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from itertools import combinations
@@ -16,14 +17,16 @@ from customized_grpo.data import image_files
 from customized_grpo.data.benchmark import Case
 from customized_grpo.evaluation import shown_pairs
 from customized_grpo.evaluation.dreambench.evaluation import Evaluated, Task, evaluate_system
-from customized_grpo.evaluation.dreambench.folder import TEMPLATE, check_template
+from customized_grpo.evaluation.dreambench.folder import SETTINGS, TEMPLATE, check_template
 from customized_grpo.evaluation.dreambench.protocol import published
 from customized_grpo.evaluation.dreambench.scores import plain, shown
 from customized_grpo.evaluation.dreambench.systems import find_system
 from customized_grpo.figures.grids import ImageLike, image_grid
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane, planes_side_by_side
-from customized_grpo.utils.records import write_bytes, write_json
+from customized_grpo.utils.records import is_partial, write_bytes, write_json
 from customized_grpo.utils.tables import markdown_table
+
+_RESULT = "comparison.json"
 
 
 def compare(
@@ -44,6 +47,7 @@ def compare(
     """
     template = TEMPLATE if template is None else template
     check_template(template, task.protocol.images)
+    _check_folder(out)
     systems = [find_system(one, files, overrides, template) for one in given]
     names = [system.name for system in systems]
     if len(names) < 2:
@@ -67,8 +71,8 @@ def compare(
     text = "\n".join(
         ["# Comparison", "", *(f"- {note}" for note in notes), "", markdown_table(["prompts", *headings], rows)]
     )
+    write_json(out / _RESULT, _plain(evaluated, task))
     write_bytes(out / "table.md", f"{text}\n".encode())
-    write_json(out / "comparison.json", _plain(evaluated, task))
     written = [_plane(out / "plane.png", evaluated, task, beside), _grid(out / "grid.png", evaluated, task)]
     table = Table(*(Column(Text(heading), justify="right") for heading in headings))
     for row in _rows(evaluated, None):
@@ -77,6 +81,13 @@ def compare(
     for note in notes:
         console.print(Text(note), soft_wrap=True)
     console.print("look at " + ", ".join(str(p) for p in (*filter(None, written), out / "table.md")), soft_wrap=True)
+
+
+def _check_folder(out: Path) -> None:
+    """Raise ConfigError if a folder holds something else than a comparison, finished or not."""
+    here = list(out.iterdir()) if out.is_dir() else [out] if os.path.lexists(out) else []
+    if not (out / _RESULT).is_file() and not all(is_partial(one) or (one / SETTINGS).is_file() for one in here):
+        raise ConfigError(f"--out {out}: contains something other than a comparison; give another folder")
 
 
 def _rows(evaluated: Sequence[Evaluated], kind: str | None) -> list[list[str]]:

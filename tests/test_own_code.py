@@ -1,0 +1,210 @@
+"""A user's own code: what it changes is undone, its random numbers are seeded, its errors have a place, exits count."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from customized_grpo.cli import app
+from customized_grpo.cli.app import DEBUG, one_line_errors
+from customized_grpo.config import RewardConfig
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import RewardError, as_reward, build_reward, score
+from customized_grpo.utils.isolation import isolated, seed_all
+from customized_grpo.utils.named import own_place
+from customized_grpo.utils.pixels import save_image, to_image
+
+IMAGES = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+PAIRS = [Pair(key, "a cat", (), ()) for key in "abc"]
+
+
+def settings() -> list[Any]:
+    return [
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(),
+        os.getcwd(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    ]
+
+
+def disturb(folder: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(not torch.is_grad_enabled())
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision("medium")
+    os.chdir(folder)
+    for draw in (random.random, np.random.rand):
+        draw()
+    torch.manual_seed(7)
+
+
+def test_whatever_a_reward_changes_is_undone(tmp_path: Path) -> None:
+    before = settings()
+
+    def reward(images: torch.Tensor) -> list[float]:
+        disturb(tmp_path)
+        return [1.0] * len(images)
+
+    def failing(images: torch.Tensor) -> list[float]:
+        disturb(tmp_path)
+        raise KeyError("score")
+
+    assert score([as_reward(reward)], IMAGES, PAIRS)["reward"].tolist() == [1.0] * 3
+    assert settings() == before
+    with pytest.raises(RewardError):
+        score([as_reward(failing)], IMAGES, PAIRS)
+    assert settings() == before
+    with isolated("key"):
+        disturb(tmp_path)
+    assert settings() == before
+
+
+def test_what_a_module_changes_on_import_is_undone(tmp_path: Path) -> None:
+    before = settings()
+    file = tmp_path / "own.py"
+    file.write_text("import torch\ntorch.set_default_dtype(torch.float64)\ntorch.manual_seed(3)\ndef f(images): pass\n")
+    build_reward(RewardConfig(kind=f"{file}:f", role="prompt"), "cpu")
+    assert settings() == before
+
+
+def noisy(images: torch.Tensor) -> list[float]:
+    return (torch.rand(len(images)) + np.random.rand() + random.random()).tolist()  # noqa: S311
+
+
+def test_random_numbers_of_a_reward_depend_on_the_seed_alone() -> None:
+    def scores(*seed: int, **options: Any) -> list[float]:
+        return score([as_reward(noisy)], IMAGES, PAIRS, seed=seed, **options)["noisy"].tolist()
+
+    first = scores(0, 1)
+    torch.rand(5)
+    assert scores(0, 1) == first and len(set(first)) == 3
+    assert scores(0, 2) != first and scores(1, 1) != first
+    split = scores(0, 1, batch_size=1)
+    assert len(set(split)) == 3, "another for each call"
+
+
+def test_a_key_seeds_all_three_generators() -> None:
+    def draw(*key: int | str) -> list[float]:
+        with isolated():
+            seed_all(*key)
+            return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: S311
+
+    assert draw("a", 1) == draw("a", 1)
+    assert not set(draw("a", 1)) & set(draw("a", 2))
+
+
+BUG = """
+def inner(row):
+    return row["score"]
+
+def f(images):
+    return [inner({}) for _ in images]
+
+async def later(images):
+    return [inner({}) for _ in images]
+
+class Broken:
+    def __init__(self):
+        inner({})
+"""
+
+
+@pytest.mark.parametrize("name", ["f", "later", "Broken"])
+def test_an_error_in_own_code_has_its_file_and_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bug.py").write_text(BUG)
+    with pytest.raises(RewardError, match=r"KeyError: 'score', at bug\.py:3 in inner") as raised:
+        score([build_reward(RewardConfig(kind=f"bug.py:{name}", role="prompt"), "cpu")], IMAGES, PAIRS)
+    assert "\n" not in str(raised.value)
+
+
+def test_code_of_libraries_and_of_this_package_is_not_ones_own() -> None:
+    with pytest.raises(ValueError, match="B pairs") as raised:
+        score([], IMAGES, [])
+    raised.value.__traceback__ = raised.value.__traceback__.tb_next  # type: ignore[union-attr] # without this test
+    assert own_place(raised.value) is None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nsys.exit(0)\n",
+        "import sys\ndef f(images):\n    sys.exit(0)\n",
+        "import sys\nasync def f(images):\n    sys.exit(0)\n",
+        "def f(images):\n    raise SystemExit\n",
+        "import sys\nclass f:\n    def __init__(self):\n        sys.exit(0)\n",
+    ],
+)
+def test_an_exit_in_a_reward_is_an_error(code: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(code)
+    with pytest.raises(RewardError, match=r"reward .*SystemExit:.*own\.py:\d"):
+        score([build_reward(RewardConfig(kind=f"{tmp_path / 'own.py'}:f", role="prompt"), "cpu")], IMAGES, PAIRS)
+
+
+@pytest.mark.parametrize("code", [0, None, 3])
+def test_an_exit_anywhere_else_in_a_command_is_no_success(code: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, one_line_errors():
+        raise SystemExit(code)
+    assert ended.value.exit_code == 2
+    assert f"error: the command was ended by a call of exit, with code {code}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "shown"),
+    [([], {}, False), (["--debug"], {}, True), ([], {DEBUG: "1"}, True), ([], {DEBUG: "0"}, False)],
+)
+def test_the_traceback_is_shown_on_request(
+    arguments: list[str], environment: dict[str, str], shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bug.py").write_text(BUG)
+    done = CliRunner().invoke(
+        app,
+        ["score", "--reward", "bug.py:Broken", "--image", str(photo(tmp_path)), "--prompt", "a", *arguments],
+        env=environment,
+    )
+    assert done.exit_code == 2 and "error: reward 'bug.py:Broken': " in done.stderr, done.output
+    assert ("Traceback" in done.stderr and 'return row["score"]' in done.stderr) == shown
+    assert len(done.stderr.splitlines()) == 1 or shown
+
+
+def photo(folder: Path) -> Path:
+    save_image(to_image(IMAGES[0]), folder / "photo.png")
+    return folder / "photo.png"
+
+
+def test_sys_exit_at_import_of_an_own_policy_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import sys\nsys.exit(0)\n")
+    done = CliRunner().invoke(
+        app,
+        [
+            "generate",
+            "--reference",
+            str(photo(tmp_path)),
+            "--prompt",
+            "a",
+            "--out",
+            str(tmp_path / "x.png"),
+            "--set",
+            f"policy.kind={tmp_path / 'own.py'}:P",
+        ],
+    )
+    assert done.exit_code == 2 and "SystemExit" in done.stderr
