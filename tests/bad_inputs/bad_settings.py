@@ -85,7 +85,7 @@ def values() -> Iterator[Case]:
     }.items():  # fmt: skip
         yield case(f"{key}={text}", f"{key}: input should be ")
     for key, text in {"train.batch_size": "0", "rollout.batch_size": "-48"}.items():
-        yield case(f"{key}={text}", f"{key}: should be a number of at least 1, or auto; given {text}")
+        yield case(f"{key}={text}", f"{key}: should be a number from 1 to 1048576, or auto; given {text}")
     yield case("train.betas=[0.9]", "train.betas.1: field required")
     yield case("train.betas=[1, 2, 3]", "train.betas: tuple should have at most 2 items")
     yield case("train.betas=[2, 3]", "train.betas: should be two numbers from 0 to below 1; given [2")

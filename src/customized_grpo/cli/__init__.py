@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from customized_grpo.cli.app import app
+from customized_grpo.cli.app import app, note_interrupts
 
 # isort: off
 from customized_grpo.cli import training, evaluation, rewards, sharing, planning  # the order of the commands in --help
@@ -13,4 +13,5 @@ __all__ = ["app", "evaluation", "main", "planning", "rewards", "sharing", "train
 
 def main() -> None:
     """Run the `cgrpo` command."""
+    note_interrupts()
     app()

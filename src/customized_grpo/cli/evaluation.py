@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from customized_grpo.cli.app import Settings, command
+from customized_grpo.utils.terminal import plain_console
 
 if TYPE_CHECKING:
     from customized_grpo.evaluation.dreambench.evaluation import Task
@@ -87,7 +87,7 @@ def evaluate(
             system,
             options.open(benchmark),
             out,
-            Console(),
+            plain_console(),
             files=settings.files,
             overrides=settings.overrides,
             template=options.image_pattern,
@@ -102,8 +102,8 @@ def evaluate(
     from customized_grpo.evaluation.run import evaluate_run
     from customized_grpo.reporting.show import show
 
-    found = evaluate_run(Path(system), Console(), settings.overrides)
-    show(found.config, Path(system), found.held_out, found.base, found.tuned, Console())
+    found = evaluate_run(Path(system), plain_console(), settings.overrides)
+    show(found.config, Path(system), found.held_out, found.base, found.tuned, plain_console())
 
 
 @command
@@ -135,7 +135,7 @@ def compare(
         systems,
         options.open(benchmark),
         out,
-        Console(),
+        plain_console(),
         files=settings.files,
         overrides=settings.overrides,
         template=options.image_pattern,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from customized_grpo.cli.app import SetOption, Settings, command
+from customized_grpo.utils.terminal import plain_console
 
 
 @command
@@ -30,7 +30,7 @@ def plan(
     resolved = load_config(config, set_ or [])
     from customized_grpo.planning import plan_run
 
-    plan_run(resolved, Console(), memory=memory, processes=processes, references=references)
+    plan_run(resolved, plain_console(), memory=memory, processes=processes, references=references)
 
 
 @command
@@ -50,7 +50,7 @@ def settings(
     if markdown:
         typer.echo(settings_page(), nl=False)
     else:
-        describe_settings(Console(), part)
+        describe_settings(plain_console(), part)
 
 
 @command
@@ -64,4 +64,4 @@ def info(settings: Settings) -> None:
     resolved = resolve_config(settings.files, settings.overrides)
     from customized_grpo.cli.information import describe
 
-    describe(Console(), resolved)
+    describe(plain_console(), resolved)

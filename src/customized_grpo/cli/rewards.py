@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from customized_grpo.cli.app import Settings, command
+from customized_grpo.utils.terminal import plain_console
 
 if TYPE_CHECKING:
     import torch
@@ -109,10 +109,10 @@ def score(
     pair = read_pair(prompt, reference or [], mask or [], subject)
     scores = score_files(chosen, device, files, pair)
     if out is None:
-        show(Console(), files, scores)
+        show(plain_console(), files, scores)
     else:
         write_csv(out, files, scores)
-        Console().print(f"wrote {out}")
+        plain_console().print(f"wrote {out}")
 
 
 @command
@@ -142,4 +142,6 @@ def serve_reward(
 
     chosen, device = rewards.choose(settings)
     limits = Limits(images=max_images, pixels=max_pixels, bytes=max_bytes)
-    serve(chosen, device, Console(), host=host, port=port, token_variable=token_variable, limits=limits, keep=keep)
+    serve(
+        chosen, device, plain_console(), host=host, port=port, token_variable=token_variable, limits=limits, keep=keep
+    )

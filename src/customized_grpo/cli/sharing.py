@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from customized_grpo.cli.app import Settings, command
+from customized_grpo.utils.terminal import plain_console
 
 
 @command
@@ -26,7 +26,7 @@ def report(
     config = open_run(run)
     from customized_grpo.reporting import write_report
 
-    Console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
+    plain_console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
 
 
 @command
@@ -41,7 +41,7 @@ def export(
     from customized_grpo.reporting.lora import export_run
 
     export_run(run, out)
-    Console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
+    plain_console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
 
 
 class Precision(StrEnum):
@@ -65,7 +65,7 @@ def merge(
     from customized_grpo.reporting.merge import merge_run
 
     merge_run(run, out, dtype.value if dtype else None)
-    Console().print(f"wrote {out}")
+    plain_console().print(f"wrote {out}")
 
 
 @command
@@ -83,4 +83,4 @@ def demo(
     """
     from customized_grpo.serve.demo import serve_demo
 
-    serve_demo(settings.files, settings.overrides, lora, host, port, Console())
+    serve_demo(settings.files, settings.overrides, lora, host, port, plain_console())

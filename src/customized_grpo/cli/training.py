@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from customized_grpo.cli.app import Settings, command
+from customized_grpo.utils.terminal import plain_console
 
 _EMBEDDED = (
     "recipe: embedded, a small model on a built-in world; for a real one: cgrpo train "
@@ -52,10 +52,10 @@ def train(
         check_unused(run)
         config = found.config
         if found.embedded and os.environ.get("RANK", "0") == "0":  # a launcher's number of this process
-            Console().print(_EMBEDDED, highlight=False)
+            plain_console().print(_EMBEDDED, highlight=False)
     from customized_grpo.cli.run import train_run  # takes seconds, which a mistake above need not wait for
 
-    train_run(config, run, Console(), resume=resume is not None)
+    train_run(config, run, plain_console(), resume=resume is not None)
 
 
 @command
@@ -96,4 +96,4 @@ def generate(
     for i, image in enumerate(sample(policy, prompt, references, steps=steps, seed=seed, images=images), start=1):
         path = out if images == 1 else out.with_stem(f"{out.stem}-{i}")
         image.save(path)
-        Console().print(f"wrote {path}")
+        plain_console().print(f"wrote {path}")

@@ -14,9 +14,15 @@ from customized_grpo.config.section import Location, PathOrText, Section, SizeOr
 #: Increased when a setting changes its name or meaning.
 VERSION = 1
 #: Largest side of an image in pixels; no supported model generates larger ones.
-LARGEST_SIDE = 16384
+LARGEST_SIDE = 8192
+#: Largest number of denoising steps: beyond it neighbouring noise levels are the same in half precision.
+MOST_STEPS = 1000
+#: Largest weight of a reward or role: sums of weighted scores stay finite in float32.
+LARGEST_WEIGHT = 1e6
 
-Weights = list[Annotated[float, Field(ge=0)]]
+Weight = Annotated[float, Field(ge=0, le=LARGEST_WEIGHT)]
+Weights = Annotated[list[Weight], Field(max_length=MOST_STEPS)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 
 
 class LoraConfig(Section):
@@ -25,6 +31,7 @@ class LoraConfig(Section):
     rank: int = Field(
         DEFAULT["policy.lora.rank"],
         ge=1,
+        le=4096,
         description="LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; the "
         "paper's 512 takes 33 GB for weights, gradients and Adam states.",
     )
@@ -63,7 +70,7 @@ class PolicyConfig(Section):
         multiple_of=8,
         description="Width of generated images in pixels.",
     )
-    reference_sizes: list[TupleOrList[tuple[int, int]]] | None = Field(
+    reference_sizes: list[TupleOrList[tuple[Side, Side]]] | None = Field(
         DEFAULT["policy.reference_sizes"],
         description="Sizes (height, width) in pixels that references are resized to, by the nearest aspect ratio. "
         "null: the rule of the model's pipeline.",
@@ -71,6 +78,7 @@ class PolicyConfig(Section):
     max_sequence_length: int = Field(
         DEFAULT["policy.max_sequence_length"],
         ge=1,
+        le=4096,
         description="Maximum number of text tokens of a prompt; longer prompts are cut.",
     )
     guidance: float = Field(
@@ -148,8 +156,8 @@ class PolicyConfig(Section):
         if ":" not in self.kind and self.kind not in KINDS:
             yield ("kind",), f"should be {', '.join(KINDS)}, or package.module:Class, or file.py:Class"
             return
-        if self.reference_sizes is not None and min(map(min, self.reference_sizes), default=0) < 1:
-            yield ("reference_sizes",), "should list sizes (height, width) of at least 1, or be null"
+        if self.reference_sizes is not None and not self.reference_sizes:
+            yield ("reference_sizes",), "should list sizes (height, width), or be null"
         if self.options and self.kind in POLICIES:
             yield ("options",), f"are only for a policy class of your own, not for {self.kind}; remove them"
         if self.offload_activations and not self.gradient_checkpointing:
@@ -174,7 +182,7 @@ class DataConfig(Section):
         "train", description="Split of the built-in data set; held-out has other subjects and prompts."
     )
     size: int | None = Field(
-        None, ge=1, description="Number of pairs. null: 4096 of the built-in data set, or all of a file."
+        None, ge=1, le=10_000_000, description="Number of pairs. null: 4096 of the built-in data set, or all of a file."
     )
     seed: int = Field(0, ge=0, description="Random seed of the built-in data set; each gives other pairs.")
     root: PathOrText | None = Field(
@@ -200,8 +208,8 @@ class RewardConfig(Section):
     device: str | None = Field(
         None, description="Device of the reward model. null: the policy's; cpu saves memory of the accelerator."
     )
-    weight: float = Field(
-        1.0, ge=0, description="Weight within its role (see method.combine). 0: only logged, not trained on."
+    weight: Weight = Field(
+        1.0, description="Weight within its role (see method.combine). 0: only logged, not trained on."
     )
     limit: float | None = Field(
         None,
@@ -218,9 +226,12 @@ class MethodConfig(Section):
         "sars",
         description="Reward shaping term added to the weighted advantages: the paper's sars, none, or a baseline.",
     )
-    gamma: float = Field(0.4, ge=0, description="Weight of the shaping term.")
+    gamma: Weight = Field(0.4, description="Weight of the shaping term.")
     gamma_last: float | None = Field(
-        None, ge=0, description="Weight of the shaping term at the last iteration, reached linearly. null: gamma."
+        None,
+        ge=0,
+        le=LARGEST_WEIGHT,
+        description="Weight of the shaping term at the last iteration, reached linearly. null: gamma.",
     )
     weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table"] = Field(
         "tdw",
@@ -232,8 +243,8 @@ class MethodConfig(Section):
         description="roles: normalise each role within its group, then weight them. sum: normalise the weighted sum of "
         "raw rewards, a baseline that ignores combine and std_floor.",
     )
-    prompt_weight: float = Field(0.5, ge=0, description="Weight of the prompt role with weighting static.")
-    identity_weight: float = Field(0.5, ge=0, description="Weight of the identity role with weighting static.")
+    prompt_weight: Weight = Field(0.5, description="Weight of the prompt role with weighting static.")
+    identity_weight: Weight = Field(0.5, description="Weight of the identity role with weighting static.")
     prompt_table: Weights = Field(
         [], description="Weights of the prompt role with weighting table, one per rollout step, the noisiest first."
     )
@@ -248,7 +259,7 @@ class MethodConfig(Section):
     spread: Literal["group", "batch"] = Field(
         "group", description="Standard deviation that advantages are divided by: of each group, or of all groups."
     )
-    std_floor: dict[Literal["identity", "prompt"], float] = Field(
+    std_floor: dict[Literal["identity", "prompt"], Annotated[float, Field(ge=0)]] = Field(
         {}, description="Lower bound of the standard deviation of a group's rewards, by role. Empty: no bound."
     )
     advantage_clip: float = Field(5.0, gt=0, description="Advantages are clipped to this absolute value.")
@@ -292,14 +303,14 @@ class RolloutConfig(Section):
         "dance", description="Stochastic sampler: dance (DanceGRPO), flow (Flow-GRPO) or cps; see docs/options.md."
     )
     eta: float = Field(0.4, gt=0, description="Noise level of stochastic steps, in the sampler's own unit.")
-    steps: int = Field(25, ge=2, description="Denoising steps per image; the last one is deterministic.")
+    steps: int = Field(25, ge=2, le=MOST_STEPS, description="Denoising steps per image; the last one is deterministic.")
     shift: float | None = Field(
         DEFAULT["rollout.shift"],
         gt=0,
         description="Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule.",
     )
-    group_size: int = Field(12, ge=2, description="Images per group; advantages are computed within a group.")
-    pairs: int = Field(8, ge=1, description="Groups per iteration, over all processes.")
+    group_size: int = Field(12, ge=2, le=4096, description="Images per group; advantages are computed within a group.")
+    pairs: int = Field(8, ge=1, le=65536, description="Groups per iteration, over all processes.")
     shared_noise: bool = Field(True, description="Start all images of a group from the same noise.")
     layout: Literal["groups", "spread"] = Field(
         "groups",
@@ -328,9 +339,9 @@ class TrainConfig(Section):
     """Optimisation, limits and checkpoints."""
 
     iterations: int = Field(
-        300, ge=1, description="Iterations; each samples groups, scores them and updates the policy."
+        300, ge=1, le=10_000_000, description="Iterations; each samples groups, scores them and updates the policy."
     )
-    updates: int = Field(3, ge=1, description="Optimizer steps per iteration.")
+    updates: int = Field(3, ge=1, le=1000, description="Optimizer steps per iteration.")
     trained_fraction: float = Field(
         0.6, gt=0, le=1, description="Fraction of the stochastic steps that are trained on, chosen at random per image."
     )
@@ -362,7 +373,9 @@ class TrainConfig(Section):
     batch_size: SizeOrAuto = Field(
         4, description="(image, step) samples per forward and backward pass. auto: as many as fit into free memory."
     )
-    timeout: float = Field(30.0, gt=0, description="Minutes that a process waits for the others before it fails.")
+    timeout: float = Field(
+        30.0, gt=0, le=1e6, description="Minutes that a process waits for the others before it fails."
+    )
     max_missing: float = Field(
         0.1, ge=0, le=1, description="Fraction of an iteration's images that may lack a score; above it the run stops."
     )
@@ -397,9 +410,12 @@ class EvaluationConfig(Section):
         DataConfig(split="held-out", size=96, seed=1), description="Held-out pairs; the path defaults to data.path."
     )
     steps: int = Field(
-        DEFAULT["evaluation.steps"], ge=1, description="Denoising steps, by deterministic Euler sampling."
+        DEFAULT["evaluation.steps"],
+        ge=1,
+        le=MOST_STEPS,
+        description="Denoising steps, by deterministic Euler sampling.",
     )
-    images: int = Field(1, ge=1, description="Images per pair.")
+    images: int = Field(1, ge=1, le=10_000, description="Images per pair.")
     seed: int = Field(0, description="Random seed of the initial noise.")
     monitors: list[RewardConfig] = Field(
         [RewardConfig(kind="copy-paste", role="guard", name="copy-paste")],

@@ -57,7 +57,8 @@ def _open_path(path: Path, root: Path | None) -> FilePairs:
     if path.is_dir():
         return open_dreambench(dreambench_folder(path, "data.path: "))
     if not path.is_file():
-        raise DataError([f"data.path: no file or folder {path}; correct it, or give {' or '.join(WORLDS)}"])
+        what = f"{path} is a pipe or device" if path.exists() else f"no file or folder {path}"
+        raise DataError([f"data.path: {what}; correct it, or give {' or '.join(WORLDS)}"])
     if root is not None and not root.is_dir():
         raise DataError([f"data.root: no folder {root}; correct it"])
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".json"):

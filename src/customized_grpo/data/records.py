@@ -17,6 +17,7 @@ from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.protocols import Pair
 from customized_grpo.utils.prompts import encoding_problem, has_letters
+from customized_grpo.utils.records import RecordError, read_regular
 
 #: Above this number of images, only JPEGs are decoded by the check; other formats are checked by header and checksum.
 THOROUGH = 4000
@@ -142,7 +143,9 @@ def parse_json(content: bytes, where: str, remedy: str) -> Any:
 def read_bytes(path: Path) -> bytes:
     """Read a file without its byte order mark. Raises DataError, one line."""
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return read_regular(path).removeprefix(b"\xef\xbb\xbf")
+    except RecordError as error:
+        raise DataError([str(error)]) from None
     except OSError as error:
         raise DataError([f"{path}: cannot be read ({error.strerror}); correct the path"]) from error
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from customized_grpo.trainer.ema import MovingAverage
 from customized_grpo.trainer.folder import METRICS
 from customized_grpo.utils.records import append_record, truncate_records
-from customized_grpo.utils.terminal import TrainingDisplay
+from customized_grpo.utils.terminal import TrainingDisplay, plain_console
 
 if TYPE_CHECKING:
     from customized_grpo.trainer.base import BaseTrainer
@@ -178,7 +178,7 @@ class ProgressCallback(TrainerCallback):
     """Show progress, scores and the time left: a live bar on a terminal, a line per iteration in a log file."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or plain_console()
         self._display: TrainingDisplay | None = None
 
     def on_run_begin(self, trainer: BaseTrainer) -> None:

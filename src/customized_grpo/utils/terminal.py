@@ -6,7 +6,7 @@ import errno
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 ABSENT = "-"  #: stands for a missing number
+MOST_ERRORS = 20  #: lines of error that are printed; the rest is counted
 
 #: Metrics shown at every iteration: (label, key, format, shown if 0).
 _SHOWN = (
@@ -63,7 +64,7 @@ class TrainingDisplay:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._iterations, self._first, self._done = iterations, done, done
-        self._console = console or Console()
+        self._console = console or plain_console()
         self._clock = clock
         self._began = clock()
         live = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -163,12 +164,36 @@ def score_table(
     return table
 
 
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is: paths, names and prompts may contain rich's markup, `[b]`."""
+    return Console(file=sys.stderr if stderr else None, markup=False, emoji=False)
+
+
 def print_error(message: str) -> None:
     """Write "error: ..." to standard error as one line, with control characters escaped."""
+    _print_line(Text.assemble(("error:", "bold red"), " ", _one_line(message)))
+
+
+def print_errors(problems: Sequence[str]) -> None:
+    """Write the first problems as lines of error, and how many more there are."""
+    for problem in problems[:MOST_ERRORS]:
+        print_error(problem)
+    if (more := len(problems) - MOST_ERRORS) > 0:
+        print_error(f"and {more} more of {len(problems)} problems; correct these first")
+
+
+def print_notice(message: str) -> None:
+    """Write one line to standard error that is no error, such as the end of a run that the user stopped."""
+    _print_line(Text(_one_line(message)))
+
+
+def _one_line(message: str) -> str:
     words = " ".join(message.split())
-    plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
-    line = Text.assemble(("error:", "bold red"), " ", plain)
-    Console(file=sys.stderr).print(line, soft_wrap=True)
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+
+
+def _print_line(line: Text) -> None:
+    plain_console(stderr=True).print(line, soft_wrap=True)
 
 
 def describe_os_error(error: OSError) -> str:
