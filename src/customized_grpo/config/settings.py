@@ -175,8 +175,13 @@ class DataConfig(Section):
 
     path: str | None = Field(
         None,
-        description="A .jsonl file, a SynCD-style .json, a DreamBench folder, or the built-in data set world or "
-        "world-recoloured. Training needs one.",
+        description="A .jsonl file, a SynCD-style .json, a folder (DreamBench, images with metadata.jsonl or with .txt "
+        "captions), or the built-in data set world or world-recoloured. Training needs one.",
+    )
+    long_prompts: Literal["warn", "error"] = Field(
+        "warn",
+        description="Prompts that the policy's text encoder or a prompt reward cuts at its maximum length: warn "
+        "before the training, or refuse them (error).",
     )
     split: Literal["train", "held-out"] = Field(
         "train", description="Split of the built-in data set; held-out has other subjects and prompts."
@@ -346,8 +351,11 @@ class TrainConfig(Section):
         0.6, gt=0, le=1, description="Fraction of the stochastic steps that are trained on, chosen at random per image."
     )
     learning_rate: float = Field(2e-5, gt=0, description="Learning rate of AdamW.")
-    schedule: Literal["constant", "linear"] = Field(
-        "constant", description="Learning rate schedule: constant, or a linear decay to 0 over the run."
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the end."
+    )
+    warmup_iterations: int = Field(
+        0, ge=0, description="Iterations over which the learning rate rises linearly to its value. 0: no warm-up."
     )
     betas: TupleOrList[tuple[float, float]] = Field((0.9, 0.999), description="Betas of AdamW, each in [0, 1).")
     weight_decay: float = Field(1.1e-4, ge=0, description="Weight decay of AdamW.")
@@ -372,6 +380,13 @@ class TrainConfig(Section):
     )
     batch_size: SizeOrAuto = Field(
         4, description="(image, step) samples per forward and backward pass. auto: as many as fit into free memory."
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of torch. null: OMP_NUM_THREADS, or one for each core. On cores that other processes "
+        "keep busy, 1 is several times faster.",
     )
     timeout: float = Field(
         30.0, gt=0, le=1e6, description="Minutes that a process waits for the others before it fails."
@@ -399,6 +414,8 @@ class TrainConfig(Section):
         """Yield (key, message) for each setting that does not fit the others."""
         if not all(0 <= beta < 1 for beta in self.betas):
             yield ("betas",), "should be two numbers from 0 to below 1"
+        if self.warmup_iterations and self.warmup_iterations >= self.iterations:
+            yield ("warmup_iterations",), f"should be less than train.iterations={self.iterations}"
         if repeated := next((name for name in self.trackers if self.trackers.count(name) > 1), None):
             yield ("trackers",), f"lists {repeated} twice; list it once"
 

@@ -22,6 +22,7 @@ from customized_grpo.rewards import build_reward, score
 from customized_grpo.utils.pixels import to_tensor
 from customized_grpo.utils.prompts import check_prompt
 from customized_grpo.utils.records import write_bytes
+from customized_grpo.utils.tables import csv_cell
 from customized_grpo.utils.terminal import ABSENT
 
 _BATCH = 64  # images that are loaded and scored at a time
@@ -82,10 +83,11 @@ def write_csv(path: Path, files: Sequence[Path], scores: dict[str, list[float]])
     """Write one line for each image; missing scores are empty. The file is replaced atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *scores])
+    writer.writerow(["image", *map(csv_cell, scores)])
     for i, file in enumerate(files):
         row = [column[i] for column in scores.values()]
-        writer.writerow([str(file), *("" if math.isnan(value) else f"{value:.6g}" for value in row)])
+        name = str(file) if csv_cell(str(file)) == str(file) else f"./{file}"  # the same file, and no formula
+        writer.writerow([name, *("" if math.isnan(value) else f"{value:.6g}" for value in row)])
     write_bytes(path, text.getvalue().encode("utf-8"))
 
 

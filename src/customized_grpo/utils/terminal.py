@@ -130,6 +130,15 @@ class _Bar(Progress):
         yield Text(self._numbers, style="bold", no_wrap=True, overflow="ellipsis")
 
 
+def percent(before: float, after: float) -> float | None:
+    """Return a change in percent of the value before; None if that is so near 0 that a percentage says nothing.
+
+    That is the case if the two have different signs, or differ by more than twice the value before.
+    """
+    near_zero = before * after <= 0 or abs(after - before) > 2 * abs(before)
+    return None if near_zero else 100 * (after - before) / abs(before)
+
+
 def score_table(
     rows: Iterable[tuple[str, float | None, float | None]],
     *,
@@ -151,14 +160,14 @@ def score_table(
     for name, base, tuned in rows:
         before, after = _number(base), _number(tuned)
         change = after - before if before is not None and after is not None else None
-        percent = 100 * change / abs(before) if change is not None and before else None
+        relative = None if before is None or after is None or name in guards else percent(before, after)
         style = "" if not change or name in guards else "green" if change > 0 else "red"
         table.add_row(
             Text(name),
             ABSENT if before is None else f"{before:.3f}",
             ABSENT if after is None else f"{after:.3f}",
             Text(ABSENT if change is None else f"{change:+.3f}", style=style),
-            Text(ABSENT if percent is None else f"{percent:+.1f}", style=style),
+            Text(ABSENT if relative is None else f"{relative:+.1f}", style=style),
             *([Text(notes.get(name, ""), style="yellow")] if notes else []),
         )
     return table
