@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.app import Settings, command
+from customized_grpo.cli.app import MOST_STEPS, Settings, command
 from customized_grpo.utils.terminal import plain_console
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Benchmark:
         list[int] | None, typer.Option(help="Use only the prompt of this number, from 0; may be repeated.")
     ] = None
     protocol: Annotated[str, typer.Option(help="Scorers: published, embedded, or a YAML file.")] = "published"
-    images: Annotated[int | None, typer.Option(min=1, help="Images per subject and prompt.")] = None
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None
+    images: Annotated[int | None, typer.Option(min=1, max=10_000, help="Images per subject and prompt.")] = None
+    steps: Annotated[int | None, typer.Option(min=1, max=MOST_STEPS, help="Denoising steps.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the noise.")] = None
     image_pattern: Annotated[
         str | None,

@@ -18,8 +18,8 @@ def plan(
     ] = None,
     set_: SetOption = None,
     memory: Annotated[str | None, typer.Option(help="Memory of the device, such as 24GB. Default: this one's.")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Number of processes, one device each.")] = 1,
-    references: Annotated[int, typer.Option(min=0, help="Reference images per pair.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, max=65536, help="Number of processes, one device each.")] = 1,
+    references: Annotated[int, typer.Option(min=0, max=64, help="Reference images per pair.")] = 1,
 ) -> None:
     """Estimate a run's memory without loading anything; refuse one that cannot fit, with settings that can.
 

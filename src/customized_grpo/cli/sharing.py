@@ -71,7 +71,7 @@ def merge(
 @command
 def demo(
     settings: Settings,
-    lora: Annotated[Path | None, typer.Option(help="Folder of a finished run to compare with the base model.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a finished run to compare with the base model.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines that have the token.")
     ] = "127.0.0.1",
@@ -79,8 +79,8 @@ def demo(
 ) -> None:
     """Open a web page: drop a photo, write a prompt, compare base and tuned images with their scores.
 
-    [dim]cgrpo demo --lora runs/mine[/dim]
+    [dim]cgrpo demo --run runs/mine[/dim]
     """
     from customized_grpo.serve.demo import serve_demo
 
-    serve_demo(settings.files, settings.overrides, lora, host, port, plain_console())
+    serve_demo(settings.files, settings.overrides, run, host, port, plain_console())

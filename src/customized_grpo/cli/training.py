@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.cli.app import Settings, command
+from customized_grpo.cli.app import MOST_STEPS, Settings, command
 from customized_grpo.utils.terminal import plain_console
 
 _EMBEDDED = (
@@ -25,6 +25,9 @@ def train(
         str | None, typer.Option(help="Pairs: a .jsonl file, a SynCD-style .json, a DreamBench folder, or world.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the new run. Default: runs/<time>.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads, as train.threads; 1 on cores that others keep busy.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume this run from its newest checkpoint.")] = None,
 ) -> None:
     """Train a model by Customized-GRPO (SARS and TDW). Without options: the embedded model, in minutes.
@@ -35,21 +38,26 @@ def train(
 
     [dim]cgrpo train --data path/to/dreambench[/dim]
 
-    [dim]cgrpo train --resume runs/2026-01-31_12-00-00[/dim]
+    [dim]cgrpo train --resume runs/2026-01-31_12-00-00 --set train.iterations=600[/dim]
     """
     from customized_grpo.config import ConfigError
-    from customized_grpo.config.loading import resolve_config
-    from customized_grpo.trainer.folder import check_unused, new_folder, open_run
+    from customized_grpo.config.loading import load_config, resolve_config
+    from customized_grpo.trainer.folder import CONFIG, check_unused, open_run
 
+    overrides = [*settings.overrides, *([] if threads is None else [f"train.threads={threads}"])]
+
+    run: Path | None
     if resume is not None:
-        if settings.files or settings.overrides or data is not None or out:
-            raise ConfigError("--resume uses the run's own settings; remove the other options")
-        run, config = resume, open_run(resume)
+        if settings.files or data is not None or out:
+            raise ConfigError("--resume uses the run's own settings; change them by --set, and remove the other options")
+        open_run(resume)
+        run, config = resume, load_config(resume / CONFIG, overrides)
     else:
         quoted = json.dumps(data, ensure_ascii=False)  # text, whatever YAML would make of it
         given = [] if data is None else [f"data.path={quoted}"]
-        found, run = resolve_config(settings.files, [*given, *settings.overrides]), out or new_folder(Path("runs"))
-        check_unused(run)
+        found, run = resolve_config(settings.files, [*given, *overrides]), out
+        if run is not None:
+            check_unused(run)
         config = found.config
         if found.embedded and os.environ.get("RANK", "0") == "0":  # a launcher's number of this process
             plain_console().print(_EMBEDDED, highlight=False)
@@ -62,38 +70,51 @@ def train(
 def generate(
     settings: Settings,
     reference: Annotated[list[Path], typer.Option(help="Photo of the subject; may be repeated.")],
-    prompt: Annotated[str, typer.Option(help="What the image should show.")],
+    prompt: Annotated[str | None, typer.Option(help="What the image should show.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file with a prompt per line, instead of --prompt.")] = None,
     run: Annotated[Path | None, typer.Option(help="Use the LoRA of this run. Default: the base model.")] = None,
-    out: Annotated[Path, typer.Option(help="PNG file to write; a number is added if --images is above 1.")] = Path(
-        "generated.png"
-    ),
-    images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    out: Annotated[
+        Path, typer.Option(help="PNG file to write; numbers of prompt and image are added if there are several.")
+    ] = Path("generated.png"),
+    images: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images per prompt.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, max=MOST_STEPS, help="Denoising steps.")] = 20,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same image.")] = 0,
 ) -> None:
     """Generate images of a subject from its photo and a prompt.
 
     [dim]cgrpo generate --reference cat.jpg --prompt "a cat wearing a red hat in the snow" --run runs/mine[/dim]
+
+    [dim]cgrpo generate --reference cat.jpg --prompts prompts.txt --out images/cat.png[/dim]
     """
+    from customized_grpo.config import ConfigError
     from customized_grpo.config.loading import load_config
     from customized_grpo.data.image_files import check_suffix, load
     from customized_grpo.trainer.folder import CONFIG, open_run
-    from customized_grpo.utils.prompts import check_prompt
+    from customized_grpo.utils.prompts import check_prompt, read_prompts
     from customized_grpo.utils.records import check_place
 
-    check_prompt(prompt, "--prompt")
+    if (prompt is None) == (prompts is None):
+        raise ConfigError("give either --prompt or --prompts, a file with a prompt per line")
+    if prompt is not None:
+        check_prompt(prompt, "--prompt")
+    texts = [prompt] if prompt is not None else read_prompts(prompts) if prompts is not None else []
     check_suffix(out, "--out")
     check_place(out, "--out")
     references = [load(path) for path in reference]
     if run is not None:
         open_run(run)
     config = load_config(settings.files or ([] if run is None else run / CONFIG), settings.overrides)
-    from customized_grpo.evaluation.generate import generate as sample
+    from customized_grpo.evaluation.generate import generated
     from customized_grpo.trainer.parts import policy_with_adapter
 
     policy = policy_with_adapter(config, run)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(sample(policy, prompt, references, steps=steps, seed=seed, images=images), start=1):
-        path = out if images == 1 else out.with_stem(f"{out.stem}-{i}")
-        image.save(path)
-        plain_console().print(f"wrote {path}")
+    for n, text in enumerate(texts, start=1):
+        first = f"-{n:0{len(str(len(texts)))}}" if len(texts) > 1 else ""
+        batches = generated(
+            policy, text, references, steps=steps, seed=seed, images=images, batch_size=config.rollout.batch_size
+        )
+        for i, image in enumerate(batches, start=1):
+            path = out.with_stem(f"{out.stem}{first}" + (f"-{i}" if images > 1 else ""))
+            image.save(path)
+            plain_console().print(f"wrote {path}", soft_wrap=True)

@@ -58,7 +58,7 @@ def _memory(config: Config, memory: str | None) -> tuple[int, bool, str]:
     if found is not None and not on_cpu and found.type == "cuda":
         device = torch.cuda.get_device_properties(0)
         return int(device.total_memory), True, str(device.name)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False, "this machine, without an accelerator,"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False, "this machine (no accelerator)"
 
 
 def _at(values: Any, key: str) -> Any:

@@ -38,6 +38,7 @@ class Parts:
     eval_dataset: PairDataset | None
     config: Config
     output_dir: Path
+    unnamed: bool  # the folder has a default name, and may take the next one if another run was faster
     callbacks: list[TrainerCallback]
     processes: Processes
 
@@ -78,6 +79,7 @@ def assemble(
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         config=config,
+        unnamed=folder is None,
         output_dir=new_folder(Path("runs")) if folder is None else Path(folder),
         callbacks=_with_defaults(config, callbacks),
         processes=processes,

@@ -14,7 +14,7 @@ from torch import Tensor
 from customized_grpo.trainer.ema import MovingAverage
 from customized_grpo.trainer.folder import METRICS
 from customized_grpo.utils.records import append_record, truncate_records
-from customized_grpo.utils.terminal import TrainingDisplay, plain_console
+from customized_grpo.utils.terminal import TrainingDisplay, WorkDisplay, plain_console
 
 if TYPE_CHECKING:
     from customized_grpo.trainer.base import BaseTrainer
@@ -49,6 +49,9 @@ class TrainerCallback:
 
     def on_evaluate_begin(self, trainer: BaseTrainer, name: str, images: int) -> None:
         """Called before the base or the final model is evaluated: `name` is "base" or "tuned"."""
+
+    def on_evaluate_progress(self, trainer: BaseTrainer, done: int) -> None:
+        """Called during an evaluation with the number of images that are generated and scored."""
 
     def on_evaluate(self, trainer: BaseTrainer, evaluation: Evaluation) -> None:
         """Called after each evaluation on the held-out pairs; `trainer.iteration` iterations are done."""
@@ -180,6 +183,7 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or plain_console()
         self._display: TrainingDisplay | None = None
+        self._evaluation: WorkDisplay | None = None
 
     def on_run_begin(self, trainer: BaseTrainer) -> None:
         """Print the number of pairs and trainable parameters, the device and the run folder."""
@@ -192,6 +196,18 @@ class ProgressCallback(TrainerCallback):
         """Print the number of images to generate."""
         if trainer.is_main:
             self._console.print(f"generating {images} images of the evaluation ({name})")
+            self._evaluation = WorkDisplay("evaluation", images, self._console)
+            self._evaluation.__enter__()
+
+    def on_evaluate_progress(self, trainer: BaseTrainer, done: int) -> None:
+        """Show the images done and the time left, of an evaluation before or after the training."""
+        if self._evaluation is not None and self._evaluation.update(done):
+            self._close_evaluation()
+
+    def _close_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.__exit__(None, None, None)
+            self._evaluation = None
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
         """Open the progress display."""
@@ -210,6 +226,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_exit(self, trainer: BaseTrainer) -> None:
         """Close the progress display if it is still open."""
+        self._close_evaluation()
         if self._display is not None:
             self._display.__exit__(None, None, None)
             self._display = None

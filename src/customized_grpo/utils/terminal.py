@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 ABSENT = "-"  #: stands for a missing number
+_SECONDS_BETWEEN_LINES = 10.0  #: of the progress in a log
 MOST_ERRORS = 20  #: lines of error that are printed; the rest is counted
 
 #: Metrics shown at every iteration: (label, key, format, shown if 0).
@@ -101,6 +102,48 @@ class TrainingDisplay:
     def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
         self._console.file.flush()  # so that a log that is followed does not lag behind
+
+
+class WorkDisplay:
+    """Progress of work on a number of items, with the time left: a bar in a terminal, now and then a line in a log.
+
+    Args:
+        title: Name of the work.
+        total: Number of items.
+        console: Console to write to.
+        clock: Returns seconds that never decrease.
+    """
+
+    def __init__(
+        self, title: str, total: int, console: Console, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._title, self._total, self._console, self._clock = title, total, console, clock
+        self._began = self._shown = clock()
+        live = console.is_terminal and not console.is_dumb_terminal
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True) if live else None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.add_task(self._title, total=self._total)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int) -> bool:
+        """Show that so many items are done; return whether these are all."""
+        now = self._clock()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done)
+        elif now - self._shown >= _SECONDS_BETWEEN_LINES and done < self._total:
+            left = _clock_time((now - self._began) / done * (self._total - done))
+            self._console.print(Text(f"{self._title}  {done}/{self._total}  {left} left"), soft_wrap=True)
+            self._console.file.flush()
+            self._shown = now
+        return done >= self._total
 
 
 class _Bar(Progress):
