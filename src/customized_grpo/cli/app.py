@@ -61,6 +61,9 @@ app = typer.Typer(
     "Start with [b]cgrpo train[/b]: it trains the small model that comes with the package, in minutes, on a CPU.",
 )
 
+#: Largest number of denoising steps, that of `rollout.steps`; the configuration takes long to import.
+MOST_STEPS = 1000
+
 ConfigOption = Annotated[
     list[Path] | None,
     typer.Option(

@@ -49,7 +49,9 @@ def train(
     run: Path | None
     if resume is not None:
         if settings.files or data is not None or out:
-            raise ConfigError("--resume uses the run's own settings; change them by --set, and remove the other options")
+            raise ConfigError(
+                "--resume uses the run's own settings; change them by --set, and remove the other options"
+            )
         open_run(resume)
         run, config = resume, load_config(resume / CONFIG, overrides)
     else:

@@ -352,7 +352,8 @@ class TrainConfig(Section):
     )
     learning_rate: float = Field(2e-5, gt=0, description="Learning rate of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the end."
+        "constant",
+        description="Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the end.",
     )
     warmup_iterations: int = Field(
         0, ge=0, description="Iterations over which the learning rate rises linearly to its value. 0: no warm-up."

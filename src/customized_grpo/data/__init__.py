@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 from customized_grpo.config import DataConfig
 from customized_grpo.data.dreambench import dreambench_folder, open_dreambench
 from customized_grpo.data.errors import DataError
-from customized_grpo.data.files import open_file
+from customized_grpo.data.files import METADATA, captioned_images, open_file
 from customized_grpo.data.records import FilePairs
 from customized_grpo.data.world import WORLDS, WorldPairs
 from customized_grpo.protocols import PairDataset
@@ -25,9 +25,9 @@ def open_dataset(config: DataConfig) -> PairDataset:
     """Open the dataset that `config.path` names and check it.
 
     Args:
-        config: `path` is `world`, `world-recoloured`, a .jsonl file, a SynCD-style .json, or a DreamBench folder.
-            `split` and `seed` apply to the built-in world, `root` to the two kinds of file. Of files, `size` takes that
-            many pairs, evenly spread.
+        config: `path` is `world`, `world-recoloured`, a .jsonl file, a SynCD-style .json, a DreamBench folder, or a
+            folder of images with metadata.jsonl or with a caption NAME.txt beside each. `split` and `seed` apply to the
+            built-in world, `root` to the two kinds of file. Of files, `size` takes that many pairs, evenly spread.
 
     Returns:
         The pairs. Their attribute `config` is the given one.
@@ -55,7 +55,10 @@ def open_dataset(config: DataConfig) -> PairDataset:
 
 def _open_path(path: Path, root: Path | None) -> FilePairs:
     if path.is_dir():
-        return open_dreambench(dreambench_folder(path, "data.path: "))
+        if (path / METADATA).is_file():
+            return open_file(path / METADATA, root)
+        found = captioned_images(path)
+        return found if found is not None else open_dreambench(dreambench_folder(path, "data.path: "))
     if not path.is_file():
         what = f"{path} is a pipe or device" if path.exists() else f"no file or folder {path}"
         raise DataError([f"data.path: {what}; correct it, or give {' or '.join(WORLDS)}"])

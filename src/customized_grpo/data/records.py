@@ -78,8 +78,10 @@ class PairRecord(RecordModel):
     """One pair. Several keys are accepted for a field, because SynCD, UNO and others use different ones."""
 
     keys = {
-        "prompt": ("prompt", "caption"),
-        "references": ("references", "reference", "reference_images", "images", "image_paths", "image_path"),
+        "prompt": ("prompt", "caption", "text"),
+        "references": (
+            *("references", "reference", "reference_images", "images", "image_paths", "image_path", "file_name"),
+        ),
         "masks": ("masks", "mask"),
         "subject": ("subject",),
         "key": ("key",),

@@ -26,9 +26,7 @@ def generate(
     batch_size: int | Literal["auto"] = 8,
 ) -> list[Image.Image]:
     """Generate images of the subject of `references` that follow the prompt, by deterministic sampling."""
-    return list(
-        generated(policy, prompt, references, steps=steps, seed=seed, images=images, batch_size=batch_size)
-    )
+    return list(generated(policy, prompt, references, steps=steps, seed=seed, images=images, batch_size=batch_size))
 
 
 def generated(

@@ -207,7 +207,8 @@ def _changes(axes: Axes, records: Records, keys: Sequence[str]) -> None:
             linestyle=("-", "--", ":", "-.")[repeat % 4],
             marker="os^D"[repeat % 4],
             markersize=4,
-            label=f"{name}: {first:.4g}" + (f" → {last:.4g}" if len(xs) > 1 else "")
+            label=f"{name}: {first:.4g}"
+            + (f" → {last:.4g}" if len(xs) > 1 else "")
             + (" (% of the largest)" if near_zero else ""),
         )
     legend_above(axes)

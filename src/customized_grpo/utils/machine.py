@@ -30,7 +30,9 @@ def busy_hint(count: int | None) -> str | None:
     threads, cores, load = torch.get_num_threads(), os.cpu_count() or 1, os.getloadavg()[0]
     if count is not None or "OMP_NUM_THREADS" in os.environ or threads < 2 or load < cores / 2:
         return None
-    return f"other processes use about {load:.1f} of {cores} cores; --threads 1 may be several times faster than {threads}"
+    return (
+        f"other processes use about {load:.1f} of {cores} cores; --threads 1 may be several times faster than {threads}"
+    )
 
 
 def hardware(device: torch.device | None = None) -> dict[str, str]:

@@ -114,13 +114,16 @@ class WorkDisplay:
         clock: Returns seconds that never decrease.
     """
 
-    def __init__(
-        self, title: str, total: int, console: Console, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, title: str, total: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._title, self._total, self._console, self._clock = title, total, console, clock
         self._began = self._shown = clock()
         live = console.is_terminal and not console.is_dumb_terminal
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=console, transient=True) if live else None
 
     def __enter__(self) -> Self:

@@ -72,7 +72,10 @@ class Scores:
         ]
         means = {name: self.by_subject(name) for name in self.values}
         rows = [
-            [markdown_text(subject), *(f"{means[name][subject]:.2f}" if subject in means[name] else ABSENT for name in means)]
+            [
+                markdown_text(subject),
+                *(f"{means[name][subject]:.2f}" if subject in means[name] else ABSENT for name in means),
+            ]
             for subject in dict.fromkeys(case.subject for case in self.cases)
         ]
         names = [markdown_text(name) for name in means]
