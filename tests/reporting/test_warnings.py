@@ -76,7 +76,7 @@ def test_copied_references() -> None:
 
 def test_collapse_of_diversity() -> None:
     found = diversity_collapse(curve([0.1] * 20 + [0.1 - 0.004 * i for i in range(20)] + [0.02] * 20))
-    assert found is not None and found.iteration is not None and found.iteration in range(28, 35)
+    assert found is not None and found.iteration is not None and found.iteration in range(22, 30)
     assert "differ by 2.00%" in found.message and "at first it was 10.00%" in found.message
     assert diversity_collapse(curve([0.1] * 30 + [0.07] * 30)) is None
     assert diversity_collapse(curve([0.22] * 30 + [0.13] * 30)) is not None, "a fall of a third is one"

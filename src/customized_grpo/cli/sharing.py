@@ -29,18 +29,31 @@ def report(
     plain_console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
 
 
+class LoraFormat(StrEnum):
+    """Programs whose key names a LoRA file can have."""
+
+    diffusers = "diffusers"
+    comfyui = "comfyui"
+    kohya = "kohya"
+
+
 @command
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    form: Annotated[
+        LoraFormat, typer.Option("--format", help="Also write the LoRA with the key names of comfyui or kohya.")
+    ] = LoraFormat.diffusers,
 ) -> None:
-    """Write a run's LoRA for publication: diffusers' file, a model card, images before and after training.
+    """Write a run's LoRA for publication: the weights, a model card, images before and after training.
 
     [dim]cgrpo export runs/mine --out my-lora && hf upload me/my-lora my-lora[/dim]
+
+    [dim]cgrpo export runs/mine --out for-comfyui --format comfyui[/dim]
     """
     from customized_grpo.reporting.lora import export_run
 
-    export_run(run, out)
+    export_run(run, out, form.value)
     plain_console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
 
 

@@ -86,7 +86,7 @@ def dreambench_folder(path: Path, where: str = "") -> Path:
             return folder
     raise DataError(
         [
-            f"{where}{path} has no {LIST}; give a DreamBench folder, a folder of images with metadata.jsonl or captions, or a .jsonl file"
+            f"{where}{path} has no {LIST}; give a DreamBench folder, images with metadata.jsonl or .txt captions, or a .jsonl file"
         ]
     )
 

@@ -30,8 +30,8 @@ PINNED = 0.75  #: share of the highest possible clip fraction
 LEAST = 6  #: iterations below which a curve has no trend
 
 Kind = Literal[
-    "constant reward", "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping", "not finite",
-    "not held out",
+    "constant reward", "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping",
+    "not finite", "not held out",
 ]  # fmt: skip
 
 
