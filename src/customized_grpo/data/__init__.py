@@ -16,7 +16,9 @@ from customized_grpo.data.world import WORLDS, WorldPairs
 from customized_grpo.protocols import PairDataset
 from customized_grpo.utils.named import error_text
 
-__all__ = ["WORLDS", "DataError", "open_dataset"]
+__all__ = ["WORLDS", "DataError", "open_dataset", "prompts_of"]
+
+_READ = 64  # pairs that are read for their prompts, of a dataset that does not list them
 
 WORLD_SIZE = 4096  #: default number of pairs of the built-in world
 
@@ -51,6 +53,19 @@ def open_dataset(config: DataConfig) -> PairDataset:
     pairs.config = config
     dataset: PairDataset = pairs
     return dataset
+
+
+def prompts_of(dataset: PairDataset) -> list[str]:
+    """Return the prompts of a dataset: its attribute `prompts`, or those of a few pairs, evenly spread."""
+    if isinstance(dataset, Subset):
+        listed = getattr(dataset.dataset, "prompts", None)
+        if listed is not None:
+            return [listed[i] for i in dataset.indices]
+    listed = getattr(dataset, "prompts", None)
+    if listed is not None:
+        return list(listed)
+    count = min(len(dataset), _READ)
+    return [dataset[i * len(dataset) // count].prompt for i in range(count)]
 
 
 def _open_path(path: Path, root: Path | None) -> FilePairs:

@@ -84,11 +84,8 @@ def dreambench_folder(path: Path, where: str = "") -> Path:
     for folder in (path, path / "dataset"):  # the benchmark's repository has it one folder down
         if (folder / LIST).is_file():
             return folder
-    raise DataError(
-        [
-            f"{where}{path} has no {LIST}; give a DreamBench folder, images with metadata.jsonl or .txt captions, or a .jsonl file"
-        ]
-    )
+    remedy = "give a DreamBench folder, images with metadata.jsonl or .txt captions, or a .jsonl file"
+    raise DataError([f"{where}{path} has no {LIST}; {remedy}"])
 
 
 def open_dreambench(folder: Path) -> FilePairs:

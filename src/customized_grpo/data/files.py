@@ -76,7 +76,8 @@ def captioned_images(folder: Path) -> FilePairs | None:
     images = sorted(found)
     if not any(path.with_suffix(".txt").is_file() for path in images):
         return None
-    records, problems = [], []
+    records: list[Record] = []
+    problems: list[str] = []
     for image in images:
         caption = image.with_suffix(".txt")
         try:

@@ -203,6 +203,11 @@ class FilePairs:
         if found := found + self._repeated_keys() + self._broken_files():
             raise DataError(found)
 
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts of all pairs."""
+        return [record.prompt for record in self._records]
+
     def __len__(self) -> int:
         return len(self._records)
 

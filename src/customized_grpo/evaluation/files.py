@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward, score
+from customized_grpo.trainer.prompts import cut_prompts
 from customized_grpo.utils.pixels import to_tensor
 from customized_grpo.utils.prompts import check_prompt
 from customized_grpo.utils.records import write_bytes
 from customized_grpo.utils.tables import csv_cell
 from customized_grpo.utils.terminal import ABSENT
 
+_LOG = logging.getLogger(__name__)
 _BATCH = 64  # images that are loaded and scored at a time
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -59,6 +62,9 @@ def score_files(
 ) -> dict[str, list[float]]:
     """Return the scores of each file by the reward's name, NaN if a reward could not score it."""
     scorers = [build_reward(reward, device) for reward in rewards]
+    for scorer in scorers:
+        if line := cut_prompts([pair.prompt], f"reward {scorer.name!r}", scorer):
+            _LOG.warning("%s", line)
     scores: dict[str, list[float]] = {scorer.name: [] for scorer in scorers}
     for start in range(0, len(files), _BATCH):
         images = [image_files.load(path) for path in files[start : start + _BATCH]]

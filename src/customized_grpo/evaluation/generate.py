@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -11,8 +12,11 @@ from torch import Tensor
 
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
+from customized_grpo.trainer.prompts import cut_prompts
 from customized_grpo.trainer.rollout import image_noise, sample_images
 from customized_grpo.utils.pixels import to_image
+
+_LOG = logging.getLogger(__name__)
 
 
 def generate(
@@ -40,6 +44,8 @@ def generated(
     batch_size: int | Literal["auto"],
 ) -> Iterator[Image.Image]:
     """Yield the images of `generate` as their batches are done; a batch is halved if memory runs out."""
+    if line := cut_prompts([prompt], "the policy's text encoder", policy):
+        _LOG.warning("%s", line)
     condition = policy.encode(prompt, references)
     sigmas = policy.sigmas(steps).to(policy.device)
     size = BatchSize("rollout.batch_size", batch_size)

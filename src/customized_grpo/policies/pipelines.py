@@ -28,6 +28,7 @@ from customized_grpo.protocols import Conditions
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.freed import keep_freed_memory
 from customized_grpo.utils.hub import ModelError
+from customized_grpo.utils.prompts import silence_truncation
 
 REFERENCE = "reference_{}"
 """Name in `Conditions.rows` of the tokens of the k-th reference, counted from 1."""
@@ -91,6 +92,7 @@ class PipelinePolicy(ABC):
             self._pipeline = load_pipeline(config, *self.pipelines, prepare=self.preparation())
         else:
             self._pipeline = adopt_pipeline(config, pipeline, *self.pipelines, prepare=self.preparation())
+        silence_truncation(type(self._pipeline).__module__)  # `prompt_tokens` counts those prompts once, in advance
         self._transformer = self._pipeline.transformer
         self._class = type(self._transformer)  # before it is sharded, which changes the class
         kernels = config.kernels == "auto"
@@ -309,6 +311,10 @@ class PipelinePolicy(ABC):
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Return position ids of image and references, for `_image_ids`, if the transformer takes any."""
         raise NotImplementedError
+
+    def prompt_tokens(self, prompts: Sequence[str]) -> tuple[list[int], int] | None:
+        """Return the number of tokens of each prompt and the number that is read; None if all of them are."""
+        return None
 
     def guided(self, conditional: Tensor, negative: Tensor) -> Tensor:
         """Apply classifier-free guidance to conditional and negative velocities."""

@@ -3,8 +3,8 @@
 Both name the layers of the FLUX models as Black Forest Labs' own code does, where q, k and v (and the MLP of a single
 block of FLUX.1) are one layer. Keys that a loader matches, by its source:
 
-    comfyui  diffusion_model.LAYER.lora_{A,B}.weight   comfy/lora.py, model_lora_keys_unet: the generic format
-    kohya    lora_unet_LAYER.lora_{down,up}.weight, lora_unet_LAYER.alpha, with "_" for "." in LAYER   networks/lora_flux.py
+- comfyui, the generic format of comfy/lora.py: diffusion_model.LAYER.lora_{A,B}.weight
+- kohya, networks/lora_flux.py: lora_unet_LAYER.lora_{down,up}.weight and .alpha, with "_" for "." in LAYER
 
 Qwen-Image's layers have the same names in ComfyUI and diffusers.
 """
@@ -24,20 +24,21 @@ Format = Literal["diffusers", "comfyui", "kohya"]
 _PREFIX, _DOWN, _UP = "transformer.", ".lora_A.weight", ".lora_B.weight"
 _QKV = "attn.to_q", "attn.to_k", "attn.to_v"
 _ADDED_QKV = "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"
-#: diffusers' layers of a double block, in the order in which they are one layer of the original code.
-_DOUBLE: dict[str, tuple[str, ...]] = {
+#: diffusers' layers by a layer of the original code, in the order in which they are one.
+_Parts = dict[str, tuple[str, ...]]
+_DOUBLE: _Parts = {
     "img_attn.qkv": _QKV,
     "txt_attn.qkv": _ADDED_QKV,
     "img_attn.proj": ("attn.to_out.0",),
     "txt_attn.proj": ("attn.to_add_out",),
 }
 #: Further layers of double and single blocks: of FLUX.1, and of FLUX.2.
-_FLUX = (
+_FLUX: tuple[_Parts, _Parts] = (
     {"img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",), "txt_mlp.0": ("ff_context.net.0.proj",),
      "txt_mlp.2": ("ff_context.net.2",), "img_mod.lin": ("norm1.linear",), "txt_mod.lin": ("norm1_context.linear",)},
     {"linear1": (*_QKV, "proj_mlp"), "linear2": ("proj_out",), "modulation.lin": ("norm.linear",)},
 )  # fmt: skip
-_FLUX2 = (
+_FLUX2: tuple[_Parts, _Parts] = (
     {"img_mlp.0": ("ff.linear_in",), "img_mlp.2": ("ff.linear_out",), "txt_mlp.0": ("ff_context.linear_in",),
      "txt_mlp.2": ("ff_context.linear_out",)},
     {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)},
@@ -119,4 +120,5 @@ def _joined(halves: list[tuple[Tensor, Tensor] | None], parts: tuple[str, ...]) 
             outputs = inputs * (_MLP_RATIO if part == "proj_mlp" else 1)
             halves[i] = known[0].new_zeros(rank, inputs), known[1].new_zeros(outputs, rank)
     whole = [one for one in halves if one is not None]
-    return torch.cat([down for down, _ in whole]), torch.block_diag(*(up for _, up in whole))
+    up: Tensor = torch.block_diag(*(up for _, up in whole))  # type: ignore[no-untyped-call]
+    return torch.cat([down for down, _ in whole]), up

@@ -82,7 +82,7 @@ def score_images(rewards: Sequence[Reward], images: Tensor, pairs: Sequence[Pair
 def constant_rewards(scores: Sequence[Mapping[str, Tensor]]) -> list[str]:
     """Return the names of the rewards that gave every image of several iterations the same score."""
     together = {name: torch.cat([one[name].flatten() for one in scores]) for name in scores[0]}
-    return [name for name, values in together.items() if len(values[values.isfinite()].unique()) == 1]
+    return [name for name, values in together.items() if len(set(values[values.isfinite()].tolist())) == 1]
 
 
 def why_stop(

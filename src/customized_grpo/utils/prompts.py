@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from pathlib import Path
 
@@ -46,3 +47,15 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ValueError(f"{path}: holds no prompt; write one per line")
     return prompts
+
+
+def silence_truncation(module: str) -> None:
+    """Drop the warnings that a pipeline's module and its tokenizers log for each long prompt at each encoding."""
+    for name in (module, "transformers.tokenization_utils_base"):
+        logging.getLogger(name).addFilter(_is_no_truncation)
+
+
+def _is_no_truncation(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith((
+        "The following part of your input was truncated", "Token indices sequence length is longer"
+    ))  # fmt: skip
