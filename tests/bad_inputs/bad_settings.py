@@ -127,9 +127,6 @@ def contradictions() -> Iterator[Case]:
                "method.prompt_weight=0", "method.identity_weight=0")  # fmt: skip
     yield case("quantised and tuned", "policy.quantise: needs a LoRA", "policy.lora=null",
                "policy.quantise=int8")  # fmt: skip
-    yield case(
-        "an adapter of another kind", "policy.adapter: belongs to policy.kind=uno", "policy.adapter=a.safetensors"
-    )
     yield case("all weights that start from a LoRA", "policy.adapter_as: start needs a LoRA", "policy.kind=uno",
                "policy.lora=null", "policy.adapter_as=start", "policy.adapter=a.safetensors")  # fmt: skip
     yield case(

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 import customized_grpo
 from customized_grpo.config import LoraConfig, PolicyConfig
 from customized_grpo.config.loading import load_config
-from customized_grpo.policies.uno_lora import fuse_uno_lora, uno_lora_by_layer
+from customized_grpo.policies.adapters import fuse
+from customized_grpo.policies.uno_lora import uno_lora_by_layer
+
+
+def fuse_uno_lora(transformer: Any, path: Path) -> None:
+    fuse(transformer, uno_lora_by_layer(transformer, path))
 
 
 def with_terms_by_hooks(transformer: nn.Module, weights: dict[str, Tensor]) -> set[str]:

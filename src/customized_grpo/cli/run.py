@@ -8,6 +8,7 @@ from rich.console import Console
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
+from customized_grpo.planning.report import check_memory
 from customized_grpo.reporting.callbacks import ReportCallback
 from customized_grpo.trainer.callbacks import ProgressCallback
 from customized_grpo.trainer.locking import check_unclaimed
@@ -27,6 +28,7 @@ def train_run(config: Config, run: Path | None, console: Console, *, resume: boo
     """
     callbacks = [ProgressCallback(console), TrackerCallback(config.train.trackers), ReportCallback(console)]
     dataset, held_out = open_dataset(config.data), open_dataset(config.evaluation.data)
+    check_memory(config, len(dataset[0].references))
     accelerator = start_processes(config)
     if accelerator.is_main_process and (hint := busy_hint(config.train.threads)):
         console.print(hint, soft_wrap=True)

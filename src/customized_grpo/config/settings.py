@@ -138,7 +138,9 @@ class PolicyConfig(Section):
         "always the library's.",
     )
     adapter: str | None = Field(
-        None, description="UNO's published LoRA to start from: a .safetensors file. Only for kind uno. null: none."
+        None,
+        description="LoRA to start from: a .safetensors file that diffusers reads for the model, its folder, or a run; "
+        "for kind uno UNO's published file. null: none.",
     )
     adapter_as: Literal["fused", "start"] = Field(
         "fused",
@@ -164,8 +166,6 @@ class PolicyConfig(Section):
             yield ("offload_activations",), "needs policy.gradient_checkpointing=true; set both or neither"
         if self.quantise and self.lora is None:
             yield ("quantise",), "needs a LoRA, because quantised weights cannot be trained; set policy.lora, or null"
-        if self.adapter is not None and self.kind != "uno":
-            yield ("adapter",), f"belongs to policy.kind=uno, not to {self.kind}; set that kind, or null"
         if self.adapter_as == "start" and self.lora is None:
             yield ("adapter_as",), "start needs a LoRA; set policy.lora, or use fused"
 

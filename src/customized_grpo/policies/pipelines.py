@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from customized_grpo.config import PolicyConfig
 from customized_grpo.config.kinds import Preset
 from customized_grpo.config.loading import make_section
+from customized_grpo.policies.adapters import Terms, adapter_file, adapter_terms, fuse
 from customized_grpo.policies.backends import context_of, resolve_backend, use_backend
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.compute import Placement, takes_channels_last, use_channels_last
@@ -83,6 +84,10 @@ class PipelinePolicy(ABC):
     """Further arguments where `true_cfg` is not 1."""
 
     def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
+        if config.device == "meta":  # weights without values take no adapter
+            config = config.model_copy(update={"adapter": None})
+        if config.adapter is not None:
+            adapter_file(config.adapter)  # before the large model is loaded
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._device = device_of(config.device)
@@ -101,6 +106,8 @@ class PipelinePolicy(ABC):
             write = type(self._pipeline).save_lora_weights
             targets = self.lora_targets, self.lora_exclude
             self._tuning = LoraTuning(self._transformer, config.lora, *targets, write, kernels=kernels)
+            if config.adapter is not None and config.adapter_as == "start":
+                self._tuning.start_from(self.adapter_terms(self._transformer, config.adapter))
         else:
             again = partial(load_transformer, self._class, config, self.preparation())
             self._tuning = FullTuning(self._transformer, again)
@@ -284,8 +291,18 @@ class PipelinePolicy(ABC):
         self._pipeline.save_pretrained(folder, safe_serialization=True)
 
     def preparation(self) -> Callable[[nn.Module], None] | None:
-        """Return a function that changes the transformer's weights before they are quantised or adapted, if any."""
-        return None
+        """Return a function that changes the transformer's weights before they are quantised or adapted, if any.
+
+        Here it fuses the LoRA of `config.adapter` into them, unless training starts from it.
+        """
+        adapter = self._config.adapter
+        if adapter is None or self._config.adapter_as == "start":
+            return None
+        return lambda transformer: fuse(transformer, self.adapter_terms(transformer, adapter))
+
+    def adapter_terms(self, transformer: nn.Module, path: str) -> Terms:
+        """Return the LoRA of `config.adapter` by layer. Raises ModelError if it does not fit."""
+        return adapter_terms(transformer, self.pipelines[0], path)
 
     @abstractmethod
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
