@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from customized_grpo.cli.app import command
+from customized_grpo.utils.terminal import plain_console
 
 
 @command
@@ -33,4 +33,6 @@ def pairs(
     from customized_grpo.data.photos import write_pairs
 
     used, apart = write_pairs(photos, subject, prompts, out, held_out)
-    Console().print(f"wrote {out}: {used} pairs" + (f"; {held_out}: {apart} pairs" if held_out else ""), soft_wrap=True)
+    plain_console().print(
+        f"wrote {out}: {used} pairs" + (f"; {held_out}: {apart} pairs" if held_out else ""), soft_wrap=True
+    )
