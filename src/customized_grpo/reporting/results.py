@@ -80,9 +80,8 @@ def outcome(run: Run) -> Outcome | None:
         for plane, (identity, prompt) in axes_of(run.config).items()
         if identity in scores and prompt in scores
     }
-    headline = _headline(planes) + ("" if run.finished else ", so far")
-    against = _against(headline, planes, scores, find_warnings(run.config, run.records))
-    return Outcome(scores, planes, pairs, headline + (f"; but {' and '.join(against)}" if against else ""))
+    headline = headline_of(planes, scores, find_warnings(run.config, run.records))
+    return Outcome(scores, planes, pairs, headline + ("" if run.finished else ", so far"))
 
 
 def _score(name: str, base: Sequence[float], tuned: Sequence[float], images: int, guard: bool) -> Score:
@@ -93,6 +92,15 @@ def _score(name: str, base: Sequence[float], tuned: Sequence[float], images: int
         middle, reach = by_pair.mean(), _Z95 * by_pair.std(ddof=1) / math.sqrt(len(by_pair))
         low, high = float(middle - reach), float(middle + reach)
     return Score(name, float(np.mean(base)), float(np.mean(tuned)), low, high, guard)
+
+
+def headline_of(
+    planes: Mapping[str, tuple[Score, Score]], scores: Mapping[str, Score], findings: Iterable[Finding]
+) -> str:
+    """Return the result in a sentence, with all that contradicts it."""
+    headline = _headline(planes)
+    against = _against(headline, planes, scores, findings)
+    return headline + (f"; but {' and '.join(against)}" if against else "")
 
 
 def _against(
