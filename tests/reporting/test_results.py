@@ -36,8 +36,8 @@ def headline(monitors: tuple[Any, Any], rewards: tuple[Any, Any] = (ROSE, ROSE),
         ),
         (
             headline((ROSE, ROSE), (ROSE, ROSE), ROSE, "diversity"),
-            "Identity and prompt both rose, by independent monitors; but the guard copy-paste rose and images of a group "
-            "became more alike",
+            "Identity and prompt both rose, by independent monitors; but the guard copy-paste rose and images of a "
+            "group became more alike",
         ),
         (
             headline((SAME, SAME), (ROSE, SAME)),

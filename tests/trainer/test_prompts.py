@@ -51,14 +51,14 @@ def test_one_line_for_each_model_that_cuts(models: tuple[Any, RewardTerm], caplo
     assert "data: reward 'prompt' reads" in second and second.endswith("such as vlm or hps-v3")
     check_prompts("data", config, Pairs([LONG]), policy, [term], log=False)
     assert len(caplog.messages) == 2
+    strict = config.model_copy(update={"long_prompts": "error"})
     with pytest.raises(ConfigError) as raised:
-        strict = config.model_copy(update={"long_prompts": "error"})
         check_prompts("evaluation.data", strict, Pairs([SHORT, LONG]), policy, [term], log=True)
     assert len(raised.value.problems) == 2 and all("evaluation.data: " in line for line in raised.value.problems)
 
 
 def test_the_count_is_that_of_the_tokens_that_are_cut(models: tuple[Any, RewardTerm]) -> None:
-    policy, term = models
+    policy, _ = models
     (short, longest), limit = policy.prompt_tokens([SHORT, LONG])
     assert short < limit < longest and limit == policy.config.max_sequence_length
     assert cut_prompts([SHORT], "it", policy) == "" and f"(the longest has {longest})" in cut_prompts(
@@ -70,7 +70,7 @@ def test_the_count_is_that_of_the_tokens_that_are_cut(models: tuple[Any, RewardT
 def test_libraries_do_not_warn_at_each_encoding(
     models: tuple[Any, RewardTerm], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    policy, term = models
+    policy, _ = models
     with caplog.at_level(logging.DEBUG):
         for name in ("diffusers", "transformers"):
             logging.getLogger(name).addHandler(caplog.handler)
