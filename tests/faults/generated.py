@@ -114,7 +114,9 @@ def limit(seconds: int) -> Iterator[None]:
 def try_setting(key: str, value: object, seconds: int = SECONDS) -> Outcome:
     """Train with one setting. Fails on a traceback, on several lines, and if nothing is refused or begun in time."""
     changes = {**TINY, key: value}
-    options = [part for name, one in changes.items() for part in ("--set", f"{name}={json.dumps(one)}")]
+    options = [
+        part for name, one in changes.items() for part in ("--set", f"{name}={json.dumps(one, ensure_ascii=False)}")
+    ]
     folder, before = tempfile.mkdtemp(prefix="cgrpo-setting-"), Path.cwd()
     os.chdir(folder)
     try:
@@ -132,7 +134,8 @@ def try_setting(key: str, value: object, seconds: int = SECONDS) -> Outcome:
     if done.exit_code == 0:
         return "trained"
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.exit_code == 2 and len(errors) == 1 and "Traceback" not in done.output, (key, value, done.output)
+    assert done.exit_code == 2 and errors and "Traceback" not in done.output, (key, value, done.output)
+    assert len(errors) == 1 or isinstance(value, list | dict), "a line for each problem of a list"
     return "refused"
 
 

@@ -18,7 +18,7 @@ def test_any_value_of_a_settings_type_is_read_or_is_refused_in_one_line(capsys: 
         changes = {**TINY, key: value}
         problems: tuple[str, ...] = ()
         try:
-            load_config(None, [f"{name}={json.dumps(one)}" for name, one in changes.items()])
+            load_config(None, [f"{name}={json.dumps(one, ensure_ascii=False)}" for name, one in changes.items()])
         except ConfigError as error:
             problems = error.problems
         assert all(line and "\n" not in line for line in problems), (key, value, problems)
