@@ -48,6 +48,8 @@ class OneLineGroup(TyperGroup):
                 command = f"{context.command_path}: " if context is not None else ""
                 print_error(f"{command}{message().rstrip('.')}; see --help")
             sys.exit(getattr(error, "exit_code", 2))
+        if code == 130 and _interrupted:  # before the command itself began
+            _leave_interrupted()
         sys.exit(code if isinstance(code, int) else 0)
 
 
