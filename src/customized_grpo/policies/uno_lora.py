@@ -13,9 +13,8 @@ from typing import Any
 from diffusers import FluxPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
-from customized_grpo.policies.adapters import adapter_file, fitting
+from customized_grpo.policies.adapters import Terms, adapter_file, fitting
 from customized_grpo.utils.hub import ModelError, first_line
 
 _KEY = re.compile(
@@ -24,7 +23,7 @@ _KEY = re.compile(
 )
 
 
-def uno_lora_by_layer(transformer: Any, path: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
+def uno_lora_by_layer(transformer: Any, path: str | Path) -> Terms:
     """Return UNO's LoRA as (down (rank, inputs), up (outputs, rank)) by the name of the layer it is added to.
 
     Raises:
