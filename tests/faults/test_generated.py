@@ -55,7 +55,7 @@ def test_any_value_of_a_settings_type_trains_or_ends_in_one_line(capsys: pytest.
         ("rewards.0.weight", 1e308),
         ("method.gamma", 1e300),
         ("method.std_floor", {"identity": -3}),
-        ("train.warmup_iterations", 5),
+        ("train.warmup_iterations", 500),
     ],
 )
 def test_values_without_bounds_were_tracebacks_or_had_no_end(key: str, value: Any) -> None:
