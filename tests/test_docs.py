@@ -8,16 +8,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import cgrpo
+from embedded import save_random_run
 from PIL import Image
 from test_cli import settings
 
 from customized_grpo.config import KINDS
 from customized_grpo.config.loading import load_config
+from customized_grpo.utils.hub import resolve
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -177,3 +180,23 @@ def test_the_papers_recipe_holds_its_published_constants(recipe: str, guidance: 
     assert (method.shaping, method.gamma, method.weighting, method.advantage_clip) == ("sars", 0.4, "tdw", 5.0)
     assert config.policy.lora is not None
     assert (config.policy.lora.rank, config.policy.guidance, rollout.window) == (512, guidance, None)
+
+
+def test_the_snippet_that_loads_a_lora_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the embedded model: its name, size, number of steps and the device are replaced."""
+    save_random_run(tmp_path / "run", load_config(), 0.1)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^   ```python\n(.*?)^   ```", readme, re.MULTILINE | re.DOTALL)
+    code = textwrap.dedent(block)
+    for old, new in (
+        ('"black-forest-labs/FLUX.1-Kontext-dev"', repr(str(resolve("embedded/pipeline")))),
+        ('"cuda"', '"cpu"'), ("torch.bfloat16", "torch.float32"), ("512", "64"), ("steps=25", "steps=2"),
+        ('"runs/mine/lora"', repr(str(tmp_path / "run" / "lora"))),
+    ):  # fmt: skip
+        assert old in code, old
+        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    Image.radial_gradient("L").convert("RGB").save("corgi.jpg")
+    exec(compile(code, "README.md", "exec"), {})
+    with Image.open("corgi-hat.png") as image:
+        assert image.size == (64, 64)

@@ -57,7 +57,7 @@ def test_values_beyond_a_bound_are_refused() -> None:
         for bound, number in re.findall(r"(at least|above|at most|below|multiple of) (-?[\d.]+)", one.values):
             key = one.key.replace(f".{ENTRY}.", ".0.")
             with pytest.raises(ConfigError, match=re.escape(key)) as refused:
-                load_config(overrides=[f"{key}={float(number) + BEYOND[bound]:g}"])
+                load_config(overrides=[f"{key}={float(number) + BEYOND[bound]:.12g}"])
             assert len(refused.value.problems) == 1
 
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import io
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from customized_grpo.utils.terminal import TrainingDisplay, print_error, score_table
+from customized_grpo.utils.tables import csv_cell, markdown_text
+from customized_grpo.utils.terminal import (
+    MOST_ERRORS,
+    TrainingDisplay,
+    WorkDisplay,
+    percent,
+    plain_console,
+    print_error,
+    print_errors,
+    print_notice,
+    score_table,
+)
 
 RECORD = {
     "iteration": 1,
@@ -123,3 +136,48 @@ def test_the_terminal_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_text_is_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    plain_console().print("wrote runs/[lr=1e-3]/[/b] :smile:", soft_wrap=True)
+    console = plain_console()
+    table = Table("[b]name", title="[/x]")
+    table.add_row("a[/b]")
+    console.print(table)
+    found = capsys.readouterr().out
+    assert "wrote runs/[lr=1e-3]/[/b] :smile:" in found and "[/x]" in found and "a[/b]" in found and "[b]name" in found
+
+
+def test_of_many_errors_the_first_are_shown_and_the_rest_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_errors([f"line {i}" for i in range(3000)])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == MOST_ERRORS + 1 and lines[0] == "error: line 0"
+    assert lines[-1] == "error: and 2980 more of 3000 problems; correct these first"
+    print_notice("run: saved and stopped by SIGINT")
+    assert capsys.readouterr().err == "run: saved and stopped by SIGINT\n"
+
+
+def test_work_shows_now_and_then_how_much_is_left() -> None:
+    now = itertools.count(0, 4)
+    console = Console(file=io.StringIO(), width=80)
+    with WorkDisplay("evaluation", 100, console, clock=lambda: float(next(now))) as display:
+        assert [display.update(done) for done in (10, 20, 30, 40, 100)] == [False, False, False, False, True]
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "evaluation  30/100  0:00:28 left\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [(50.0, 52.5, 5.0), (-2.0, -1.0, 50.0), (0.0, 1.0, None), (0.3, 4.7, None), (-1.0, 1.0, None), (1.0, 3.0, 200.0)],
+)
+def test_no_percentage_of_a_base_near_zero(before: float, after: float, expected: float | None) -> None:
+    assert percent(before, after) == (None if expected is None else pytest.approx(expected))
+
+
+def test_text_in_markdown_and_csv_is_shown_as_it_is() -> None:
+    assert markdown_text("a [link](x) <img src=x> *b* `c`\n| d") == r"a \[link\](x) \<img src=x\> \*b\* \`c\` | d"
+    assert markdown_text("backpack_dog _x_") == r"backpack_dog \_x\_"
+    assert [markdown_text(text) for text in ("# a", "- a", "1. a", "1) a", "a # b")] == [
+        r"\# a", r"\- a", r"1\. a", r"1\) a", "a # b",
+    ]  # fmt: skip
+    assert [csv_cell(text) for text in ("=1+1", "+1", "-1", "@a", "a=1")] == ["'=1+1", "'+1", "'-1", "'@a", "a=1"]

@@ -25,6 +25,7 @@ from customized_grpo.trainer.order import pairs_of_iteration
 from customized_grpo.trainer.profiling import STAGES
 from customized_grpo.utils.machine import hardware
 from customized_grpo.utils.records import write_json
+from customized_grpo.utils.terminal import plain_console
 
 _COMPARED = "the settings compared"
 Stages = Mapping[str, Stage]
@@ -50,7 +51,7 @@ def main(
     quiet()
     with one_line_errors():
         compared = load_config(config, [*(set_ or []), *against]) if against else None
-        bench(load_config(config, set_ or []), compared, out, Console(), repeats=repeats, alone=alone)
+        bench(load_config(config, set_ or []), compared, out, plain_console(), repeats=repeats, alone=alone)
 
 
 def bench(

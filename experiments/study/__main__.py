@@ -16,6 +16,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.parts import policy_with_adapter
 from customized_grpo.utils.records import write_bytes, write_json
+from customized_grpo.utils.terminal import plain_console
 from experiments.study.gradients import gradient_evidence, other_than, read_evidence
 from experiments.study.plan import StudyConfig, StudyRun, load_study, plan
 from experiments.study.report import GRADIENTS, draw_gradients, gradients_tables, write_report
@@ -50,9 +51,9 @@ def main(
         if at is not None and not gradients_only:
             raise ConfigError("--at needs --gradients-only; give both, or omit --at")
         if gradients_only:
-            measure_gradients(plan, out, Console(), at)
+            measure_gradients(plan, out, plain_console(), at)
         else:
-            run_study(plan, out, processes, Console(), report_only=report_only)
+            run_study(plan, out, processes, plain_console(), report_only=report_only)
 
 
 def run_study(path: Path, out: Path, processes: int | None, console: Console, *, report_only: bool = False) -> None:

@@ -14,7 +14,7 @@ from customized_grpo.evaluation import Evaluation, axes_of, evaluation_grid, gua
 from customized_grpo.evaluation.estimates import Estimate
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.utils.records import write_bytes, write_json
-from customized_grpo.utils.tables import markdown_table
+from customized_grpo.utils.tables import markdown_table, markdown_text
 from experiments.study.figures import gradient_evidence, learning_curves, quadrant_bars
 from experiments.study.gradients import AtStep, Evidence, read_evidence
 from experiments.study.plan import StudyConfig, slug
@@ -125,7 +125,7 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     headings = ["row", "seeds", *(score if score in guards else f"{score} %" for score in scores)]
     headings += [f"hypervolume ({plane})" for plane in planes]
     cells = [
-        [name, str(summary.seeds), *(summary.gains[score].text() for score in scores)]
+        [markdown_text(name), str(summary.seeds), *(summary.gains[score].text() for score in scores)]
         + [summary.hypervolume[plane].text(".0f") for plane in planes]
         for name, summary in summaries.items()
     ]

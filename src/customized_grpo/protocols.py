@@ -45,7 +45,10 @@ class Pair:
 
 @runtime_checkable
 class PairDataset(Protocol):
-    """Indexed set of pairs. `dataset[i]` may read files, and returns the same pair every time."""
+    """Indexed set of pairs. `dataset[i]` may read files, and returns the same pair every time.
+
+    An attribute `prompts` with the prompts of all pairs is optional: it lets a trainer warn of long ones.
+    """
 
     def __len__(self) -> int: ...
 
@@ -86,7 +89,11 @@ class Conditions:
 
 
 class Policy(Protocol):
-    """Flow-matching generator: x_sigma = (1 - sigma) * x_0 + sigma * noise, velocity = noise - x_0."""
+    """Flow-matching generator: x_sigma = (1 - sigma) * x_0 + sigma * noise, velocity = noise - x_0.
+
+    A method `prompt_tokens` is optional, for a policy and for a reward: it takes prompts and returns the number of
+    tokens of each and the number that the model reads, so that a trainer can warn of prompts that are cut.
+    """
 
     @property
     def device(self) -> torch.device:

@@ -37,7 +37,6 @@ def options() -> Iterator[Case]:
     yield case("an argument too many", "info: Got unexpected extra argument", "info", "more")
     yield case("an argument too few", "evaluate: Missing argument '", "evaluate")
     yield case("no reference", "generate: Missing option '--reference'", "generate", "--prompt", "a")
-    yield case("no prompt", "generate: Missing option '--prompt'", "generate", "--reference", "good.png")
     for option, value in (("--images", "0"), ("--images", "two"), ("--steps", "1.5"), ("--seed", "1e3")):
         yield case(f"{option} {value}", f"generate: Invalid value for '{option}'", "generate", *ASK, option, value)
     for option, value in (("--port", "70000"), ("--max-images", "0"), ("--max-pixels", "x"), ("--keep", "-1")):
@@ -54,6 +53,44 @@ def options() -> Iterator[Case]:
         "--dtype",
         "int8",
     )
+    yield case("plan --references 1000000", "plan: Invalid value for '--references'", "plan", "--references", "1000000")
+    for option, value in (("--images", "100000000"), ("--steps", "1000000000")):
+        yield case(f"{option} {value}", f"generate: Invalid value for '{option}'", "generate", *ASK, option, value)
+    yield case("no prompt of two kinds", "give either --prompt or --prompts", "generate", "--reference", "good.png")
+    yield case("both kinds of prompts", "give either --prompt or --prompts", "generate", *ASK, "--prompts", "p.txt")
+    yield case(
+        "prompts that are an image",
+        "good.png: not UTF-8",
+        "generate",
+        "--reference",
+        "good.png",
+        "--prompts",
+        "good.png",
+    )
+    yield case(
+        "prompts in a folder",
+        "empty: is a folder; give a regular file",
+        "generate",
+        "--reference",
+        "good.png",
+        "--prompts",
+        "empty",
+    )
+    yield case(
+        "endless prompts",
+        "/dev/zero: is a pipe or device",
+        "generate",
+        "--reference",
+        "good.png",
+        "--prompts",
+        "/dev/zero",
+    )
+    yield case("an endless configuration", "/dev/zero: is a pipe or device", "info", "--config", "/dev/zero")
+    yield case("markup in a path", "[/b]run: holds no config.yaml", "export", "[/b]run", "--out", "[/x]")
+    for pattern in ("../{subject}/{prompt}_{index}.png", "/{subject}{prompt}{index}", "{subject}{prompt:02000000000}{index}",
+                    "{subject.__class__}{prompt}{index}", "{subject!r}{prompt}{index}", "{subject:>99}{prompt}{index}"):  # fmt: skip
+        yield case(f"--image-pattern {pattern}", f"--image-pattern {pattern!r}: ", "evaluate", "empty", "--benchmark", "world",
+                   "--protocol", "embedded", "--image-pattern", pattern)  # fmt: skip
     yield case("plan --processes 0", "plan: Invalid value for '--processes'", "plan", "--processes", "0")
     for size in ("big", "-24GB", "0", "24XB", "1e999GB", "nan", ""):
         yield case(f"plan --memory {size!r}", f"--memory: '{size}' is no size", "plan", f"--memory={size}")

@@ -34,7 +34,7 @@ def files() -> Iterator[Case]:
     yield case("a bracket left open", "rewards: [1\n", "run.yaml:2: not valid YAML")
     yield case("two documents", "seed: 1\n---\nseed: 2\n", "run.yaml:2: not valid YAML")
     yield case("3,000 brackets", "[" * 3_000, "run.yaml")
-    yield case("2 MB", "# nothing\n" * 200_000, "run.yaml: more than 1 MB")
+    yield case("2 MB", "# nothing\n" * 200_000, "run.yaml: 2 MB, more than 1 MB; give another file")
     yield case("a list", "- seed: 1\n", "run.yaml: not a mapping")
     yield case("a text", "seed\n", "run.yaml: not a mapping")
     yield case("a key twice", "seed: 1\nseed: 2\n", "run.yaml:2: seed is given twice; keep one")
@@ -62,7 +62,9 @@ def files() -> Iterator[Case]:
     yield case("comments alone", "# nothing\n")
     yield case("a byte order mark and Windows lines", "\ufeffseed: 1\r\ntrain:\r\n  updates: 2\r\n")
     yield case("flow style, as JSON", '{"seed": 1, "train": {"updates": 2}}')
-    for name, path in (("a file that is not there", "gone.yaml"), ("a folder", "."), ("a name of line breaks", "a\nb.yaml"),
+    folder = ((".: is a folder; give a regular file",),)
+    yield Case("YAML", "a folder", lambda _: [training("--config", ".")], folder)
+    for name, path in (("a file that is not there", "gone.yaml"), ("a name of line breaks", "a\nb.yaml"),
                        ("a name of 5,000 letters", "a" * 5000)):  # fmt: skip
         yield Case("YAML", name, lambda folder, path=path: [training("--config", path)], (("cannot be read (",),))
 
@@ -85,7 +87,7 @@ def values() -> Iterator[Case]:
     }.items():  # fmt: skip
         yield case(f"{key}={text}", f"{key}: input should be ")
     for key, text in {"train.batch_size": "0", "rollout.batch_size": "-48"}.items():
-        yield case(f"{key}={text}", f"{key}: should be a number of at least 1, or auto; given {text}")
+        yield case(f"{key}={text}", f"{key}: should be a number from 1 to 1048576, or auto; given {text}")
     yield case(
         "method.std_floor={identity: -3}", "method.std_floor.identity: input should be greater than or equal to 0"
     )
@@ -96,10 +98,15 @@ def values() -> Iterator[Case]:
     yield case("policy.sizes=[[64, 9]]", "policy.sizes.0.1: input should be a multiple of 8")
     yield case("policy.sizes=[[64, 96]]", "policy.sizes: should contain policy.height and policy.width, [64, 64]")
     yield case("policy.reference_sizes=[]", "policy.reference_sizes: should list sizes")
-    yield case("policy.reference_sizes=[[0, 0]]", "policy.reference_sizes: should list sizes")
+    yield case(
+        "policy.reference_sizes=[[0, 64]]", "policy.reference_sizes.0.0: input should be greater than or equal to 1"
+    )
+    yield case(
+        "policy.reference_sizes=[[64, 1000000]]", "policy.reference_sizes.0.1: input should be less than or equal"
+    )
     yield case("policy.reference_sizes=[[64]]", "policy.reference_sizes.0.1: field required")
     for key, near in {"policy.kind": "flux", "policy.dtype": "fp16", "rollout.sampler": "ddim", "method.shaping": "SARS",
-                      "train.schedule": "cosine", "rewards.0.role": "style", "data.split": "test",
+                      "train.schedule": "step", "rewards.0.role": "style", "data.split": "test",
                       "policy.quantise": "int4", "train.trackers.0": "mlflow"}.items():  # fmt: skip
         yield case(f"{key}={near}", f"{key}: ")
     for setting, message in {
@@ -133,9 +140,6 @@ def contradictions() -> Iterator[Case]:
                "method.prompt_weight=0", "method.identity_weight=0")  # fmt: skip
     yield case("quantised and tuned", "policy.quantise: needs a LoRA", "policy.lora=null",
                "policy.quantise=int8")  # fmt: skip
-    yield case(
-        "an adapter of another kind", "policy.adapter: belongs to policy.kind=uno", "policy.adapter=a.safetensors"
-    )
     yield case("all weights that start from a LoRA", "policy.adapter_as: start needs a LoRA", "policy.kind=uno",
                "policy.lora=null", "policy.adapter_as=start", "policy.adapter=a.safetensors")  # fmt: skip
     yield case(

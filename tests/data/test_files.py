@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.config import DataConfig
-from customized_grpo.data import DataError, open_dataset
+from customized_grpo.data import DataError, datasets, open_dataset, prompts_of
 from customized_grpo.protocols import PairDataset
 
 COLOURS = ["red", "green", "blue"]
@@ -64,6 +64,42 @@ def test_lines_become_pairs(folder: Path, start: bytes, ending: str) -> None:
     assert second.columns == {"task": None, "image_prompt": {"x": 1}}
     with pytest.raises(IndexError):
         dataset[2]
+
+
+def test_a_folder_with_metadata_is_read_as_datasets_read_it(folder: Path) -> None:
+    lines = [{"file_name": "a.jpg", "text": "a cat"}, {"file_name": "green.png", "text": "a dog", "style": "plain"}]
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    pairs = open_dataset(DataConfig(path=str(folder)))
+    assert [pairs[i].prompt for i in range(2)] == ["a cat", "a dog"] == prompts_of(pairs)
+    assert pairs[0].references[0].size == (20, 12) and pairs[1].columns == {"style": "plain"}
+    assert pairs[1].masks[0] is not None
+    same = datasets.from_imagefolder(folder, size=1)
+    assert len(same) == 1 and prompts_of(same) == ["a cat"]
+
+
+def test_a_folder_of_images_with_captions_beside_them(folder: Path) -> None:
+    (folder / "more").mkdir()
+    (folder / "green.png").rename(folder / "more" / "green.png")
+    for name in ("a", "m", "red", "blue", "more/green"):
+        (folder / f"{name}.txt").write_text(f"a {name}\nin the snow\n", encoding="utf-8")
+    pairs = open_dataset(DataConfig(path=str(folder)))
+    assert [pair.key for pair in map(pairs.__getitem__, range(5))] == [
+        "a.jpg",
+        "blue.png",
+        "m.png",
+        "more/green.png",
+        "red.png",
+    ]
+    assert pairs[3].prompt == "a more/green in the snow"
+    (folder / "red.txt").unlink()
+    (folder / "blue.txt").write_bytes(b"\xff")
+    (folder / "a.txt").write_text(" \n", encoding="utf-8")
+    with pytest.raises(DataError) as raised:
+        open_dataset(DataConfig(path=str(folder)))
+    for problem, words in zip(
+        raised.value.problems, ("a.txt: is ' \\n'", "blue.txt: not UTF-8", "red.txt: is missing"), strict=True
+    ):
+        assert words in problem, problem
 
 
 def test_all_problems_are_reported_at_once(folder: Path) -> None:

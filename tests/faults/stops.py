@@ -42,7 +42,7 @@ def politely(bench: Bench, whole: Reference, stage: str, number: int, by: signal
     process = bench.train(folder)
     process.until(stage, number)
     ended = _ask(process, request, by)
-    if ended.code != 128 + by or len(ended.errors) != 1 or f"saved and stopped by {by.name}" not in ended.errors[0]:
+    if ended.code != 128 + by or ended.errors or f"saved and stopped by {by.name}" not in ended.output:
         request.wrong.append(f"ended with {ended.code}: {ended.output[-500:]}")
     done, newest = records_of(folder / "run"), newest_checkpoint(folder / "run" / "checkpoints")
     if newest is None or int(newest.name) != len(done):

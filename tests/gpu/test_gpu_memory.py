@@ -12,7 +12,8 @@ from steps import sample, update
 from tiny_models import Model, each_model
 from torch import Tensor
 
-from customized_grpo.trainer.memory import BatchSize, free_bytes, is_out_of_memory, measure_sampling, peak_bytes
+from customized_grpo.trainer.memory import BatchSize, free_bytes, measure_sampling, peak_bytes
+from customized_grpo.utils.memory import is_out_of_memory
 
 MB = 2**20
 

@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 import customized_grpo
 from customized_grpo.config import LoraConfig, PolicyConfig
-from customized_grpo.config.loading import load_config
-from customized_grpo.policies.uno_lora import fuse_uno_lora, uno_lora_by_layer
+from customized_grpo.policies.adapters import fuse
+from customized_grpo.policies.uno_lora import uno_lora_by_layer
+
+
+def fuse_uno_lora(transformer: Any, path: Path) -> None:
+    fuse(transformer, uno_lora_by_layer(transformer, path))
 
 
 def with_terms_by_hooks(transformer: nn.Module, weights: dict[str, Tensor]) -> set[str]:
@@ -209,13 +213,3 @@ def test_a_bad_adapter_is_refused_and_changes_nothing(flux_folder: Path, tmp_pat
     refused(lambda: fuse_uno_lora(transformer, tmp_path / "text.safetensors"), "not a safetensors file")
     refused(lambda: policy_of(tmp_path / "nowhere", adapter=str(tmp_path / "nothing")), "adapter", "no such file")
     assert all(torch.equal(weight, before[name]) for name, weight in transformer.state_dict().items())
-
-
-def test_an_adapter_belongs_to_uno() -> None:
-    with pytest.raises(ValidationError, match=r"policy\.kind=uno, not to flux2"):
-        embedded(PolicyConfig, kind="flux2", adapter="a.safetensors")
-    overrides = ["policy.adapter=a.safetensors"]
-    with pytest.raises(ValueError) as caught:
-        load_config(None, overrides)
-    assert "\n" not in str(caught.value) and "policy.adapter: belongs to policy.kind=uno" in str(caught.value)
-    assert load_config(None, [*overrides, "policy.kind=uno"]).policy.adapter == "a.safetensors"

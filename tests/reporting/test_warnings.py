@@ -12,6 +12,7 @@ from customized_grpo.reporting.warnings import (
     clip_pinned,
     coming_apart,
     competition,
+    constant_reward,
     copy_paste,
     dead_groups,
     diversity_collapse,
@@ -77,10 +78,29 @@ def test_copied_references() -> None:
 
 def test_collapse_of_diversity() -> None:
     found = diversity_collapse(curve([0.1] * 20 + [0.1 - 0.004 * i for i in range(20)] + [0.02] * 20))
-    assert found is not None and found.iteration is not None and found.iteration in range(28, 35)
+    assert found is not None and found.iteration is not None and found.iteration in range(22, 30)
     assert "differ by 2.00%" in found.message and "at first it was 10.00%" in found.message
-    assert diversity_collapse(curve([0.1] * 30 + [0.06] * 30)) is None
+    assert diversity_collapse(curve([0.1] * 30 + [0.07] * 30)) is None
+    assert diversity_collapse(curve([0.22] * 30 + [0.13] * 30)) is not None, "a fall of a third is one"
     assert diversity_collapse(curve([0.1, 0.01])) is None, "two iterations are no trend"
+
+
+def test_a_reward_that_never_varies() -> None:
+    rewards = embedded(Config).rewards
+    records = [{"iteration": i, "reward/prompt/mean": 0.5, "prompt/std": 0.0} for i in range(1, 5)]
+    found = constant_reward(rewards, "prompt", records)
+    assert found is not None and found.about == "prompt" and "was 0.5 for all images" in found.message
+    assert constant_reward(rewards, "identity", records) is None
+    assert constant_reward(rewards, "prompt", records[:2]) is None, "too early"
+    assert constant_reward(rewards, "prompt", [{**record, "prompt/std": 0.1} for record in records]) is None
+    moving = [{**record, "reward/prompt/mean": float(record["iteration"])} for record in records]
+    assert constant_reward(rewards, "prompt", moving) is None
+
+
+def test_changes_of_scores_near_zero_are_of_their_largest_value() -> None:
+    up, down = at([0.01, 5, 10, 15]), at([50, 49, 48, 47])
+    found = competition({"identity": [up], "prompt": [down]})
+    assert found is not None and "identity has risen by 12.5%" in found.message
 
 
 def test_groups_without_signal_and_vetoes() -> None:

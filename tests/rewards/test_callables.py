@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import math
 import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,6 +143,7 @@ def test_objects_methods_modules_and_partial_functions(pairs: list[Pair]) -> Non
         (lambda images: tuple(level(images)), LEVELS),
         (lambda images: [0, np.float32(0.25), torch.tensor(1.0)], LEVELS),
         (lambda images: [None, 0.25, None], [math.nan, 0.25, math.nan]),
+        (lambda images: (image.mean() for image in images), LEVELS),
     ],
 )
 def test_what_may_be_returned(returned: Any, expected: list[float], pairs: list[Pair]) -> None:
@@ -150,9 +153,12 @@ def test_what_may_be_returned(returned: Any, expected: list[float], pairs: list[
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (lambda images: None, "it returned a NoneType; return one number per image, here a list or tensor of 3"),
-        (lambda images: dict.fromkeys("abc", 1.0), "it returned a dict; return one number"),
-        (lambda images: (1.0 for _ in images), "it returned a generator"),
+        (lambda images: None, "it returned None, as a function without `return` does; return one number per image"),
+        (lambda images: dict.fromkeys("abc", 1.0), "it returned a dict with 'a', 'b', 'c'; return one number"),
+        (lambda images: itertools.repeat(1.0), "returned shape (4,) on pairs"),
+        (lambda images: (level(images), {}), "score 0 that it returned is [0.0, 0.25, 1.0]"),
+        (lambda images: ["0.5", "0.5", "0.5"], "score 0 that it returned is '0.5'"),
+        (lambda images: torch.ones(3, dtype=torch.complex64), "a tensor of complex numbers"),
         (lambda images: "1.0", "it returned a str"),
         (lambda images: 1.0, "it returned a float"),
         (lambda images: np.array(1.0), "it returned a float"),
@@ -332,6 +338,18 @@ def test_functions_and_classes_of_files_and_modules(pairs: list[Pair]) -> None:
     for device, message in (("gpu", "is no device; give cpu, cuda or null"), ("cuda:7", "is not there; give another")):
         with pytest.raises(ModelError, match=rf"^reward 'own_rewards:Constant': device: .*{message}"):
             build_reward(config.model_copy(update={"device": device}), "cpu")
+
+
+def test_a_file_may_import_modules_beside_it(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_this.py").write_text("FACTOR = 3.0\n", encoding="utf-8")
+    (tmp_path / "torch.py").write_text("raise ImportError\n", encoding="utf-8")
+    text = "import torch\nfrom beside_this import FACTOR\ndef f(prompts, images, **rest):\n"
+    (tmp_path / "mine.py").write_text(f"{text}    return FACTOR * images.mean((1, 2, 3))\n", encoding="utf-8")
+    reward = build_reward(RewardConfig(kind=f"{tmp_path}/mine.py:f", role="prompt"), "cpu")
+    assert reward(IMAGES, pairs).tolist() == [0.0, 0.75, 3.0]
 
 
 @pytest.mark.usefixtures("own")

@@ -19,6 +19,7 @@ from customized_grpo.trainer.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from customized_grpo.trainer.folder import make_folder, new_folder
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import ALONE
 
@@ -124,3 +125,9 @@ def test_a_write_that_fails_costs_nothing(
     assert names(tmp_path) == ["000002"]
     optimizer = build_optimizer(list(policy.trainable().values()), embedded(TrainConfig), ALONE)
     assert load_checkpoint(tmp_path / "000002", policy, optimizer) == 2
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    name = new_folder(tmp_path)
+    first, second = make_folder(name), make_folder(name)
+    assert first == name and second != name and first.is_dir() and second.is_dir()

@@ -12,10 +12,11 @@ import torch
 import transformers
 from running import metrics_of, run_training, same, tensors_of
 
-from customized_grpo.config import Config, MethodConfig, WindowConfig
+from customized_grpo.config import Config, MethodConfig, TrainConfig, WindowConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.trainer.conditioning import encode_ahead
+from customized_grpo.trainer.optimizer import learning_rate
 from customized_grpo.trainer.processes import ALONE
 
 Make = Callable[..., Config]
@@ -36,6 +37,20 @@ def test_the_rate_falls_linearly_or_stays(make_config: Make, whole: Path, tmp_pa
     run_training(make_config(schedule="linear", iterations=2), tmp_path)
     for run, factors in ((whole, [1.0] * 4), (tmp_path, [1.0, 0.5])):
         assert [record["learning_rate"] for record in metrics_of(run)] == pytest.approx([1e-3 * f for f in factors])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "factors"),
+    [
+        ("constant", 2, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("linear", 0, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("linear", 2, [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]),
+        ("cosine", 2, [1 / 3, 2 / 3, 1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_the_rate_after_a_warm_up(schedule: str, warmup: int, factors: list[float]) -> None:
+    config = TrainConfig(iterations=6, learning_rate=2.0, schedule=schedule, warmup_iterations=warmup)
+    assert [learning_rate(config, i) / 2 for i in range(6)] == pytest.approx(factors, rel=1e-5)
 
 
 def test_the_shuffled_baseline_samples_alike_and_learns_else(make_config: Make, whole: Path, tmp_path: Path) -> None:

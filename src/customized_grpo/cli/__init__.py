@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from customized_grpo.cli.app import app
+from customized_grpo.cli.app import app, note_interrupts
 
 # isort: off
 from customized_grpo.cli import (
@@ -20,4 +20,5 @@ __all__ = ["app", "data", "evaluation", "main", "planning", "rewards", "sharing"
 
 def main() -> None:
     """Run the `cgrpo` command."""
+    note_interrupts()
     app()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,14 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from types import FrameType
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
+from customized_grpo import __version__
+from customized_grpo.utils.hub import first_line
+from customized_grpo.utils.memory import is_out_of_memory
 from customized_grpo.utils.named import own_place
 from customized_grpo.utils.stopping import Stopped
-from customized_grpo.utils.terminal import describe_os_error, print_error
+from customized_grpo.utils.terminal import describe_os_error, print_error, print_errors, print_notice
 
 
 class OneLineGroup(TyperGroup):
@@ -33,6 +39,8 @@ class OneLineGroup(TyperGroup):
         try:
             code = super().main(*arguments, **{**further, "standalone_mode": False})
         except Exception as error:
+            if _interrupted:
+                _leave_interrupted()
             # Not by type: some releases of Typer contain their own copy of Click, with errors of its own.
             message = getattr(error, "format_message", None)
             if message is None:
@@ -42,18 +50,23 @@ class OneLineGroup(TyperGroup):
                 command = f"{context.command_path}: " if context is not None else ""
                 print_error(f"{command}{message().rstrip('.')}; see --help")
             sys.exit(getattr(error, "exit_code", 2))
+        if code == 130 and _interrupted:  # before the command itself began
+            _leave_interrupted()
         sys.exit(code if isinstance(code, int) else 0)
 
 
 app = typer.Typer(
     cls=OneLineGroup,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train a subject-driven image generator to keep [b]this[/b] subject and follow [b]that[/b] prompt.\n\n"
     "Start with [b]cgrpo train[/b]: it trains the small model that comes with the package, in minutes, on a CPU.",
 )
+
+#: Largest number of denoising steps, that of `rollout.steps`; the configuration takes long to import.
+MOST_STEPS = 1000
 
 ConfigOption = Annotated[
     list[Path] | None,
@@ -140,30 +153,65 @@ def one_line_errors(debug: bool | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, SystemExit) as error:
+    except (OSError, ValueError, SystemExit, MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | RuntimeError) and not is_out_of_memory(error):
+            raise
         if os.environ.get(DEBUG, "0") not in ("", "0", "false") if debug is None else debug:
             traceback.print_exc()
         if isinstance(error, OSError):
             lines = [describe_os_error(error)]
         elif isinstance(error, SystemExit):
             lines = [f"the command was ended by a call of exit, with code {error.code!r}; remove the call"]
-        else:
+        elif isinstance(error, ValueError):
             lines = getattr(error, "problems", None) or [str(error) or type(error).__name__]
+        else:
+            lines = [f"out of memory ({first_line(error)}); use fewer or smaller images, or see cgrpo plan"]
         known = type(error).__module__.startswith(("customized_grpo", "experiments", "benchmarks"))
-        place = None if known else own_place(error)
-        for line in lines:
-            print_error(f"{line}, at {place}" if place else line)
+        place = own_place(error) if isinstance(error, OSError | ValueError | SystemExit) and not known else None
+        print_errors([f"{line}, at {place}" if place else line for line in lines])
         raise typer.Exit(2) from error
     except Stopped as stopped:
-        print_error(str(stopped))
+        print_notice(str(stopped))
         raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
-        print_error("interrupted; saved files remain")
-        raise typer.Exit(130) from None
+        _leave_interrupted()
+
+
+#: Filled when Ctrl-C was pressed: a library that is being imported may turn it into an error of its own.
+_interrupted: list[int] = []
+
+
+def _leave_interrupted() -> NoReturn:
+    print_notice("interrupted; saved files remain")
+    raise SystemExit(130)
+
+
+def note_interrupts() -> None:
+    """Make Ctrl-C known to the command even if a library catches it; on the main thread, in place of Python's own."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _interrupted.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cgrpo {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def quiet() -> None:
+def quiet(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Silence advice and progress bars of libraries; a user's own settings take precedence."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

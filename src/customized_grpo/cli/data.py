@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from customized_grpo.cli.app import command
-from customized_grpo.utils.terminal import OutputConsole
+from customized_grpo.utils.terminal import plain_console
 
 
 @command
@@ -34,4 +34,4 @@ def pairs(
 
     used, apart = write_pairs(photos, subject, prompts, out, held_out)
     rest = f"; {held_out}: {apart} pairs" if held_out else ""
-    OutputConsole().print(f"wrote {out}: {used} pairs{rest}", soft_wrap=True)
+    plain_console().print(f"wrote {out}: {used} pairs{rest}", soft_wrap=True)

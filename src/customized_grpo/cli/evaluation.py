@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.cli.app import Settings, command
-from customized_grpo.utils.terminal import OutputConsole
+from customized_grpo.cli.app import MOST_STEPS, Settings, command
+from customized_grpo.utils.terminal import plain_console
 
 if TYPE_CHECKING:
     from customized_grpo.evaluation.dreambench.evaluation import Task
@@ -30,8 +30,8 @@ class Benchmark:
         list[int] | None, typer.Option(help="Use only the prompt of this number, from 0; may be repeated.")
     ] = None
     protocol: Annotated[str, typer.Option(help="Scorers: published, embedded, or a YAML file.")] = "published"
-    images: Annotated[int | None, typer.Option(min=1, help="Images per subject and prompt.")] = None
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None
+    images: Annotated[int | None, typer.Option(min=1, max=10_000, help="Images per subject and prompt.")] = None
+    steps: Annotated[int | None, typer.Option(min=1, max=MOST_STEPS, help="Denoising steps.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the noise.")] = None
     image_pattern: Annotated[
         str | None,
@@ -87,7 +87,7 @@ def evaluate(
             system,
             options.open(benchmark),
             out,
-            OutputConsole(),
+            plain_console(),
             files=settings.files,
             overrides=settings.overrides,
             template=options.image_pattern,
@@ -102,8 +102,8 @@ def evaluate(
     from customized_grpo.evaluation.run import evaluate_run
     from customized_grpo.reporting.show import show
 
-    found = evaluate_run(Path(system), OutputConsole(), settings.overrides)
-    show(found.config, Path(system), found.held_out, found.base, found.tuned, OutputConsole())
+    found = evaluate_run(Path(system), plain_console(), settings.overrides)
+    show(found.config, Path(system), found.held_out, found.base, found.tuned, plain_console())
 
 
 @command
@@ -135,7 +135,7 @@ def compare(
         systems,
         options.open(benchmark),
         out,
-        OutputConsole(),
+        plain_console(),
         files=settings.files,
         overrides=settings.overrides,
         template=options.image_pattern,

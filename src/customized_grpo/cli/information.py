@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from customized_grpo.config import ConfigError
@@ -55,7 +54,7 @@ def describe(console: Console, resolved: Resolved) -> None:
     console.print(models)
     console.print("settings, and the origin of each value:", style="bold")
     for key, value, origin in resolved.rows():
-        console.print(f"{key}: {value}  # {origin}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{key}: {value}  # {origin}", highlight=False, soft_wrap=True)
 
 
 def describe_settings(console: Console, part: str | None) -> None:
@@ -67,7 +66,7 @@ def describe_settings(console: Console, part: str | None) -> None:
         raise ConfigError(f"{part}: no such setting; " + (f"did you mean {near}?" if near else "omit it to list all"))
     table = Table(Column(_HEADINGS[0], no_wrap=True), *_HEADINGS[1:])
     for one in chosen:
-        table.add_row(*map(escape, (one.key, one.values, _default(one, one.default), one.meaning)))
+        table.add_row(one.key, one.values, _default(one, one.default), one.meaning)
     console.print(table)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from customized_grpo.cli.app import SetOption, Settings, command
-from customized_grpo.utils.terminal import OutputConsole
+from customized_grpo.utils.terminal import plain_console
 
 
 @command
@@ -18,8 +18,8 @@ def plan(
     ] = None,
     set_: SetOption = None,
     memory: Annotated[str | None, typer.Option(help="Memory of the device, such as 24GB. Default: this one's.")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Number of processes, one device each.")] = 1,
-    references: Annotated[int, typer.Option(min=0, help="Reference images per pair.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, max=65536, help="Number of processes, one device each.")] = 1,
+    references: Annotated[int, typer.Option(min=0, max=64, help="Reference images per pair.")] = 1,
 ) -> None:
     """Estimate a run's memory without loading anything; refuse one that cannot fit, with settings that can.
 
@@ -30,7 +30,7 @@ def plan(
     resolved = load_config(config, set_ or [])
     from customized_grpo.planning import plan_run
 
-    plan_run(resolved, OutputConsole(), memory=memory, processes=processes, references=references)
+    plan_run(resolved, plain_console(), memory=memory, processes=processes, references=references)
 
 
 @command
@@ -50,7 +50,7 @@ def settings(
     if markdown:
         typer.echo(settings_page(), nl=False)
     else:
-        describe_settings(OutputConsole(), part)
+        describe_settings(plain_console(), part)
 
 
 @command
@@ -64,4 +64,4 @@ def info(settings: Settings) -> None:
     resolved = resolve_config(settings.files, settings.overrides)
     from customized_grpo.cli.information import describe
 
-    describe(OutputConsole(), resolved)
+    describe(plain_console(), resolved)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from customized_grpo.cli.app import Overwrite, Settings, command
-from customized_grpo.utils.terminal import OutputConsole
+from customized_grpo.utils.terminal import plain_console
 
 if TYPE_CHECKING:
     import torch
@@ -111,10 +111,10 @@ def score(
     pair = read_pair(prompt, reference or [], mask or [], subject)
     scores = score_files(chosen, device, files, pair)
     if out is None:
-        show(OutputConsole(), files, scores)
+        show(plain_console(), files, scores)
     else:
         write_csv(out, files, scores)
-        OutputConsole().print(f"wrote {out}")
+        plain_console().print(f"wrote {out}")
 
 
 @command
@@ -145,5 +145,5 @@ def serve_reward(
     chosen, device = rewards.choose(settings)
     limits = Limits(images=max_images, pixels=max_pixels, bytes=max_bytes)
     serve(
-        chosen, device, OutputConsole(), host=host, port=port, token_variable=token_variable, limits=limits, keep=keep
+        chosen, device, plain_console(), host=host, port=port, token_variable=token_variable, limits=limits, keep=keep
     )

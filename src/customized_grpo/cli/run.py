@@ -8,6 +8,7 @@ from rich.console import Console
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
+from customized_grpo.planning.report import check_memory
 from customized_grpo.reporting.callbacks import ReportCallback
 from customized_grpo.trainer.callbacks import ProgressCallback
 from customized_grpo.trainer.folder import check_run_folder
@@ -16,21 +17,26 @@ from customized_grpo.trainer.processes import reports_lost_processes, start_proc
 from customized_grpo.trainer.resuming import check_resumable, origin
 from customized_grpo.trainer.trackers import TrackerCallback
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+from customized_grpo.utils.machine import busy_hint
 
 
 @reports_lost_processes()
 def train_run(
-    config: Config, run: Path, console: Console, *, resume: bool = False, allow_changes: bool = False
+    config: Config, run: Path | None, console: Console, *, resume: bool = False, allow_changes: bool = False
 ) -> None:
     """Train, or continue training, the run in its folder; then generate, score and show what it has learned.
 
+    Without a folder, the run gets a new one in `runs`.
     The folder is made once all parts are open: bad input leaves nothing behind. Raises Stopped where a SIGTERM or
     Ctrl-C ends the training, which is saved.
     """
     callbacks = [ProgressCallback(console), TrackerCallback(config.train.trackers), ReportCallback(console)]
     dataset, held_out = open_dataset(config.data), open_dataset(config.evaluation.data)
+    check_memory(config, len(dataset[0].references))
     accelerator = start_processes(config)
-    if resume and accelerator.is_main_process:
+    if accelerator.is_main_process and (hint := busy_hint(config.train.threads)):
+        console.print(hint, soft_wrap=True)
+    if run is not None and resume and accelerator.is_main_process:
         check_run_folder(run)
         check_unclaimed(run)  # before a large model is loaded
         check_resumable(run, config, origin(config, dataset, held_out), allow_changes=allow_changes, early=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from customized_grpo.cli.app import Overwrite, Settings, command
-from customized_grpo.utils.terminal import OutputConsole
+from customized_grpo.utils.terminal import plain_console
 
 
 @command
@@ -29,22 +29,35 @@ def report(
         check_output(out, overwrite=overwrite)
     from customized_grpo.reporting import write_report
 
-    OutputConsole().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
+    plain_console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
+
+
+class LoraFormat(StrEnum):
+    """Programs whose key names a LoRA file can have."""
+
+    diffusers = "diffusers"
+    comfyui = "comfyui"
+    kohya = "kohya"
 
 
 @command
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    form: Annotated[
+        LoraFormat, typer.Option("--format", help="Also write the LoRA with the key names of comfyui or kohya.")
+    ] = LoraFormat.diffusers,
 ) -> None:
-    """Write a run's LoRA for publication: diffusers' file, a model card, images before and after training.
+    """Write a run's LoRA for publication: the weights, a model card, images before and after training.
 
     [dim]cgrpo export runs/mine --out my-lora && hf upload me/my-lora my-lora[/dim]
+
+    [dim]cgrpo export runs/mine --out for-comfyui --format comfyui[/dim]
     """
     from customized_grpo.reporting.lora import export_run
 
-    export_run(run, out)
-    OutputConsole().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
+    export_run(run, out, form.value)
+    plain_console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
 
 
 class Precision(StrEnum):
@@ -68,13 +81,13 @@ def merge(
     from customized_grpo.reporting.merge import merge_run
 
     merge_run(run, out, dtype.value if dtype else None)
-    OutputConsole().print(f"wrote {out}")
+    plain_console().print(f"wrote {out}")
 
 
 @command
 def demo(
     settings: Settings,
-    lora: Annotated[Path | None, typer.Option(help="Folder of a finished run to compare with the base model.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a finished run to compare with the base model.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines that have the token.")
     ] = "127.0.0.1",
@@ -82,8 +95,8 @@ def demo(
 ) -> None:
     """Open a web page: drop a photo, write a prompt, compare base and tuned images with their scores.
 
-    [dim]cgrpo demo --lora runs/mine[/dim]
+    [dim]cgrpo demo --run runs/mine[/dim]
     """
     from customized_grpo.serve.demo import serve_demo
 
-    serve_demo(settings.files, settings.overrides, lora, host, port, OutputConsole())
+    serve_demo(settings.files, settings.overrides, run, host, port, plain_console())

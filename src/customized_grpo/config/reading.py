@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config.section import ConfigError, Location, section_in
+from customized_grpo.utils.records import RecordError, read_regular
 
 #: Numbers such as 1e-4, which YAML 1.1 takes for text because they have no point.
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
@@ -40,9 +41,9 @@ def read_file(path: Path, name: str | None = None) -> tuple[dict[str, Any], Plac
         ConfigError: The file cannot be read, is no YAML mapping, or holds more than plain values.
     """
     try:
-        if path.is_file() and path.stat().st_size > _LARGEST_FILE:
-            raise ConfigError(f"{path}: more than {_LARGEST_FILE // 2**20} MB; give a configuration")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _LARGEST_FILE).decode("utf-8-sig")
+    except RecordError as error:
+        raise ConfigError(str(error)) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except OSError as error:

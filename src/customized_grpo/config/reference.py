@@ -67,12 +67,16 @@ def _shown(field: FieldInfo, default: Any) -> str:
 
 def _values(field: FieldInfo) -> str:
     bounds = [
-        text.format(f"{getattr(bound, name):g}")
+        text.format(_plain(getattr(bound, name)))
         for bound in field.metadata
         for name, text in _BOUNDS.items()
         if getattr(bound, name, None) is not None
     ]
     return ", ".join([_named(field.annotation), *bounds])
+
+
+def _plain(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 def _named(annotation: Any) -> str:

@@ -62,14 +62,17 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+_LARGEST_BATCH = 2**20
+
+
 def _size_or_auto(value: object, inner: ValidatorFunctionWrapHandler) -> object:
     # One line for the key, where pydantic would give one for each of the two types.
     try:
         size = inner(value)
     except ValidationError:
         size = 0
-    if size != "auto" and size < 1:
-        raise ValueError("should be a number of at least 1, or auto")
+    if size != "auto" and not 1 <= size <= _LARGEST_BATCH:
+        raise ValueError(f"should be a number from 1 to {_LARGEST_BATCH}, or auto")
     return size
 
 

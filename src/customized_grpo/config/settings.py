@@ -15,10 +15,11 @@ from customized_grpo.config.section import Location, PathOrText, Section, SizeOr
 #: Increased when a setting changes its name or meaning.
 VERSION = 1
 #: Largest side of an image in pixels; no supported model generates larger ones.
-LARGEST_SIDE = 16384
-
-#: Side of a generated image in pixels.
-Side = Annotated[int, Field(ge=16, le=LARGEST_SIDE, multiple_of=8)]
+LARGEST_SIDE = 8192
+#: Largest number of denoising steps: beyond it neighbouring noise levels are the same in half precision.
+MOST_STEPS = 1000
+#: Largest weight of a reward or role: sums of weighted scores stay finite in float32.
+LARGEST_WEIGHT = 1e6
 
 #: Built-in values of `method.objective`.
 OBJECTIVES = ("grpo", "awm", "nft")
@@ -26,7 +27,12 @@ OBJECTIVES = ("grpo", "awm", "nft")
 #: Values of `method.weighting` that depend on the gains so far, and on no denoising step.
 BALANCES = ("constrained", "adaptive")
 
-Weights = list[Annotated[float, Field(ge=0)]]
+Weight = Annotated[float, Field(ge=0, le=LARGEST_WEIGHT)]
+Weights = Annotated[list[Weight], Field(max_length=MOST_STEPS)]
+#: Side of an image in pixels.
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+#: Side of a generated image in pixels.
+GeneratedSide = Annotated[int, Field(ge=16, le=LARGEST_SIDE, multiple_of=8)]
 
 
 class LoraConfig(Section):
@@ -35,6 +41,7 @@ class LoraConfig(Section):
     rank: int = Field(
         DEFAULT["policy.lora.rank"],
         ge=1,
+        le=4096,
         description="LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; 512 "
         "takes 33 GB for weights, gradients and Adam states, and 19 GB on the paper's layers (recipes/paper.yaml).",
     )
@@ -75,14 +82,14 @@ class PolicyConfig(Section):
         multiple_of=8,
         description="Width of generated images in pixels; with sizes, only of pairs without references.",
     )
-    sizes: list[TupleOrList[tuple[Side, Side]]] | None = Field(
+    sizes: list[TupleOrList[tuple[GeneratedSide, GeneratedSide]]] | None = Field(
         None,
         min_length=1,
         description="Sizes (height, width) in pixels of generated images (buckets): each pair has the one with the "
         "aspect ratio nearest to its first reference's. One of them is height and width. null: height and width for "
         "all pairs.",
     )
-    reference_sizes: list[TupleOrList[tuple[int, int]]] | None = Field(
+    reference_sizes: list[TupleOrList[tuple[Side, Side]]] | None = Field(
         DEFAULT["policy.reference_sizes"],
         description="Sizes (height, width) in pixels that references are resized to, by the nearest aspect ratio. "
         "To a single one they are stretched, to one of several cropped (Kontext stretches, as its pipeline). null: the "
@@ -91,6 +98,7 @@ class PolicyConfig(Section):
     max_sequence_length: int = Field(
         DEFAULT["policy.max_sequence_length"],
         ge=1,
+        le=4096,
         description="Maximum number of text tokens of a prompt; longer prompts are cut.",
     )
     guidance: float = Field(
@@ -150,7 +158,9 @@ class PolicyConfig(Section):
         "always the library's.",
     )
     adapter: str | None = Field(
-        None, description="UNO's published LoRA to start from: a .safetensors file. Only for kind uno. null: none."
+        None,
+        description="LoRA to start from: a .safetensors file that diffusers reads for the model, its folder, or a run; "
+        "for kind uno UNO's published file. null: none.",
     )
     adapter_as: Literal["fused", "start"] = Field(
         "fused",
@@ -179,16 +189,14 @@ class PolicyConfig(Section):
                 f"should contain policy.height and policy.width, [{self.height}, {self.width}], the size without "
                 "references; add it, set them to one of the sizes, or set sizes to null",
             )
-        if self.reference_sizes is not None and min(map(min, self.reference_sizes), default=0) < 1:
-            yield ("reference_sizes",), "should list sizes (height, width) of at least 1, or be null"
+        if self.reference_sizes is not None and not self.reference_sizes:
+            yield ("reference_sizes",), "should list sizes (height, width), or be null"
         if self.options and self.kind in POLICIES:
             yield ("options",), f"are only for a policy class of your own, not for {self.kind}; remove them"
         if self.offload_activations and not self.gradient_checkpointing:
             yield ("offload_activations",), "needs policy.gradient_checkpointing=true; set both or neither"
         if self.quantise and self.lora is None:
             yield ("quantise",), "needs a LoRA, because quantised weights cannot be trained; set policy.lora, or null"
-        if self.adapter is not None and self.kind != "uno":
-            yield ("adapter",), f"belongs to policy.kind=uno, not to {self.kind}; set that kind, or null"
         if self.adapter_as == "start" and self.lora is None:
             yield ("adapter_as",), "start needs a LoRA; set policy.lora, or use fused"
 
@@ -198,14 +206,19 @@ class DataConfig(Section):
 
     path: str | None = Field(
         None,
-        description="A .jsonl file, a SynCD-style .json, a DreamBench folder, or the built-in data set world or "
-        "world-recoloured. Training needs one.",
+        description="A .jsonl file, a SynCD-style .json, a folder (DreamBench, images with metadata.jsonl or with .txt "
+        "captions), or the built-in data set world or world-recoloured. Training needs one.",
+    )
+    long_prompts: Literal["warn", "error"] = Field(
+        "warn",
+        description="Prompts that the policy's text encoder or a prompt reward cuts at its maximum length: warn "
+        "before the training, or refuse them (error).",
     )
     split: Literal["train", "held-out"] = Field(
         "train", description="Split of the built-in data set; held-out has other subjects and prompts."
     )
     size: int | None = Field(
-        None, ge=1, description="Number of pairs. null: 4096 of the built-in data set, or all of a file."
+        None, ge=1, le=10_000_000, description="Number of pairs. null: 4096 of the built-in data set, or all of a file."
     )
     seed: int = Field(0, ge=0, description="Random seed of the built-in data set; each gives other pairs.")
     root: PathOrText | None = Field(
@@ -231,8 +244,8 @@ class RewardConfig(Section):
     device: str | None = Field(
         None, description="Device of the reward model. null: the policy's; cpu saves memory of the accelerator."
     )
-    weight: float = Field(
-        1.0, ge=0, description="Weight within its role (see method.combine). 0: only logged, not trained on."
+    weight: Weight = Field(
+        1.0, description="Weight within its role (see method.combine). 0: only logged, not trained on."
     )
     limit: float | None = Field(
         None,
@@ -255,9 +268,12 @@ class MethodConfig(Section):
         "sars",
         description="Reward shaping term added to the weighted advantages: the paper's sars, none, or a baseline.",
     )
-    gamma: float = Field(0.4, ge=0, description="Weight of the shaping term.")
+    gamma: Weight = Field(0.4, description="Weight of the shaping term.")
     gamma_last: float | None = Field(
-        None, ge=0, description="Weight of the shaping term at the last iteration, reached linearly. null: gamma."
+        None,
+        ge=0,
+        le=LARGEST_WEIGHT,
+        description="Weight of the shaping term at the last iteration, reached linearly. null: gamma.",
     )
     weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table", "constrained", "adaptive"] = Field(
         "tdw",
@@ -287,8 +303,8 @@ class MethodConfig(Section):
         description="roles: normalise each role within its group, then weight them. sum: normalise the weighted sum of "
         "raw rewards, a baseline that ignores combine and std_floor.",
     )
-    prompt_weight: float = Field(0.5, ge=0, description="Weight of the prompt role with weighting static.")
-    identity_weight: float = Field(0.5, ge=0, description="Weight of the identity role with weighting static.")
+    prompt_weight: Weight = Field(0.5, description="Weight of the prompt role with weighting static.")
+    identity_weight: Weight = Field(0.5, description="Weight of the identity role with weighting static.")
     prompt_table: Weights = Field(
         [], description="Weights of the prompt role with weighting table, one per rollout step, the noisiest first."
     )
@@ -410,15 +426,15 @@ class RolloutConfig(Section):
         "dance", description="Stochastic sampler: dance (DanceGRPO), flow (Flow-GRPO) or cps; see docs/options.md."
     )
     eta: float = Field(0.4, gt=0, description="Noise level of stochastic steps, in the sampler's own unit.")
-    steps: int = Field(25, ge=2, description="Denoising steps per image; the last one is deterministic.")
+    steps: int = Field(25, ge=2, le=MOST_STEPS, description="Denoising steps per image; the last one is deterministic.")
     shift: float | None = Field(
         DEFAULT["rollout.shift"],
         gt=0,
         description="Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule, at the "
         "largest of policy.sizes (evaluations: at each image's own).",
     )
-    group_size: int = Field(12, ge=2, description="Images per group; advantages are computed within a group.")
-    pairs: int = Field(8, ge=1, description="Groups per iteration, over all processes.")
+    group_size: int = Field(12, ge=2, le=4096, description="Images per group; advantages are computed within a group.")
+    pairs: int = Field(8, ge=1, le=65536, description="Groups per iteration, over all processes.")
     shared_noise: bool = Field(True, description="Start all images of a group from the same noise.")
     layout: Literal["groups", "spread"] = Field(
         "groups",
@@ -449,15 +465,19 @@ class TrainConfig(Section):
     """Optimisation, limits and checkpoints."""
 
     iterations: int = Field(
-        300, ge=1, description="Iterations; each samples groups, scores them and updates the policy."
+        300, ge=1, le=10_000_000, description="Iterations; each samples groups, scores them and updates the policy."
     )
-    updates: int = Field(3, ge=1, description="Optimizer steps per iteration.")
+    updates: int = Field(3, ge=1, le=1000, description="Optimizer steps per iteration.")
     trained_fraction: float = Field(
         0.6, gt=0, le=1, description="Fraction of the stochastic steps that are trained on, chosen at random per image."
     )
     learning_rate: float = Field(2e-5, gt=0, description="Learning rate of AdamW.")
-    schedule: Literal["constant", "linear"] = Field(
-        "constant", description="Learning rate schedule: constant, or a linear decay to 0 over the run."
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant",
+        description="Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the end.",
+    )
+    warmup_iterations: int = Field(
+        0, ge=0, description="Iterations over which the learning rate rises linearly to its value. 0: no warm-up."
     )
     betas: TupleOrList[tuple[float, float]] = Field((0.9, 0.999), description="Betas of AdamW, each in [0, 1).")
     weight_decay: float = Field(1.1e-4, ge=0, description="Weight decay of AdamW.")
@@ -483,7 +503,16 @@ class TrainConfig(Section):
     batch_size: SizeOrAuto = Field(
         4, description="(image, step) samples per forward and backward pass. auto: as many as fit into free memory."
     )
-    timeout: float = Field(30.0, gt=0, description="Minutes that a process waits for the others before it fails.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of torch. null: OMP_NUM_THREADS, or one for each core. On cores that other processes "
+        "keep busy, 1 is several times faster.",
+    )
+    timeout: float = Field(
+        30.0, gt=0, le=1e6, description="Minutes that a process waits for the others before it fails."
+    )
     max_missing: float = Field(
         0.1, ge=0, le=1, description="Fraction of an iteration's images that may lack a score; above it the run stops."
     )
@@ -507,6 +536,8 @@ class TrainConfig(Section):
         """Yield (key, message) for each setting that does not fit the others."""
         if not all(0 <= beta < 1 for beta in self.betas):
             yield ("betas",), "should be two numbers from 0 to below 1"
+        if self.warmup_iterations and self.warmup_iterations >= self.iterations:
+            yield ("warmup_iterations",), f"should be less than train.iterations={self.iterations}"
         if repeated := next((name for name in self.trackers if self.trackers.count(name) > 1), None):
             yield ("trackers",), f"lists {repeated} twice; list it once"
 
@@ -518,9 +549,12 @@ class EvaluationConfig(Section):
         DataConfig(split="held-out", size=96, seed=1), description="Held-out pairs; the path defaults to data.path."
     )
     steps: int = Field(
-        DEFAULT["evaluation.steps"], ge=1, description="Denoising steps, by deterministic Euler sampling."
+        DEFAULT["evaluation.steps"],
+        ge=1,
+        le=MOST_STEPS,
+        description="Denoising steps, by deterministic Euler sampling.",
     )
-    images: int = Field(1, ge=1, description="Images per pair.")
+    images: int = Field(1, ge=1, le=10_000, description="Images per pair.")
     seed: int = Field(0, description="Random seed of the initial noise.")
     monitors: list[RewardConfig] = Field(
         [RewardConfig(kind="copy-paste", role="guard", name="copy-paste")],

@@ -10,13 +10,15 @@ from torch.utils.data import Subset
 from customized_grpo.config import DataConfig
 from customized_grpo.data.dreambench import dreambench_folder, open_dreambench
 from customized_grpo.data.errors import DataError
-from customized_grpo.data.files import open_file
+from customized_grpo.data.files import METADATA, captioned_images, open_file
 from customized_grpo.data.records import FilePairs
 from customized_grpo.data.world import WORLDS, WorldPairs
 from customized_grpo.protocols import PairDataset
 from customized_grpo.utils.named import error_text
 
-__all__ = ["WORLDS", "DataError", "open_dataset"]
+__all__ = ["WORLDS", "DataError", "open_dataset", "prompts_of"]
+
+_READ = 64  # pairs that are read for their prompts, of a dataset that does not list them
 
 WORLD_SIZE = 4096  #: default number of pairs of the built-in world
 
@@ -25,9 +27,9 @@ def open_dataset(config: DataConfig) -> PairDataset:
     """Open the dataset that `config.path` names and check it.
 
     Args:
-        config: `path` is `world`, `world-recoloured`, a .jsonl file, a SynCD-style .json, or a DreamBench folder.
-            `split` and `seed` apply to the built-in world, `root` to the two kinds of file. Of files, `size` takes that
-            many pairs, evenly spread.
+        config: `path` is `world`, `world-recoloured`, a .jsonl file, a SynCD-style .json, a DreamBench folder, or a
+            folder of images with metadata.jsonl or with a caption NAME.txt beside each. `split` and `seed` apply to the
+            built-in world, `root` to the two kinds of file. Of files, `size` takes that many pairs, evenly spread.
 
     Returns:
         The pairs. Their attribute `config` is the given one.
@@ -53,11 +55,28 @@ def open_dataset(config: DataConfig) -> PairDataset:
     return dataset
 
 
+def prompts_of(dataset: PairDataset) -> list[str]:
+    """Return the prompts of a dataset: its attribute `prompts`, or those of a few pairs, evenly spread."""
+    if isinstance(dataset, Subset):
+        listed = getattr(dataset.dataset, "prompts", None)
+        if listed is not None:
+            return [listed[i] for i in dataset.indices]
+    listed = getattr(dataset, "prompts", None)
+    if listed is not None:
+        return list(listed)
+    count = min(len(dataset), _READ)
+    return [dataset[i * len(dataset) // count].prompt for i in range(count)]
+
+
 def _open_path(path: Path, root: Path | None) -> FilePairs:
     if path.is_dir():
-        return open_dreambench(dreambench_folder(path, "data.path: "))
+        if (path / METADATA).is_file():
+            return open_file(path / METADATA, root)
+        found = captioned_images(path)
+        return found if found is not None else open_dreambench(dreambench_folder(path, "data.path: "))
     if not path.is_file():
-        raise DataError([f"data.path: no file or folder {path}; correct it, or give {' or '.join(WORLDS)}"])
+        what = f"{path} is a pipe or device" if path.exists() else f"no file or folder {path}"
+        raise DataError([f"data.path: {what}; correct it, or give {' or '.join(WORLDS)}"])
     if root is not None and not root.is_dir():
         raise DataError([f"data.root: no folder {root}; correct it"])
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".json"):

@@ -12,7 +12,7 @@ from customized_grpo.data import DataError, open_dataset
 from customized_grpo.data.rows import RowPairs, Rows
 from customized_grpo.protocols import PairDataset
 
-__all__ = ["DataError", "from_dataset", "from_dreambench", "from_jsonl", "from_syncd", "world"]
+__all__ = ["DataError", "from_dataset", "from_dreambench", "from_imagefolder", "from_jsonl", "from_syncd", "world"]
 
 
 def from_jsonl(path: str | Path, root: str | Path | None = None, *, size: int | None = None) -> PairDataset:
@@ -29,6 +29,13 @@ def from_jsonl(path: str | Path, root: str | Path | None = None, *, size: int | 
 def from_syncd(path: str | Path, root: str | Path | None = None, *, size: int | None = None) -> PairDataset:
     """Open a .json file with a list of records, as those of SynCD or UNO; arguments as for `from_jsonl`."""
     return _open(path, (".json",), root=root, size=size)
+
+
+def from_imagefolder(folder: str | Path, *, size: int | None = None) -> PairDataset:
+    """Open a folder of images with metadata.jsonl (`file_name`, `text`), or with a caption NAME.txt beside each."""
+    if not Path(folder).expanduser().is_dir():
+        raise DataError([f"{folder}: no such folder; give the folder of the images"])
+    return _open(folder, (), size=size)
 
 
 def from_dreambench(folder: str | Path, *, size: int | None = None) -> PairDataset:

@@ -17,7 +17,7 @@ from customized_grpo.data.records import FilePairs, Record, mask_beside, read_by
 LIST = "prompts_and_classes.txt"
 #: Classes with the live prompts: the paper counts 9 live subjects, its cats and dogs. Plush animals are objects.
 LIVE = frozenset({"cat", "dog"})
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _TEMPLATE = re.compile(r"""(['"])(?P<text>.*)\1\s*\.format\(\s*unique_token\s*,\s*class_token\s*\)\s*,?""")
 #: The subject in a template: its article, the words before its name, and the name.
 _NAMED = re.compile(r"\b(?P<article>an?) (?P<before>(?:(?!\ban? )[^{}])*)\{0\} \{1\}")
@@ -84,7 +84,8 @@ def dreambench_folder(path: Path, where: str = "") -> Path:
     for folder in (path, path / "dataset"):  # the benchmark's repository has it one folder down
         if (folder / LIST).is_file():
             return folder
-    raise DataError([f"{where}{path} has no {LIST}; give a DreamBench folder or a .jsonl file"])
+    remedy = "give a DreamBench folder, images with metadata.jsonl or .txt captions, or a .jsonl file"
+    raise DataError([f"{where}{path} has no {LIST}; {remedy}"])
 
 
 def open_dreambench(folder: Path) -> FilePairs:
@@ -111,7 +112,7 @@ def read_photos(folder: Path, listing: Listing) -> dict[str, tuple[Path, ...]]:
     found: dict[str, tuple[Path, ...]] = {}
     for subject in listing.classes:
         inside = (folder / subject).iterdir() if (folder / subject).is_dir() else ()
-        found[subject] = tuple(sorted(path for path in inside if path.suffix.lower() in _SUFFIXES))
+        found[subject] = tuple(sorted(path for path in inside if path.suffix.lower() in SUFFIXES))
     if missing := [subject for subject, photos in found.items() if not photos]:
         remedy = "restore its folder or remove its line"
         raise DataError(f"{folder / name}: no photos, but {LIST} names the subject; {remedy}" for name in missing)

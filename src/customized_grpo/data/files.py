@@ -6,12 +6,14 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from customized_grpo.data.dreambench import LIST, SUFFIXES
 from customized_grpo.data.errors import DataError
 from customized_grpo.data.records import (
     FilePairs,
     ImageSetRecord,
     PairRecord,
     Record,
+    clean_text,
     mask_beside,
     parse_json,
     read_bytes,
@@ -19,6 +21,7 @@ from customized_grpo.data.records import (
     validate,
 )
 
+METADATA = "metadata.jsonl"  #: of a folder of images, as the `imagefolder` of Hugging Face datasets has it
 _KNOWN = ("prompt", "references", "reference", "masks", "mask", "subject", "key")
 _SIMILAR = 0.8  # difflib ratio: "refrences" and "promt" are above it, "image_prompt" and "task" are below
 _LONGEST_NAME = 100  # characters of a column's name
@@ -57,6 +60,40 @@ def open_file(path: Path, root: Path | None = None) -> FilePairs:
         except DataError as error:
             problems += error.problems
     return FilePairs(records, str(path), problems)
+
+
+def captioned_images(folder: Path) -> FilePairs | None:
+    """Open a folder of images with a caption NAME.txt beside each NAME.png; None if it has no captions.
+
+    Each image is the reference of its caption. Subfolders are included, except those named masks.
+
+    Raises:
+        DataError: An image has no caption, or a caption is empty or not UTF-8; one line each.
+    """
+    if (folder / LIST).is_file() or (folder / "dataset" / LIST).is_file():
+        return None
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.parent.name != "masks")
+    images = sorted(found)
+    if not any(path.with_suffix(".txt").is_file() for path in images):
+        return None
+    records: list[Record] = []
+    problems: list[str] = []
+    for image in images:
+        caption = image.with_suffix(".txt")
+        try:
+            if not caption.is_file():
+                raise ValueError("is missing; write the prompt of its image to it, or remove the image")
+            text = " ".join(clean_text(read_bytes(caption).decode("utf-8")).split())
+        except DataError as error:
+            problems += error.problems
+        except UnicodeDecodeError as error:
+            problems.append(f"{caption}: not UTF-8 at byte {error.start}; save it as UTF-8")
+        except ValueError as error:
+            problems.append(f"{caption}: {error}")
+        else:
+            key = str(image.relative_to(folder))
+            records.append(Record(str(caption), key, text, (image,), (mask_beside(image),)))
+    return FilePairs(records, str(folder), problems)
 
 
 def _check_keys(where: str, item: dict[str, Any]) -> None:

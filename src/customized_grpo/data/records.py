@@ -17,6 +17,7 @@ from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.protocols import Pair
 from customized_grpo.utils.prompts import encoding_problem, has_letters
+from customized_grpo.utils.records import RecordError, read_regular
 
 #: Above this number of images, only JPEGs are decoded by the check; other formats are checked by header and checksum.
 THOROUGH = 4000
@@ -77,8 +78,10 @@ class PairRecord(RecordModel):
     """One pair. Several keys are accepted for a field, because SynCD, UNO and others use different ones."""
 
     keys = {
-        "prompt": ("prompt", "caption"),
-        "references": ("references", "reference", "reference_images", "images", "image_paths", "image_path"),
+        "prompt": ("prompt", "caption", "text"),
+        "references": (
+            *("references", "reference", "reference_images", "images", "image_paths", "image_path", "file_name"),
+        ),
         "masks": ("masks", "mask"),
         "subject": ("subject",),
         "key": ("key",),
@@ -142,7 +145,9 @@ def parse_json(content: bytes, where: str, remedy: str) -> Any:
 def read_bytes(path: Path) -> bytes:
     """Read a file without its byte order mark. Raises DataError, one line."""
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return read_regular(path).removeprefix(b"\xef\xbb\xbf")
+    except RecordError as error:
+        raise DataError([str(error)]) from None
     except OSError as error:
         raise DataError([f"{path}: cannot be read ({error.strerror}); correct the path"]) from error
 
@@ -197,6 +202,11 @@ class FilePairs:
         found = [*problems] if records or problems else [f"{origin}: holds no pairs; add one"]
         if found := found + self._repeated_keys() + self._broken_files():
             raise DataError(found)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts of all pairs."""
+        return [record.prompt for record in self.records]
 
     def __len__(self) -> int:
         return len(self.records)

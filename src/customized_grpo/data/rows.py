@@ -66,6 +66,12 @@ class RowPairs:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def prompts(self) -> list[str] | None:
+        """Prompts of all pairs, None if reading them would read images."""
+        values = _values(self._rows, self._prompt)
+        return None if values is None else [str(value) for value in values]
+
     def __getitem__(self, index: int, /) -> Pair:
         if not -self._length <= index < self._length:
             raise IndexError(f"pair {index} of {self._length}")

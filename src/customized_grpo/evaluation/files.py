@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,14 @@ from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward, score
+from customized_grpo.trainer.prompts import cut_prompts
 from customized_grpo.utils.pixels import to_tensor
 from customized_grpo.utils.prompts import check_prompt
 from customized_grpo.utils.records import write_bytes
+from customized_grpo.utils.tables import csv_cell
 from customized_grpo.utils.terminal import ABSENT
 
+_LOG = logging.getLogger(__name__)
 _BATCH = 64  # images that are loaded and scored at a time
 
 
@@ -57,6 +61,9 @@ def score_files(
 ) -> dict[str, list[float]]:
     """Return the scores of each file by the reward's name, NaN if a reward could not score it."""
     scorers = [build_reward(reward, device) for reward in rewards]
+    for scorer in scorers:
+        if line := cut_prompts([pair.prompt], f"reward {scorer.name!r}", scorer):
+            _LOG.warning("%s", line)
     scores: dict[str, list[float]] = {scorer.name: [] for scorer in scorers}
     for start in range(0, len(files), _BATCH):
         images = [image_files.load(path) for path in files[start : start + _BATCH]]
@@ -81,10 +88,11 @@ def write_csv(path: Path, files: Sequence[Path], scores: dict[str, list[float]])
     """Write one line for each image; missing scores are empty. The file is replaced atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *scores])
+    writer.writerow(["image", *map(csv_cell, scores)])
     for i, file in enumerate(files):
         row = [column[i] for column in scores.values()]
-        writer.writerow([str(file), *("" if math.isnan(value) else f"{value:.6g}" for value in row)])
+        name = str(file) if csv_cell(str(file)) == str(file) else f"./{file}"  # the same file, and no formula
+        writer.writerow([name, *("" if math.isnan(value) else f"{value:.6g}" for value in row)])
     write_bytes(path, text.getvalue().encode("utf-8"))
 
 

@@ -18,7 +18,9 @@ from customized_grpo.trainer.evaluation import Evaluation, evaluate, read_evalua
 from customized_grpo.trainer.folder import CONFIG, LORA, open_run
 from customized_grpo.trainer.locking import claim
 from customized_grpo.trainer.parts import build_scorers
+from customized_grpo.utils.machine import use_threads
 from customized_grpo.utils.records import writing
+from customized_grpo.utils.terminal import WorkDisplay
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,18 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
     if not (run / LORA).exists():
         raise ConfigError(f"{run}: has no {LORA} yet; finish it with cgrpo train --resume {run}")
     held_out = open_dataset(config.evaluation.data)
+    use_threads(config.train.threads)
     with claim(run), writing(run):
         policy = build_policy(config.policy)
         rewards = build_scorers(config, policy.device)
 
         def scored(name: str) -> Evaluation:
-            console.print(f"generating {len(held_out) * config.evaluation.images} evaluation images ({name})")
+            count = len(held_out) * config.evaluation.images
+            console.print(f"generating {count} evaluation images ({name})")
+            with WorkDisplay("evaluation", count, console) as display:
+                return _evaluate(name, display)
+
+        def _evaluate(name: str, display: WorkDisplay) -> Evaluation:
             with policy.reference() if name == "base" else nullcontext():
                 return evaluate(
                     policy,
@@ -59,6 +67,7 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
                     run / "evaluation" / name,
                     batch_size=config.rollout.batch_size,
                     seed=config.seed,
+                    progress=display.update,
                 )
 
         base = None if overrides else read_evaluation(run / "evaluation" / "base", config.evaluation, held_out)

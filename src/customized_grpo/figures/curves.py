@@ -32,6 +32,7 @@ from customized_grpo.figures.style import (
     integer_ticks,
     legend_above,
 )
+from customized_grpo.utils.terminal import percent
 
 Records = Sequence[Mapping[str, Any]]
 Values = NDArray[np.float64]
@@ -205,26 +206,34 @@ def _mean(values: Values) -> float:
 
 
 def _changes(axes: Axes, records: Records, keys: Sequence[str]) -> None:
-    """Plot scores of different scales on one axis, as changes in percent of their first value."""
+    """Plot scores of different scales on one axis, as changes in percent of their first value.
+
+    A score that starts near 0 is plotted in percent of its largest value instead.
+    """
     axes.set_ylabel("change since the first (%)")
     axes.axhline(0, color=INK, linewidth=0.8)
     others, used = cycle(_OTHER_COLORS), dict[str, int]()
     for key in keys:
         name = key.partition("/")[2].removesuffix("/mean")
         xs, ys = _series(records, key)
-        first, last = ys[np.isfinite(ys)][[0, -1]]
+        finite = ys[np.isfinite(ys)]
+        first, last = finite[[0, -1]]
+        near_zero = any(percent(first, value) is None for value in finite)
+        whole = float(np.abs(finite).max()) if near_zero else abs(first)
         # A score whose name contains a role has the role's color; a second score of that color is dashed.
         color = next((c for role, c in (("identity", IDENTITY), ("prompt", PROMPT)) if role in name.lower()), None)
         color = color or next(others)
         repeat = used[color] = used.get(color, -1) + 1
         axes.plot(
             xs,
-            100 * (ys - first) / (abs(first) or math.nan),
+            100 * (ys - first) / (whole or math.nan),
             color=color,
             linestyle=("-", "--", ":", "-.")[repeat % 4],
             marker="os^D"[repeat % 4],
             markersize=4,
-            label=f"{name}: {first:.4g}" + (f" → {last:.4g}" if len(xs) > 1 else ""),
+            label=f"{name}: {first:.4g}"
+            + (f" → {last:.4g}" if len(xs) > 1 else "")
+            + (" (% of the largest)" if near_zero else ""),
         )
     legend_above(axes)
 

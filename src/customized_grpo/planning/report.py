@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import reduce
 from operator import getitem
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.reading import flow_yaml
 from customized_grpo.planning.plan import Plan, make_plan, objective_plans
 from customized_grpo.planning.remedies import nearest_that_fits
+from customized_grpo.utils.hub import ModelError, resolve
 
 
 def plan_run(config: Config, console: Console, *, memory: str | None, processes: int, references: int) -> None:
@@ -40,6 +42,42 @@ def plan_run(config: Config, console: Console, *, memory: str | None, processes:
     raise ConfigError(f"the run needs {need}, and {name} has {have / 1e9:.1f} GB; {remedy}")
 
 
+def check_memory(config: Config, references: int) -> None:
+    """Raise ConfigError, before a model is loaded, if a single process certainly lacks memory for a run.
+
+    The estimate has no overhead; a model whose shapes cannot be read is left to its loader. It takes seconds, so that
+    small models with usual settings are not estimated.
+    """
+    if ":" in config.policy.kind or int(os.environ.get("WORLD_SIZE", 1)) > 1 or _is_small(config):
+        return
+    have, accelerator, name = _memory(config, None)
+    try:
+        plan = make_plan(config, references=references, accelerator=accelerator)
+    except (ValueError, OSError):
+        return
+    need = sum(plan.device[plan.peak_phase].values())
+    if need > have:
+        raise ConfigError(
+            f"the run needs at least {need / 1e9:.1f} GB at its peak, {plan.peak_phase}, and {name} has "
+            f"{have / 1e9:.1f} GB; cgrpo plan with the same settings finds some that fit"
+        )
+
+
+def _is_small(config: Config) -> bool:
+    """Return whether a run fits any machine: less than 256 MB of weights, and sizes of at most 1024."""
+    policy, rollout = config.policy, config.rollout
+    sides = [policy.height, policy.width, *(side for size in policy.reference_sizes or () for side in size)]
+    rank = 0 if policy.lora is None else policy.lora.rank
+    if max(*sides, policy.max_sequence_length, rank, rollout.group_size * rollout.pairs) > 1024:
+        return False
+    try:
+        source = resolve(policy.path)
+    except ModelError:
+        return True  # its loader reports it
+    weights = source.rglob("*.safetensors") if isinstance(source, Path) else ()
+    return isinstance(source, Path) and sum(file.stat().st_size for file in weights) < 2**28
+
+
 def bytes_of(text: str) -> int:
     """Parse a size such as 24GB, 24g or 22GiB. Raises ConfigError."""
     try:
@@ -59,7 +97,7 @@ def _memory(config: Config, memory: str | None) -> tuple[int, bool, str]:
     if found is not None and not on_cpu and found.type == "cuda":
         device = torch.cuda.get_device_properties(0)
         return int(device.total_memory), True, str(device.name)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False, "this machine, without an accelerator,"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False, "this machine (no accelerator)"
 
 
 def _at(values: Any, key: str) -> Any:

@@ -1,17 +1,26 @@
-"""Read the settings of a LoRA from its file, to build a policy for it."""
+"""Read LoRA files: their settings, to build a policy for them, and their weights, to start a training from them."""
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from customized_grpo.config import LoraConfig
-from customized_grpo.utils.hub import ModelError, first_line
+from customized_grpo.utils.hub import ModelError, first_line, local_path
 
-_PREFIX, _A = "transformer.", ".lora_A.weight"
+_PREFIX, _A, _B = "transformer.", ".lora_A.weight", ".lora_B.weight"
+
+#: Layers by name, each with (down (rank, inputs), up (outputs, rank)), the scale alpha / rank included.
+Terms = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def lora_file(path: Path) -> Path:
@@ -45,3 +54,79 @@ def lora_settings(path: Path) -> LoraConfig:
         raise ModelError(f"{file}: its layers have ranks {min(ranks.values())} to {max(ranks.values())}; one is needed")
     rank = next(iter(ranks.values()))
     return LoraConfig(rank=rank, alpha=float(rank if alpha is None else alpha), targets=sorted(ranks))
+
+
+def adapter_file(path: str | Path) -> Path:
+    """Return the file of `policy.adapter`: a file, or the LoRA in a folder or a run.
+
+    Raises:
+        ModelError: There is no such file.
+    """
+    given = local_path(path)
+    file = next((one for one in (lora_file(given), lora_file(given / "lora")) if one.is_file()), None)
+    if file is None:
+        raise ModelError(f"policy.adapter: {path}: no such file; give a LoRA's .safetensors file, its folder, or a run")
+    return file
+
+
+def adapter_terms(transformer: Any, pipeline: Any, path: str | Path) -> Terms:
+    """Return the LoRA at `path`, in any form that the loader of the pipeline's class reads, by layer.
+
+    Raises:
+        ModelError: It is no LoRA for this transformer.
+    """
+    file = adapter_file(path)
+    where = f"policy.adapter: {file}"
+    try:
+        with safe_open(file, framework="pt") as weights:
+            text = (weights.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
+        alpha = (json.loads(text) if text else {}).get(f"{_PREFIX}lora_alpha")
+        with_alphas = "return_alphas" in inspect.signature(pipeline.lora_state_dict).parameters
+        # A dict, so that nothing but safetensors is read.
+        read = pipeline.lora_state_dict(load_file(file), **({"return_alphas": True} if with_alphas else {}))
+    except Exception as error:  # diffusers raises several classes for keys that it does not know
+        raise ModelError(
+            f"{where}: not a LoRA that diffusers reads ({first_line(error)}); give another file"
+        ) from error
+    state, alphas = read[:2] if isinstance(read, tuple) else (read, {})
+    halves = {name.removeprefix(_PREFIX): weight for name, weight in state.items()}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in [name.removesuffix(_A) for name in halves if name.endswith(_A)]:
+        if f"{name}{_B}" not in halves:
+            raise ModelError(f"{where}: has {name}{_A} but lacks {name}{_B}; download it again")
+        down, up = halves[f"{name}{_A}"], halves[f"{name}{_B}"]
+        own = (alphas or {}).get(f"{_PREFIX}{name}.alpha", alpha)
+        found[name] = down, up if own is None else up * (float(own) / len(down))
+    if not found:
+        raise ModelError(f"{where}: no LoRA of a transformer; give another file")
+    return fitting(transformer, found, where)
+
+
+def fitting(transformer: Any, terms: Terms, where: str) -> Terms:
+    """Return the terms. Raises ModelError, which begins with `where`, if one is not for a layer of the transformer."""
+    for name, (down, up) in terms.items():
+        try:
+            layer: Any = transformer.get_submodule(name)
+        except AttributeError:
+            raise ModelError(f"{where}: belongs to another model, policy.path has no {name}; check both") from None
+        if down.shape[1] != layer.in_features or up.shape != (layer.out_features, len(down)):
+            raise ModelError(
+                f"{where}: belongs to another model, {name} has down {tuple(down.shape)} and up {tuple(up.shape)}, not "
+                f"(rank, {layer.in_features}) and ({layer.out_features}, rank); check policy.path"
+            )
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise ModelError(f"{where}: {name} holds values that are not finite; download it again")
+    return terms
+
+
+def fuse(transformer: Any, terms: Terms) -> None:
+    """Add a LoRA to the weights of a transformer, in place.
+
+    Products are taken in float32 on the CPU, and sums in float32 before they are rounded to the weights' precision, so
+    that the result has the same bits on each device. Of a layer with a LoRA of peft's, the base layer changes.
+    """
+    for name, (down, up) in terms.items():
+        layer = transformer.get_submodule(name)
+        weight = getattr(layer, "base_layer", layer).weight
+        with torch.no_grad():
+            weight.copy_(weight.float() + (up.float() @ down.float()).to(weight.device))

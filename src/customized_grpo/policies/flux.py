@@ -46,6 +46,14 @@ class FluxPolicy(PipelinePolicy):
         """Return the shapes of `encode_prompt`'s rows, without the batch."""
         return {**super().prompt_shapes(references), "pooled": (self._transformer.config.pooled_projection_dim,)}
 
+    def prompt_tokens(self, prompts: Sequence[str]) -> tuple[list[int], int]:
+        """Return the number of T5 tokens of each prompt, and the number that is read.
+
+        CLIP's pooled embedding, a summary of the prompt, is of its first 77 tokens in every FLUX.1 pipeline.
+        """
+        tokens = self._pipeline.tokenizer_2(list(prompts), verbose=False)["input_ids"]
+        return list(map(len, tokens)), self._config.max_sequence_length
+
     def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
         """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1]."""
         pipeline, vae, factor = self._pipeline, self._pipeline.vae, self._pipeline.vae_scale_factor

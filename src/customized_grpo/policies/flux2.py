@@ -79,6 +79,19 @@ class Flux2Policy(PipelinePolicy):
         converted: Tensor = embeds.to(self._dtype)
         return converted
 
+    def prompt_tokens(self, prompts: Sequence[str]) -> tuple[list[int], int]:
+        """Return the number of tokens of each prompt in its chat template, and the number that is read."""
+        tokenizer = self._pipeline.tokenizer
+        if self._dev:
+            chats = flux2.format_input(list(prompts), system_message=self._pipeline.system_message)
+            lengths = [len(tokenizer.apply_chat_template([chat], tokenize=True)[0]) for chat in chats]
+        else:
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            form = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+            texts = [tokenizer.apply_chat_template(chat, **form) for chat in chats]
+            lengths = list(map(len, tokenizer(texts, verbose=False)["input_ids"]))
+        return lengths, self._config.max_sequence_length
+
     def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
         """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1]."""
         pipeline, vae = self._pipeline, self._pipeline.vae

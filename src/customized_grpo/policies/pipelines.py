@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from customized_grpo.config import PolicyConfig
 from customized_grpo.config.kinds import Preset
 from customized_grpo.config.loading import make_section
+from customized_grpo.policies.adapters import Terms, adapter_file, adapter_terms, fuse
 from customized_grpo.policies.backends import context_of, resolve_backend, use_backend
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.compute import Placement, takes_channels_last, use_channels_last
@@ -31,6 +32,7 @@ from customized_grpo.protocols import Conditions
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.freed import keep_freed_memory
 from customized_grpo.utils.hub import ModelError
+from customized_grpo.utils.prompts import silence_truncation
 
 REFERENCE = "reference_{}"
 """Name in `Conditions.rows` of the tokens of the k-th reference, counted from 1."""
@@ -93,6 +95,10 @@ class PipelinePolicy(ABC):
     """Statements in a model card that load the LoRA in the folder or repository LORA into `pipeline`."""
 
     def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
+        if config.device == "meta":  # weights without values take no adapter
+            config = config.model_copy(update={"adapter": None})
+        if config.adapter is not None:
+            adapter_file(config.adapter)  # before the large model is loaded
         self._config = config
         self._dtype: torch.dtype = getattr(torch, config.dtype)
         self._device = device_of(config.device)
@@ -102,6 +108,7 @@ class PipelinePolicy(ABC):
             self._pipeline = load_pipeline(config, *self.pipelines, prepare=self.preparation())
         else:
             self._pipeline = adopt_pipeline(config, pipeline, *self.pipelines, prepare=self.preparation())
+        silence_truncation(type(self._pipeline).__module__)  # `prompt_tokens` counts those prompts once, in advance
         self._transformer = self._pipeline.transformer
         self._class = type(self._transformer)  # before it is sharded, which changes the class
         kernels = config.kernels == "auto"
@@ -111,6 +118,8 @@ class PipelinePolicy(ABC):
             write = getattr(type(self._pipeline), "save_lora_weights", FluxLoraLoaderMixin.save_lora_weights)
             targets = self.lora_targets, self.lora_exclude
             self._tuning = LoraTuning(self._transformer, config.lora, *targets, write, kernels=kernels)
+            if config.adapter is not None and config.adapter_as == "start":
+                self._tuning.start_from(self.adapter_terms(self._transformer, config.adapter))
         else:
             again = partial(load_transformer, self._class, config, self.preparation())
             self._tuning = FullTuning(self._transformer, again)
@@ -320,8 +329,18 @@ class PipelinePolicy(ABC):
         self._pipeline.save_pretrained(folder, safe_serialization=True)
 
     def preparation(self) -> Callable[[nn.Module], None] | None:
-        """Return a function that changes the transformer's weights before they are quantised or adapted, if any."""
-        return None
+        """Return a function that changes the transformer's weights before they are quantised or adapted, if any.
+
+        Here it fuses the LoRA of `config.adapter` into them, unless training starts from it.
+        """
+        adapter = self._config.adapter
+        if adapter is None or self._config.adapter_as == "start":
+            return None
+        return lambda transformer: fuse(transformer, self.adapter_terms(transformer, adapter))
+
+    def adapter_terms(self, transformer: nn.Module, path: str) -> Terms:
+        """Return the LoRA of `config.adapter` by layer. Raises ModelError if it does not fit."""
+        return adapter_terms(transformer, self.pipelines[0], path)
 
     @abstractmethod
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -372,6 +391,10 @@ class PipelinePolicy(ABC):
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Return position ids of image and references, for `_image_ids`, if the transformer takes any."""
         raise NotImplementedError
+
+    def prompt_tokens(self, prompts: Sequence[str]) -> tuple[list[int], int] | None:
+        """Return the number of tokens of each prompt and the number that is read; None if all of them are."""
+        return None
 
     def guided(self, conditional: Tensor, negative: Tensor) -> Tensor:
         """Apply classifier-free guidance to conditional and negative velocities."""

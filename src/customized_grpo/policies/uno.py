@@ -5,19 +5,17 @@ Without references, its Euler rollouts are images of `FluxPipeline`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from customized_grpo.config import PolicyConfig
+from customized_grpo.policies.adapters import Terms
 from customized_grpo.policies.flux import FluxPolicy
 from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
-from customized_grpo.policies.tuning import LoraTuning
-from customized_grpo.policies.uno_lora import adapter_file, fuse_uno_lora, uno_lora_by_layer
+from customized_grpo.policies.uno_lora import uno_lora_by_layer
 
 #: Longer side of a reference in pixels in UNO's own inference: of a single one, and of several.
 _ALONE, _SEVERAL = 512, 320
@@ -48,22 +46,9 @@ class UnoPolicy(FluxPolicy):
 
     pipelines = (FluxPipeline,)
 
-    def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
-        if config.device == "meta":  # weights without values take no adapter
-            config = config.model_copy(update={"adapter": None})
-        if config.adapter is not None:
-            adapter_file(config.adapter)  # before the large model is loaded
-        super().__init__(config, pipeline)
-        if config.adapter is not None and config.adapter_as == "start":
-            assert isinstance(self._tuning, LoraTuning)
-            self._tuning.start_from(uno_lora_by_layer(self._transformer, config.adapter))
-
-    def preparation(self) -> Callable[[nn.Module], None] | None:
-        """Return the function that fuses UNO's LoRA into the weights; None unless `config.adapter_as` is fused."""
-        adapter = self._config.adapter
-        if adapter is None or self._config.adapter_as == "start":
-            return None
-        return lambda transformer: fuse_uno_lora(transformer, adapter)
+    def adapter_terms(self, transformer: nn.Module, path: str) -> Terms:
+        """Return UNO's LoRA by layer."""
+        return uno_lora_by_layer(transformer, path)
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize or crop a reference, and encode it to tokens (1, rows, columns, channels)."""

@@ -10,13 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import FluxPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
-from customized_grpo.utils.hub import ModelError, first_line, local_path
+from customized_grpo.policies.adapters import Terms, adapter_file, fitting
+from customized_grpo.utils.hub import ModelError, first_line
 
 _KEY = re.compile(
     r"(double_blocks\.\d+\.processor\.(qkv|proj)_lora[12]|single_blocks\.\d+\.processor\.(qkv|proj)_lora)"
@@ -24,31 +23,11 @@ _KEY = re.compile(
 )
 
 
-def fuse_uno_lora(transformer: Any, path: str | Path) -> None:
-    """Add UNO's LoRA to the weights of a `FluxTransformer2DModel`.
-
-    Products are taken in float32 on the CPU, and sums in float32 before they are rounded to the weights' precision, so
-    that the result has the same bits on each device. Of a layer with a LoRA of peft's, the base layer changes.
-
-    Args:
-        transformer: The model, changed in place.
-        path: The file.
-
-    Raises:
-        ModelError: There is no such file, or a key or shape does not fit; nothing is changed then.
-    """
-    for name, (down, up) in uno_lora_by_layer(transformer, path).items():
-        layer = transformer.get_submodule(name)
-        weight = getattr(layer, "base_layer", layer).weight
-        with torch.no_grad():
-            weight.copy_(weight.float() + (up.float() @ down.float()).to(weight.device))
-
-
-def uno_lora_by_layer(transformer: Any, path: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
+def uno_lora_by_layer(transformer: Any, path: str | Path) -> Terms:
     """Return UNO's LoRA as (down (rank, inputs), up (outputs, rank)) by the name of the layer it is added to.
 
     Raises:
-        ModelError: As `fuse_uno_lora`.
+        ModelError: There is no such file, or a key or shape does not fit.
     """
     path = adapter_file(path)
     where = f"policy.adapter: {path}"
@@ -72,26 +51,4 @@ def uno_lora_by_layer(transformer: Any, path: str | Path) -> dict[str, tuple[Ten
     halves = {name.removeprefix("transformer."): weight for name, weight in converted.items()}
     names = [name.removesuffix(".lora_A.weight") for name in halves if name.endswith(".lora_A.weight")]
     found = {name: (halves[f"{name}.lora_A.weight"], halves[f"{name}.lora_B.weight"]) for name in names}
-    for name, (down, up) in found.items():
-        try:
-            layer: Any = transformer.get_submodule(name)
-        except AttributeError:
-            raise ModelError(f"{where}: belongs to another model, policy.path has no {name}; check both") from None
-        if down.shape[1] != layer.in_features or up.shape != (layer.out_features, len(down)):
-            raise ModelError(
-                f"{where}: belongs to another model, {name} has down {tuple(down.shape)} and up {tuple(up.shape)}, not "
-                f"(rank, {layer.in_features}) and ({layer.out_features}, rank); check policy.path"
-            )
-    return found
-
-
-def adapter_file(path: str | Path) -> Path:
-    """Return the adapter's path.
-
-    Raises:
-        ModelError: There is no such file.
-    """
-    path = local_path(path)
-    if not path.is_file():
-        raise ModelError(f"policy.adapter: {path}: no such file; give UNO's dit_lora.safetensors")
-    return path
+    return fitting(transformer, found, where)

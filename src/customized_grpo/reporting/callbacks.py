@@ -20,7 +20,7 @@ from customized_grpo.trainer.credit import weights_of
 from customized_grpo.trainer.groups import Groups
 from customized_grpo.trainer.rollout import noise_levels
 from customized_grpo.trainer.trackers import TrackerCallback
-from customized_grpo.utils.terminal import OutputConsole
+from customized_grpo.utils.terminal import plain_console
 
 
 class ReportCallback(TrainerCallback):
@@ -31,7 +31,7 @@ class ReportCallback(TrainerCallback):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or OutputConsole()
+        self._console = console or plain_console()
         self._warned: set[tuple[str, str]] = set()
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from customized_grpo.config.redaction import redact, redact_text
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.trainer.credit import reward_name
 from customized_grpo.utils.hub import EMBEDDED, ModelError, resolve
+from customized_grpo.utils.tables import markdown_text
 from customized_grpo.utils.terminal import ABSENT
 
 _TAGS = [
@@ -40,6 +42,7 @@ def model_card(
     policy = config.policy
     base, embedded = _base_model(policy), policy.path.startswith(f"{EMBEDDED}/")
     height, width = (policy.reference_sizes or [(policy.height, policy.width)])[0]
+    recipe = dump_yaml(redact(config.model_dump(mode="json")))
     data = ModelCardData(
         license="other",
         license_name="todo-choose-a-license",
@@ -62,13 +65,14 @@ def model_card(
         settings=_changed_settings(policy),
         scores=_scores(config, *evaluations) if evaluations else None,
         images=len(evaluations[1].images) if evaluations else 0,
-        prompts=[redact_text(" ".join(prompt.split())) for prompt in prompts or [_EXAMPLE]],
+        prompts=[markdown_text(redact_text(prompt)) for prompt in prompts or [_EXAMPLE]],
         prompt=repr((prompts or [_EXAMPLE])[0]),
         image=image,
         reference_height=height,
         reference_width=width,
-        data=redact_text(config.data.path or "no data"),
-        recipe=dump_yaml(redact(config.model_dump(mode="json"))),
+        data=redact_text(config.data.path or "no data").replace("`", "'"),
+        recipe=recipe,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),  # text in it cannot end the block
     )
     return card
 
@@ -131,5 +135,5 @@ def _scores(config: Config, base: Evaluation, tuned: Evaluation) -> list[list[st
         before, after = base.mean(name), tuned.mean(name)
         cells = [f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"]
         cells = [ABSENT if cell.endswith("nan") else cell for cell in cells]
-        rows.append([name.replace("|", " "), "monitor" if name in monitors else "reward", *cells])
+        rows.append([markdown_text(name.replace("|", " ")), "monitor" if name in monitors else "reward", *cells])
     return rows

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.reporting.card import model_card
+from customized_grpo.reporting.formats import Format, convert
 from customized_grpo.reporting.snapshots import read_samples
 from customized_grpo.trainer.checkpoint import checkpointed_iterations
 from customized_grpo.trainer.folder import LORA, LORA_FILE, check_output, open_run
@@ -21,7 +23,7 @@ IMAGE_FILE = "before-after.png"
 _PROMPTS = 3
 
 
-def export_run(run: Path, out: Path) -> None:
+def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
     """Write a run's LoRA in diffusers' format, README.md and, if the run has it, before-after.png to a folder.
 
     The card contains the run's configuration without local paths, addresses and secrets. Its image and prompts are
@@ -30,9 +32,10 @@ def export_run(run: Path, out: Path) -> None:
     Args:
         run: Folder of a finished run.
         out: Folder to write; it must be empty or absent.
+        form: With another format than diffusers', that file is written too: FORMAT.safetensors, see `formats`.
 
     Raises:
-        ConfigError: The run is not finished or has no LoRA.
+        ConfigError: The run is not finished or has no LoRA, or the format has no names for it.
         RecordError: `out` is not empty, or belongs to a run.
     """
     config = finished_run(run)
@@ -46,6 +49,13 @@ def export_run(run: Path, out: Path) -> None:
     prompts = dict.fromkeys(pair.prompt for pair in samples[-1].pairs) if samples else ()
     with new_folder(out) as folder:
         shutil.copyfile(weights, folder / weights.name)
+        if form != "diffusers":
+            from customized_grpo.policies.tuning import lora_metadata  # takes seconds
+
+            stored = load_file(weights)
+            rank = max(len(down) for name, down in stored.items() if name.endswith(".lora_A.weight"))
+            alpha = float(lora_metadata(weights).get("transformer.lora_alpha", rank))
+            save_file(convert(stored, alpha, config.policy.kind, form), folder / f"{form}.safetensors")
         if preview.is_file():
             with Image.open(preview) as image:
                 image.convert("RGB").save(folder / IMAGE_FILE)  # pixels only, without metadata

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from customized_grpo.evaluation import axes_of, guards_of
 from customized_grpo.reporting.collect import Run
+from customized_grpo.reporting.warnings import Finding, Kind, find_warnings
+from customized_grpo.utils.terminal import percent
 
 _Z95 = 1.96  # standard errors of a 95% interval
+#: Warnings that a headline about scores must not hide.
+_HIDDEN: Mapping[Kind, str] = {
+    "diversity": "images of a group became more alike",
+    "hacking": "a reward parted from its monitors",
+    "not finite": "the loss was not a number",
+    "not held out": "the pairs are those of the training",
+    "constant reward": "a reward never varied",
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,8 @@ class Score:
 
     @property
     def percent(self) -> float | None:
-        """Change in percent of the base; None for a guard or a base of 0."""
-        return 100 * self.change / abs(self.base) if self.base and not self.guard else None
+        """Change in percent of the base; None for a guard or a base near 0."""
+        return None if self.guard else percent(self.base, self.tuned)
 
     @property
     def course(self) -> str:
@@ -70,7 +80,8 @@ def outcome(run: Run) -> Outcome | None:
         for plane, (identity, prompt) in axes_of(run.config).items()
         if identity in scores and prompt in scores
     }
-    return Outcome(scores, planes, pairs, _headline(planes) + ("" if run.finished else ", so far"))
+    headline = headline_of(planes, scores, find_warnings(run.config, run.records))
+    return Outcome(scores, planes, pairs, headline + ("" if run.finished else ", so far"))
 
 
 def _score(name: str, base: Sequence[float], tuned: Sequence[float], images: int, guard: bool) -> Score:
@@ -81,6 +92,31 @@ def _score(name: str, base: Sequence[float], tuned: Sequence[float], images: int
         middle, reach = by_pair.mean(), _Z95 * by_pair.std(ddof=1) / math.sqrt(len(by_pair))
         low, high = float(middle - reach), float(middle + reach)
     return Score(name, float(np.mean(base)), float(np.mean(tuned)), low, high, guard)
+
+
+def headline_of(
+    planes: Mapping[str, tuple[Score, Score]], scores: Mapping[str, Score], findings: Iterable[Finding]
+) -> str:
+    """Return the result in a sentence, with all that contradicts it."""
+    headline = _headline(planes)
+    against = _against(headline, planes, scores, findings)
+    return headline + (f"; but {' and '.join(against)}" if against else "")
+
+
+def _against(
+    headline: str, planes: Mapping[str, tuple[Score, Score]], scores: Mapping[str, Score], findings: Iterable[Finding]
+) -> list[str]:
+    """Return what the headline would hide: scores that fell, guards that rose, a loss of diversity or a warning."""
+    told = planes.get("independent", planes.get("rewards", ()))
+    against = [f"{one.name} fell" for one in scores.values() if one.course == "fell" and not one.guard]
+    against = [text for text in against if text.removesuffix(" fell") not in {one.name for one in told}]
+    if "No change" in headline:
+        others = [one for one in scores.values() if one.course == "rose" and not one.guard and one not in told]
+        against += [f"{one.name} rose" for one in others]
+    against += [f"the guard {one.name} rose" for one in scores.values() if one.guard and one.course == "rose"]
+    kinds = {finding.kind for finding in findings}
+    against += [text for kind, text in _HIDDEN.items() if kind in kinds]
+    return against
 
 
 def _headline(planes: Mapping[str, tuple[Score, Score]]) -> str:

@@ -44,7 +44,8 @@ def show(
         console.print(Text(warning_line(finding), style="yellow"), soft_wrap=True)
     write_report(open_run(run), run)
     shown = (REPORT, "before-after.png", "curves.png", "plane.png", LORA)
-    console.print("look at " + ", ".join(os.path.relpath(run / name) for name in shown if (run / name).exists()))
+    paths = ", ".join(os.path.relpath(run / name) for name in shown if (run / name).exists())
+    console.print(Text(f"look at {paths}"), soft_wrap=True)
 
 
 def warning_line(finding: Finding) -> str:

@@ -16,10 +16,12 @@ from customized_grpo.data import WORLDS
 from customized_grpo.protocols import ROLES, Role
 from customized_grpo.reporting.collect import Records, Series, finite, series
 from customized_grpo.trainer.credit import reward_name
+from customized_grpo.trainer.scoring import CONSTANT
+from customized_grpo.utils.terminal import percent
 
 PARTED = 2.0  #: percent of its first value that a score must rise, and another fall
 PASTED = 5.0  #: points of 100 that a guard must rise
-COLLAPSED = 0.5  #: share of the first diversity below which it has collapsed
+COLLAPSED = 2 / 3  #: share of the first diversity below which a warning is given
 DEAD = 0.5  #: share of groups without signal
 VETOED = 0.5  #: share of images that guards have vetoed
 EXPLODED = 10.0  #: multiple of the median of the whole run
@@ -28,8 +30,8 @@ PINNED = 0.75  #: share of the highest possible clip fraction
 LEAST = 6  #: iterations below which a curve has no trend
 
 Kind = Literal[
-    "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping", "not finite",
-    "moving average", "not held out",
+    "constant reward", "hacking", "competition", "copy-paste", "diversity", "dead groups", "vetoes", "KL", "clipping",
+    "not finite", "moving average", "not held out",
 ]  # fmt: skip
 
 
@@ -54,6 +56,7 @@ def find_warnings(config: Config, records: Records) -> list[Finding]:
     guards = _evaluated([*config.rewards, *config.evaluation.monitors], "guard", records)
     found: list[Finding | None] = [
         not_finite(records),
+        *(constant_reward(config.rewards, role, records) for role in ROLES),
         *(reward_hacking(role, rewards[role].values(), monitors[role].values()) for role in ROLES),
         competition({role: rewards[role].values() for role in ROLES}),
         *(copy_paste(name, values) for name, values in guards.items()),
@@ -99,6 +102,21 @@ def not_finite(records: Records) -> Finding | None:
     return None
 
 
+def constant_reward(rewards: Sequence[RewardConfig], role: Role, records: Records) -> Finding | None:
+    """Warn if a reward of a role had the same mean in each of the first CONSTANT iterations.
+
+    The only reward of a role may vary within the groups all the same; then there is no warning.
+    """
+    trained = [reward_name(one) for one in rewards if one.role == role and one.weight > 0]
+    for name in trained:
+        means = [value for iteration, value in series(records, f"reward/{name}/mean") if 0 < iteration <= CONSTANT]
+        spread = [value for iteration, value in series(records, f"{role}/std") if 0 < iteration <= CONSTANT]
+        if len(means) == CONSTANT and len(set(means)) == 1 and not (len(trained) == 1 and any(spread)):
+            text = f"The {role} reward {name} was {means[0]:.4g} for all images of the first {CONSTANT} iterations."
+            return Finding("constant reward", text, 1, f"Check {name} with cgrpo score: it teaches nothing.", name)
+    return None
+
+
 def reward_hacking(role: Role, rewards: Iterable[Series], monitors: Iterable[Series]) -> Finding | None:
     """Warn if held-out rewards of a role rise while its independent monitors fall.
 
@@ -117,7 +135,7 @@ def reward_hacking(role: Role, rewards: Iterable[Series], monitors: Iterable[Ser
     if risen < PARTED or fallen < PARTED:
         return None
     text = (
-        f"Since iteration {parting} the {role} reward has risen by {risen:.1f}% of its first value, while the "
+        f"Since iteration {parting} the {role} reward has risen by {risen:.1f}%, while the "
         f"independent {role} monitors have fallen by {fallen:.1f}%: the policy may be exploiting errors of the reward."
     )
     remedy = f"Use the checkpoint nearest to iteration {parting}, or add a second {role} reward."
@@ -149,13 +167,13 @@ def copy_paste(name: str, guard: Series) -> Finding | None:
 
 
 def diversity_collapse(diversity: Series) -> Finding | None:
-    """Warn if images of a group differ by less than COLLAPSED of their first difference, in the mean of a fifth."""
+    """Warn if images of a group differ by a third less than at first, in means of a fifth of the run."""
     if len(diversity) < LEAST:
         return None
     early = _mean(diversity[: _fifth(diversity)])
     text = "The images of a group differ by {:.2%} of full contrast; " + f"at first it was {early:.2%}."
     remedy = "Raise rollout.eta, or lower train.learning_rate or set train.kl_weight."
-    return _late("diversity", diversity, lambda value: value < COLLAPSED * early, text, remedy)
+    return _late("diversity", diversity, lambda value: value <= COLLAPSED * early, text, remedy)
 
 
 def dead_groups(role: Role, shares: Series) -> Finding | None:
@@ -218,11 +236,16 @@ def _evaluated(rewards: Sequence[RewardConfig], role: str, records: Records) -> 
 
 
 def _mean_change(curves: Iterable[Series]) -> dict[int, float]:
-    """Return, by iteration, the mean change of several scores since their first, in percent (in points from 0)."""
-    changes = [
-        {iteration: 100 * (value - curve[0][1]) / (abs(curve[0][1]) or 100.0) for iteration, value in curve}
-        for curve in curves
-    ]
+    """Return, by iteration, the mean change of several scores since their first, in percent.
+
+    A score whose first value is near 0 has no meaningful percentage of it: its change is in percent of its largest
+    value, or in points if that is small too.
+    """
+    changes = []
+    for curve in curves:
+        first, largest = curve[0][1], max(abs(value) for _, value in curve)
+        whole = abs(first) if all(percent(first, value) is not None for _, value in curve) else max(largest, 100.0)
+        changes.append({iteration: 100 * (value - first) / whole for iteration, value in curve})
     common = set.intersection(*map(set, changes)) if changes else set()
     return {iteration: fmean(change[iteration] for change in changes) for iteration in sorted(common)}
 

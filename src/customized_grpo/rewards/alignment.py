@@ -99,6 +99,11 @@ class AlignmentReward(BuiltinReward):
         ).to(self._device)
         return tokens
 
+    def prompt_tokens(self, prompts: Sequence[str]) -> tuple[list[int], int]:
+        """Return the number of tokens of each prompt, and the number that the text encoder reads."""
+        tokens = self._tokenizer(list(prompts), verbose=False)["input_ids"]
+        return list(map(len, tokens)), int(self.model.config.text_config.max_position_embeddings)
+
     def _text_features(self, prompt: str) -> Tensor:
         """Return the unit vector (width,) of a prompt."""
         features = self.model.get_text_features(**self._tokens(prompt)).pooler_output.float()

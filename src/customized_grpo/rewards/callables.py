@@ -7,7 +7,8 @@ import copy
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter
 from numbers import Real
 from typing import Any
@@ -47,7 +48,8 @@ class CallableReward:
     images, the second one the pairs.
 
     Args:
-        function: Returns one score per image: a tensor, an array or a list of numbers, None for a missing score.
+        function: Returns one score per image: a tensor, an array, a list or a generator of numbers, None for a missing
+            score.
         name: Name in logs, tables and figures.
         kind: `module:qualname` of the function, or the path that it was loaded from.
         options: Arguments of every call.
@@ -256,11 +258,19 @@ def _remedy(name: str, known: Sequence[str]) -> str:
 
 def _scores(result: object, count: int) -> Tensor:
     """Convert the return value of a callable. Raises RewardError if it is no list, array or tensor of numbers."""
+    remedy = f"return one number per image, here a list or tensor of {count}"
     if isinstance(result, Tensor):
+        if result.is_complex():
+            raise RewardError(f"it returned a tensor of complex numbers; {remedy}")
         return result
     if isinstance(result, np.ndarray):
         result = result.tolist()
-    remedy = f"return one number per image, here a list or tensor of {count}"
+    if isinstance(result, Iterator):
+        result = list(itertools.islice(result, count + 1))  # one that never ends is too long
+    if isinstance(result, dict):
+        raise RewardError(f"it returned a dict with {', '.join(map(repr, list(result)[:4]))}; {remedy}")
+    if result is None:
+        raise RewardError(f"it returned None, as a function without `return` does; {remedy}")
     if not isinstance(result, list | tuple):
         raise RewardError(f"it returned a {type(result).__name__}; {remedy}")
     scores = []

@@ -24,6 +24,7 @@ from customized_grpo.trainer.callbacks import (
 )
 from customized_grpo.trainer.folder import new_folder
 from customized_grpo.trainer.processes import Processes, start_processes
+from customized_grpo.trainer.prompts import check_prompts
 from customized_grpo.trainer.trackers import TrackerCallback
 
 
@@ -38,6 +39,7 @@ class Parts:
     eval_dataset: PairDataset | None
     config: Config
     output_dir: Path
+    unnamed: bool  # the folder has a default name, and may take the next one if another run was faster
     callbacks: list[TrainerCallback]
     processes: Processes
 
@@ -70,6 +72,12 @@ def assemble(
     if eval_dataset is not None:
         for term in (*terms, *watched):
             term.check([eval_dataset[0]])
+    check_prompts("data", config.data, dataset, policy, terms, log=processes.is_main)
+    if eval_dataset is not None:
+        held_out = config.evaluation.data
+        # The same file was checked above, except for the monitors.
+        readers = (None, watched) if held_out.path == config.data.path else (policy, [*terms, *watched])
+        check_prompts("evaluation.data", held_out, eval_dataset, *readers, log=processes.is_main)
     folder = output_dir or getattr(args, "output_dir", None)
     return Parts(
         policy=policy,
@@ -78,6 +86,7 @@ def assemble(
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         config=config,
+        unnamed=folder is None,
         output_dir=new_folder(Path("runs")) if folder is None else Path(folder),
         callbacks=_with_defaults(config, callbacks),
         processes=processes,

@@ -22,7 +22,16 @@ from customized_grpo.trainer.checkpoint import load_checkpoint, newest_checkpoin
 from customized_grpo.trainer.conditioning import encode_ahead
 from customized_grpo.trainer.credit import objectives_of
 from customized_grpo.trainer.evaluation import Evaluation, evaluate, read_evaluation
-from customized_grpo.trainer.folder import CHECKPOINTS, CONFIG, EVALUATION, LORA, METRICS, STARTS, check_unused
+from customized_grpo.trainer.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATION,
+    LORA,
+    METRICS,
+    STARTS,
+    check_unused,
+    make_folder,
+)  # fmt: skip
 from customized_grpo.trainer.groups import Groups
 from customized_grpo.trainer.locking import claim
 from customized_grpo.trainer.optimizer import build_optimizer
@@ -51,7 +60,7 @@ class BaseTrainer(ABC):
         self.policy, self.terms, self.monitors = parts.policy, parts.terms, parts.monitors
         self.train_dataset, self.eval_dataset = parts.train_dataset, parts.eval_dataset
         self.config, self.output_dir, self.callbacks = parts.config, parts.output_dir, parts.callbacks
-        self.processes = parts.processes
+        self.processes, self._unnamed = parts.processes, parts.unnamed
         self.processes.share_weights(self.policy)
         weights = list(self.policy.trainable().values())
         objectives = objectives_of(self.config.method)
@@ -240,6 +249,8 @@ class BaseTrainer(ABC):
 
         Returns the checkpoint to resume from, if any.
         """
+        if self._unnamed and not resume and self.is_main:
+            self.output_dir = make_folder(self.output_dir)
         run = self.output_dir = Path(self.processes.text_of_main(str(self.output_dir)))  # names of the time may differ
         if not self.is_main:
             return newest_checkpoint(run / CHECKPOINTS, warns=False) if resume else None
@@ -275,6 +286,7 @@ class BaseTrainer(ABC):
             batch_size=self.config.rollout.batch_size,
             seed=self.config.seed,
             processes=self.processes,
+            progress=partial(self._fire, "on_evaluate_progress"),
         )
 
     def _evaluated_once(self, name: str, *, again: bool = False) -> Evaluation | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from customized_grpo.trainer.ema import MovingAverage
 from customized_grpo.trainer.folder import METRICS
 from customized_grpo.utils.records import append_record, read_records, truncate_records
-from customized_grpo.utils.terminal import OutputConsole, TrainingDisplay
+from customized_grpo.utils.terminal import TrainingDisplay, WorkDisplay, plain_console
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +52,9 @@ class TrainerCallback:
 
     def on_evaluate_begin(self, trainer: BaseTrainer, name: str, images: int) -> None:
         """Called before the base or the final model is evaluated: `name` is "base" or "tuned"."""
+
+    def on_evaluate_progress(self, trainer: BaseTrainer, done: int) -> None:
+        """Called during an evaluation with the number of images that are generated and scored."""
 
     def on_evaluate(self, trainer: BaseTrainer, evaluation: Evaluation) -> None:
         """Called after each evaluation on the held-out pairs; `trainer.iteration` iterations are done."""
@@ -186,8 +189,9 @@ class ProgressCallback(TrainerCallback):
     """Show progress, scores and the time left: a live bar on a terminal, a line per iteration in a log file."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or OutputConsole()
+        self._console = console or plain_console()
         self._display: TrainingDisplay | None = None
+        self._evaluation: WorkDisplay | None = None
 
     def on_run_begin(self, trainer: BaseTrainer) -> None:
         """Print the number of pairs and trainable parameters, the device and the run folder."""
@@ -200,6 +204,18 @@ class ProgressCallback(TrainerCallback):
         """Print the number of images to generate."""
         if trainer.is_main:
             self._console.print(f"generating {images} images of the evaluation ({name})")
+            self._evaluation = WorkDisplay("evaluation", images, self._console)
+            self._evaluation.__enter__()
+
+    def on_evaluate_progress(self, trainer: BaseTrainer, done: int) -> None:
+        """Show the images done and the time left, of an evaluation before or after the training."""
+        if self._evaluation is not None and self._evaluation.update(done):
+            self._close_evaluation()
+
+    def _close_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.__exit__(None, None, None)
+            self._evaluation = None
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
         """Open the progress display."""
@@ -218,6 +234,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_exit(self, trainer: BaseTrainer) -> None:
         """Close the progress display if it is still open."""
+        self._close_evaluation()
         if self._display is not None:
             self._display.__exit__(None, None, None)
             self._display = None

@@ -69,6 +69,7 @@ def evaluate(
     batch_size: int | Literal["auto"],
     seed: int = 0,
     processes: Processes = ALONE,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Evaluation:
     """Generate `config.images` images of every pair into `folder` (PNG), score them, and write scores.json.
 
@@ -84,6 +85,7 @@ def evaluate(
         batch_size: Images per batch.
         seed: Seed of the random numbers that rewards may use; those of the images have `config.seed`.
         processes: Processes that share the work.
+        progress: Called with the number of images that all processes have scored so far.
 
     Raises:
         RewardError: A reward failed, or has no score for any image; raised on all processes.
@@ -91,7 +93,9 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_main:
         (folder / _SCORES).unlink(missing_ok=True)  # it marks a complete evaluation
-    scores, own, overflowed = _sample_and_score(policy, dataset, rewards, config, folder, batch_size, seed, processes)
+    scores, own, overflowed = _sample_and_score(
+        policy, dataset, rewards, config, folder, batch_size, seed, processes, progress
+    )
     scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
     overflowed = int(processes.sum(torch.tensor(overflowed)))
     unscored = [repr(reward.name) for reward, row in zip(rewards, scores, strict=True) if not row.isfinite().any()]
@@ -122,6 +126,7 @@ def _sample_and_score(
     batch_size: int | Literal["auto"],
     seed: int,
     processes: Processes,
+    progress: Callable[[int], object],
 ) -> tuple[Tensor, list[int], int]:
     """Generate, score and save this process's share of the images, in whole batches.
 
@@ -157,6 +162,7 @@ def _sample_and_score(
         reason = why_stop(0, 1, failure, 1.0, processes.sum)
         if reason is not None:
             raise RewardError(reason) from failure
+        progress(chunks[min(turn + processes.count, len(chunks)) - 1].stop * config.images)
     return scores, own, overflowed
 
 

@@ -42,6 +42,17 @@ def new_folder(base: Path) -> Path:
     return next(base / name for name in names if not (base / name).exists())
 
 
+def make_folder(folder: Path) -> Path:
+    """Create a folder of a default name; if another run has taken the name since, one of another name."""
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder = new_folder(folder.parent)
+        else:
+            return folder
+
+
 def check_unused(run: Path) -> None:
     """Raise ConfigError if the folder of a new run holds more than a killed process leaves before it begins."""
     if not run.exists() and any(os.path.lexists(one) and not one.is_dir() for one in (run, *run.parents)):

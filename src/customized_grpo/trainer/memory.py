@@ -21,6 +21,8 @@ import torch
 from customized_grpo.config import ConfigError
 from customized_grpo.policies.live import LiveBytes
 from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.utils.hub import first_line
+from customized_grpo.utils.memory import is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
 _USED = 0.8  # share of the free memory
@@ -88,14 +90,14 @@ class BatchSize:
         while True:
             try:
                 return work(self.size)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 failed = error.with_traceback(None)  # the frames hold tensors
             self._halve(min(self.size, count), failed)
 
-    def _halve(self, count: int, error: RuntimeError) -> None:
-        reason = str(error).splitlines()[0]
+    def _halve(self, count: int, error: Exception) -> None:
+        reason = first_line(error)
         if count == 1:
             raise ConfigError(
                 f"{self.key}: out of memory with one item ({reason}); set policy.gradient_checkpointing=true, or a "
@@ -128,13 +130,6 @@ def measure_sampling(
         policy.decode(policy.velocity(noise, torch.ones(1, device=policy.device), condition))
 
     size.measure(policy.device, probe, most=most, agree=agree)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether a smaller batch may help; the CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "memory: you tried to allocate" in str(error)
-    )
 
 
 def free_bytes(device: torch.device) -> int:

@@ -107,6 +107,15 @@ class Optimizer:
         self._optimizer.load_state_dict(state)
 
 
+def learning_rate(config: TrainConfig, iteration: int) -> float:
+    """Return the learning rate of an iteration, counted from 0: a function of it alone, for resumed runs."""
+    if iteration < config.warmup_iterations:
+        return config.learning_rate * (iteration + 1) / (config.warmup_iterations + 1)
+    done = (iteration - config.warmup_iterations) / (config.iterations - config.warmup_iterations)
+    decay = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return config.learning_rate * decay[config.schedule]
+
+
 def adamw(weights: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW as configured; fused on CUDA, which needs no memory for temporary tensors."""
     fused = {"fused": True} if all(weight.device.type == "cuda" for weight in weights) else {}

@@ -12,6 +12,7 @@ from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy, Reward
 from customized_grpo.rewards import build_reward
 from customized_grpo.trainer.folder import LORA, LORA_FILE
+from customized_grpo.utils.machine import use_threads
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def policy_with_adapter(config: Config, run: Path | None) -> Policy:
         ConfigError: The run has no trained weights yet.
         ValueError: The weights are damaged, or belong to another model.
     """
+    use_threads(config.train.threads)
     if run is None:
         return build_policy(config.policy)
     if not (run / LORA).exists():

@@ -33,6 +33,7 @@ from torch.nn import functional
 from customized_grpo.config import Config, ConfigError, RolloutConfig
 from customized_grpo.policies.sharding import is_sharded
 from customized_grpo.protocols import Policy
+from customized_grpo.utils.machine import use_threads
 
 _BUCKET = 2**26  # numbers in one message of gradients: 256 MiB of float32
 _GLOO = "gloo/transport"  # in the messages of its errors, which have no class of their own
@@ -68,6 +69,7 @@ def start_processes(config: Config) -> Accelerator:
     Raises:
         ConfigError: The launcher asks for a distribution that is not supported.
     """
+    use_threads(config.train.threads)
     on_cpu = config.policy.device == "cpu" or torch.accelerator.current_accelerator(check_available=True) is None
     if parse_flag_from_env(_DEEPSPEED):
         _check_zero(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import RewardError, score
 
+CONSTANT = 3  #: first iterations over which a reward must vary
 _WAITING = 2  # batches that may wait for their scores while the next is sampled
 
 
@@ -97,6 +98,12 @@ def score_sizes(
         for name, values in scored.scores.items():
             scores[name][rows] = values
     return BatchScores(scores, failure)
+
+
+def constant_rewards(scores: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Return the names of the rewards that gave every image of several iterations the same score."""
+    together = {name: torch.cat([one[name].flatten() for one in scores]) for name in scores[0]}
+    return [name for name, values in together.items() if len(set(values[values.isfinite()].tolist())) == 1]
 
 
 def why_stop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ from customized_grpo.trainer.credit import Credit, assign_credit, method_at, ste
 from customized_grpo.trainer.forward import ForwardUpdater
 from customized_grpo.trainer.groups import Groups, group_diversity
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
+from customized_grpo.trainer.optimizer import learning_rate
 from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
 from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
-from customized_grpo.trainer.scoring import Scoring, score_images, why_stop
+from customized_grpo.trainer.scoring import CONSTANT, Scoring, constant_rewards, score_images, why_stop
 from customized_grpo.trainer.update import Updater, check_drift, check_loss, check_skipped, mean_of_updates
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
         self._encoder = ConditionCache(self.policy, conditions_cached(config))
         self._sized = False
+        self._early: list[dict[str, Tensor]] = []
 
     def train_step(self) -> dict[str, float]:
         """One iteration: sample groups, score them, compute advantages, update the policy. Returns its metrics."""
@@ -221,6 +226,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
             parts = rollouts.scoring.results()
         own = {name: torch.cat([part.scores[name] for part in parts])[rollouts.order] for name in parts[0].scores}
         values = self.processes.grouped(own, batch.numbers, self.config.rollout)
+        self._check_variation(batch.iteration, values)
         counted = torch.stack([own[term.name] for term in self.terms if term.weight > 0])
         reason = why_stop(
             missing=int((~counted.isfinite().all(0)).sum()),
@@ -259,9 +265,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
                 drifted too far.
         """
         tuning, rollout, batch = self.config.train, self.config.rollout, rollouts.batch
-        # A function of the iteration alone, so that a resumed run has the same rate.
-        done = batch.iteration / tuning.iterations if tuning.schedule == "linear" else 0
-        rate = tuning.learning_rate * (1 - done)
+        rate = learning_rate(tuning, batch.iteration)
         self.optimizer.set_rate(rate)
         place = {number: i for i, number in enumerate(batch.numbers)}
         excluded = set((~advantages.valid).nonzero().flatten().tolist())
@@ -347,6 +351,19 @@ class CustomizedGRPOTrainer(BaseTrainer):
                     frozenset(term.name for term in self.terms if term.role == "guard"),
                 )
         return self.processes.mean({"diversity": group_diversity(images)}, len(images) * rollout.group_size)
+
+    def _check_variation(self, iteration: int, scores: Mapping[str, Tensor]) -> None:
+        """Warn once, after the first iterations, of rewards that do not depend on the image."""
+        if not self.is_main or iteration >= CONSTANT:
+            return
+        trained = {term.name for term in self.terms if term.role != "guard" and term.weight > 0}
+        self._early.append({name: values for name, values in scores.items() if name in trained})
+        for name in constant_rewards(self._early) if len(self._early) == CONSTANT else ():
+            _LOG.warning(
+                "reward %r gave all images of the first %d iterations the same score, so nothing is learned from it; "
+                "check it with cgrpo score",
+                *(name, CONSTANT),
+            )
 
     def _measure_sizes(self, batch: Batch) -> None:
         """Measure once what one image and one trained step need, where batch sizes are "auto"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 
@@ -13,6 +14,22 @@ _LIBRARIES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+
+
+def use_threads(count: int | None) -> None:
+    """Set the number of torch's CPU threads; None keeps torch's own."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def busy_hint(count: int | None) -> str | None:
+    """Return a line if other processes keep the cores busy that torch's threads would share; None if not, or if set."""
+    threads, cores, load = torch.get_num_threads(), os.cpu_count() or 1, os.getloadavg()[0]
+    if count is not None or "OMP_NUM_THREADS" in os.environ or threads < 2 or load < cores / 2:
+        return None
+    return (
+        f"other processes use about {load:.1f} of {cores} cores; --threads 1 may be several times faster than {threads}"
+    )
 
 
 def hardware(device: torch.device | None = None) -> dict[str, str]:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -73,6 +74,9 @@ def _load(place: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"customized_grpo_own_{path.stem}", path)
         if spec is None or spec.loader is None:
             raise NamedError(f"{place} is not a Python file")
+        beside = str(path.resolve().parent)
+        if beside not in sys.path:
+            sys.path.append(beside)  # its own modules; last, so that none hides a library's
         module = importlib.util.module_from_spec(spec)
         with isolated("import", path.stem):
             spec.loader.exec_module(module)

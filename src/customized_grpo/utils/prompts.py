@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
+from pathlib import Path
 
+from customized_grpo.utils.records import read_regular
+
+_LARGEST_FILE = 2**20  # bytes
 #: Unicode's categories of invisible characters: control and format characters, surrogates, spaces.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 
@@ -28,3 +33,29 @@ def check_prompt(text: str, where: str) -> None:
         raise ValueError(f"{where} {problem}")
     if not has_letters(text):
         raise ValueError(f"{where} is empty; describe what the image should show")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the prompts of a text file, one per line; blank lines are skipped. Raises ValueError, one line."""
+    try:
+        text = read_regular(path, _LARGEST_FILE).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    prompts = [line.strip() for line in text.splitlines() if has_letters(line)]
+    if not prompts:
+        raise ValueError(f"{path}: holds no prompt; write one per line")
+    return prompts
+
+
+def silence_truncation(module: str) -> None:
+    """Drop the warnings that a pipeline's module and its tokenizers log for each long prompt at each encoding."""
+    for name in (module, "transformers.tokenization_utils_base"):
+        logging.getLogger(name).addFilter(_is_no_truncation)
+
+
+def _is_no_truncation(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith((
+        "The following part of your input was truncated", "Token indices sequence length is longer"
+    ))  # fmt: skip

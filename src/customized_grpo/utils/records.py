@@ -99,6 +99,26 @@ def check_regular(path: Path, name: str | None = None) -> None:
         )
 
 
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """Return the content of a regular file: a pipe or a device would block, or never end.
+
+    Args:
+        path: The file.
+        most: Largest size in bytes; any size if not given.
+
+    Raises:
+        RecordError: It is no regular file, or larger than `most`.
+        OSError: It cannot be read.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode) and str(path) != os.devnull:  # which is empty
+        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe or device"
+        raise RecordError(f"{path}: is {kind}; give a regular file")
+    if most is not None and state.st_size > most:
+        raise RecordError(f"{path}: {state.st_size / 2**20:.0f} MB, more than {most / 2**20:g} MB; give another file")
+    return path.read_bytes()
+
+
 def write_json(path: Path, obj: Any) -> None:
     """Write JSON values, indented, in one move. Numbers that are not finite become null.
 
@@ -216,7 +236,7 @@ def _json(path: Path, value: Any, indent: int | None = None) -> bytes:
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Return each complete line without its newline, and its record."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         raise RecordError(f"{path}: no such file; give the metrics.jsonl of a run") from None
     *whole, tail = data.split(b"\n")

@@ -7,15 +7,17 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 ABSENT = "-"  #: stands for a missing number
+_SECONDS_BETWEEN_LINES = 10.0  #: of the progress in a log
+MOST_ERRORS = 20  #: lines of error that are printed; the rest is counted
 
 #: Metrics shown at every iteration: (label, key, format, shown if 0).
 _SHOWN = (
@@ -85,7 +87,7 @@ class TrainingDisplay:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._iterations, self._first, self._done = iterations, done, done
-        self._console = console or OutputConsole()
+        self._console = console or plain_console()
         self._clock = clock
         self._began = clock()
         live = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -123,6 +125,51 @@ class TrainingDisplay:
         self._console.print(Text(text), soft_wrap=True)  # which flushes: a log that is followed does not lag behind
 
 
+class WorkDisplay:
+    """Progress of work on a number of items, with the time left: a bar in a terminal, now and then a line in a log.
+
+    Args:
+        title: Name of the work.
+        total: Number of items.
+        console: Console to write to.
+        clock: Returns seconds that never decrease.
+    """
+
+    def __init__(self, title: str, total: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._title, self._total, self._console, self._clock = title, total, console, clock
+        self._began = self._shown = clock()
+        live = console.is_terminal and not console.is_dumb_terminal
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=console, transient=True) if live else None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.add_task(self._title, total=self._total)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int) -> bool:
+        """Show that so many items are done; return whether these are all."""
+        now = self._clock()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done)
+        elif now - self._shown >= _SECONDS_BETWEEN_LINES and done < self._total:
+            left = _clock_time((now - self._began) / done * (self._total - done))
+            self._console.print(Text(f"{self._title}  {done}/{self._total}  {left} left"), soft_wrap=True)
+            self._console.file.flush()
+            self._shown = now
+        return done >= self._total
+
+
 class _Bar(Progress):
     """Progress bar with the metrics of the last iteration below it."""
 
@@ -150,6 +197,15 @@ class _Bar(Progress):
         yield Text(self._numbers, style="bold", no_wrap=True, overflow="ellipsis")
 
 
+def percent(before: float, after: float) -> float | None:
+    """Return a change in percent of the value before; None if that is so near 0 that a percentage says nothing.
+
+    That is the case if the two have different signs, or differ by more than twice the value before.
+    """
+    near_zero = before * after <= 0 or abs(after - before) > 2 * abs(before)
+    return None if near_zero else 100 * (after - before) / abs(before)
+
+
 def score_table(
     rows: Iterable[tuple[str, float | None, float | None]],
     *,
@@ -171,25 +227,49 @@ def score_table(
     for name, base, tuned in rows:
         before, after = _number(base), _number(tuned)
         change = after - before if before is not None and after is not None else None
-        percent = 100 * change / abs(before) if change is not None and before else None
+        relative = None if before is None or after is None or name in guards else percent(before, after)
         style = "" if not change or name in guards else "green" if change > 0 else "red"
         table.add_row(
             Text(name),
             ABSENT if before is None else f"{before:.3f}",
             ABSENT if after is None else f"{after:.3f}",
             Text(ABSENT if change is None else f"{change:+.3f}", style=style),
-            Text(ABSENT if percent is None else f"{percent:+.1f}", style=style),
+            Text(ABSENT if relative is None else f"{relative:+.1f}", style=style),
             *([Text(notes.get(name, ""), style="yellow")] if notes else []),
         )
     return table
 
 
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is: paths, names and prompts may contain rich's markup, `[b]`."""
+    return OutputConsole(file=sys.stderr if stderr else None, markup=False, emoji=False)
+
+
 def print_error(message: str) -> None:
     """Write "error: ..." to standard error as one line, with control characters escaped."""
+    _print_line(Text.assemble(("error:", "bold red"), " ", _one_line(message)))
+
+
+def print_errors(problems: Sequence[str]) -> None:
+    """Write the first problems as lines of error, and how many more there are."""
+    for problem in problems[:MOST_ERRORS]:
+        print_error(problem)
+    if (more := len(problems) - MOST_ERRORS) > 0:
+        print_error(f"and {more} more of {len(problems)} problems; correct these first")
+
+
+def print_notice(message: str) -> None:
+    """Write one line to standard error that is no error, such as the end of a run that the user stopped."""
+    _print_line(Text(_one_line(message)))
+
+
+def _one_line(message: str) -> str:
     words = " ".join(message.split())
-    plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
-    line = Text.assemble(("error:", "bold red"), " ", plain)
-    OutputConsole(file=sys.stderr).print(line, soft_wrap=True)
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+
+
+def _print_line(line: Text) -> None:
+    plain_console(stderr=True).print(line, soft_wrap=True)
 
 
 def describe_os_error(error: OSError) -> str:

@@ -70,5 +70,5 @@ def test_protocols_that_are_none(protocol: Path, tmp_path: Path, change: dict[st
 def test_templates_that_cannot_name_images(template: str) -> None:
     check_template("{prompt}-{subject}.png", images=1)
     check_template("{subject}/{prompt:02}/{index:04}.jpg", images=2)
-    with pytest.raises(ConfigError, match="--images-as"):
+    with pytest.raises(ConfigError, match="--image-pattern"):
         check_template(template, images=2)

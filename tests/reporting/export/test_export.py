@@ -156,7 +156,7 @@ def test_prompts_and_names_cannot_break_the_card() -> None:
     scores = Evaluation({"a | b": [1.0]}, []), Evaluation({"a | b": [math.nan]}, [])
     card = model_card(embedded(Config), scores, [prompt, "a dog\n# in a hat"])
     assert repr(prompt) in snippet(card.content) and 'resolve("embedded/pipeline")' in card.text
-    assert "| a   b | reward | 1.00 | - | - |" in card.text
+    assert "| a b | reward | 1.00 | - | - |" in card.text
     assert "- a dog # in a hat\n" in card.text
 
 

@@ -47,7 +47,7 @@ def page(random_run: Path, served: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     folder = served
     with (folder / "log").open("w") as log:
-        command = [sys.executable, "-m", "customized_grpo", "demo", "--lora", str(random_run), "--port", str(port)]
+        command = [sys.executable, "-m", "customized_grpo", "demo", "--run", str(random_run), "--port", str(port)]
         environment = {**os.environ, "TMPDIR": str(folder), TOKEN_VARIABLE: TOKEN}
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
         address = f"http://127.0.0.1:{port}/"

@@ -24,7 +24,7 @@ from customized_grpo.evaluation.dreambench.systems import find_system
 from customized_grpo.figures.grids import ImageLike, image_grid
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane, planes_side_by_side
 from customized_grpo.utils.records import is_partial, write_bytes, write_json
-from customized_grpo.utils.tables import markdown_table
+from customized_grpo.utils.tables import markdown_table, markdown_text
 
 _RESULT = "comparison.json"
 
@@ -65,11 +65,12 @@ def compare(
         return
     base, *others = names
     headings = ["score", *names, *(f"{name} - {base}" for name in others)]
+    marked = ["score", *map(markdown_text, headings[1:])]
     notes = [*task.notes, "differences are paired by subject; bold if the interval excludes 0"]
     sections = evaluated[0].scores.sections.items()
-    rows = [[title, *row] for title, kind in sections for row in _rows(evaluated, kind)]
+    rows = [[title, markdown_text(row[0]), *row[1:]] for title, kind in sections for row in _rows(evaluated, kind)]
     text = "\n".join(
-        ["# Comparison", "", *(f"- {note}" for note in notes), "", markdown_table(["prompts", *headings], rows)]
+        ["# Comparison", "", *(f"- {note}" for note in notes), "", markdown_table(["prompts", *marked], rows)]
     )
     write_json(out / _RESULT, _plain(evaluated, task))
     write_bytes(out / "table.md", f"{text}\n".encode())

@@ -44,6 +44,7 @@ from customized_grpo.trainer.rollout import image_noise, own_noise_levels, sampl
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.pixels import to_image
 from customized_grpo.utils.records import write_bytes, write_json
+from customized_grpo.utils.tables import markdown_text
 
 _FEW = 10  # subjects: with fewer, bootstrap intervals are too narrow
 
@@ -178,7 +179,7 @@ def evaluate_system(system: System, task: Task, out: Path, console: Console) -> 
     sums = {"system": system.name, "benchmark": task.benchmark.name, "protocol": task.protocol.model_dump(mode="json"),
             "skipped": task.skipped, **found.scores.summary()}  # fmt: skip
     write_json(out / "summary.json", sums)
-    write_bytes(out / "table.md", f"# {system.name}\n\n{found.scores.markdown(task.notes)}".encode())
+    write_bytes(out / "table.md", f"# {markdown_text(system.name)}\n\n{found.scores.markdown(task.notes)}".encode())
     return found
 
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from PIL import Image
@@ -31,6 +33,8 @@ from customized_grpo.utils.records import append_record, read_records, write_byt
 SETTINGS, IMAGES, SCORES = "settings.json", "images", "scores"
 #: Default names of images, also for those of other systems.
 TEMPLATE = "{subject}/{prompt:02}_{index}.png"
+#: Fields of a template, and a regular expression of the formats that each may have: numbers of at most 9 digits.
+_FIELDS = {"subject": "", "prompt": "0?[1-9]?d?", "index": "0?[1-9]?d?"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class ImageFolder:
         """Raise DataError with every image that is missing or damaged."""
         paths = [self.path(case, index) for case in cases for index in range(images)]
         problems = [
-            f"{path}: no such image; generate it, or describe the names by --images-as"
+            f"{path}: no such image; generate it, or describe the names by --image-pattern"
             for path in paths
             if not path.is_file()
         ]
@@ -77,15 +81,20 @@ class ImageFolder:
 
 
 def check_template(template: str, images: int) -> None:
-    """Raise ConfigError if a template uses other fields, or gives two images one name."""
+    """Raise ConfigError if a template uses other fields or leaves the folder, or gives two images one name."""
+    if Path(template).is_absolute() or ".." in Path(template).parts:
+        raise ConfigError(f"--image-pattern {template!r}: leaves the folder of the images; write it as {TEMPLATE}")
     numbers = [(subject, prompt, index) for subject in "ab" for prompt in (1, 2) for index in (1, 2)[:images]]
     try:
+        for _, name, form, conversion in Formatter().parse(template):
+            if name is not None and (name not in _FIELDS or conversion or not re.fullmatch(_FIELDS[name], form or "")):
+                raise ValueError(f"{{{name}}} with {form or conversion or 'nothing'!r} is no field of it")
         names = {template.format(subject=s, prompt=p, index=i) for s, p, i in numbers}
     except (LookupError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--images-as {template!r}: not a template ({error}); write it as {TEMPLATE}") from error
+        raise ConfigError(f"--image-pattern {template!r}: not a template ({error}); write it as {TEMPLATE}") from error
     if len(names) < len(numbers):
         raise ConfigError(
-            f"--images-as {template!r}: two images would have one name; "
+            f"--image-pattern {template!r}: two images would have one name; "
             "use {subject}, {prompt} and, for several images per prompt, {index}"
         )
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from customized_grpo.data.benchmark import Case
 from customized_grpo.data.dreambench import PROMPT_KINDS
 from customized_grpo.evaluation.estimates import Estimate
-from customized_grpo.utils.tables import markdown_table
+from customized_grpo.utils.tables import markdown_table, markdown_text
 from customized_grpo.utils.terminal import ABSENT
 
 
@@ -72,10 +72,14 @@ class Scores:
         ]
         means = {name: self.by_subject(name) for name in self.values}
         rows = [
-            [subject, *(f"{means[name][subject]:.2f}" if subject in means[name] else ABSENT for name in means)]
+            [
+                markdown_text(subject),
+                *(f"{means[name][subject]:.2f}" if subject in means[name] else ABSENT for name in means),
+            ]
             for subject in dict.fromkeys(case.subject for case in self.cases)
         ]
-        tables = markdown_table(["prompts", *means], sections), markdown_table(["subject", *means], rows)
+        names = [markdown_text(name) for name in means]
+        tables = markdown_table(["prompts", *names], sections), markdown_table(["subject", *names], rows)
         return "\n".join([*(f"- {note}" for note in notes), "", tables[0], "", tables[1], ""])
 
 

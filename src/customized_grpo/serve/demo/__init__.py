@@ -37,7 +37,7 @@ def serve_demo(
     if run is not None:
         open_run(run)
     elif finished := sorted(Path("runs").glob(f"*/{LORA}"), key=lambda path: path.stat().st_mtime):
-        console.print(f"the base model only; to compare a run with it: cgrpo demo --lora {finished[-1].parent}")
+        console.print(f"the base model only; to compare a run with it: cgrpo demo --run {finished[-1].parent}")
     resolved = load_config(config or ([run / CONFIG] if run is not None else []), overrides)
     # Not at the top: Gradio takes seconds to import, and reads its environment variables then.
     from customized_grpo.serve.demo.guard import read_token

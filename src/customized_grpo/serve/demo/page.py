@@ -24,7 +24,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from customized_grpo.config import ConfigError
 from customized_grpo.serve.demo.guard import Guard
 from customized_grpo.serve.demo.studio import MOST_BYTES, MOST_LETTERS, MOST_PHOTOS, Column, Studio, read_photos
-from customized_grpo.utils.tables import markdown_table
+from customized_grpo.utils.memory import is_out_of_memory
+from customized_grpo.utils.tables import markdown_table, markdown_text
 from customized_grpo.utils.terminal import ABSENT
 
 _WAITING = 16  # requests in the queue; more are refused
@@ -126,7 +127,7 @@ def _table(columns: Sequence[Column]) -> list[list[str]]:
             known = [value for value in column.scores[name] if math.isfinite(value)]
             means.append(sum(known) / len(known) if known else math.nan)
         cells = [f"{mean:.1f}" for mean in means] + [f"{mean - means[0]:+.1f}" for mean in means[1:]]
-        rows.append([name, *(ABSENT if cell.endswith("nan") else cell for cell in cells)])
+        rows.append([markdown_text(name), *(ABSENT if cell.endswith("nan") else cell for cell in cells)])
     return rows
 
 
@@ -139,5 +140,10 @@ def _one_line_errors(action: Callable[..., Any]) -> Callable[..., Any]:
             return action(*arguments)
         except (ValueError, OSError) as error:
             raise gr.Error(escape(" ".join(str(error).split())), duration=None, print_exception=False) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = "out of memory; ask for fewer images"
+            raise gr.Error(message, duration=None, print_exception=False) from error
 
     return shown
