@@ -12,6 +12,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    BertConfig,
+    BertTokenizer,
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
@@ -19,6 +21,8 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Qwen2Tokenizer,
@@ -26,6 +30,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Sam2Config,
     Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     Siglip2Tokenizer,
@@ -127,8 +133,8 @@ def siglip(folder: Path) -> Path:
     return folder
 
 
-def sam2(folder: Path) -> Path:
-    """SAM 2 at 64 pixels."""
+def sam2(folder: Path, video: bool = False) -> Path:
+    """SAM 2 at 64 pixels; with `video` its published form, which has a memory of frames on top."""
     backbone = {
         "hidden_size": 8,
         "image_size": [64, 64],
@@ -156,8 +162,43 @@ def sam2(folder: Path) -> Path:
             "iou_head_hidden_dim": 16,
         },
     )
-    Sam2Model(config).save_pretrained(folder)
+    if video:
+        memory = {"memory_attention_hidden_size": 32, "memory_attention_num_layers": 1, "memory_encoder_hidden_size": 32,
+                  "memory_attention_feed_forward_hidden_size": 32, "image_size": 64}  # fmt: skip
+        Sam2VideoModel(Sam2VideoConfig(**config.to_dict() | memory)).save_pretrained(folder)
+    else:
+        Sam2Model(config).save_pretrained(folder)
     write_frame(folder, "Sam2ImageProcessor", {**COLOURS, "size": {"height": 64, "width": 64}})
+    return folder
+
+
+def grounding_dino(folder: Path) -> Path:
+    """Grounding DINO at 64 pixels, with a vocabulary of letters."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{word}" for word in words[6:]]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=64,
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 2, 2],
+            window_size=2,
+            out_indices=[2, 3, 4],
+        ),
+        text_config=BertConfig(**SMALL, vocab_size=len(words)),
+        d_model=32,
+        num_queries=5,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+    )
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    frame = {**COLOURS, "resample": 2, "size": {"shortest_edge": 64, "longest_edge": 96}}
+    write_frame(folder, "GroundingDinoImageProcessor", frame)
     return folder
 
 

@@ -76,8 +76,12 @@ def remote(url: str, **options: Any) -> Remote:
 
 @pytest.fixture(scope="module")
 def served(dino_folder: Path, clip_folder: Path) -> Iterator[tuple[list[Reward], str]]:
-    kinds = {"dino": str(dino_folder), "clip": str(clip_folder), "copy-paste": None}
-    built = [build_reward(RewardConfig(kind=k, role="guard", path=p), "cpu") for k, p in kinds.items()]
+    kinds = {
+        "dino": {"path": str(dino_folder), "options": {"segmenter": None}},
+        "clip": {"path": str(clip_folder)},
+        "copy-paste": {},
+    }
+    built = [build_reward(RewardConfig(kind=k, role="guard", **given), "cpu") for k, given in kinds.items()]
     with serving(app(*built)) as url:
         yield built, url
 
@@ -182,7 +186,7 @@ def test_a_server_that_is_gone_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "answer", "asked"),
+    ("first", "answer", "requested"),
     [
         ((503, "busy", {}), None, 2),
         ((200, '{"scores": [1]}', HEADERS), "1 scores for 2 images", 2),

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
+from customized_grpo.planning import check_models
 from customized_grpo.reporting.callbacks import ReportCallback
 from customized_grpo.trainer.callbacks import ProgressCallback
 from customized_grpo.trainer.locking import check_unclaimed
@@ -25,6 +26,7 @@ def train_run(config: Config, run: Path, console: Console, *, resume: bool = Fal
     """
     callbacks = [ProgressCallback(console), TrackerCallback(config.train.trackers), ReportCallback(console)]
     dataset, held_out = open_dataset(config.data), open_dataset(config.evaluation.data)
+    check_models(config)
     accelerator = start_processes(config)
     if resume and accelerator.is_main_process:
         check_unclaimed(run)  # before a large model is loaded

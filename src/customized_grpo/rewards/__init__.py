@@ -49,6 +49,7 @@ __all__ = [
     "build_reward",
     "default_option",
     "default_path",
+    "default_segmenter",
     "describe",
     "score",
     "terms_from",
@@ -133,6 +134,12 @@ def default_option(kind: str, option: str) -> Any:
     """Return the default of an option of a built-in kind, None if it has no such option."""
     parameter = inspect.signature(_class_of(kind)).parameters.get(option)
     return None if parameter is None else parameter.default
+
+
+def default_segmenter(kind: str, path: str) -> tuple[str, str] | tuple[None, None]:
+    """Return the segmenter and detector that a built-in kind with the model at `path` loads for photos, if any."""
+    found: tuple[str, str] | tuple[None, None] = _class_of(kind).default_segmentation(path)
+    return found
 
 
 def _class_of(kind: str) -> Any:

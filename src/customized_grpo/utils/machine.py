@@ -7,15 +7,19 @@ from importlib.metadata import version
 
 import torch
 
+from customized_grpo import __version__
+
 #: File of a run with versions and hardware of each start, one JSON line each.
 STARTS = "starts.jsonl"
 
-_LIBRARIES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that affect results."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    # The package itself may run from a source tree, without installed metadata.
+    own = {"python": platform.python_version(), "customized-grpo": __version__}
+    return {**own, **{name: version(name) for name in _LIBRARIES}}
 
 
 def hardware(device: torch.device | None = None) -> dict[str, str]:
