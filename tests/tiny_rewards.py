@@ -28,6 +28,8 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Sam2Config,
     Sam2Model,
     Sam2VideoConfig,
@@ -173,7 +175,7 @@ def sam2(folder: Path, video: bool = False) -> Path:
 
 
 def grounding_dino(folder: Path) -> Path:
-    """Grounding DINO at 64 pixels, with a vocabulary of letters."""
+    """Grounding DINO at 128 pixels, with a vocabulary of letters."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *"abcdefghijklmnopqrstuvwxyz"]
     words += [f"##{word}" for word in words[6:]]
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
@@ -197,7 +199,7 @@ def grounding_dino(folder: Path) -> Path:
         decoder_ffn_dim=16,
     )
     GroundingDinoForObjectDetection(config).save_pretrained(folder)
-    frame = {**COLOURS, "resample": 2, "size": {"shortest_edge": 64, "longest_edge": 96}}
+    frame = {**COLOURS, "resample": 2, "size": {"shortest_edge": 128, "longest_edge": 160}}
     write_frame(folder, "GroundingDinoImageProcessor", frame)
     return folder
 
@@ -294,6 +296,47 @@ def qwen_base(folder: Path) -> Path:
     }
     Qwen2VLConfig(text_config=text, vision_config=vision, **ids).save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+def qwen3_vl(folder: Path) -> Path:
+    """A Qwen3-VL that likes to answer with digits."""
+    special = [*SPECIAL, "<|video_pad|>"]
+    tokens = {token: i for i, token in enumerate([*letters(), *special])}
+    Qwen2Tokenizer(vocab=tokens, merges=[], extra_special_tokens=special[1:]).save_pretrained(folder)
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "vocab_size": 300,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    ids = {
+        "image_token_id": tokens["<|image_pad|>"],
+        "video_token_id": tokens["<|video_pad|>"],
+        "vision_start_token_id": tokens["<|vision_start|>"],
+        "vision_end_token_id": tokens["<|vision_end|>"],
+    }
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, 0, 2 / weight[0].numel() ** 0.5)
+    digits = [tokens[digit] for digit in "01234"]
+    model.lm_head.weight.data[digits] *= 4
+    model.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(patch_size=16).save_pretrained(folder)
     return folder
 
 

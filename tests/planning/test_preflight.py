@@ -15,7 +15,7 @@ import huggingface_hub.constants as hub
 import pytest
 import tiny_qwen
 from embedded import embedded
-from servers import reply, scripted
+from servers import Scripted, reply
 from typer.testing import CliRunner
 
 from customized_grpo import __version__
@@ -62,7 +62,7 @@ class Hub:
 def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     known = Hub()
-    with scripted(lambda handler, number, body: reply(handler, 404, ""), known.get) as server:
+    with Scripted(lambda handler, number, body: reply(handler, 404, ""), known.get) as server:
         monkeypatch.setattr(hub, "ENDPOINT", server.url)
         yield known
 

@@ -143,3 +143,23 @@ def serve_reward(
     chosen, device = rewards.choose(settings)
     limits = Limits(images=max_images, pixels=max_pixels, bytes=max_bytes)
     serve(chosen, device, Console(), host=host, port=port, token_variable=token_variable, limits=limits, keep=keep)
+
+
+@command
+def convert_hps(
+    file: Annotated[Path, typer.Argument(help="HPS_v2.1_compressed.pt or HPS_v2_compressed.pt of xswu/HPSv2.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="Hub id or folder of the tokenizer.")
+    ] = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+) -> None:
+    """Convert the published weights of HPS v2.1 to safetensors, for the reward kind [b]hps-v2[/b].
+
+    This is the only command that reads a pickle. It refuses a file with anything but tensors, and runs none of its code.
+
+    [dim]cgrpo convert-hps HPS_v2.1_compressed.pt --out models/hps-v2.1[/dim]
+    """
+    from customized_grpo.rewards.hps_v2 import convert_hps_v2
+
+    convert_hps_v2(file, out, tokenizer)
+    Console().print(f"wrote {out}; use it as {{kind: hps-v2, role: prompt, path: {out}}}")

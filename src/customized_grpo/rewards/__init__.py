@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from customized_grpo.rewards.remote import Remote
     from customized_grpo.rewards.similarity import ClipImage, Dino, DinoPatches, SiglipImage
     from customized_grpo.rewards.vlm import Vlm
+    from customized_grpo.rewards.vlm_local import VlmLocal
 
 __all__ = [
     "KINDS",
@@ -45,6 +46,7 @@ __all__ = [
     "Siglip",
     "SiglipImage",
     "Vlm",
+    "VlmLocal",
     "as_reward",
     "build_reward",
     "default_option",
@@ -67,6 +69,7 @@ KINDS = {
     "hps-v2": "alignment:HpsV2",
     "hps-v3": "hps_v3:HpsV3",
     "vlm": "vlm:Vlm",
+    "vlm-local": "vlm_local:VlmLocal",
     "remote": "remote:Remote",
     "copy-paste": "copy_paste:CopyPaste",
 }
@@ -138,7 +141,8 @@ def default_option(kind: str, option: str) -> Any:
 
 def default_segmenter(kind: str, path: str) -> tuple[str, str] | tuple[None, None]:
     """Return the segmenter and detector that a built-in kind with the model at `path` loads for photos, if any."""
-    found: tuple[str, str] | tuple[None, None] = _class_of(kind).default_segmentation(path)
+    default = getattr(_class_of(kind), "default_segmentation", None)
+    found: tuple[str, str] | tuple[None, None] = (None, None) if default is None else default(path)
     return found
 
 
