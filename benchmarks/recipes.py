@@ -40,9 +40,10 @@ HEAD = """\
 After this page you know which recipe fits your model, licence and GPU.
 
 Each file of [`recipes`](../recipes) trains one model; files of `recipes/hardware` are applied on top of it
-([real models](models.md#from-a-recipe-to-a-run)). Memory is the estimate of `cgrpo plan` for one process, at the recipe's own
-size of images, with default rewards and the segmenter for photos; it has not been compared with a GPU yet. The LoRA is in
-float32, as it is trained and saved. The licence is that of the weights: check the model card before you use a result.
+([real models](models.md#from-a-recipe-to-a-run)). Memory is the estimate of `cgrpo plan` for one process, at the
+recipe's own size of images, with its rewards and the segmenter for photos; it has not been compared with a GPU yet. The
+LoRA is in float32, as it is trained and saved. The licence is that of the weights: check the model card before you use
+a result.
 """
 
 
@@ -98,4 +99,4 @@ def page() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(page()))  # noqa: T201
+    print("\n".join(page()))

@@ -165,8 +165,8 @@ def sam2(folder: Path, video: bool = False) -> Path:
         },
     )
     if video:
-        memory = {"memory_attention_hidden_size": 32, "memory_attention_num_layers": 1, "memory_encoder_hidden_size": 32,
-                  "memory_attention_feed_forward_hidden_size": 32, "image_size": 64}  # fmt: skip
+        sizes = ("attention_hidden_size", "encoder_hidden_size", "attention_feed_forward_hidden_size")
+        memory = {**{f"memory_{size}": 32 for size in sizes}, "memory_attention_num_layers": 1, "image_size": 64}
         Sam2VideoModel(Sam2VideoConfig(**config.to_dict() | memory)).save_pretrained(folder)
     else:
         Sam2Model(config).save_pretrained(folder)

@@ -34,7 +34,7 @@ REWARD = [
 
 
 class Hub:
-    """Repositories by id: "public" or "gated"; the files of each with their sizes; and the paths that were asked for."""
+    """Repositories by id, "public" or "gated"; the files of each with their sizes; and the paths of requests."""
 
     def __init__(self) -> None:
         self.access: dict[str, str] = {}
@@ -88,7 +88,9 @@ def test_a_licence_that_is_not_accepted_is_named_with_the_page(answering: Hub) -
         "`hf auth login`",
     )
     answering.access = {"facebook/dinov3": "gated"}
-    refused(config_of(rewards=[REWARD[0].model_copy(update={"path": "facebook/dinov3"}), REWARD[1]]), "reward 'dino': path")
+    refused(
+        config_of(rewards=[REWARD[0].model_copy(update={"path": "facebook/dinov3"}), REWARD[1]]), "reward 'dino': path"
+    )
 
 
 def test_models_that_are_not_on_the_hub_are_named(answering: Hub) -> None:

@@ -1,4 +1,4 @@
-"""Every recipe trains two iterations on a tiny pipeline of its classes, from its file with only paths and sizes replaced."""
+"""Every recipe trains two iterations on a tiny pipeline of its classes, with only paths and sizes replaced."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def tiny_config(recipe: Path, models: Callable[[str], Any], reward: Callable[[st
         kinds = {name: source.settings.get("kind", "flux-kontext") for name, source in tiny_models.SOURCES.items()}
         alike = [name for name, kind in kinds.items() if kind == config.policy.kind]
         found = next((name for name in alike if is_like(str(models(name).folder), config.policy.path)), None)
-        assert found is not None, f"tests/policies/tiny_models.py has no pipeline of the classes of {config.policy.path}"
+        assert found is not None, (
+            f"tests/policies/tiny_models.py has no pipeline of the classes of {config.policy.path}"
+        )
         tiny, settings = models(found), models(found).source.settings
         side = {"height": tiny_models.HEIGHT, "width": tiny_models.WIDTH, "reference_sizes": [(32, 32)]}
         length = settings.get("max_sequence_length", 24)

@@ -1,4 +1,4 @@
-"""Conversion of HPS v2's published file: the features of open_clip's own layers, and refusal of anything but tensors."""
+"""Conversion of HPS v2's published file: features of open_clip's own layers, refusal of anything but tensors."""
 
 from __future__ import annotations
 

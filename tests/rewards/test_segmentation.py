@@ -191,10 +191,12 @@ def test_a_default_that_cannot_be_loaded_is_an_error_with_the_ways_out(
 ) -> None:
     monkeypatch.setattr(Dino, "default_segmenter", str(tmp_path))
     bare = Pair("a", "a cat", (Image.new("RGB", (8, 8)),), (None,))
-    with pytest.raises(RewardError, match=r"^reward 'dino': no model .*; or give each reference a mask, or set options\."):
+    with pytest.raises(
+        RewardError, match=r"^reward 'dino': no model .*; or give each reference a mask, or set options\."
+    ):
         Dino(str(dino_folder)).prepare([bare])
+    segformer = tiny_rewards.segformer(tmp_path, steps=0)
     with pytest.raises(RewardError, match="which takes no boxes; remove the detector"):
-        segformer = tiny_rewards.segformer(tmp_path, steps=0)
         Segmenter(str(segformer), name="x", detector="some/detector")
 
 

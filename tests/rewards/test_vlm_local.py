@@ -79,7 +79,7 @@ def test_prompts_in_batches_have_the_scores_of_prompts_alone(folder: Path, make_
     assert scores.shape == (3,) and (scores > 0).all() and (scores < 4).all()
     for score, image, pair in zip(scores, images, shown, strict=True):
         content = (
-            f'Generated picture:{IMAGE}How completely does the picture show what this text asks for?\n\n'
+            f"Generated picture:{IMAGE}How completely does the picture show what this text asks for?\n\n"
             f'Text: "{pair.prompt}"'
         )
         assert float(score) == pytest.approx(by_hand(folder, PROMPT_INSTRUCTION, content, [to_image(image)]), abs=1e-4)

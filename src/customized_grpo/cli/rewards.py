@@ -155,7 +155,7 @@ def convert_hps(
 ) -> None:
     """Convert the published weights of HPS v2.1 to safetensors, for the reward kind [b]hps-v2[/b].
 
-    This is the only command that reads a pickle. It refuses a file with anything but tensors, and runs none of its code.
+    This is the only command that reads a pickle. It refuses a file with anything but tensors and runs no code of it.
 
     [dim]cgrpo convert-hps HPS_v2.1_compressed.pt --out models/hps-v2.1[/dim]
     """

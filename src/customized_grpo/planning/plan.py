@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 
-from customized_grpo.config import Config, PolicyConfig, RewardConfig
+from customized_grpo.config import Config, PolicyConfig
 from customized_grpo.planning.models import option, reward_models, scorer_path
 from customized_grpo.planning.shapes import Shapes, count, shapes_of
 from customized_grpo.trainer.conditioning import conditions_cached
@@ -226,7 +225,7 @@ def _scorers(config: Config) -> tuple[dict[str, _Scorer], list[str]]:
         elif (path := scorer_path(reward)) is not None:
             base, dtype = option(reward, "base") or path, option(reward, "dtype") or "float32"
             beside = reward.device is None or reward.device == config.policy.device
-            scorers[name] = _Scorer(path, _parameters(base), _width(dtype), beside)
+            scorers[name] = _Scorer(path, _parameters(base, reward.kind == "vlm-local"), _width(dtype), beside)
             for model in reward_models(reward, masked=config.data.path == "world"):
                 if model.part in ("segmenter", "detector"):
                     try:
@@ -241,8 +240,8 @@ def _scorers(config: Config) -> tuple[dict[str, _Scorer], list[str]]:
 
 
 @lru_cache(maxsize=32)
-def _parameters(path: str) -> int:
-    return count(outline_reward(path)).parameters
+def _parameters(path: str, answers: bool = False) -> int:
+    return count(outline_reward(path, answers=answers)).parameters
 
 
 def _downloads(policy: PolicyConfig, shapes: Shapes, scorers: dict[str, _Scorer]) -> Iterator[Download]:

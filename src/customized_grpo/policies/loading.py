@@ -74,7 +74,7 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None
 
 
 def _check_processors(config: PolicyConfig, source: str | Path, index: Mapping[str, Any]) -> None:
-    """Raise ModelError if a processor needs a package that is not installed, such as torchvision, before weights load."""
+    """Raise ModelError, before weights load, if a processor needs a missing package such as torchvision."""
     for name, part in index.items():
         if not (isinstance(part, list) and part[0] == "transformers" and str(part[1]).endswith("Processor")):
             continue

@@ -112,7 +112,9 @@ class Detector:
     def box(self, image: Tensor, subject: str) -> Tensor | None:
         """Return the best box (4,), left, top, right and bottom as shares of an image (3, H, W); None if unsure."""
         text = f"{subject.strip().lower().rstrip('.')}."  # the form of the model's training
-        tokens = self._tokenizer([text], truncation=True, max_length=self.model.config.max_text_len, return_tensors="pt")
+        tokens = self._tokenizer(
+            [text], truncation=True, max_length=self.model.config.max_text_len, return_tensors="pt"
+        )
         pixels = self._frame(image[None].to(self._device))
         found = self.model(pixel_values=pixels, **tokens.to(self._device))
         scores = found.logits[0].sigmoid().amax(-1)
@@ -125,9 +127,7 @@ class Detector:
 
 def _in_box(model: Any, pixels: Tensor, box: Tensor) -> Tensor:
     """Return the mask, bool (h, w), that a model by points has for a box of `Detector.box` in pixels (3, S, S)."""
-    found = model(
-        pixel_values=pixels[None], input_boxes=(box * pixels.shape[-1])[None, None], multimask_output=False
-    )
+    found = model(pixel_values=pixels[None], input_boxes=(box * pixels.shape[-1])[None, None], multimask_output=False)
     mask: Tensor = found.pred_masks[0, 0, 0] > 0
     return mask if float(mask.float().mean()) > _SMALLEST else torch.ones_like(mask)
 
@@ -218,7 +218,9 @@ class Segmenter:
         architecture, types, self._candidates = next(family for family in _FAMILIES if kind in family[1])
         if detector is not None:
             if self._candidates is not _by_points:
-                raise RewardError(f"reward {name!r}: {path!r} is a {kind} model, which takes no boxes; remove the detector")
+                raise RewardError(
+                    f"reward {name!r}: {path!r} is a {kind} model, which takes no boxes; remove the detector"
+                )
             self.detector = Detector(detector, name=name, device=device, revision=detector_revision)
         self.model = load_model(architecture, types, path, revision, name).to(device)
         self._frame = open_square(path, revision, name)
@@ -244,7 +246,9 @@ class Segmenter:
             if self._own is not None:
                 masks += self._own_masks(self._own, part, words)
             else:
-                boxes = [self._box(image, word) for image, word in zip(images[start : start + _BATCH], words, strict=True)]
+                boxes = [
+                    self._box(image, word) for image, word in zip(images[start : start + _BATCH], words, strict=True)
+                ]
                 found = self._candidates(self.model, part) if any(box is None for box in boxes) else []
                 masks += [
                     choose(found[i], words[i]) if box is None else _in_box(self.model, part[i], box)

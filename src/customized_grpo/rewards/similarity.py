@@ -162,7 +162,9 @@ class SimilarityReward(BuiltinReward):
         scores = torch.stack(
             [100 * self._similarity(references[key], image) for key, image in zip(keys, features, strict=True)]
         )
-        return scores if self._paste_tolerance is None else scores * self._unpasted(images, pairs, self._paste_tolerance)
+        return (
+            scores if self._paste_tolerance is None else scores * self._unpasted(images, pairs, self._paste_tolerance)
+        )
 
     def _unpasted(self, images: Tensor, pairs: Sequence[Pair], tolerance: float) -> Tensor:
         """Return the factor (B,) of `paste_tolerance`, 0 for a pasted reference to 1."""

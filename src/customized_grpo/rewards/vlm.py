@@ -252,9 +252,7 @@ class Vlm(BuiltinReward):
         """Return the references of a pair as parts of a message."""
         images = references_of(pair, self._segmented)
         return [
-            part
-            for i, image in enumerate(images, start=1)
-            for part in (_text(f"Reference {i}:"), self._image(image))
+            part for i, image in enumerate(images, start=1) for part in (_text(f"Reference {i}:"), self._image(image))
         ]
 
     def _body(self, image: Tensor, pair: Pair, references: list[dict[str, Any]]) -> bytes:

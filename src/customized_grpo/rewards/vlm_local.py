@@ -21,9 +21,7 @@ from customized_grpo.utils.pixels import to_image
 
 _IMAGE, _PAD = "<|vision_start|>{}<|vision_end|>", "<|image_pad|>"
 #: Qwen's chat format, with an empty turn of the model to be continued.
-_CHAT = (
-    "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
-)
+_CHAT = "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
 _LEAST_PIXELS = 64 * 64  # of an image; smaller ones are enlarged
 
 
