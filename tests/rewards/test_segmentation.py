@@ -156,7 +156,10 @@ def test_a_detector_finds_the_subjects_box_as_transformers_does(
         assert torch.equal(segmenter._masks(image[None], ["berry bowl"])[0], _in_box(segmenter.model, pixels, box))
 
 
-def test_a_subject_that_is_not_found_is_prompted_with_points(published: tuple[Path, Path]) -> None:
+def test_a_subject_that_is_not_found_is_prompted_with_points(
+    published: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "_CONFIDENT", 1.0)  # no box is that sure
     sam2, folder = published
     images = torch.rand(3, 3, 64, 64)
     detecting, pointing = Segmenter(str(sam2), name="x", detector=str(folder)), Segmenter(str(sam2), name="x")

@@ -104,5 +104,5 @@ def test_what_cannot_be_used_is_refused(folder: Path, dino_folder: Path) -> None
         build(dino_folder)
     with pytest.raises(RewardError, match=r"options\.question lacks \{prompt\}"):
         build(folder, "prompt", question="Is it good?")
-    with pytest.raises(RewardError, match="scores identity or prompt, not the role guard"):
+    with pytest.raises(RewardError, match="scores identity or prompt, not the role 'guard'"):
         build(folder, "guard")

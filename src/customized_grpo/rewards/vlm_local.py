@@ -119,7 +119,7 @@ class VlmLocal(BuiltinReward):
         last = states[torch.arange(len(ids), device=self._device), mask.sum(1) - 1]
         digits = self.model.lm_head(last).float().softmax(-1)[:, self._digits]
         mass = digits.sum(1)
-        scores = (digits * torch.arange(5, device=self._device)).sum(1) / mass
+        scores: Tensor = (digits * torch.arange(5, device=self._device)).sum(1) / mass
         return scores.masked_fill(mass < LEAST_MASS, torch.nan)
 
     def _shown(self, image: Tensor, pair: Pair) -> list[Image.Image]:
