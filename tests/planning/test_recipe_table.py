@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks.recipes import HEAD, RECIPES, licence_of, row
 
+from benchmarks.recipes import HEAD, RECIPES, licence_of, row
 from customized_grpo.config.loading import load_config
 
 FILES = sorted(RECIPES.glob("*.yaml"))
