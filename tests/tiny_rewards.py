@@ -12,6 +12,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    BertConfig,
+    BertTokenizer,
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
@@ -19,13 +21,19 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Sam2Config,
     Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     Siglip2Tokenizer,
@@ -127,8 +135,8 @@ def siglip(folder: Path) -> Path:
     return folder
 
 
-def sam2(folder: Path) -> Path:
-    """SAM 2 at 64 pixels."""
+def sam2(folder: Path, video: bool = False) -> Path:
+    """SAM 2 at 64 pixels; with `video` its published form, which has a memory of frames on top."""
     backbone = {
         "hidden_size": 8,
         "image_size": [64, 64],
@@ -156,8 +164,43 @@ def sam2(folder: Path) -> Path:
             "iou_head_hidden_dim": 16,
         },
     )
-    Sam2Model(config).save_pretrained(folder)
+    if video:
+        sizes = ("attention_hidden_size", "encoder_hidden_size", "attention_feed_forward_hidden_size")
+        memory = {**{f"memory_{size}": 32 for size in sizes}, "memory_attention_num_layers": 1, "image_size": 64}
+        Sam2VideoModel(Sam2VideoConfig(**config.to_dict() | memory)).save_pretrained(folder)
+    else:
+        Sam2Model(config).save_pretrained(folder)
     write_frame(folder, "Sam2ImageProcessor", {**COLOURS, "size": {"height": 64, "width": 64}})
+    return folder
+
+
+def grounding_dino(folder: Path) -> Path:
+    """Grounding DINO at 128 pixels, with a vocabulary of letters."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{word}" for word in words[6:]]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=64,
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 2, 2],
+            window_size=2,
+            out_indices=[2, 3, 4],
+        ),
+        text_config=BertConfig(**SMALL, vocab_size=len(words)),
+        d_model=32,
+        num_queries=5,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+    )
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    frame = {**COLOURS, "resample": 2, "size": {"shortest_edge": 128, "longest_edge": 160}}
+    write_frame(folder, "GroundingDinoImageProcessor", frame)
     return folder
 
 
@@ -253,6 +296,47 @@ def qwen_base(folder: Path) -> Path:
     }
     Qwen2VLConfig(text_config=text, vision_config=vision, **ids).save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+def qwen3_vl(folder: Path) -> Path:
+    """A Qwen3-VL that likes to answer with digits."""
+    special = [*SPECIAL, "<|video_pad|>"]
+    tokens = {token: i for i, token in enumerate([*letters(), *special])}
+    Qwen2Tokenizer(vocab=tokens, merges=[], extra_special_tokens=special[1:]).save_pretrained(folder)
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "vocab_size": 300,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    ids = {
+        "image_token_id": tokens["<|image_pad|>"],
+        "video_token_id": tokens["<|video_pad|>"],
+        "vision_start_token_id": tokens["<|vision_start|>"],
+        "vision_end_token_id": tokens["<|vision_end|>"],
+    }
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, 0, 2 / weight[0].numel() ** 0.5)
+    digits = [tokens[digit] for digit in "01234"]
+    model.lm_head.weight.data[digits] *= 4
+    model.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(patch_size=16).save_pretrained(folder)
     return folder
 
 

@@ -33,10 +33,25 @@ def _segmented(folder: Path) -> dict[str, Any]:
     return {"segmenter": str(folder / "segmenter"), "segment_images": True}
 
 
+def _detected(folder: Path) -> dict[str, Any]:
+    tiny_rewards.dinov3(folder)
+    (folder / "segmenter").mkdir()
+    (folder / "detector").mkdir()
+    tiny_rewards.sam2(folder / "segmenter", video=True)
+    tiny_rewards.grounding_dino(folder / "detector")
+    return {"segmenter": str(folder / "segmenter"), "detector": str(folder / "detector"), "segment_images": True}
+
+
+def _qwen3_vl(folder: Path) -> dict[str, Any]:
+    tiny_rewards.qwen3_vl(folder)
+    return {"dtype": "float32"}
+
+
 #: By name: the kind, its role, and what writes a tiny model of it to a folder and may return options.
 REWARDS: dict[str, tuple[str, str, Callable[[Path], Any] | None]] = {
     "DINOv3": ("dino", "identity", tiny_rewards.dinov3),
     "DINOv3, segmented": ("dino", "identity", _segmented),
+    "DINOv3, detected": ("dino", "identity", _detected),
     "DINOv2 patches": ("dino-patches", "identity", tiny_rewards.dinov2_with_registers),
     "CLIP-I": ("clip-image", "identity", tiny_rewards.clip),
     "SigLIP 2 images": ("siglip-image", "identity", tiny_rewards.siglip),
@@ -45,6 +60,7 @@ REWARDS: dict[str, tuple[str, str, Callable[[Path], Any] | None]] = {
     "PickScore": ("pickscore", "prompt", tiny_rewards.clip),
     "HPS v2": ("hps-v2", "prompt", tiny_rewards.clip),
     "HPS v3": ("hps-v3", "prompt", _hps_v3),
+    "Qwen3-VL": ("vlm-local", "identity", _qwen3_vl),
     "copy-paste": ("copy-paste", "guard", None),
 }
 ON_CPU = ("CLIP-T", "copy-paste")

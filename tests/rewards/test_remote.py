@@ -77,8 +77,12 @@ def remote(url: str, **options: Any) -> Remote:
 
 @pytest.fixture(scope="module")
 def served(dino_folder: Path, clip_folder: Path) -> Iterator[tuple[list[Reward], str]]:
-    kinds = {"dino": str(dino_folder), "clip": str(clip_folder), "copy-paste": None}
-    built = [build_reward(RewardConfig(kind=k, role="guard", path=p), "cpu") for k, p in kinds.items()]
+    kinds = {
+        "dino": {"path": str(dino_folder), "options": {"segmenter": None}},
+        "clip": {"path": str(clip_folder)},
+        "copy-paste": {},
+    }
+    built = [build_reward(RewardConfig(kind=k, role="guard", **given), "cpu") for k, given in kinds.items()]
     with serving(app(*built)) as url:
         yield built, url
 

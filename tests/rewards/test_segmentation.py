@@ -10,10 +10,18 @@ import tiny_rewards
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Mask2FormerForUniversalSegmentation, Sam2Model
+from transformers import (
+    AutoTokenizer,
+    GroundingDinoForObjectDetection,
+    GroundingDinoProcessor,
+    Mask2FormerForUniversalSegmentation,
+    Sam2Model,
+)
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
-from customized_grpo.rewards import RewardError
-from customized_grpo.rewards.segmentation import Candidates, Segmenter, _by_points, _by_queries, choose
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards import Dino, RewardError, segmentation
+from customized_grpo.rewards.segmentation import Candidates, Segmenter, _by_points, _by_queries, _in_box, choose
 
 SIDE = 32
 
@@ -111,6 +119,88 @@ def test_a_model_by_queries_names_its_masks(tmp_path: Path) -> None:
     torch.testing.assert_close(candidates.scores, probabilities.amax(-1))
     masks = Segmenter(str(tmp_path), name="x").images(torch.rand(2, 3, 48, 40), ["cat", None])
     assert masks.shape == (2, 1, 48, 40)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Segmenter and detector of the classes and files that the default ones have."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("default")
+    (folder / "sam2").mkdir()
+    (folder / "dino").mkdir()
+    return tiny_rewards.sam2(folder / "sam2", video=True), tiny_rewards.grounding_dino(folder / "dino")
+
+
+def test_a_detector_finds_the_subjects_box_as_transformers_does(
+    published: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "_CONFIDENT", 0.0)  # random weights are never sure
+    sam2, folder = published
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
+    photo = Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    segmenter = Segmenter(str(sam2), name="x", detector=str(folder))
+    model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
+    processor = GroundingDinoProcessor(
+        GroundingDinoImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    )
+    inputs = processor(images=photo, text="berry bowl.", return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    (found,) = processor.post_process_grounded_object_detection(outputs, inputs["input_ids"], threshold=0.0)
+    assert segmenter.detector is not None
+    box = segmenter.detector.box(image, " Berry Bowl")
+    assert box is not None
+    torch.testing.assert_close(box, found["boxes"][found["scores"].argmax()].clamp(0, 1), atol=2e-2, rtol=0)
+    pixels = segmenter._frame(image[None])[0]
+    with torch.no_grad():
+        assert torch.equal(segmenter._masks(image[None], ["berry bowl"])[0], _in_box(segmenter.model, pixels, box))
+
+
+def test_a_subject_that_is_not_found_is_prompted_with_points(
+    published: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "_CONFIDENT", 1.0)  # no box is that sure
+    sam2, folder = published
+    images = torch.rand(3, 3, 64, 64)
+    detecting, pointing = Segmenter(str(sam2), name="x", detector=str(folder)), Segmenter(str(sam2), name="x")
+    assert detecting.detector is not None and detecting.detector.box(images[0], "cat") is None
+    words = ["cat", None, "dog"]
+    assert torch.equal(detecting.images(images, words), pointing.images(images, words))
+
+
+def test_dino_cuts_out_subjects_of_photos_by_default(
+    published: tuple[Path, Path], dino_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dino, "default_segmenter", str(published[0]))
+    monkeypatch.setattr("customized_grpo.rewards.similarity.DEFAULT_DETECTOR", str(published[1]))
+    photo = Image.fromarray(torch.randint(0, 255, (40, 48, 3), dtype=torch.uint8).numpy())
+    bare, masked = (Pair("a", "a cat", (photo,), (mask,), subject="cat") for mask in (None, photo.convert("L")))
+    reward, images = Dino(str(dino_folder)), torch.rand(2, 3, 32, 32)
+    reward.prepare([masked])
+    assert "segmenter" not in vars(reward), "only loaded for a reference without a mask"
+    reward.prepare([bare])
+    assert "segmenter" in vars(reward)
+    assert reward.segmenter is not None and reward.segmenter.detector is not None
+    mask = reward.segmenter.reference(photo, "cat")
+    cut = Pair("b", "a cat", (photo,), (Image.fromarray((mask[0] * 255).byte().numpy()),))
+    assert 0 < mask.mean() < 1
+    torch.testing.assert_close(reward(images, [bare] * 2), reward(images, [cut] * 2))
+    whole = Dino(str(dino_folder), segmenter=None)
+    assert (whole(images, [bare] * 2) - reward(images, [bare] * 2)).abs().min() > 1e-2
+
+
+def test_a_default_that_cannot_be_loaded_is_an_error_with_the_ways_out(
+    dino_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Dino, "default_segmenter", str(tmp_path))
+    bare = Pair("a", "a cat", (Image.new("RGB", (8, 8)),), (None,))
+    with pytest.raises(
+        RewardError, match=r"^reward 'dino': no model .*; or give each reference a mask, or set options\."
+    ):
+        Dino(str(dino_folder)).prepare([bare])
+    segformer = tiny_rewards.segformer(tmp_path, steps=0)
+    with pytest.raises(RewardError, match="which takes no boxes; remove the detector"):
+        Segmenter(str(segformer), name="x", detector="some/detector")
 
 
 def test_code_of_its_own_is_never_run(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.protocols import Pair
-from customized_grpo.rewards import RewardError, build_reward
+from customized_grpo.rewards import CopyPaste, RewardError, build_reward
 from customized_grpo.rewards.similarity import Dino, DinoPatches
 from customized_grpo.utils.pixels import to_tensor
 
@@ -47,6 +47,7 @@ def build(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Callable[
     kind, path = MODELS[request.param][0], str(folders[request.param])
 
     def make(**options: Any) -> Any:
+        options = {"segmenter": None, **options}
         return build_reward(RewardConfig(kind=kind, role="identity", path=path, options=options), "cpu")
 
     return make
@@ -73,6 +74,19 @@ def test_the_background_of_a_masked_reference_does_not_count(build: Callable[...
     cut, whole = build(), build(segmented=False)
     torch.testing.assert_close(cut(images, [pair] * 2), cut(images, [other] * 2), atol=1e-3, rtol=0)
     assert (whole(images, [pair] * 2) - whole(images, [other] * 2)).abs().min() > 1e-2
+
+
+def test_a_pasted_reference_scores_0_and_other_images_keep_their_score(
+    build: Callable[..., Any], make_pair: MakePair
+) -> None:
+    pair = make_pair("a", sizes=((64, 64),))
+    pasted, other = as_images(pair.references[0]), torch.rand(1, 3, 64, 64)
+    images = torch.cat([pasted, other, 0.6 * pasted + 0.4 * other])
+    plain, guarded = build(), build(paste_tolerance=70)
+    scores, copied = plain(images, [pair] * 3), CopyPaste()(images, [pair] * 3)
+    assert copied[0] > 99.9 and copied[1] < 30 and 75 < copied[2] < 95
+    factors = guarded(images, [pair] * 3) / scores
+    torch.testing.assert_close(factors, torch.tensor([0.0, 1.0, float(100 - copied[2]) / 30]), atol=1e-4, rtol=0)
 
 
 def test_several_references_count_by_their_mean(build: Callable[..., Any], make_pair: MakePair) -> None:
@@ -123,7 +137,7 @@ def test_the_class_token_by_hand_with_transformers_own_processor(dino_folder: Pa
     with torch.no_grad():
         one, other = (model(**processor(p, return_tensors="pt")).last_hidden_state[0, 0] for p in (reference, image))
     expected = 100 * float(functional.cosine_similarity(one, other, dim=0))
-    reward = Dino(str(dino_folder))
+    reward = Dino(str(dino_folder), segmenter=None)
     score = float(reward(as_images(image), [Pair("a", "a cat", (reference,), (None,))]))
     assert score == pytest.approx(expected, abs=0.5)
     assert expected < 99.5
@@ -220,7 +234,7 @@ def test_images_are_cut_out_on_demand(build: Callable[..., Any], segformer_folde
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"segment_images": True}, r"segment_images needs a model; name one as segmenter$"),
+        ({"segment_images": True, "segmenter": None}, r"segment_images needs a model; name one as segmenter$"),
         ({"segmenter": "x", "segmented": False}, "segmented=false leaves the segmenter unused"),
         ({"segmentr": "x"}, r"unknown option 'segmentr'; did you mean 'segmenter'"),
         ({"resize": 36}, "resize and crop belong together"),

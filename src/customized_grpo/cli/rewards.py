@@ -90,7 +90,9 @@ def score(
     images: Annotated[Path | None, typer.Option(help="Folder of images to score.")] = None,
     reference: Annotated[list[Path] | None, typer.Option(help="Photo of the subject; may be repeated.")] = None,
     mask: Annotated[list[Path] | None, typer.Option(help="Mask of the subject; one per reference.")] = None,
-    subject: Annotated[str | None, typer.Option(help="The subject in a word, for a VLM reward.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="The subject in a word, for segmentation and VLM rewards.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write. Default: show a table.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -147,3 +149,23 @@ def serve_reward(
     serve(
         chosen, device, plain_console(), host=host, port=port, token_variable=token_variable, limits=limits, keep=keep
     )
+
+
+@command
+def convert_hps(
+    file: Annotated[Path, typer.Argument(help="HPS_v2.1_compressed.pt or HPS_v2_compressed.pt of xswu/HPSv2.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="Hub id or folder of the tokenizer.")
+    ] = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+) -> None:
+    """Convert the published weights of HPS v2.1 to safetensors, for the reward kind [b]hps-v2[/b].
+
+    This is the only command that reads a pickle. It refuses a file with anything but tensors and runs no code of it.
+
+    [dim]cgrpo convert-hps HPS_v2.1_compressed.pt --out models/hps-v2.1[/dim]
+    """
+    from customized_grpo.rewards.hps_v2 import convert_hps_v2
+
+    convert_hps_v2(file, out, tokenizer)
+    plain_console().print(f"wrote {out}; use it as {{kind: hps-v2, role: prompt, path: {out}}}")

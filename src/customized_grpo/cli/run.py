@@ -8,6 +8,7 @@ from rich.console import Console
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
+from customized_grpo.planning import check_models
 from customized_grpo.planning.report import check_memory
 from customized_grpo.reporting.callbacks import ReportCallback
 from customized_grpo.trainer.callbacks import ProgressCallback
@@ -32,6 +33,7 @@ def train_run(
     """
     callbacks = [ProgressCallback(console), TrackerCallback(config.train.trackers), ReportCallback(console)]
     dataset, held_out = open_dataset(config.data), open_dataset(config.evaluation.data)
+    check_models(config)
     check_memory(config, len(dataset[0].references))
     accelerator = start_processes(config)
     if accelerator.is_main_process and (hint := busy_hint(config.train.threads)):

@@ -231,7 +231,8 @@ class RewardConfig(Section):
 
     kind: str = Field(
         description="dino, dino-patches, clip-image, siglip-image (identity), clip, siglip, pickscore, hps-v2, hps-v3 "
-        "(prompt), vlm, remote (either), copy-paste (guard); or your own as package.module:Class or file.py:function."
+        "(prompt), vlm, vlm-local, remote (either), copy-paste (guard); or your own as package.module:Class or "
+        "file.py:function."
     )
     role: Literal["identity", "prompt", "guard"] = Field(
         description="Role in the method. A guard has no advantage: as a reward it removes images that score above its "

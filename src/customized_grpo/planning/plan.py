@@ -27,21 +27,19 @@ import torch
 from huggingface_hub import snapshot_download
 from pydantic import ValidationError
 
-from customized_grpo.config import BALANCES, OBJECTIVES, Config, PolicyConfig, RewardConfig
+from customized_grpo.config import BALANCES, OBJECTIVES, Config, PolicyConfig
 from customized_grpo.config.presets import objective_defaults
+from customized_grpo.planning.models import option, reward_models, scorer_path
 from customized_grpo.planning.shapes import Shapes, count, shapes_of
-from customized_grpo.rewards import KINDS, default_option, default_path
 from customized_grpo.trainer.conditioning import conditions_cached
 from customized_grpo.trainer.credit import reward_name
 from customized_grpo.trainer.update import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
-from customized_grpo.utils.hub import local_path, resolve
+from customized_grpo.utils.hub import ModelError, local_path, resolve
 from customized_grpo.utils.outlines import outline_reward
 
 _FLOAT32 = 4
 _OVERHEAD_SHARE, _OVERHEAD_BYTES = 0.05, 1_000_000_000
-#: Kinds of rewards without a model on this machine.
-_MODELLESS = ("vlm", "remote", "copy-paste")
 
 
 @dataclass(frozen=True)
@@ -271,28 +269,25 @@ def _scorers(config: Config) -> tuple[dict[str, _Scorer], list[str]]:
         if ":" in reward.kind:
             uncounted.append(f"the reward {name!r}, code of your own")
         elif (path := scorer_path(reward)) is not None:
-            base, dtype = _option(reward, "base") or path, _option(reward, "dtype") or "float32"
+            base, dtype = option(reward, "base") or path, option(reward, "dtype") or "float32"
             beside = reward.device is None or reward.device == config.policy.device
-            scorers[name] = _Scorer(path, _parameters(base), _width(dtype), beside)
-        if segmenter := reward.options.get("segmenter"):
-            uncounted.append(f"{segmenter}, the segmenter of the reward {name!r}")
+            scorers[name] = _Scorer(path, _parameters(base, reward.kind == "vlm-local"), _width(dtype), beside)
+            for model in reward_models(reward, masked=config.data.path == "world"):
+                if model.part in ("segmenter", "detector"):
+                    try:
+                        scorers[f"{model.part} of {name}"] = _Scorer(
+                            model.path, _parameters(model.path), _FLOAT32, beside
+                        )
+                    except ModelError:
+                        uncounted.append(f"{model.path}, the {model.part} of the reward {name!r}")
+        if ":" in str(reward.options.get("segmenter")):
+            uncounted.append(f"{reward.options['segmenter']}, the segmenter of the reward {name!r}")
     return scorers, uncounted
 
 
-def scorer_path(reward: RewardConfig) -> str | None:
-    """Return the path of a built-in kind's model on this machine; None for other rewards."""
-    if reward.kind not in KINDS or reward.kind in _MODELLESS:
-        return None
-    return reward.path or default_path(reward.kind)
-
-
-def _option(reward: RewardConfig, name: str) -> Any:
-    return reward.options.get(name, default_option(reward.kind, name))
-
-
 @lru_cache(maxsize=32)
-def _parameters(path: str) -> int:
-    return count(outline_reward(path)).parameters
+def _parameters(path: str, answers: bool = False) -> int:
+    return count(outline_reward(path, answers=answers)).parameters
 
 
 def _downloads(policy: PolicyConfig, shapes: Shapes, scorers: dict[str, _Scorer]) -> Iterator[Download]:

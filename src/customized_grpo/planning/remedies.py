@@ -8,7 +8,8 @@ from operator import getitem
 from typing import Any
 
 from customized_grpo.config import Config, PolicyConfig
-from customized_grpo.planning.plan import make_plan, scorer_path
+from customized_grpo.planning.models import scorer_path
+from customized_grpo.planning.plan import make_plan
 
 _LEAST_RANK = 8
 _LEAST_SIDE = 128

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None
         kind = index["_class_name"]
         if kind not in classes:
             raise ModelError(f"policy.path: {config.path} is a {kind}; {remedy}")
+        _check_processors(config, source, index)
         encoders = [name for name, part in index.items() if name.startswith("text_encoder") and part[0] is not None]
         later = config.conditions is not None  # loaded when a pair is not cached
         parts = {name: None if later else load_part(config, pipelines[0], name) for name in encoders}
@@ -69,6 +71,22 @@ def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None
                 f"policy.path: cannot load {config.path} (no files of its {name}); {remedy} in safetensors"
             )
     return _frozen(config, loaded, prepare)
+
+
+def _check_processors(config: PolicyConfig, source: str | Path, index: Mapping[str, Any]) -> None:
+    """Raise ModelError, before weights load, if a processor needs a missing package such as torchvision."""
+    for name, part in index.items():
+        if not (isinstance(part, list) and part[0] == "transformers" and str(part[1]).endswith("Processor")):
+            continue
+        try:
+            getattr(transformers, part[1]).from_pretrained(source, subfolder=name, revision=config.revision)
+        except ImportError as error:
+            remedy = "pip install torchvision" if "torchvision" in str(error).lower() else "install it"
+            raise ModelError(
+                f"policy.path: {part[1]} of {config.path} needs a package ({first_line(error)}); {remedy}"
+            ) from error
+        except Exception:  # noqa: S112, diffusers reports it
+            continue
 
 
 def pipeline_name(path: str, revision: str | None = None) -> str:

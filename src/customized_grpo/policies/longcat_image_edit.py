@@ -70,6 +70,16 @@ class LongCatImageEditPolicy(FluxPolicy):
             ) from error
         return {"prompt_embeds": embeds.to(self._dtype)}
 
+    def prompt_tokens(self, prompts: Sequence[str]) -> tuple[list[int], int]:
+        """Return the number of tokens of each prompt, whose quotations are read letter by letter, and of those read."""
+
+        def count(prompt: str) -> int:
+            parts = longcat.split_quotation(prompt)
+            words = [word for text, quoted in parts for word in (text if quoted else [text])]
+            return sum(len(self._pipeline.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words)
+
+        return list(map(count, prompts)), self._config.max_sequence_length
+
     def prompt_shapes(self, references: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of `encode_prompt`'s row for a square reference, without the batch."""
         seen = round(_AREA**0.5 / 2 / _PATCH) ** 2 + 2  # with the marks of its start and end

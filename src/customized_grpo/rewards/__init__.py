@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from customized_grpo.rewards.remote import Remote
     from customized_grpo.rewards.similarity import ClipImage, Dino, DinoPatches, SiglipImage
     from customized_grpo.rewards.vlm import Vlm
+    from customized_grpo.rewards.vlm_local import VlmLocal
 
 __all__ = [
     "KINDS",
@@ -45,10 +46,12 @@ __all__ = [
     "Siglip",
     "SiglipImage",
     "Vlm",
+    "VlmLocal",
     "as_reward",
     "build_reward",
     "default_option",
     "default_path",
+    "default_segmenter",
     "describe",
     "score",
     "terms_from",
@@ -66,6 +69,7 @@ KINDS = {
     "hps-v2": "alignment:HpsV2",
     "hps-v3": "hps_v3:HpsV3",
     "vlm": "vlm:Vlm",
+    "vlm-local": "vlm_local:VlmLocal",
     "remote": "remote:Remote",
     "copy-paste": "copy_paste:CopyPaste",
 }
@@ -133,6 +137,13 @@ def default_option(kind: str, option: str) -> Any:
     """Return the default of an option of a built-in kind, None if it has no such option."""
     parameter = inspect.signature(_class_of(kind)).parameters.get(option)
     return None if parameter is None else parameter.default
+
+
+def default_segmenter(kind: str, path: str) -> tuple[str, str] | tuple[None, None]:
+    """Return the segmenter and detector that a built-in kind with the model at `path` loads for photos, if any."""
+    default = getattr(_class_of(kind), "default_segmentation", None)
+    found: tuple[str, str] | tuple[None, None] = (None, None) if default is None else default(path)
+    return found
 
 
 def _class_of(kind: str) -> Any:

@@ -149,8 +149,8 @@ class PickScore(AlignmentReward):
 class HpsV2(AlignmentReward):
     """Human Preference Score v2 or v2.1 (arXiv 2306.09341): -100 to 100, in practice 20 to 35.
 
-    The authors publish open_clip pickles, which are never loaded: `path` is a conversion to transformers' CLIPModel
-    (ViT-H/14) in safetensors.
+    The authors publish open_clip pickles, which no reward loads: `path` is the folder that `cgrpo convert-hps` writes,
+    a CLIPModel of transformers (ViT-H/14) in safetensors.
     """
 
     kind = "hps-v2"
@@ -158,7 +158,7 @@ class HpsV2(AlignmentReward):
     def _where(self, path: str | Path | None) -> str:
         if path in (None, "xswu/HPSv2"):
             raise RewardError(
-                f"reward {self.name!r}: xswu/HPSv2 contains pickles, which are never loaded; give as path a folder or "
-                "hub id of its conversion to transformers' CLIPModel, with model.safetensors"
+                f"reward {self.name!r}: xswu/HPSv2 contains pickles, which are never loaded; convert its file once, by "
+                "cgrpo convert-hps HPS_v2.1_compressed.pt --out FOLDER, and give that folder as path"
             )
         return str(path)

@@ -26,6 +26,7 @@ class Frame:
         mean: Mean of each channel.
         std: Standard deviation of each channel.
         shortest: Length of the shorter side; the aspect ratio does not change.
+        longest: Length of the longer side, instead of the shorter one; the crop adds black borders.
         size: (height, width), if the aspect ratio may change.
         crop: (height, width) of the centre crop.
         mode: Interpolation mode of torch.
@@ -34,6 +35,7 @@ class Frame:
     mean: Colour
     std: Colour
     shortest: int | None = None
+    longest: int | None = None
     size: Size | None = None
     crop: Size | None = None
     mode: str = "bicubic"
@@ -52,6 +54,9 @@ class Frame:
             shorter = min(height, width)
             # The longer side is rounded down, as the processors of transformers do.
             target = (height * self.shortest // shorter, width * self.shortest // shorter)
+        if self.longest is not None:
+            scale = self.longest / max(height, width)
+            target = (round(height * scale), round(width * scale))
         if target is not None and target != (height, width):
             images = functional.interpolate(images, size=target, mode=self.mode, antialias=True).clamp(0, 1)
         return images if self.crop is None else _centre(images, self.crop)
@@ -71,14 +76,16 @@ def open_frame(path: str, revision: str = "main", name: str = "") -> Frame:
             raise ValueError(f"the image processor's resample {resample!r} is neither 2 (bilinear) nor 3 (bicubic)")
         size = settings.get("size") if resized else None
         fixed, shortest = _size(size), size.get("shortest_edge") if isinstance(size, dict) else size
-        if resized and fixed is None and not isinstance(shortest, int):
-            raise ValueError(f"the image processor's size {size!r} is neither a shortest edge nor height and width")
+        longest = size.get("longest_edge") if isinstance(size, dict) and fixed is None and shortest is None else None
+        if resized and fixed is None and not isinstance(shortest or longest, int):
+            raise ValueError(f"the image processor's size {size!r} is neither an edge nor height and width")
         cropped = settings.get("do_center_crop", crop is not None)
         normalised = settings.get("do_normalize", True)
         return Frame(
             mean=_colour(settings["image_mean"]) if normalised else (0.0, 0.0, 0.0),
             std=_colour(settings["image_std"]) if normalised else (1.0, 1.0, 1.0),
             shortest=None if fixed else shortest,
+            longest=longest,
             size=fixed,
             crop=((crop, crop) if isinstance(crop, int) else _size(crop)) if cropped else None,
             mode=_MODES[resample],

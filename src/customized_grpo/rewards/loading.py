@@ -49,9 +49,15 @@ def check_type(path: str, types: Collection[str], revision: str, name: str) -> s
 
 
 def load_model(
-    architecture: Any, types: Collection[str], path: str, revision: str, name: str, unused: Collection[str] = ()
+    architecture: Any,
+    types: Collection[str],
+    path: str,
+    revision: str,
+    name: str,
+    unused: Collection[str] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Return a model in float32, frozen and in evaluation mode.
+    """Return a model, frozen and in evaluation mode.
 
     Args:
         architecture: Class of transformers.
@@ -60,6 +66,7 @@ def load_model(
         revision: Revision on the hub.
         name: Name of the reward, for messages.
         unused: Weights that may be missing, because no score depends on them.
+        dtype: Precision of the weights.
 
     Raises:
         RewardError: The model cannot be loaded, or lacks weights, which would be random.
@@ -69,7 +76,7 @@ def load_model(
         model, report = architecture.from_pretrained(
             resolve(path),
             revision=revision,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,

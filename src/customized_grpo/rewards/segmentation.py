@@ -2,7 +2,8 @@
 
 Three families of models, by the model type in config.json:
 
-- by points: SAM, SAM 2 and similar, prompted with a grid of nine points in the middle;
+- by points: SAM, SAM 2 and similar, prompted with the box that a detector finds for the subject's word, or else with a
+  grid of nine points in the middle;
 - by queries: MaskFormer, Mask2Former, EoMT; instances or panoptic segments, with classes;
 - by classes: SegFormer, BEiT, DPT, UperNet and others; one segment for each class.
 
@@ -28,21 +29,26 @@ from transformers import (
     AutoModelForMaskGeneration,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
+    AutoModelForZeroShotObjectDetection,
 )
 
 from customized_grpo.rewards.cache import LruCache
 from customized_grpo.rewards.callables import load_own
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import open_square
-from customized_grpo.rewards.loading import check_type, load_model
+from customized_grpo.rewards.loading import check_type, load_model, load_tokenizer
 from customized_grpo.utils.named import error_text
 from customized_grpo.utils.pixels import to_tensor
+
+#: The default for photos: both are published under Apache-2.0, in safetensors, without code of their own or a gate.
+DEFAULT_SEGMENTER, DEFAULT_DETECTOR = "facebook/sam2.1-hiera-small", "IDEA-Research/grounding-dino-tiny"
 
 _POINTS = (0.25, 0.5, 0.75)  # of width and height
 _SMALLEST = 1e-3  # share of the image that a subject has at least
 _CACHED_SIDE = 256  # largest side of a cached mask, which takes 64 KiB
 _BATCH = 8
 _CACHE = 4096
+_CONFIDENT = 0.25  # score from which a box counts, the default of transformers' post-processing
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,52 @@ def choose(candidates: Candidates, subject: str | None) -> Tensor:
     ranks = ranks.masked_fill(torch.tensor(excluded, device=ranks.device), 0)
     best = int(ranks.argmax())
     return candidates.masks[best] if float(ranks[best]) > 0 else torch.ones_like(candidates.masks[0])
+
+
+class Detector:
+    """Boxes of subjects by their words, of an open-vocabulary detector (Grounding DINO, arXiv 2303.05499).
+
+    Args:
+        path: Hub id or folder.
+        name: Name of the reward, for messages.
+        device: Device of the model.
+        revision: Revision on the hub.
+
+    Raises:
+        RewardError: The model is of another type or cannot be loaded.
+    """
+
+    TYPES = ("grounding-dino", "mm-grounding-dino")
+
+    def __init__(self, path: str, *, name: str, device: torch.device | str, revision: str = "main") -> None:
+        self._device = torch.device(device)
+        model = load_model(AutoModelForZeroShotObjectDetection, self.TYPES, path, revision, name)
+        self._tokenizer = load_tokenizer(path, revision, name, model.config.text_config.vocab_size)
+        self._frame = open_square(path, revision, name)
+        self.model = model.to(self._device)
+
+    @torch.no_grad()
+    def box(self, image: Tensor, subject: str) -> Tensor | None:
+        """Return the best box (4,), left, top, right and bottom as shares of an image (3, H, W); None if unsure."""
+        text = f"{subject.strip().lower().rstrip('.')}."  # the form of the model's training
+        tokens = self._tokenizer(
+            [text], truncation=True, max_length=self.model.config.max_text_len, return_tensors="pt"
+        )
+        pixels = self._frame(image[None].to(self._device))
+        found = self.model(pixel_values=pixels, **tokens.to(self._device))
+        scores = found.logits[0].sigmoid().amax(-1)
+        best = int(scores.argmax())
+        if float(scores[best]) < _CONFIDENT:
+            return None
+        x, y, width, height = found.pred_boxes[0, best].float()
+        return torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2]).clamp(0, 1)
+
+
+def _in_box(model: Any, pixels: Tensor, box: Tensor) -> Tensor:
+    """Return the mask, bool (h, w), that a model by points has for a box of `Detector.box` in pixels (3, S, S)."""
+    found = model(pixel_values=pixels[None], input_boxes=(box * pixels.shape[-1])[None, None], multimask_output=False)
+    mask: Tensor = found.pred_masks[0, 0, 0] > 0
+    return mask if float(mask.float().mean()) > _SMALLEST else torch.ones_like(mask)
 
 
 def _by_points(model: Any, pixels: Tensor) -> list[Candidates]:
@@ -131,14 +183,27 @@ class Segmenter:
         name: Name of the reward, for messages.
         device: Device of the model.
         revision: Revision on the hub.
+        detector: Hub id or folder of a `Detector`, only for a model by points. An image without a word for its subject,
+            or in which it is not found, is prompted with points.
+        detector_revision: Revision of `detector` on the hub.
 
     Raises:
         RewardError: The model is of no known type or cannot be loaded; later, a function returns other values.
     """
 
     model: Any = None
+    detector: Detector | None = None
 
-    def __init__(self, path: str, *, name: str, device: torch.device | str = "cpu", revision: str = "main") -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str,
+        device: torch.device | str = "cpu",
+        revision: str = "main",
+        detector: str | None = None,
+        detector_revision: str = "main",
+    ) -> None:
         self._name, self._path, self._device = name, path, torch.device(device)
         self._cache: LruCache[tuple[int, tuple[int, int], str | None], Tensor] = LruCache(_CACHE)
         self._own: Callable[..., Any] | None = None
@@ -151,6 +216,12 @@ class Segmenter:
             return
         kind = check_type(path, MODEL_TYPES, revision, name)
         architecture, types, self._candidates = next(family for family in _FAMILIES if kind in family[1])
+        if detector is not None:
+            if self._candidates is not _by_points:
+                raise RewardError(
+                    f"reward {name!r}: {path!r} is a {kind} model, which takes no boxes; remove the detector"
+                )
+            self.detector = Detector(detector, name=name, device=device, revision=detector_revision)
         self.model = load_model(architecture, types, path, revision, name).to(device)
         self._frame = open_square(path, revision, name)
 
@@ -175,12 +246,21 @@ class Segmenter:
             if self._own is not None:
                 masks += self._own_masks(self._own, part, words)
             else:
-                found = self._candidates(self.model, part)
-                masks += [choose(candidates, word) for candidates, word in zip(found, words, strict=True)]
+                boxes = [
+                    self._box(image, word) for image, word in zip(images[start : start + _BATCH], words, strict=True)
+                ]
+                found = self._candidates(self.model, part) if any(box is None for box in boxes) else []
+                masks += [
+                    choose(found[i], words[i]) if box is None else _in_box(self.model, part[i], box)
+                    for i, box in enumerate(boxes)
+                ]
         return [
             mask if max(mask.shape) <= _CACHED_SIDE else _enlarged(mask[None, None], (_CACHED_SIDE,) * 2)[0, 0] > 0
             for mask in masks
         ]
+
+    def _box(self, image: Tensor, subject: str | None) -> Tensor | None:
+        return None if self.detector is None or not subject else self.detector.box(image, subject)
 
     def _own_masks(self, function: Callable[..., Any], images: Tensor, subjects: list[str | None]) -> list[Tensor]:
         try:

@@ -1,12 +1,16 @@
-"""Identity rewards of one vision encoder: DINO, its patches, CLIP-I and SigLIP."""
+"""Identity rewards of one vision encoder: DINO, its patches, CLIP-I and SigLIP; with a guard against pasting."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -15,11 +19,13 @@ from transformers import AutoModel, CLIPModel
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.base import BuiltinReward, Count
 from customized_grpo.rewards.cache import LruCache, PairKey, pair_keys
+from customized_grpo.rewards.copy_paste import CopyPaste
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import Frame, open_frame
 from customized_grpo.rewards.loading import load_model
-from customized_grpo.rewards.segmentation import Segmenter
+from customized_grpo.rewards.segmentation import DEFAULT_DETECTOR, DEFAULT_SEGMENTER, Segmenter
 from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.hub import is_embedded
 from customized_grpo.utils.pixels import to_tensor
 
 
@@ -34,14 +40,21 @@ class SimilarityReward(BuiltinReward):
         name: Name in logs, tables and figures.
         device: Device of the model. Default: the accelerator, if there is one.
         segmented: Cut out the subject of references that have a mask.
-        segmenter: Model that makes masks for references without one: a hub id, folder or Python path (see `Segmenter`).
+        segmenter: Model that makes masks for references without one: a hub id, folder or Python path (see `Segmenter`);
+            None for none. Default: for DINO, `DEFAULT_SEGMENTER` with `DEFAULT_DETECTOR`, loaded when the first
+            reference without a mask is met; none for the other models and for embedded ones.
+        detector: Model that finds the subject by its word, for a segmenter by points (see `Segmenter`).
         segment_images: Cut out the subject of generated images by the segmenter, too.
+        paste_tolerance: Guard against pasted references: the score is multiplied by (100 - c) / (100 - paste_tolerance)
+            for images whose `CopyPaste` score c is above this, 0 to below 100, so that a whole paste scores 0. None: no
+            guard. Other photos of one subject in DreamBench have scores c of 69 at most.
         resize: Length of the shorter side (bicubic) in place of the processor's framing; `crop` must be set, too.
         crop: Side of the centre crop.
         batch_size: Images per forward pass.
         cache_size: Number of pairs whose reference features are cached.
         revision: Revision of `path` on the hub.
         segmenter_revision: Revision of `segmenter` on the hub.
+        detector_revision: Revision of `detector` on the hub.
 
     Raises:
         RewardError: A model cannot be loaded or is of another type, or options contradict each other.
@@ -51,6 +64,8 @@ class SimilarityReward(BuiltinReward):
     default_path: ClassVar[str]
     architecture: ClassVar[Any] = AutoModel
     types: ClassVar[Collection[str]]
+    #: Segmenter, with `DEFAULT_DETECTOR`, if no other is named.
+    default_segmenter: ClassVar[str | None] = None
     #: Weights that some checkpoints lack and no feature depends on.
     unused: ClassVar[Collection[str]] = ()
     default_cache_size: ClassVar[int] = 4096
@@ -63,38 +78,75 @@ class SimilarityReward(BuiltinReward):
         name: str | None = None,
         device: torch.device | str | None = None,
         segmented: bool = True,
-        segmenter: str | None = None,
+        segmenter: str | None = "default",
+        detector: str | None = None,
         segment_images: bool = False,
+        paste_tolerance: Annotated[float, Field(ge=0, lt=100)] | None = None,
         resize: int | None = None,
         crop: int | None = None,
         batch_size: Count = 64,
         cache_size: int | None = None,
         revision: str = "main",
         segmenter_revision: str = "main",
+        detector_revision: str = "main",
     ) -> None:
         self.name = name or self.kind
         self.segmented = segmented
         self.segment_images = segment_images
-        if segmenter is None and segment_images:
-            raise RewardError(f"reward {self.name!r}: segment_images needs a model; name one as segmenter")
-        if segmenter is not None and not (segmented or segment_images):
+        where = str(path or self.default_path)
+        named = segmenter not in (None, "default") or detector is not None
+        if segmenter == "default":
+            segmenter, default_detector = self.default_segmentation(where)
+            detector = detector or default_detector
+        if segmenter is None and (segment_images or detector is not None):
+            unused = "segment_images" if segment_images else "the detector"
+            raise RewardError(f"reward {self.name!r}: {unused} needs a model; name one as segmenter")
+        if named and not (segmented or segment_images):
             raise RewardError(f"reward {self.name!r}: segmented=false leaves the segmenter unused; remove one of them")
         if (resize, crop) != (None, None) and not 1 <= (crop or 0) <= (resize or 0):
             raise RewardError(f"reward {self.name!r}: resize and crop belong together, crop 1 to resize; give both")
         self._batch_size = batch_size
         self._device = device_of(device, f"reward {self.name!r}: device")
+        self._paste_tolerance = paste_tolerance
+        self._copy_paste = CopyPaste(name=self.name, device=self._device)
         self._cache: LruCache[PairKey, Tensor] = LruCache(self.default_cache_size if cache_size is None else cache_size)
-        where = str(path or self.default_path)
         model = load_model(self.architecture, self.types, where, revision, self.name, self.unused)
         self.frame = open_frame(where, revision, self.name)
         if resize is not None and crop is not None:
             self.frame = Frame(mean=self.frame.mean, std=self.frame.std, shortest=resize, crop=(crop, crop))
-        self.segmenter = (
-            None
-            if segmenter is None
-            else Segmenter(segmenter, name=self.name, device=self._device, revision=segmenter_revision)
-        )
+        self._segmenter = segmenter
+        self._segmenter_options: dict[str, Any] = {
+            "revision": segmenter_revision,
+            "detector": detector,
+            "detector_revision": detector_revision,
+        }
+        if named or segment_images:
+            _ = self.segmenter  # load it
         self.model = model.to(self._device)
+
+    @classmethod
+    def default_segmentation(cls, path: str) -> tuple[str, str] | tuple[None, None]:
+        """Return the segmenter and detector for photos of a reward with the model at `path`, if it has any."""
+        if cls.default_segmenter is None or is_embedded(path):
+            return None, None
+        return cls.default_segmenter, DEFAULT_DETECTOR
+
+    @cached_property
+    def segmenter(self) -> Segmenter | None:
+        """The model that makes masks, if any; loaded when it is first used."""
+        if self._segmenter is None:
+            return None
+        try:
+            return Segmenter(self._segmenter, name=self.name, device=self._device, **self._segmenter_options)
+        except RewardError as error:
+            raise RewardError(
+                f"{error}; or give each reference a mask, or set options.segmenter to null to compare whole images"
+            ) from error
+
+    def prepare(self, pairs: Sequence[Pair]) -> None:
+        """Load the segmenter now if one of these pairs has a reference without a mask. Raises RewardError."""
+        if self.segmented and any(mask is None for pair in pairs for mask in pair.masks):
+            _ = self.segmenter
 
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
@@ -107,9 +159,19 @@ class SimilarityReward(BuiltinReward):
         by_key = dict(zip(keys, pairs, strict=True))
         references = self._cache.fill(keys, lambda key: self._references(by_key[key]))
         features = self._image_features(images.to(self._device), pairs)
-        return torch.stack(
+        scores = torch.stack(
             [100 * self._similarity(references[key], image) for key, image in zip(keys, features, strict=True)]
         )
+        return (
+            scores if self._paste_tolerance is None else scores * self._unpasted(images, pairs, self._paste_tolerance)
+        )
+
+    def _unpasted(self, images: Tensor, pairs: Sequence[Pair], tolerance: float) -> Tensor:
+        """Return the factor (B,) of `paste_tolerance`, 0 for a pasted reference to 1."""
+        if self.segmented:  # outside the masks that are scored, whoever made them
+            masked = {id(pair): replace(pair, masks=tuple(map(_image, self._masks(pair)))) for pair in pairs}
+            pairs = [masked[id(pair)] for pair in pairs]
+        return ((100 - self._copy_paste(images, pairs)) / (100 - tolerance)).clamp(0, 1)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """Return the model's features (B, ..., width) of a batch."""
@@ -130,7 +192,7 @@ class SimilarityReward(BuiltinReward):
 
     def _image_features(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         mask = None
-        if self.segmenter is not None and self.segment_images:
+        if self.segment_images and self.segmenter is not None:
             mask = self.segmenter.images(images, [pair.subject for pair in pairs])
         return self._marked(self._features(self.frame(self._cut(images, mask))), mask)
 
@@ -206,6 +268,7 @@ class Dino(SimilarityReward):
 
     kind = "dino"
     default_path = "facebook/dinov2-base"
+    default_segmenter = DEFAULT_SEGMENTER
     types = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
     unused = frozenset({"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"})
 
@@ -255,3 +318,8 @@ class DinoPatches(Dino):
         best = cosines[..., inside].amax(-1)
         shares = references[..., -1]
         return ((best * shares).sum(1) / shares.sum(1)).mean()
+
+
+def _image(mask: Tensor | None) -> Image.Image | None:
+    """Return a mask (1, H, W) of 0 and 1 as an image of mode L."""
+    return None if mask is None else Image.fromarray((mask[0] * 255).round().byte().cpu().numpy())

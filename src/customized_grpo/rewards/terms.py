@@ -62,8 +62,13 @@ class RewardTerm:
         return self.reward.name
 
     def check(self, pairs: Sequence[Pair]) -> None:
-        """Raise RewardError if these pairs lack what the reward needs, or a column that is a parameter of it."""
+        """Raise RewardError if these pairs lack what the reward needs, or a column that is a parameter of it.
+
+        A model that these pairs need and that is not loaded yet is loaded.
+        """
         check_needs(self.reward, self.name, pairs)
+        if (prepare := getattr(self.reward, "prepare", None)) is not None:
+            prepare(pairs)
         if isinstance(self.reward, CallableReward):
             self.reward.check(pairs)
 

@@ -1,4 +1,4 @@
-"""Reward of a vision-language model behind any endpoint with OpenAI's chat completions."""
+"""Reward of a vision-language model behind any endpoint with OpenAI's chat completions; its rubrics and questions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ Scale:
 IDENTITY_QUESTION = "How surely does the generated picture show the very same {subject} as the reference?"
 PROMPT_QUESTION = 'How completely does the picture show what this text asks for?\n\nText: "{prompt}"'
 
-_FORMS: dict[Answer, str] = {
+FORMS: dict[Answer, str] = {
     "json": 'Answer with a JSON object and nothing else: {"score": N}, N being a whole number from 0 to 4.',
     "logprobs": "Answer with one digit from 0 to 4 and nothing else.",
     "text": "Answer with one digit from 0 to 4 and nothing else.",
@@ -88,7 +88,37 @@ _FIELDS: dict[Answer, dict[str, Any]] = {
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 _ONE_DIGIT = re.compile(r"(?<![\d.])[0-4](?![\d.]*\d)")
 _PLACEHOLDER = re.compile(r"\{(prompt|subject)\}")
-_LEAST_MASS = 0.1  # smallest probability of all digits together for which their mean is a score
+LEAST_MASS = 0.1  # smallest probability of all digits together for which their mean is a score
+
+
+def rubric(role: str, instruction: str | None, question: str | None, name: str) -> tuple[str, str]:
+    """Return instruction and question for a role, the default ones if None. Raises RewardError."""
+    if role not in ("identity", "prompt"):
+        raise RewardError(f"reward {name!r}: a vlm scores identity or prompt, not the role {role!r}")
+    identity = role == "identity"
+    question = question or (IDENTITY_QUESTION if identity else PROMPT_QUESTION)
+    if not identity and "{prompt}" not in question:
+        raise RewardError(f"reward {name!r}: options.question lacks {{prompt}}; add it for the pair's prompt")
+    return instruction or (IDENTITY_INSTRUCTION if identity else PROMPT_INSTRUCTION), question
+
+
+def ask(question: str, prompt: str, subject: str | None) -> str:
+    """Return a question with its placeholders filled."""
+    given = {"prompt": prompt, "subject": subject or "subject"}
+    return _PLACEHOLDER.sub(lambda place: given[place[1]], question)  # in one pass: a prompt may contain braces
+
+
+def references_of(pair: Pair, segmented: bool) -> list[Image.Image]:
+    """Return the references of a pair, with `segmented` on white outside their masks. Raises RewardError."""
+    if not pair.references:
+        raise RewardError(f"pair {pair.key!r} has no reference to compare with")
+    images = []
+    for reference, mask in zip(pair.references, pair.masks, strict=True):
+        image = reference.convert("RGB")
+        if segmented and mask is not None:
+            image = Image.composite(image, Image.new("RGB", image.size, "white"), mask.convert("L"))
+        images.append(image)
+    return images
 
 
 class Vlm(BuiltinReward):
@@ -151,18 +181,13 @@ class Vlm(BuiltinReward):
     ) -> None:
         self.name, self.role = name, role
         self._device = device_of(device, f"reward {name!r}: device")
-        if role not in ("identity", "prompt"):
-            raise RewardError(f"reward {name!r}: a vlm scores identity or prompt, not the role {role!r}")
         if not path:
             raise RewardError(f"reward {name!r}: no path; give the model's name at the endpoint as its path")
         self._identity = role == "identity"
         self.needs: tuple[Need, ...] = ("reference",) if self._identity else ("prompt",)
         self._answer: Answer = answer
         self._segmented, self._longest = segmented, longest
-        self._instruction = instruction or (IDENTITY_INSTRUCTION if self._identity else PROMPT_INSTRUCTION)
-        self._question = question or (IDENTITY_QUESTION if self._identity else PROMPT_QUESTION)
-        if not self._identity and "{prompt}" not in self._question:
-            raise RewardError(f"reward {name!r}: options.question lacks {{prompt}}; add it for the pair's prompt")
+        self._instruction, self._question = rubric(role, instruction, question, name)
         fields = {"model": path, "temperature": 0, **_FIELDS[answer], **(request or {})}
         self._fields = {field: value for field, value in fields.items() if value is not None}
         if cache == "default":
@@ -225,24 +250,17 @@ class Vlm(BuiltinReward):
 
     def _references(self, pair: Pair) -> list[dict[str, Any]]:
         """Return the references of a pair as parts of a message."""
-        if not pair.references:
-            raise RewardError(f"pair {pair.key!r} has no reference to compare with")
-        parts = []
-        for i, (reference, mask) in enumerate(zip(pair.references, pair.masks, strict=True), start=1):
-            image = reference.convert("RGB")
-            if self._segmented and mask is not None:
-                image = Image.composite(image, Image.new("RGB", image.size, "white"), mask.convert("L"))
-            parts += [_text(f"Reference {i}:"), self._image(image)]
-        return parts
+        images = references_of(pair, self._segmented)
+        return [
+            part for i, image in enumerate(images, start=1) for part in (_text(f"Reference {i}:"), self._image(image))
+        ]
 
     def _body(self, image: Tensor, pair: Pair, references: list[dict[str, Any]]) -> bytes:
-        given = {"prompt": pair.prompt, "subject": pair.subject or "subject"}
-        # In one pass: a prompt may contain braces.
-        question = _PLACEHOLDER.sub(lambda place: given[place[1]], self._question)
+        question = ask(self._question, pair.prompt, pair.subject)
         parts = [*references, _text("Generated picture:"), self._image(to_image(image))]
         messages = [
             {"role": "system", "content": self._instruction},
-            {"role": "user", "content": [*parts, _text(f"{question}\n\n{_FORMS[self._answer]}")]},
+            {"role": "user", "content": [*parts, _text(f"{question}\n\n{FORMS[self._answer]}")]},
         ]
         return json.dumps({**self._fields, "messages": messages}, sort_keys=True).encode("utf-8")
 
@@ -290,6 +308,6 @@ def _expectation(alternatives: list[dict[str, Any]]) -> float:
             probability = math.exp(float(one["logprob"]))
             mass += probability
             total += probability * int(digit)
-    if not mass >= _LEAST_MASS:
+    if not mass >= LEAST_MASS:
         raise ValueError(f"the digits 0 to 4 have {mass:.1%} of the first token's probability together")
     return total / mass

@@ -18,6 +18,11 @@ class ModelError(ValueError):
     """A model that cannot be used; the message is one line with the remedy."""
 
 
+def is_embedded(path: str) -> bool:
+    """Report whether a path of the configuration names an embedded model."""
+    return PurePosixPath(path).parts[:1] == (EMBEDDED,)
+
+
 def resolve(path: str) -> str | Path:
     """Return what `from_pretrained` accepts for a `path` of the configuration.
 

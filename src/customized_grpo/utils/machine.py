@@ -8,12 +8,16 @@ from importlib.metadata import version
 
 import torch
 
-_LIBRARIES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+from customized_grpo import __version__
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that affect results."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    # The package itself may run from a source tree, without installed metadata.
+    own = {"python": platform.python_version(), "customized-grpo": __version__}
+    return {**own, **{name: version(name) for name in _LIBRARIES}}
 
 
 def use_threads(count: int | None) -> None:

@@ -79,17 +79,20 @@ def outline_pipeline(path: str, revision: str | None, dtype: torch.dtype, pipeli
     return pipelines[kind](**parts)
 
 
-def outline_reward(path: str, revision: str | None = None) -> nn.Module:
-    """Build the transformers model at `path` on meta, in float32, as the class that its config names.
+def outline_reward(path: str, revision: str | None = None, *, answers: bool = False) -> nn.Module:
+    """Build the transformers model at `path` on meta, in float32.
+
+    With `answers` it is a vision-language model including the layer that predicts tokens.
 
     Raises:
         ModelError: There is no config, or it is of no model that transformers knows.
     """
     config = config_reader(path, revision, first="config.json")("config.json")
+    auto = transformers.AutoModelForImageTextToText if answers else transformers.AutoModel
     try:
         with torch.device("meta"):
             kind = transformers.AutoConfig.for_model(**config)
-            model: nn.Module = transformers.AutoModel.from_config(kind, dtype=torch.float32)
+            model: nn.Module = auto.from_config(kind, dtype=torch.float32)
     except Exception as error:
         raise ModelError(
             f"{path}: config.json is not of a known model ({first_line(error)}); correct the path"

@@ -1,0 +1,141 @@
+"""Reward of a vision-language model, Qwen3-VL, in this process: the rubrics of `vlm`, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from customized_grpo.protocols import Need, Pair
+from customized_grpo.rewards.base import BuiltinReward, Count
+from customized_grpo.rewards.loading import LOADING_ERRORS, load_model, load_tokenizer, unloadable
+from customized_grpo.rewards.vlm import FORMS, LEAST_MASS, ask, references_of, rubric
+from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.hub import resolve
+from customized_grpo.utils.pixels import to_image
+
+_IMAGE, _PAD = "<|vision_start|>{}<|vision_end|>", "<|image_pad|>"
+#: Qwen's chat format, with an empty turn of the model to be continued.
+_CHAT = "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+_LEAST_PIXELS = 64 * 64  # of an image; smaller ones are enlarged
+
+
+class VlmLocal(BuiltinReward):
+    """Score, 0 to 4, that a Qwen3-VL Instruct model gives an image for identity or for prompt following.
+
+    It is the expectation over the digits 0 to 4 by the probabilities of the first token of the answer, in one forward
+    pass. An image has the score NaN if these digits have less than a tenth of the probability. The instructions are
+    those of `Vlm` with `answer: logprobs`.
+
+    Args:
+        path: Hub id or folder of the model.
+        role: identity or prompt; in a config, the reward's `role`.
+        name: Name in logs, tables and figures.
+        device: Device of the model. Default: the accelerator, if there is one.
+        instruction: Replaces the rubric.
+        question: Replaces the question; `{prompt}` and `{subject}` stand for those of the pair.
+        segmented: Show the reference's subject on white, if it has a mask.
+        pixels: Largest number of pixels of an image; larger ones are reduced. 1024 pixels are one token.
+        dtype: Precision of the model.
+        batch_size: Images per forward pass.
+        revision: Revision of `path` on the hub.
+
+    Raises:
+        RewardError: The model cannot be loaded or is of another type, or an option cannot be used.
+    """
+
+    kind: ClassVar[str] = "vlm-local"
+    default_path: ClassVar[str] = "Qwen/Qwen3-VL-8B-Instruct"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        role: str,
+        name: str = "vlm-local",
+        device: torch.device | str | None = None,
+        instruction: str | None = None,
+        question: str | None = None,
+        segmented: bool = True,
+        pixels: Count = 512 * 512,
+        dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        batch_size: Count = 8,
+        revision: str = "main",
+    ) -> None:
+        self.name, self.role = name, role
+        self._instruction, self._question = rubric(role, instruction, question, name)
+        self.needs: tuple[Need, ...] = ("reference",) if role == "identity" else ("prompt",)
+        self._segmented, self._pixels, self._batch_size = segmented, pixels, batch_size
+        self._device = device_of(device, f"reward {name!r}: device")
+        where = str(path or self.default_path)
+        precision: torch.dtype = getattr(torch, dtype)
+        model = load_model(AutoModelForImageTextToText, ("qwen3_vl",), where, revision, name, dtype=precision)
+        self._tokenizer = load_tokenizer(where, revision, name, model.config.text_config.vocab_size)
+        try:
+            self._processor = Qwen2VLImageProcessorPil.from_pretrained(resolve(where), revision=revision)
+        except LOADING_ERRORS as error:
+            raise unloadable(where, name, error) from error
+        self._special = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
+        self._digits = self._tokenizer.convert_tokens_to_ids(list("01234"))
+        self.model = model.to(self._device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        """Return scores float32 (B,), 0 to 4 or NaN, of images (B, 3, H, W) in [0, 1].
+
+        Raises:
+            RewardError: For identity, a pair has no references.
+        """
+        scores = []
+        for start in range(0, len(images), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            scores.append(self._scores(images[part], pairs[part]))
+        return torch.cat(scores)
+
+    def _scores(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        shown = [self._shown(image, pair) for image, pair in zip(images, pairs, strict=True)]
+        seen = self._processor(
+            [image for row in shown for image in row],
+            size={"shortest_edge": min(_LEAST_PIXELS, self._pixels), "longest_edge": self._pixels},
+            return_tensors="pt",
+        )
+        counts = iter((seen["image_grid_thw"].prod(1) // self._processor.merge_size**2).tolist())
+        texts = [self._text([next(counts) for _ in row], pair) for row, pair in zip(shown, pairs, strict=True)]
+        tokens = self._tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(self._device)
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        states = self.model.model(
+            input_ids=ids,
+            attention_mask=mask,
+            mm_token_type_ids=(ids == self.model.config.image_token_id).int(),
+            pixel_values=seen["pixel_values"].to(self._device),
+            image_grid_thw=seen["image_grid_thw"].to(self._device),
+            use_cache=False,
+        ).last_hidden_state
+        last = states[torch.arange(len(ids), device=self._device), mask.sum(1) - 1]
+        digits = self.model.lm_head(last).float().softmax(-1)[:, self._digits]
+        mass = digits.sum(1)
+        scores: Tensor = (digits * torch.arange(5, device=self._device)).sum(1) / mass
+        return scores.masked_fill(mass < LEAST_MASS, torch.nan)
+
+    def _shown(self, image: Tensor, pair: Pair) -> list[Image.Image]:
+        references = references_of(pair, self._segmented) if self.role == "identity" else []
+        return [*references, to_image(image)]
+
+    def _text(self, counts: Sequence[int], pair: Pair) -> str:
+        """Return the chat about images of these numbers of tokens, the generated one last."""
+        *references, image = (_IMAGE.format(_PAD * count) for count in counts)
+        parts = [f"Reference {i}:{reference}" for i, reference in enumerate(references, start=1)]
+        question = ask(self._question, self._plain(pair.prompt), self._plain(pair.subject or ""))
+        parts += [f"Generated picture:{image}", f"{question}\n\n{FORMS['logprobs']}"]
+        return _CHAT.format(instruction=self._instruction, content="".join(parts))
+
+    def _plain(self, text: str) -> str:
+        """Return a text without special tokens: a prompt must not end the turn or add an image."""
+        while met := [token for token in self._special if token in text]:
+            text = text.replace(met[0], "")
+        return text

@@ -1,0 +1,105 @@
+"""Every recipe trains two iterations on a tiny pipeline of its classes, with only paths and sizes replaced."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import tiny_rewards
+import torch
+from tiny_models import models, small_qwen  # noqa: F401
+
+from customized_grpo.config import Config
+from customized_grpo.config.loading import load_config
+from customized_grpo.planning.remedies import changed
+from customized_grpo.trainer.folder import LORA
+from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+from customized_grpo.utils.outlines import config_reader
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+GROUP = 3
+#: Tiny models by the kind of reward.
+REWARDS = {"dino": tiny_rewards.dinov3, "clip": tiny_rewards.clip}
+
+
+def index_of(path: str) -> dict[str, Any]:
+    return config_reader(path)("model_index.json")
+
+
+def is_like(folder: str, path: str) -> bool:
+    """Whether both hold a pipeline of one class with parts of the same classes, distilled or not."""
+
+    def classes(index: dict[str, Any]) -> dict[str, Any]:
+        # A tokenizer stands for the processor of FLUX.2-dev, which needs torchvision.
+        kept = ("transformer", "vae", "text_encoder", "text_encoder_2", "_class_name", "is_distilled")
+        return {name: part[1] if isinstance(part, list) else part for name, part in index.items() if name in kept}
+
+    return classes(index_of(folder)) == classes(index_of(path))
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The path of a tiny model for a kind of reward, made once."""
+    torch.manual_seed(0)
+    return cache(lambda kind: str(REWARDS[kind](tmp_path_factory.mktemp(kind))))
+
+
+@pytest.fixture(autouse=True)
+def small() -> Iterator[None]:
+    with small_qwen():
+        yield
+
+
+def tiny_config(recipe: Path, models: Callable[[str], Any], reward: Callable[[str], str]) -> Config:  # noqa: F811
+    """Return the recipe with paths of tiny models, and with small sizes and numbers of images."""
+    config = load_config(recipe)
+    if recipe.stem == "embedded":
+        model = config.policy.path, {}
+    else:
+        kinds = {name: source.settings.get("kind", "flux-kontext") for name, source in tiny_models.SOURCES.items()}
+        alike = [name for name, kind in kinds.items() if kind == config.policy.kind]
+        found = next((name for name in alike if is_like(str(models(name).folder), config.policy.path)), None)
+        assert found is not None, (
+            f"tests/policies/tiny_models.py has no pipeline of the classes of {config.policy.path}"
+        )
+        tiny, settings = models(found), models(found).source.settings
+        side = {"height": tiny_models.HEIGHT, "width": tiny_models.WIDTH, "reference_sizes": [(32, 32)]}
+        length = settings.get("max_sequence_length", 24)
+        model = str(tiny.folder), {**side, "max_sequence_length": length, **tiny.further}
+    path, sizes = model
+    changes: dict[str, Any] = {"policy.path": path, "policy.device": "cpu"}
+    changes |= {f"policy.{name}": value for name, value in sizes.items()}
+    if config.policy.lora is not None:
+        changes["policy.lora.rank"] = 4
+    if importlib.util.find_spec("torchao") is None:  # an optional package
+        changes |= {"policy.quantise": None, "policy.quantise_text_encoders": None}
+    lists = {"rewards": config.rewards, "evaluation.monitors": config.evaluation.monitors}
+    for place, rewards in lists.items():
+        for i, one in enumerate(rewards):
+            if one.kind in REWARDS and not str(one.path).startswith("embedded/"):
+                changes[f"{place}.{i}.path"] = reward(one.kind)
+    changes |= {"data.path": "world", "data.size": 2}
+    changes |= {"rollout.pairs": 1, "rollout.group_size": GROUP, "rollout.batch_size": GROUP, "train.batch_size": 64}
+    changes |= {"train.iterations": 2}
+    return changed(config, changes)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+def test_a_recipe_trains(
+    recipe: Path,
+    models: Callable[[str], Any],  # noqa: F811
+    reward: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    config = tiny_config(recipe, models, reward)
+    CustomizedGRPOTrainer(args=config, output_dir=tmp_path / "run").train()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert len(trained) == 2 and all(line["gradient_norm"] > 0 for line in trained), lines
+    assert any((tmp_path / "run" / LORA).glob("*.safetensors"))
