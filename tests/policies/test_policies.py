@@ -211,7 +211,7 @@ def test_a_trained_lora_does_the_same_in_the_stock_pipeline(model: Model, tmp_pa
     """Trained by the loop; UNO's from its released LoRA, so that what is saved stands alone."""
     changes: dict[str, Any] = {"adapter_as": "start", "lora": LoraConfig(rank=6)} if model.name == "uno" else {}
     policy = model.policy(**changes)
-    (tmp_path / "scorers.py").write_text(REWARDS)
+    (tmp_path / "rewards.py").write_text(REWARDS)
     config = embedded(
         Config,
         policy=policy.config,

@@ -69,7 +69,8 @@ class Model:
 
     def stock(self, policy: PipelinePolicy, dtype: torch.dtype = torch.float32, **parts: Any) -> Any:
         """The diffusers pipeline on the policy's device."""
-        return proofs.stock(self.folder, dtype=dtype, **parts).to(policy.device)
+        pipeline = proofs.stock(self.folder, dtype=dtype, **parts).to(policy.device)
+        return tiny_qwen.corrected(pipeline) if "qwen" in self.name else pipeline
 
     def draw(self, pipeline: Any, latents: Tensor, **changes: Any) -> Tensor:
         """The pipeline's image from these latents, with the policy's default settings unless changed."""
@@ -95,6 +96,10 @@ def _flux2(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]
     }
 
 
+def _flux2_kv(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
+    return {name: value for name, value in _flux2(latents, references).items() if name != "guidance_scale"}
+
+
 def _qwen(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
     return {"image": list(references), "latents": latents, "true_cfg_scale": 1.0}
 
@@ -115,6 +120,9 @@ SOURCES = {
     ),
     "flux2-klein": Source(lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
     "flux2-dev": Source(lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
+    "flux2-klein-kv": Source(
+        lambda folder: tiny_flux2.save(tiny_flux2.klein_kv(), folder), {**_FLUX2, "kind": "flux2-klein-kv"}, _TWO, _flux2_kv
+    ),
     "qwen-image-edit": Source(tiny_qwen.save_qwen_image_edit, _QWEN, _QWEN_TWO, _qwen),
     # Modulates references as at time 0; here with a fixed shift of noise levels.
     "qwen-image-edit-2511": Source(

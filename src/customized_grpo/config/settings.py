@@ -292,7 +292,9 @@ class RolloutConfig(Section):
         "dance", description="Stochastic sampler: dance (DanceGRPO), flow (Flow-GRPO) or cps; see docs/options.md."
     )
     eta: float = Field(0.4, gt=0, description="Noise level of stochastic steps, in the sampler's own unit.")
-    steps: int = Field(25, ge=2, description="Denoising steps per image; the last one is deterministic.")
+    steps: int = Field(
+        DEFAULT["rollout.steps"], ge=2, description="Denoising steps per image; the last one is deterministic."
+    )
     shift: float | None = Field(
         DEFAULT["rollout.shift"],
         gt=0,

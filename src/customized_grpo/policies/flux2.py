@@ -51,7 +51,7 @@ class Flux2Policy(PipelinePolicy):
         super().__init__(config, pipeline)
         self._prompts_fit = False
         self._dev = isinstance(self._pipeline, Flux2Pipeline)
-        if config.true_cfg != 1 and (self._dev or self._pipeline.config.is_distilled):
+        if config.true_cfg != 1 and (self._dev or self._pipeline.config.get("is_distilled", True)):
             remedy = "set policy.guidance instead" if self._dev else "give a base model, such as FLUX.2-klein-base-4B"
             raise ModelError(f"policy.true_cfg: {config.path} is distilled to do without; leave it at 1, or {remedy}")
 

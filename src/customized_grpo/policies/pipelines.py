@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -220,22 +220,24 @@ class PipelinePolicy(ABC):
         count = sum(name.startswith(REFERENCE.format("")) for name in rows)
         references = [rows[REFERENCE.format(k)] for k in range(1, count + 1)]
         grids = (self._grid, *[(r.shape[1], r.shape[2]) for r in references])
-        tokens = torch.cat([latents.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]], dim=1)
+        tokens = [latents.to(self._device, self._dtype), *[r.flatten(1, 2) for r in references]]
         scale = self._pipeline.scheduler.config.num_train_timesteps
         # Rounded in the model's precision as the pipelines do.
         timestep = (sigma.to(self._device, torch.float32) * scale).to(self._dtype) / 1000
 
         def compute(rows: dict[str, Tensor]) -> Tensor:
             with self._inside():
-                output: Tensor = self._transformer(
-                    hidden_states=tokens, timestep=timestep, return_dict=False, **self.transformer_inputs(rows, grids)
-                )[0]
+                output = self.transform(tokens, timestep, self.transformer_inputs(rows, grids))
             return output[:, : latents.shape[1]].float()
 
         if self._config.true_cfg == 1:
             return compute(rows)
         negative = {name.removeprefix(NEGATIVE): row for name, row in rows.items() if name.startswith(NEGATIVE)}
         return self.guided(compute(rows), compute(negative))
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Return a context in which weights do not change: `velocity` may reuse what does not depend on the step."""
+        return nullcontext()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the LoRA's parameters, or all of the transformer's, by their names in it; on the device."""
@@ -305,6 +307,19 @@ class PipelinePolicy(ABC):
             rows: Those of `Conditions`.
             grids: Rows and columns of tokens of the image and of each reference.
         """
+
+    def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Compute the transformer's output (B, at least the image's tokens, channels), the image's tokens first.
+
+        Args:
+            tokens: Those of the image and of each reference, (B, tokens, channels).
+            timestep: Noise levels (B,) as the transformer takes them.
+            inputs: Its other arguments, from `transformer_inputs`.
+        """
+        output: Tensor = self._transformer(
+            hidden_states=torch.cat(tuple(tokens), dim=1), timestep=timestep, return_dict=False, **inputs
+        )[0]
+        return output
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Return position ids of image and references, for `_image_ids`, if the transformer takes any."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.pipelines import ATTENTION, PATCH, Grid, PipelinePolicy, nearest_size
@@ -30,8 +31,8 @@ class QwenImageEditPolicy(PipelinePolicy):
     the pipeline rescales to the length of the conditional one, token by token. `config.guidance` and
     `config.max_sequence_length` have no effect.
 
-    With transformers 5, diffusers 0.42 does not pass the text encoder which tokens are of an image (diffusers issue
-    14194); the policy does what the installed pipeline does.
+    The text encoder is also given which tokens are of an image, without which transformers 5.6 and later number image
+    tokens like text. diffusers up to 0.42 does not pass it (diffusers issue 14194).
 
     Raises:
         ModelError: As `PipelinePolicy`, and if the transformer takes a distilled guidance.
@@ -63,7 +64,9 @@ class QwenImageEditPolicy(PipelinePolicy):
         for image in references:
             width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, image.width / image.height)
             seen.append(self._pipeline.image_processor.resize(image, height, width))
-        embeds, _ = self._pipeline.encode_prompt(prompt, image=seen, device=self._device)
+        hook = self._pipeline.text_encoder.register_forward_pre_hook(_with_token_types, with_kwargs=True)
+        with hook:
+            embeds, _ = self._pipeline.encode_prompt(prompt, image=seen, device=self._device)
         return {"prompt_embeds": embeds.to(self._dtype)}
 
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -104,3 +107,10 @@ class QwenImageEditPolicy(PipelinePolicy):
         channels, _, *sides = latents.shape[1:]
         packed: Tensor = self._pipeline._pack_latents(latents, 1, channels, *sides)
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
+
+
+def _with_token_types(text_encoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Add mm_token_type_ids (1 for tokens of an image), where the text encoder takes them and the pipeline has none."""
+    if "mm_token_type_ids" in signature(text_encoder.forward).parameters and "mm_token_type_ids" not in kwargs:
+        kwargs["mm_token_type_ids"] = (kwargs["input_ids"] == text_encoder.config.image_token_id).int()
+    return args, kwargs

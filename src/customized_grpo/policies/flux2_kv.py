@@ -1,0 +1,120 @@
+"""FLUX.2 klein with cached reference keys and values as a policy; its Euler rollouts are `Flux2KleinKVPipeline`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import Flux2KleinKVPipeline
+from diffusers.models.transformers.transformer_flux2 import Flux2KVCache, Flux2KVLayerCache
+from torch import Tensor
+from torch.utils._pytree import register_pytree_node
+
+from customized_grpo.config import PolicyConfig
+from customized_grpo.policies.flux2 import Flux2Policy
+
+
+class Flux2KVPolicy(Flux2Policy):
+    """The transformer of a `Flux2KleinKVPipeline`.
+
+    References attend only to each other, and are modulated as at noise level 0. Their keys and values therefore depend
+    neither on the image, nor on the prompt, nor on the noise level. They are computed by a pass over the references
+    alone: once for images of a batch with equal references, and inside `sampling()` once for all steps. The gradient
+    runs through that pass too.
+    """
+
+    pipelines = (Flux2KleinKVPipeline,)
+    example_call = "image=[reference],\n    max_sequence_length={tokens},"
+
+    def __init__(self, config: PolicyConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
+        self._reuses = False
+        self._last: tuple[Tensor, Tensor, Flux2KVCache] | None = None
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Make `velocity` reuse keys and values of references; weights must not change inside the context."""
+        before, self._reuses = self._reuses, True
+        try:
+            yield
+        finally:
+            self._reuses = before
+            if not before:
+                self._last = None
+
+    def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Compute the transformer's output for the image's tokens, (B, tokens, channels)."""
+        image, *references = tokens
+        if not references:
+            return super().transform(tokens, timestep, inputs)
+        ids, length = inputs["img_ids"], image.shape[1]
+        distinct, rows = _distinct(torch.cat(references, dim=1))
+        cache = _of_rows(self._keys_and_values(distinct, ids[:, length:]), rows)
+        inputs = {**inputs, "img_ids": ids[:, :length], "kv_cache": cache, "kv_cache_mode": "cached"}
+        return super().transform([image], timestep, inputs)
+
+    def _keys_and_values(self, tokens: Tensor, ids: Tensor) -> Flux2KVCache:
+        """Return keys and values of reference tokens (N, tokens, channels) with position ids (1, tokens, 4)."""
+        reuses = self._reuses and not torch.is_grad_enabled()
+        if reuses and self._last is not None:
+            *known, cache = self._last
+            if all(map(torch.equal, known, (tokens, ids))):
+                return cache
+        computed: Flux2KVCache = self._transformer(
+            hidden_states=tokens,
+            timestep=tokens.new_zeros(len(tokens)),
+            # One token, to which references do not attend, because attention backends refuse an empty prompt.
+            encoder_hidden_states=tokens.new_zeros(len(tokens), 1, self._transformer.config.joint_attention_dim),
+            txt_ids=ids.new_zeros(1, 1, ids.shape[-1]),
+            img_ids=ids,
+            return_dict=False,
+            kv_cache_mode="extract",
+            num_ref_tokens=tokens.shape[1],
+        )[1]
+        if reuses:
+            self._last = tokens, ids, computed
+        return computed
+
+
+class _SharedKeys(Flux2KVLayerCache):
+    """Keys and values of one layer for N distinct references; image b of a batch has those of row `rows[b]`."""
+
+    def __init__(self, key: Tensor, value: Tensor, rows: Tensor) -> None:
+        super().__init__()
+        self.store(key, value)
+        self.rows = rows
+
+    def get(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, tokens, heads, channels), copied for each image while its layer computes."""
+        key, value = (
+            part.expand(len(self.rows), -1, -1, -1) if len(part) == 1 else part.index_select(0, self.rows)
+            for part in super().get()
+        )
+        return key, value
+
+
+# As part of a block's inputs they have a gradient under gradient checkpointing.
+register_pytree_node(
+    _SharedKeys,
+    lambda layer: ([layer.k_ref, layer.v_ref, layer.rows], None),
+    lambda leaves, _: _SharedKeys(*leaves),
+)
+
+
+def _of_rows(cache: Flux2KVCache, rows: Tensor) -> Flux2KVCache:
+    """Return the cache for a batch whose images have the references of these rows (B,)."""
+    shared = Flux2KVCache(0, 0)
+    shared.num_ref_tokens = cache.num_ref_tokens
+    shared.double_block_caches = [_SharedKeys(*layer.get(), rows) for layer in cache.double_block_caches]
+    shared.single_block_caches = [_SharedKeys(*layer.get(), rows) for layer in cache.single_block_caches]
+    return shared
+
+
+def _distinct(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows of (B, tokens, channels), and the row of each among them, (B,)."""
+    if tokens.is_meta or len(tokens) == 1:
+        return tokens, torch.arange(len(tokens), device=tokens.device)
+    distinct, rows = torch.unique(tokens, dim=0, return_inverse=True)
+    return distinct, rows
