@@ -31,6 +31,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tiny.save_flux_kontext(made["flux-kontext"], layers=4)
     tiny.save_flux(made["uno"], layers=2)
     tiny_flux2.klein(layers=4).save_pretrained(made["flux2"])
+    made["flux2-klein-kv"] = made["flux2"].with_name("kv")
+    tiny_flux2.klein_kv(layers=4).save_pretrained(made["flux2-klein-kv"])
     return made
 
 
@@ -128,11 +130,12 @@ def test_activations_are_those_that_autograd_saves(folders: dict[str, Path], kin
     assert saved <= 1.02 * batch * found.training <= 1.02 * 1.5 * saved
 
 
+@pytest.mark.parametrize("kind", ["flux-kontext", "flux2-klein-kv"])
 def test_extrapolating_from_few_blocks_gives_all_blocks(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     for checkpointing in (False, True):
-        config = config_of(folders, "flux-kontext", gradient_checkpointing=checkpointing)
+        config = config_of(folders, kind, gradient_checkpointing=checkpointing)
         extrapolated = shapes_of(config, 1)
         shapes._shapes.cache_clear()
         with monkeypatch.context() as patch:

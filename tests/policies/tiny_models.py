@@ -121,7 +121,10 @@ SOURCES = {
     "flux2-klein": Source(lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
     "flux2-dev": Source(lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
     "flux2-klein-kv": Source(
-        lambda folder: tiny_flux2.save(tiny_flux2.klein_kv(), folder), {**_FLUX2, "kind": "flux2-klein-kv"}, _TWO, _flux2_kv
+        lambda folder: tiny_flux2.save(tiny_flux2.klein_kv(), folder),
+        {**_FLUX2, "kind": "flux2-klein-kv"},
+        _TWO,
+        _flux2_kv,
     ),
     "qwen-image-edit": Source(tiny_qwen.save_qwen_image_edit, _QWEN, _QWEN_TWO, _qwen),
     # Modulates references as at time 0; here with a fixed shift of noise levels.

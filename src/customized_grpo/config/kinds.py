@@ -96,9 +96,7 @@ KINDS: dict[str, Kind] = {
             Preset("FLUX.2-dev", {"policy.guidance": 4.0}),  # guidance_scale of Flux2Pipeline
         ),
     ),
-    "flux2-klein-kv": Kind(
-        "flux2_kv:Flux2KVPolicy", ("Flux2KleinKVPipeline",), (Preset("FLUX.2-klein-kv", _KLEIN),)
-    ),
+    "flux2-klein-kv": Kind("flux2_kv:Flux2KVPolicy", ("Flux2KleinKVPipeline",), (Preset("FLUX.2-klein-kv", _KLEIN),)),
     "qwen-image-edit": Kind(
         "qwen_image_edit:QwenImageEditPolicy",
         ("QwenImageEditPlusPipeline",),

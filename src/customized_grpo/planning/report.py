@@ -85,6 +85,7 @@ def _show(config: Config, plan: Plan, console: Console) -> None:
         f"An iteration: {plan.images} images, {plan.sampling_evaluations:,} model evaluations forward to sample them, "
         f"{plan.training_evaluations:,} forward and backward to train"
         + (f", over {plan.processes} processes" if plan.processes > 1 else "")
+        + (f". Each step has two: policy.true_cfg is {config.policy.true_cfg:g}" if config.policy.true_cfg != 1 else "")
     )
     for unknown in plan.uncounted:
         console.print(f"Not counted: the memory of {unknown}.")

@@ -43,7 +43,7 @@ class Flux2Policy(PipelinePolicy):
         "to_qkv_mlp_proj", "to_out",
     )  # fmt: skip
     example_call = (
-        "image=[reference],\n    guidance_scale={guidance},  # of FLUX.2 dev; klein base: 1.0\n"
+        "image=[reference],\n    guidance_scale={guidance},  # of FLUX.2 dev; klein: {true_cfg}\n"
         "    max_sequence_length={tokens},"
     )
 

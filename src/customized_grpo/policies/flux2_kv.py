@@ -113,8 +113,18 @@ def _of_rows(cache: Flux2KVCache, rows: Tensor) -> Flux2KVCache:
 
 
 def _distinct(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct rows of (B, tokens, channels), and the row of each among them, (B,)."""
+    """Return the distinct rows of (B, tokens, channels), and the place of each row among them, (B,)."""
+    places = torch.zeros(len(tokens), dtype=torch.long)
     if tokens.is_meta or len(tokens) == 1:
-        return tokens, torch.arange(len(tokens), device=tokens.device)
-    distinct, rows = torch.unique(tokens, dim=0, return_inverse=True)
-    return distinct, rows
+        return tokens, places.to(tokens.device)
+    # Not by torch.unique, which compares long rows in one thread on a GPU. Bits, because NaN equals nothing.
+    bits = tokens.flatten(1).view(torch.int16 if tokens.element_size() == 2 else torch.int32)
+    firsts: list[int] = []
+    left = torch.ones(len(tokens), dtype=torch.bool)
+    while left.any():
+        first = int(left.nonzero()[0])
+        same = (bits == bits[first]).all(1).cpu()
+        places[same] = len(firsts)
+        firsts.append(first)
+        left &= ~same
+    return tokens[firsts], places.to(tokens.device)
