@@ -1,7 +1,7 @@
 """Measure what cached keys and values of references save: FLUX.2 klein KV against klein, with equal random weights.
 
-The transformer has the proportions of klein 9B, at an eighth of its width and number of blocks. Sequences are an eighth of
-those at 512x512 pixels, so that attention has its share of the work.
+The transformer has the proportions of klein 9B, at an eighth of its width and number of blocks. Sequences are an eighth
+of those at 512x512 pixels, so that attention has its share of the work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 from customized_grpo.cli.app import quiet
-from customized_grpo.config import Config, PolicyConfig, RolloutConfig, TrainConfig
+from customized_grpo.config import Config, RolloutConfig, TrainConfig
 from customized_grpo.policies.pipelines import REFERENCE, PipelinePolicy
 from customized_grpo.protocols import Conditions, Pair
 from customized_grpo.trainer.profiling import STAGES, Clock

@@ -31,7 +31,7 @@ def two_pairs(model: Model, policy: PipelinePolicy) -> list[Conditions]:
 
 
 def in_one_pass(policy: PipelinePolicy, latents: Tensor, conditions: Conditions) -> Tensor:
-    """The transformer's velocity with tokens of references and image in one sequence, as in the pipeline's first step."""
+    """The transformer's velocity of one sequence of references and image, as in the pipeline's first step."""
     references = [conditions.rows[f"reference_{k}"] for k in (1, 2)]
     inputs = policy.transformer_inputs(conditions.rows, (policy._grid, *(r.shape[1:3] for r in references)))
     ids, length = inputs["img_ids"], latents.shape[1]
