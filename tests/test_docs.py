@@ -49,6 +49,8 @@ def folder(tmp_path: Path) -> Path:
     listed += f"\nPrompts\n\nObject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     listed += f"\nLive Subject Prompts\n\nprompt_list = [\n{prompts}\n]\n"
     (tmp_path / "dreambench" / "prompts_and_classes.txt").write_text(listed, encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(tmp_path / "photo.jpg", tmp_path / "photos")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     return tmp_path
 

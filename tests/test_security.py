@@ -98,9 +98,7 @@ def test_no_class_that_a_model_names_runs_the_models_code() -> None:
     assert requested >= 6
 
 
-def test_a_terminal_is_not_requested_whether_to_run_a_models_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_terminal_is_asked_to_run_a_models_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor would a yes be of use: here it comes of itself."""
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED_FOLDER / "pipeline", model)

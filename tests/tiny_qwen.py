@@ -126,7 +126,7 @@ def qwen_image_edit(
 
 
 def corrected(pipeline: QwenImageEditPlusPipeline) -> QwenImageEditPlusPipeline:
-    """The pipeline, whose text encoder gets the processor's marks of image tokens; diffusers 0.42 does not pass them."""
+    """The pipeline, whose text encoder gets the processor's mm_token_type_ids, which diffusers 0.42 does not pass."""
 
     def mark(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         marks = pipeline.processor.create_mm_token_type_ids(given["input_ids"].tolist())

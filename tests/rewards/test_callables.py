@@ -196,7 +196,7 @@ def test_options_come_before_columns_and_are_checked(
     (tmp_path / "own.py").write_text(
         "def f(images, target, power=1.0): return [t ** power for t in target]\n"
         "def g(images, power, **columns): return [power + one for one in columns['target']]\n"
-        "def h(images, power, batch): return [power + len(batch)] * len(images)\n",
+        "def h(samples, power, batch): return [power + len(batch)] * len(samples)\n",
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
@@ -220,7 +220,7 @@ def test_options_come_before_columns_and_are_checked(
     [
         (3, "^3 is no reward; give a callable that takes images"),
         ("dino", "^'dino' is no reward"),
-        (Scorer, r"^Judge is a class; give an object of it as reward: Judge\(\)"),
+        (Scorer, r"^Scorer is a class; give an object of it as reward: Scorer\(\)"),
     ],
 )
 def test_what_is_no_reward(given: Any, message: str) -> None:

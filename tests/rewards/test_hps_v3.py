@@ -115,7 +115,7 @@ def without(folder: Path, to: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("rm_head.3", "are not those of HPS v3 for this base .KeyError.*give the published weights"),
+        ("rm_head.3", "are not those of HPS v3 for base .KeyError.*give the published weights"),
         ("visual.patch_embed", r"lacks the weights model\.visual\.patch_embed\.proj\.weight; get it again$"),
         ("embed_tokens", "has 0 tokens, and its base's tokenizer .* give the base that it was trained from$"),
     ],

@@ -182,7 +182,7 @@ def test_a_server_that_is_gone_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "answer", "asked"),
+    ("first", "answer", "requested"),
     [
         ((503, "busy", {}), None, 2),
         ((200, '{"scores": [1]}', HEADERS), "1 scores for 2 images", 2),

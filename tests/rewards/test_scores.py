@@ -120,7 +120,7 @@ def test_what_a_reward_says_that_it_needs_is_held_against_the_pairs(
         assert len(score([reward], torch.rand(5, 3, 4, 4), pairs)["judge"]) == 5
 
 
-@pytest.mark.parametrize("said", ["reward 'judge': nothing is scored", "pair 'a': a mask of another size"])
+@pytest.mark.parametrize("text", ["reward 'judge': nothing is scored", "pair 'a': a mask of another size"])
 def test_what_a_reward_says_itself_is_not_said_twice(text: str, pairs: list[Pair]) -> None:
     def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         raise RewardError(text)

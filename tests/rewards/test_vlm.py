@@ -233,7 +233,7 @@ def test_each_attempt_has_a_timeout_for_the_whole_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "said", "told"),
+    ("answer", "status", "text", "message"),
     [
         ("logprobs", 200, completion("3"), r"no token probabilities; set options\.answer to json or text"),
         ("json", 200, completion("a fine picture"), r"JSONDecodeError: .*; correct the reward's options"),

@@ -148,8 +148,8 @@ def test_strangers_and_other_versions_are_refused(
         ),
         (request(images=[bomb(65)]), 400, "an image of 65 x 65 pixels; at most 4096"),
         (request(images=[bomb(50_000)]), 400, "not a PNG in base64 \\(Decompression|50000 x 50000"),
-        (request(images={digest(IMAGE_FILE): bomb(3000)}), 400, "an image of 3000 x 3000"),
-        (request(images={"0" * 64: encode(IMAGE_FILE)}), 400, "do not match its name"),
+        (request(photos={digest(IMAGE_FILE): bomb(3000)}), 400, "an image of 3000 x 3000"),
+        (request(photos={"0" * 64: encode(IMAGE_FILE)}), 400, "do not match its name"),
     ],
 )
 def test_wrong_or_large_requests_are_refused(
@@ -176,7 +176,7 @@ def test_a_body_of_too_many_bytes_is_refused_without_reading_it(served: tuple[Co
 
 def test_many_large_images_together_are_refused(served: tuple[Counting, str]) -> None:
     flat = {digest(one): encode(one) for one in (Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(4))}
-    answer = post(served[1], request(images=flat))
+    answer = post(served[1], request(photos=flat))
     assert answer.status_code == 400 and "; at most " in answer.json()["detail"]
 
 

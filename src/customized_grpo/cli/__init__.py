@@ -5,10 +5,17 @@ from __future__ import annotations
 from customized_grpo.cli.app import app
 
 # isort: off
-from customized_grpo.cli import training, evaluation, rewards, sharing, planning  # the order of the commands in --help
+from customized_grpo.cli import (
+    training,
+    data,
+    evaluation,
+    rewards,
+    sharing,
+    planning,
+)  # the order of the commands in --help
 # isort: on
 
-__all__ = ["app", "evaluation", "main", "planning", "rewards", "sharing", "training"]
+__all__ = ["app", "data", "evaluation", "main", "planning", "rewards", "sharing", "training"]
 
 
 def main() -> None:

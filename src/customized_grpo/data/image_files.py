@@ -15,6 +15,8 @@ from customized_grpo.data.errors import DataError
 
 #: The only formats that are tried. Others that Pillow reads start programs (EPS) or are rarely tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: Endings of files that are images in a folder.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 #: Images with more pixels are refused before anything is decoded.
 MAX_PIXELS = 2**26
 #: Larger images are reduced to this longest side when they are loaded, because no model here needs more.

@@ -25,7 +25,6 @@ from customized_grpo.utils.records import write_bytes
 from customized_grpo.utils.terminal import ABSENT
 
 _BATCH = 64  # images that are loaded and scored at a time
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 def find_images(images: Sequence[Path], folder: Path | None) -> list[Path]:
@@ -34,9 +33,9 @@ def find_images(images: Sequence[Path], folder: Path | None) -> list[Path]:
     if folder is not None:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder; give the folder of the images")
-        found += sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        found += sorted(path for path in folder.iterdir() if path.suffix.lower() in image_files.SUFFIXES)
     if not found:
-        where = f"{folder}: no image in it ({', '.join(_SUFFIXES)})" if folder else "no image to score"
+        where = f"{folder}: no image in it ({', '.join(image_files.SUFFIXES)})" if folder else "no image to score"
         raise ConfigError(f"{where}; give --image, or --images FOLDER")
     if broken := image_files.problems(found, image_files.check):
         raise DataError(broken.values())

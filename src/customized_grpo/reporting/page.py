@@ -204,7 +204,7 @@ def _groups(run: Run) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
     for folder, stored in reversed(in_steps(list(run.groups.items()), _ITERATIONS)):
         tables = [table for group in stored.groups if (table := _table(folder, group))]
         if tables:
-            yield stored.iteration, stored.drawn, tables
+            yield stored.iteration, stored.sampled, tables
 
 
 def _table(folder: Path, group: Group) -> dict[str, Any] | None:

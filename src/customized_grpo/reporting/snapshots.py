@@ -37,7 +37,7 @@ class Sample(_Stored):
     key: str
     prompt: str
     reference: str
-    file: str
+    image: str
     scores: dict[str, float | None]
 
 
@@ -66,7 +66,7 @@ class GroupChoice(_Stored):
     """The best and the worst of an iteration's groups, or the only one."""
 
     iteration: int
-    evaluation: int
+    sampled: int
     groups: list[Group]
 
 
@@ -84,7 +84,7 @@ def keep_samples(run: Path, iteration: int, held_out: PairDataset, images: int, 
         with Image.open(evaluation.images[first]) as image:
             write_bytes(folder / file, thumbnail(image))
         scores: dict[str, float | None] = {name: values[first] for name, values in evaluation.scores.items()}
-        pairs.append(Sample(key=pair.key, prompt=pair.prompt, reference=reference, file=file, scores=scores))
+        pairs.append(Sample(key=pair.key, prompt=pair.prompt, reference=reference, image=file, scores=scores))
     write_json(folder / _INDEX, Samples(iteration=iteration, pairs=pairs).model_dump())
 
 
@@ -96,8 +96,8 @@ def keep_groups(run: Path, iteration: int, groups: Groups) -> None:
     for rank, i in (("only", best),) if best == worst else (("best", best), ("worst", worst)):
         pair = groups.pairs[i]
         names = [f"{rank}-{number:03d}.jpg" for number in range(groups.images.shape[1])]
-        for name, file in zip(names, groups.images[i], strict=True):
-            write_bytes(folder / name, thumbnail(to_image(file)))
+        for name, pixels in zip(names, groups.images[i], strict=True):
+            write_bytes(folder / name, thumbnail(to_image(pixels)))
         write_bytes(folder / f"{rank}-reference.jpg", thumbnail(pair.references[0]))
         stored.append(
             {
@@ -112,7 +112,7 @@ def keep_groups(run: Path, iteration: int, groups: Groups) -> None:
                 "learned": groups.learned[i].tolist(),
             }
         )
-    write_json(folder / _INDEX, {"iteration": iteration, "drawn": len(groups.pairs), "groups": stored})
+    write_json(folder / _INDEX, {"iteration": iteration, "sampled": len(groups.pairs), "groups": stored})
 
 
 def best_and_worst(groups: Groups) -> tuple[int, int]:

@@ -153,7 +153,7 @@ class HpsV3(BuiltinReward):
         # A prompt must not end the question or add an image. What remains may form another special token.
         while met := [token for token in self._special if token in prompt]:
             prompt = prompt.replace(met[0], "")
-        return _QUESTION.format(image=_IMAGE_TOKEN * image_tokens, prompt=prompt)
+        return _QUESTION.format(picture=_IMAGE_TOKEN * image_tokens, prompt=prompt)
 
 
 def _weights(path: str, revision: str, name: str) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ def test_it_resumes_image_by_image(
         generated += 1
         return sample(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(evaluation, "sample_pictures", counted)
+    monkeypatch.setattr(evaluation, "sample_images", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluated(recipe, open_it(), tmp_path / "out")
     assert len(images_of(tmp_path / "out")) == 5
