@@ -130,9 +130,9 @@ def test_activations_are_those_that_autograd_saves(folders: dict[str, Path], kin
     assert saved <= 1.02 * batch * found.training <= 1.02 * 1.5 * saved
 
 
-@pytest.mark.parametrize("kind", ["flux-kontext", "flux2-klein-kv"])
+@pytest.mark.parametrize(("kind", "tolerance"), [("flux-kontext", 0.02), ("flux2-klein-kv", 0.03)])
 def test_extrapolating_from_few_blocks_gives_all_blocks(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str, tolerance: float
 ) -> None:
     for checkpointing in (False, True):
         config = config_of(folders, kind, gradient_checkpointing=checkpointing)
@@ -142,8 +142,8 @@ def test_extrapolating_from_few_blocks_gives_all_blocks(
             patch.setattr(shapes, "_LONGEST_LIST", 100)
             whole = shapes_of(config, 1)
         shapes._shapes.cache_clear()
-        assert extrapolated.training == pytest.approx(whole.training, rel=0.02)
-        assert extrapolated.forward == pytest.approx(whole.forward, rel=0.02)
+        assert extrapolated.training == pytest.approx(whole.training, rel=tolerance)
+        assert extrapolated.forward == pytest.approx(whole.forward, rel=tolerance)
 
 
 def test_checkpointing_offloading_and_more_references_change_activations(folders: dict[str, Path]) -> None:

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline, Flux2KleinPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinKVPipeline,
+    Flux2KleinPipeline,
+    QwenImageEditPlusPipeline,
+)
 from diffusers.pipelines.flux2 import pipeline_flux2_klein as klein
 
 from customized_grpo.config import Config
@@ -91,6 +96,12 @@ def test_klein_samples_as_its_pipeline_does(recipe: str) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=klein.compute_empirical_mu(tokens, steps))
     assert (tokens, torch.equal(levels, scheduler.sigmas)) == (1024, True)
+
+
+def test_qwen_image_edit_has_its_pipelines_guidance() -> None:
+    policy = load_config(RECIPES / "qwen-image-edit.yaml").policy
+    usual = inspect.signature(QwenImageEditPlusPipeline.__call__).parameters["true_cfg_scale"].default
+    assert (policy.true_cfg, policy.negative_prompt) == (usual, " ")
 
 
 def test_dance_steps_keep_the_noise_of_a_distilled_schedule() -> None:

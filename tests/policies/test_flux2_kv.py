@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from embedded import embedded
-from proofs import PROMPT, STEPS, apart, noise, random_image, tune
+from proofs import PROMPT, STEPS, apart, noise, random_image, refused, tune
 from tiny_models import Model
 from torch import Tensor
 
@@ -115,6 +115,11 @@ def test_weights_that_changed_between_rollouts_are_used(model: Model) -> None:
         assert torch.equal(sample_images(policy, conditions, noise(policy), sigmas), after)
     with policy.reference():
         assert torch.equal(sample_images(policy, conditions, noise(policy), sigmas), before)
+
+
+@kv
+def test_fsdp_is_refused(model: Model) -> None:
+    refused(lambda: model.policy().shard(lambda module: module), "policy.kind", "FSDP")
 
 
 @kv

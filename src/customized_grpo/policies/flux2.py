@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
@@ -37,7 +37,7 @@ class Flux2Policy(PipelinePolicy):
         ModelError: As `PipelinePolicy`, and if classifier-free guidance is set for a distilled model.
     """
 
-    pipelines = (Flux2KleinPipeline, Flux2Pipeline)
+    pipelines: ClassVar[tuple[Any, ...]] = (Flux2KleinPipeline, Flux2Pipeline)
     lora_targets = (
         *ATTENTION, "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
         "to_qkv_mlp_proj", "to_out",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import Flux2KleinKVPipeline
-from diffusers.models.transformers.transformer_flux2 import Flux2KVCache, Flux2KVLayerCache
-from torch import Tensor
-from torch.utils._pytree import register_pytree_node
+from diffusers.models.transformers.transformer_flux2 import Flux2KVCache
+from torch import Tensor, nn
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.flux2 import Flux2Policy
+from customized_grpo.utils.hub import ModelError
 
 
 class Flux2KVPolicy(Flux2Policy):
@@ -43,6 +43,14 @@ class Flux2KVPolicy(Flux2Policy):
             self._reuses = before
             if not before:
                 self._last = None
+
+    def shard(self, fully_shard: Callable[[nn.Module], object]) -> None:
+        """Refuse shards: FSDP gathers the last block's weights by the gradient of its output, which is not used.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError("policy.kind: flux2-klein-kv is not supported with FSDP; launch without it, or use flux2")
 
     def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Compute the transformer's output for the image's tokens, (B, tokens, channels)."""
@@ -78,29 +86,24 @@ class Flux2KVPolicy(Flux2Policy):
         return computed
 
 
-class _SharedKeys(Flux2KVLayerCache):
-    """Keys and values of one layer for N distinct references; image b of a batch has those of row `rows[b]`."""
+class _SharedKeys(NamedTuple):
+    """A `Flux2KVLayerCache` for N distinct references; image b of a batch has those of row `rows[b]`.
 
-    def __init__(self, key: Tensor, value: Tensor, rows: Tensor) -> None:
-        super().__init__()
-        self.store(key, value)
-        self.rows = rows
+    As a tuple it shows its tensors to gradient checkpointing, so that they have a gradient.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
 
     def get(self) -> tuple[Tensor, Tensor]:
         """Return keys and values (B, tokens, heads, channels), copied for each image while its layer computes."""
-        key, value = (
-            part.expand(len(self.rows), -1, -1, -1) if len(part) == 1 else part.index_select(0, self.rows)
-            for part in super().get()
+        count = len(self.rows)
+        keys, values = (
+            part.expand(count, -1, -1, -1) if len(part) == 1 else part.index_select(0, self.rows)
+            for part in (self.keys, self.values)
         )
-        return key, value
-
-
-# As part of a block's inputs they have a gradient under gradient checkpointing.
-register_pytree_node(
-    _SharedKeys,
-    lambda layer: ([layer.k_ref, layer.v_ref, layer.rows], None),
-    lambda leaves, _: _SharedKeys(*leaves),
-)
+        return keys, values
 
 
 def _of_rows(cache: Flux2KVCache, rows: Tensor) -> Flux2KVCache:

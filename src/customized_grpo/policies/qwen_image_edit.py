@@ -10,7 +10,7 @@ import torch
 from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.policies.pipelines import ATTENTION, PATCH, Grid, PipelinePolicy, nearest_size
@@ -109,7 +109,7 @@ class QwenImageEditPolicy(PipelinePolicy):
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
 
-def _with_token_types(text_encoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _with_token_types(text_encoder: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Add mm_token_type_ids (1 for tokens of an image), where the text encoder takes them and the pipeline has none."""
     if "mm_token_type_ids" in signature(text_encoder.forward).parameters and "mm_token_type_ids" not in kwargs:
         kwargs["mm_token_type_ids"] = (kwargs["input_ids"] == text_encoder.config.image_token_id).int()
