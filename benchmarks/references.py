@@ -175,8 +175,8 @@ def compare(size: Size, repeats: int, console: Console) -> dict[int, dict[str, f
             table.add_row(str(references), stage, *times, *(f"{part(ratios):.2f}x" for part in (median, min, max)))
     console.print(table)
     console.print(
-        f"{machine['device']}, {machine['CPU threads']} CPU threads; CPU time on a CPU; a group of {size.group} images of "
-        f"{size.side**2} tokens, as many of each reference, {size.words} of text; 4 steps, 3 trained",
+        f"{machine['device']}, {machine['CPU threads']} CPU threads; CPU time on a CPU; a group of {size.group} "
+        f"images of {size.side**2} tokens, as many of each reference, {size.words} of text; 4 steps, 3 trained",
         highlight=False,
     )
     return speedups
