@@ -110,8 +110,8 @@ def _of_rows(cache: Flux2KVCache, rows: Tensor) -> Flux2KVCache:
     """Return the cache for a batch whose images have the references of these rows (B,)."""
     shared = Flux2KVCache(0, 0)
     shared.num_ref_tokens = cache.num_ref_tokens
-    shared.double_block_caches = [_SharedKeys(*layer.get(), rows) for layer in cache.double_block_caches]
-    shared.single_block_caches = [_SharedKeys(*layer.get(), rows) for layer in cache.single_block_caches]
+    shared.double_block_caches = [_SharedKeys(layer.k_ref, layer.v_ref, rows) for layer in cache.double_block_caches]
+    shared.single_block_caches = [_SharedKeys(layer.k_ref, layer.v_ref, rows) for layer in cache.single_block_caches]
     return shared
 
 
