@@ -33,17 +33,20 @@ MODELS = (
 )  # fmt: skip
 #: Additional settings of FLUX.2-dev on 24 GB.
 LARGE = RECIPES / "hardware" / "24gb-32b.yaml"
+#: Additional settings of Qwen-Image-Edit on 24 GB, at the larger size.
+GUIDED = RECIPES / "hardware" / "24gb-guided.yaml"
 
 
 def config_of(model: str, hardware: str, *sizes: str) -> Config:
     over = [RECIPES / "sizes" / f"{size}.yaml" for size in sizes]
-    large = [LARGE] if (model, hardware) == ("flux2-dev", "24gb") else []
-    return load_config([RECIPES / f"{model}.yaml", RECIPES / "hardware" / f"{hardware}.yaml", *over, *large])
+    further = {("flux2-dev", "24gb"): [LARGE], ("qwen-image-edit", "24gb"): [GUIDED] if sizes else []}
+    last = further.get((model, hardware), [])
+    return load_config([RECIPES / f"{model}.yaml", RECIPES / "hardware" / f"{hardware}.yaml", *over, *last])
 
 
 def test_these_are_all_recipes() -> None:
     assert {path.stem for path in RECIPES.glob("*.yaml")} == {*MODELS, "embedded"}
-    assert {path.stem for path in (RECIPES / "hardware").iterdir()} == {*HARDWARE, LARGE.stem}
+    assert {path.stem for path in (RECIPES / "hardware").iterdir()} == {*HARDWARE, LARGE.stem, GUIDED.stem}
 
 
 @pytest.mark.parametrize(
