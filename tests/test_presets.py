@@ -45,6 +45,7 @@ def test_presets_apply_in_python_as_in_a_file(tmp_path: Path) -> None:
         "flux-kontext": (KONTEXT, "/models/any"),
         "uno": ("black-forest-labs/FLUX.1-dev",),
         "flux2": ("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-base-9B", "/models/any"),
+        "flux2-klein-kv": ("black-forest-labs/FLUX.2-klein-9b-kv",),
         "qwen-image-edit": ("Qwen/Qwen-Image-Edit-2511",),
         "longcat-image-edit": ("meituan-longcat/LongCat-Image-Edit",),
         "joyimage-edit-plus": ("jdopensource/JoyAI-Image-Edit-Plus-Diffusers",),
@@ -74,6 +75,7 @@ def test_presets_apply_in_python_as_in_a_file(tmp_path: Path) -> None:
         ("FluxKontextPipeline", PolicyConfig(path=KONTEXT), None),  # its model card differs from its pipeline
         ("FluxPipeline", PolicyConfig(kind="uno"), "guidance"),
         ("Flux2KleinPipeline", PolicyConfig(kind="flux2", path="FLUX.2-klein-base-4B"), "true_cfg"),
+        ("Flux2KleinKVPipeline", PolicyConfig(kind="flux2-klein-kv"), None),
         ("Flux2Pipeline", PolicyConfig(kind="flux2", path="FLUX.2-dev"), "guidance"),
         ("QwenImageEditPlusPipeline", PolicyConfig(kind="qwen-image-edit"), None),
         ("LongCatImageEditPipeline", PolicyConfig(kind="longcat-image-edit"), "true_cfg"),

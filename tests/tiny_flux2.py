@@ -9,6 +9,7 @@ import tiny
 from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinKVPipeline,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
@@ -112,6 +113,11 @@ def klein(
     )
     _randomise(pipeline, seed)
     return pipeline
+
+
+def klein_kv(**options: Any) -> Flux2KleinKVPipeline:
+    """A klein of the pipeline that caches keys and values of references."""
+    return Flux2KleinKVPipeline(**klein(**options).components)
 
 
 def dev(*, width: int = 32, layers: int = 1, dynamic_shifting: bool = True, seed: int = 0) -> Flux2Pipeline:

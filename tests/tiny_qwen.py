@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import tiny
@@ -141,6 +142,17 @@ def qwen_image_edit(
         ),
     )
     tiny.randomise(pipeline, seed)
+    return pipeline
+
+
+def corrected(pipeline: QwenImageEditPlusPipeline) -> QwenImageEditPlusPipeline:
+    """The pipeline, whose text encoder gets the processor's mm_token_type_ids, which diffusers 0.42 does not pass."""
+
+    def mark(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        marks = pipeline.processor.create_mm_token_type_ids(given["input_ids"].tolist())
+        return args, {**given, "mm_token_type_ids": torch.tensor(marks, device=given["input_ids"].device)}
+
+    pipeline.text_encoder.register_forward_pre_hook(mark, with_kwargs=True)
     return pipeline
 
 

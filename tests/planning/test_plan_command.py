@@ -35,6 +35,7 @@ PUBLISHED = {
     "black-forest-labs/FLUX.2-dev": {"transformer": 32.2, "text_encoder": 24.0, "vae": 0.084},
     "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3.88, "text_encoder": 4.02, "vae": 0.084},
     "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19, "vae": 0.084},
+    "black-forest-labs/FLUX.2-klein-9b-kv": {"transformer": 9.08, "text_encoder": 8.19, "vae": 0.084},
     "Qwen/Qwen-Image-Edit-2511": {"transformer": 20.4, "text_encoder": 8.29, "vae": 0.127},
     # "6B" in its report (arXiv 2512.07584), of 10 double and 20 single blocks.
     "meituan-longcat/LongCat-Image-Edit": {"transformer": 6.27, "text_encoder": 8.29, "vae": 0.084},
@@ -226,9 +227,10 @@ def test_sizes_are_parsed(text: str, size: float) -> None:
 
 def test_a_plan_that_fits_is_shown_and_one_that_does_not_is_refused(config: Callable[..., Config]) -> None:
     console = Console(record=True, width=200)
-    plan_run(config(), console, memory="20GB", processes=1, references=1)
+    plan_run(config(true_cfg=4.0), console, memory="20GB", processes=1, references=1)
     shown = console.export_text()
-    for word in ("optimiser state", "model evaluations", "It fits", "trained: a LoRA of rank 16"):
+    twice = "Each step has two: policy.true_cfg is 4"
+    for word in ("optimiser state", "model evaluations", twice, "It fits", "trained: a LoRA of rank 16"):
         assert word in shown
     with pytest.raises(ConfigError) as caught:
         plan_run(config(), console, memory=f"{needed(config()) * 3 // 4} B", processes=1, references=1)

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinKVPipeline,
+    Flux2KleinPipeline,
+    QwenImageEditPlusPipeline,
+)
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+from diffusers.pipelines.flux2 import pipeline_flux2_klein as klein
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
+from customized_grpo.method import SAMPLERS
 from customized_grpo.planning import make_plan
 from customized_grpo.policies import build_policy
 from customized_grpo.trainer.update import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
+from customized_grpo.utils.outlines import config_reader
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 HARDWARE = {"80gb": (80e9, 1), "24gb": (24e9, 1), "8gpu": (80e9, 8)}
 MODELS = sorted({path.stem for path in RECIPES.glob("*.yaml")} - {"embedded"})
 #: Additional settings of FLUX.2-dev on 24 GB.
 LARGE = RECIPES / "hardware" / "24gb-32b.yaml"
+#: Additional settings of Qwen-Image-Edit on 24 GB, at the larger size.
+GUIDED = RECIPES / "hardware" / "24gb-guided.yaml"
 
 
 def config_of(model: str, hardware: str, *sizes: str) -> Config:
     over = [RECIPES / "sizes" / f"{size}.yaml" for size in sizes]
-    large = [LARGE] if (model, hardware) == ("flux2-dev", "24gb") else []
-    return load_config([RECIPES / f"{model}.yaml", RECIPES / "hardware" / f"{hardware}.yaml", *over, *large])
+    further = {("flux2-dev", "24gb"): [LARGE], ("qwen-image-edit", "24gb"): [GUIDED] if sizes else []}
+    last = further.get((model, hardware), [])
+    return load_config([RECIPES / f"{model}.yaml", RECIPES / "hardware" / f"{hardware}.yaml", *over, *last])
 
 
 def test_these_are_all_files_of_hardware() -> None:
-    assert {path.stem for path in (RECIPES / "hardware").iterdir()} == {*HARDWARE, LARGE.stem}
+    assert {path.stem for path in (RECIPES / "hardware").iterdir()} == {*HARDWARE, LARGE.stem, GUIDED.stem}
 
 
 @pytest.mark.slow
@@ -111,3 +127,48 @@ def test_the_fast_recipe_is_the_papers_work_with_fewer_evaluations() -> None:
         for config in (paper, fast)
     ]
     assert trained == [14, 4]
+
+
+@pytest.mark.parametrize("recipe", ["flux2-klein", "flux2-klein-distilled", "flux2-klein-kv"])
+def test_klein_samples_as_its_pipeline_does(recipe: str) -> None:
+    """Distilled models at 4 steps without guidance, base models with it; noise levels of the pipeline at that size."""
+    config = load_config(RECIPES / f"{recipe}.yaml")
+    pipeline = Flux2KleinKVPipeline if recipe == "flux2-klein-kv" else Flux2KleinPipeline
+    usual = {name: one.default for name, one in inspect.signature(pipeline.__call__).parameters.items()}
+    distilled = recipe != "flux2-klein"
+    assert config.policy.true_cfg == (1.0 if distilled else usual["guidance_scale"])
+    assert config.rollout.steps == config.evaluation.steps == (4 if distilled else 28)
+    assert config.rollout.window is None and config.rollout.shift is None
+    index = config_reader(config.policy.path)("model_index.json")
+    assert index["_class_name"] == pipeline.__name__ and index.get("is_distilled", True) is distilled
+    if recipe == "flux2-klein-kv":
+        assert config.rollout.steps == usual["num_inference_steps"]
+    if distilled:
+        assert trained_count(config.rollout.steps - 1, config.train.trained_fraction) == 3
+
+    policy = build_policy(config.policy.model_copy(update={"device": "meta"}))
+    steps, (tokens, _) = config.rollout.steps, policy.latent_shape
+    levels = policy.sigmas(steps)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=klein.compute_empirical_mu(tokens, steps))
+    assert (tokens, torch.equal(levels, scheduler.sigmas)) == (1024, True)
+
+
+def test_qwen_image_edit_has_its_pipelines_guidance() -> None:
+    policy = load_config(RECIPES / "qwen-image-edit.yaml").policy
+    usual = inspect.signature(QwenImageEditPlusPipeline.__call__).parameters["true_cfg_scale"].default
+    assert (policy.true_cfg, policy.negative_prompt) == (usual, " ")
+
+
+def test_dance_steps_keep_the_noise_of_a_distilled_schedule() -> None:
+    """With the exact velocity of data on one point, whose noise is all that a sample has."""
+    rollout = load_config(RECIPES / "flux2-klein-distilled.yaml").rollout
+    mu = klein.compute_empirical_mu(1024, rollout.steps)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / rollout.steps, rollout.steps), mu=mu)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(1, 1_000_000, generator=generator)
+    for now, after in itertools.pairwise(scheduler.sigmas[:-1]):
+        noise = torch.randn(sample.shape, generator=generator)
+        sample = SAMPLERS[rollout.sampler](sample, sample / now, now, after, eta=rollout.eta, noise=noise).next_sample
+        assert 0.98 < sample.var() / after**2 < 1.02

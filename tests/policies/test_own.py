@@ -179,6 +179,6 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path: Path) -> None:
     refused(of("nowhere.py:Policy"), "policy.kind", "no file nowhere.py")
     refused(of("no_such_package.module:Policy"), "policy.kind", "no_such_package", "install")
     with pytest.raises(
-        ValueError, match=r"flux-kontext, uno, flux2, qwen-image-edit, .*joyimage-edit-plus, or package"
+        ValueError, match=r"flux-kontext, uno, flux2, flux2-klein-kv, qwen-image-edit, .*joyimage-edit-plus, or package"
     ):
         load_config(None, ["policy.kind=flux3"])

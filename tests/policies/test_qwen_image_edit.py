@@ -67,6 +67,30 @@ def test_a_reference_is_seen_by_the_text_encoder_and_as_tokens(model: Model) -> 
 
 
 @one
+def test_image_tokens_have_positions_on_their_grid(model: Model) -> None:
+    """Time, row and column; text goes on after the largest (Qwen2-VL, arXiv 2409.12191, section 2.1)."""
+    policy, image = model.policy(), model.source.references[1]
+    encoder, ids, positions = policy._pipeline.text_encoder, [], []
+    with (
+        encoder.register_forward_pre_hook(lambda _, __, given: ids.append(given["input_ids"][0]), with_kwargs=True),
+        encoder.model.language_model.register_forward_pre_hook(
+            lambda _, __, given: positions.append(given["position_ids"][-3:, 0]), with_kwargs=True
+        ),
+    ):
+        conditions = policy.encode(PROMPT, [image])
+    places = (ids[0] == encoder.config.image_token_id).nonzero().flatten()
+    rows, columns, start = 6, 2, int(places[0])  # 160 x 64 pixels by the pipeline's rule; a token has about 28 x 28
+    grid = torch.cartesian_prod(torch.tensor([0]), torch.arange(rows), torch.arange(columns)).T
+    text = torch.arange(len(ids[0]) - start - rows * columns).expand(3, -1)
+    assert torch.equal(
+        positions[0], torch.cat([torch.arange(start).expand(3, -1), start + grid, start + rows + text], dim=1)
+    )
+    seen = policy._pipeline.image_processor.resize(image, 160, 64)
+    expected, _ = model.stock(policy).encode_prompt(PROMPT, image=[seen])
+    assert torch.equal(conditions.rows["prompt_embeds"], expected)
+
+
+@one
 def test_prompts_of_other_lengths_cannot_share_a_batch(model: Model) -> None:
     policy = model.policy()
     with pytest.raises(ValueError, match="different shapes"):

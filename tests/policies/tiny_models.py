@@ -109,6 +109,10 @@ def _flux2(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]
     }
 
 
+def _flux2_kv(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
+    return {name: value for name, value in _flux2(latents, references).items() if name != "guidance_scale"}
+
+
 def _qwen(latents: Tensor, references: Sequence[Image.Image]) -> dict[str, Any]:
     return {"image": list(references), "latents": latents, "true_cfg_scale": 1.0}
 
@@ -145,6 +149,12 @@ SOURCES = {
     ),
     "flux2-klein": Source(lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
     "flux2-dev": Source(lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
+    "flux2-klein-kv": Source(
+        lambda folder: tiny_flux2.save(tiny_flux2.klein_kv(), folder),
+        {**_FLUX2, "kind": "flux2-klein-kv"},
+        _TWO,
+        _flux2_kv,
+    ),
     "longcat-image-edit": Source(
         lambda folder: tiny_edit.save(tiny_edit.longcat(), folder),
         {"kind": "longcat-image-edit", "reference_sizes": None, "max_sequence_length": 96},

@@ -45,6 +45,9 @@ class Kind:
     presets: tuple[Preset, ...] = ()
 
 
+#: Distilled to 4 steps without guidance, by the model card and the defaults of Flux2KleinKVPipeline.
+_KLEIN = {"policy.lora.rank": 128, "rollout.steps": 4, "evaluation.steps": 4}
+
 #: By `policy.kind`; `customized_grpo.register_policy` adds to it.
 KINDS: dict[str, Kind] = {
     "flux-kontext": Kind(
@@ -81,17 +84,19 @@ KINDS: dict[str, Kind] = {
         (
             Preset(
                 "FLUX.2-klein-base",
-                {"policy.true_cfg": 4.0, "policy.lora.rank": 128},  # guidance_scale of Flux2KleinPipeline
+                {
+                    "policy.true_cfg": 4.0,  # guidance_scale of Flux2KleinPipeline
+                    "policy.lora.rank": 128,
+                    "rollout.steps": 28,  # model card of FLUX.2-dev: a good trade-off for the pipeline's 50
+                    "evaluation.steps": 28,
+                },
                 path="klein-base",
             ),
-            Preset(
-                "FLUX.2-klein",
-                {"policy.lora.rank": 128, "evaluation.steps": 4},  # model card: distilled to 4 steps
-                path="klein",
-            ),
+            Preset("FLUX.2-klein", _KLEIN, path="klein"),
             Preset("FLUX.2-dev", {"policy.guidance": 4.0}),  # guidance_scale of Flux2Pipeline
         ),
     ),
+    "flux2-klein-kv": Kind("flux2_kv:Flux2KVPolicy", ("Flux2KleinKVPipeline",), (Preset("FLUX.2-klein-kv", _KLEIN),)),
     "qwen-image-edit": Kind(
         "qwen_image_edit:QwenImageEditPolicy",
         ("QwenImageEditPlusPipeline",),

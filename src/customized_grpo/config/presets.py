@@ -19,6 +19,7 @@ COMMON: Mapping[str, Any] = {
     "policy.true_cfg": 1.0,  # true_cfg_scale of FluxPipeline and FluxKontextPipeline
     "policy.negative_prompt": "",
     "policy.lora.rank": 64,  # the paper's 512 would take 54 GB on 20 billion parameters
+    "rollout.steps": 25,  # the paper
     "rollout.shift": None,  # the rule of the model's own scheduler
     "evaluation.steps": 25,  # the paper
 }

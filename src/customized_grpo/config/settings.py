@@ -427,7 +427,12 @@ class RolloutConfig(Section):
         "dance", description="Stochastic sampler: dance (DanceGRPO), flow (Flow-GRPO) or cps; see docs/options.md."
     )
     eta: float = Field(0.4, gt=0, description="Noise level of stochastic steps, in the sampler's own unit.")
-    steps: int = Field(25, ge=2, le=MOST_STEPS, description="Denoising steps per image; the last one is deterministic.")
+    steps: int = Field(
+        DEFAULT["rollout.steps"],
+        ge=2,
+        le=MOST_STEPS,
+        description="Denoising steps per image; the last one is deterministic.",
+    )
     shift: float | None = Field(
         DEFAULT["rollout.shift"],
         gt=0,

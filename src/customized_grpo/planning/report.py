@@ -126,6 +126,7 @@ def _show(config: Config, plan: Plan, console: Console) -> None:
         + (f"and {plan.reference_evaluations:,} forward " if plan.reference_evaluations else "")
         + f"to train, {_flops(plan.flops)}"
         + (f", over {plan.processes} processes" if plan.processes > 1 else "")
+        + (f". Each step has two: policy.true_cfg is {config.policy.true_cfg:g}" if config.policy.true_cfg != 1 else "")
     )
     for unknown in plan.uncounted:
         console.print(f"Not counted: the memory of {unknown}.")

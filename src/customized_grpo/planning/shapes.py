@@ -126,8 +126,8 @@ def _shapes(config_json: str, references: int) -> Shapes:
     def training() -> None:
         torch.autograd.backward(policy.velocity(latents, sigma, conditions).square().mean())
 
-    with _cut(transformer, _few(transformer)):
-        forward_bytes = peak_bytes(forward)  # without gradients, each block frees its activations
+    # Without gradients, each block frees its activations; only keys and values of references may stay.
+    forward_bytes = of_all_blocks(transformer, partial(peak_bytes, forward))
     training_bytes = of_all_blocks(transformer, partial(peak_bytes, training))
     waiting = 0
     if config.offload_activations:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_flux2 import Flux2KVLayerCache
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
@@ -35,20 +36,44 @@ def checkpointing(
             torch's, whose hooks FSDP expects.
     """
     modules: dict[nn.Module, list[nn.Module]] = {}
+    storing: dict[nn.Module, _Storing] = {}
 
     def compute(block: nn.Module, *inputs: Any) -> Any:
+        options = inputs[-1] if inputs and isinstance(inputs[-1], dict) else {}
+        if options.get("kv_cache_mode") == "extract" and not isinstance(block, _Storing):
+            if block not in storing:
+                storing[block] = _Storing(block)
+            *outputs, key, value = compute(storing[block], *inputs)
+            options["kv_cache"].store(key, value)
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
         if block not in modules:
             modules[block] = list(block.modules())
         owned = (weight for module in modules[block] for weight in module._parameters.values())
         weights = [weight for weight in owned if weight is not None and weight.requires_grad]
+        leaves, spec = tree_flatten(inputs)
         with _host(device) if on_host else nullcontext():
             if not one_node or not shortcuts.taken() or any(map(is_sharded, weights)):
+                # Copies of mappings, because FLUX.2 gives all of its blocks one, which it changes for each.
+                inputs = tree_unflatten(leaves, spec)
                 return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), inside()))
-            leaves, spec = tree_flatten(inputs)
             function: Any = _Recomputed
             return function.apply(block, inside, spec, len(leaves), *leaves, *weights)
 
     return compute
+
+
+class _Storing(nn.Module):
+    """A FLUX.2 block that returns the keys and values which it stores, so that they have a gradient when recomputed."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        *given, options = inputs
+        stored = Flux2KVLayerCache()
+        output = self.block(*given, {**options, "kv_cache": stored})
+        return *((output,) if isinstance(output, Tensor) else output), *stored.get()
 
 
 class _Recomputed(torch.autograd.Function):

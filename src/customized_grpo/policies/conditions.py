@@ -29,6 +29,7 @@ _OTHER_SETTINGS = {
     "height", "kernels", "lora", "offload", "offload_activations", "quantise", "sizes",
     "width",
 }  # fmt: skip
+_ENCODING = 2  # increased when a policy encodes the same pair differently
 _LIBRARIES = ("diffusers", "torch", "transformers")
 
 
@@ -61,7 +62,7 @@ class ConditionsFolder:
         self._folder, self._device = folder, device
         settings = config.model_dump_json(exclude=_OTHER_SETTINGS)
         libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
-        self._model = repr((settings, fingerprint(config.path, config.revision), device.type, libraries))
+        self._model = repr((_ENCODING, settings, fingerprint(config.path, config.revision), device.type, libraries))
 
     def get(self, prompt: str, references: Sequence[Image.Image], encode: Callable[[], Conditions]) -> Conditions:
         """Return the conditioning of one pair, bit for bit as `encode` makes it; it is called if there is no file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
@@ -37,13 +37,13 @@ class Flux2Policy(PipelinePolicy):
         ModelError: As `PipelinePolicy`, and if classifier-free guidance is set for a distilled model.
     """
 
-    pipelines = (Flux2KleinPipeline, Flux2Pipeline)
+    pipelines: ClassVar[tuple[Any, ...]] = (Flux2KleinPipeline, Flux2Pipeline)
     lora_targets = (
         *ATTENTION, "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
         "to_qkv_mlp_proj", "to_out",
     )  # fmt: skip
     example_call = (
-        "image=[reference],\n    guidance_scale={guidance},  # of FLUX.2 dev; klein base: 1.0\n"
+        "image=[reference],\n    guidance_scale={guidance},  # of FLUX.2 dev; klein: {true_cfg}\n"
         "    max_sequence_length={tokens},"
     )
 
@@ -51,7 +51,7 @@ class Flux2Policy(PipelinePolicy):
         super().__init__(config, pipeline)
         self._prompts_fit = False
         self._dev = isinstance(self._pipeline, Flux2Pipeline)
-        if config.true_cfg != 1 and (self._dev or self._pipeline.config.is_distilled):
+        if config.true_cfg != 1 and (self._dev or self._pipeline.config.get("is_distilled", True)):
             remedy = "set policy.guidance instead" if self._dev else "give a base model, such as FLUX.2-klein-base-4B"
             raise ModelError(f"policy.true_cfg: {config.path} is distilled to do without; leave it at 1, or {remedy}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -283,6 +283,10 @@ class PipelinePolicy(ABC):
             return compute(rows)
         negative = {name.removeprefix(NEGATIVE): row for name, row in rows.items() if name.startswith(NEGATIVE)}
         return self.guided(compute(rows), compute(negative))
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Return a context in which weights do not change: `velocity` may reuse what does not depend on the step."""
+        return nullcontext()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the LoRA's parameters, or all of the transformer's, by their names in it; on the device."""

@@ -31,8 +31,8 @@ class QwenImageEditPolicy(PipelinePolicy):
     the pipeline rescales to the length of the conditional one, token by token. `config.guidance` and
     `config.max_sequence_length` have no effect.
 
-    The text encoder is also given which tokens are of an image, without which transformers 5.6 and later number image
-    tokens like text. diffusers up to 0.42 does not pass it (diffusers issue 14194).
+    The text encoder is given which tokens are of an image (mm_token_type_ids). diffusers up to 0.42 does not pass it,
+    and recent releases of transformers 5 then number image tokens like text (diffusers issue 14194).
 
     Raises:
         ModelError: As `PipelinePolicy`, and if the transformer takes a distilled guidance.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.memory import BatchSize, Result
 from customized_grpo.utils.noise import normal
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,17 @@ def in_batches(
         sample(together[0])
 
 
+def _reusing(sample: Callable[Concatenate[Policy, P], T]) -> Callable[Concatenate[Policy, P], T]:
+    """Let a policy reuse what does not change between steps, if it has a context `sampling`."""
+
+    @wraps(sample)
+    def run(policy: Policy, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with getattr(policy, "sampling", nullcontext)():
+            return sample(policy, *args, **kwargs)
+
+    return run
+
+
 def sample_groups(
     policy: Policy,
     conditions: Sequence[Conditions],
@@ -189,6 +205,7 @@ def _starts(
     return starts, rows
 
 
+@_reusing
 @torch.no_grad()
 def sample_trajectories(
     policy: Policy,
@@ -280,6 +297,7 @@ class _Stored:
         self.values[rows.to(values.device), places.to(values.device)] = values[rows.to(values.device)]
 
 
+@_reusing
 @torch.no_grad()
 def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tensor) -> Tensor:
     """Integrate latents (B, ...) from the first to the last of `sigmas` by deterministic steps."""
