@@ -118,8 +118,9 @@ def test_a_training_from_objects_fires_its_events_and_describes_itself(tmp_path:
     made = trainer(tmp_path / "run", callbacks=[watch], eval_dataset=cg.datasets.world("held-out", size=2))
     made.train()
     assert watch.events == [
-        "on_init_end", "on_run_begin", "on_evaluate_begin", "on_train_begin", "on_step_begin", "on_optimizer_step",
-        "on_groups", "on_evaluate", "on_step_end", "on_save", "on_loop_end", "on_train_end", "on_exit",
+        "on_init_end", "on_run_begin", "on_evaluate_begin", "on_evaluate_progress", "on_train_begin", "on_step_begin",
+        "on_optimizer_step", "on_groups", "on_evaluate_progress", "on_evaluate", "on_step_end", "on_save",
+        "on_loop_end", "on_train_end", "on_exit",
     ]  # fmt: skip
     assert made.evaluation is not None and set(made.evaluation.means) == {"dino", "brightness"}
     config = cg.load_config(tmp_path / "run" / "config.yaml")
