@@ -90,9 +90,7 @@ def score(
     images: Annotated[Path | None, typer.Option(help="Folder of images to score.")] = None,
     reference: Annotated[list[Path] | None, typer.Option(help="Photo of the subject; may be repeated.")] = None,
     mask: Annotated[list[Path] | None, typer.Option(help="Mask of the subject; one per reference.")] = None,
-    subject: Annotated[
-        str | None, typer.Option(help="The subject in a word, for segmentation and VLM rewards.")
-    ] = None,
+    subject: Annotated[str | None, typer.Option(help="The subject in a word, to find it and for VLM rewards.")] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write. Default: show a table.")] = None,
     overwrite: Overwrite = False,
 ) -> None:

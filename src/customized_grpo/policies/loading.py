@@ -79,7 +79,8 @@ def _check_processors(config: PolicyConfig, source: str | Path, index: Mapping[s
         if not (isinstance(part, list) and part[0] == "transformers" and str(part[1]).endswith("Processor")):
             continue
         try:
-            getattr(transformers, part[1]).from_pretrained(source, subfolder=name, revision=config.revision)
+            processor = getattr(transformers, part[1])
+            processor.from_pretrained(source, subfolder=name, revision=config.revision)
         except ImportError as error:
             remedy = "pip install torchvision" if "torchvision" in str(error).lower() else "install it"
             raise ModelError(
