@@ -50,7 +50,8 @@ test-extras: $(READY)
 	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[deepspeed,demo,quantise,trackers]'
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 	$(EXTRAS)/python -m pytest -rs $(SIDE_BY_SIDE) --dist loadfile tests/serve/demo/test_demo_in_a_browser.py \
-	  tests/test_trackers.py::test_wandb_offline_and_trackio_have_the_numbers_and_no_secret \
+	  tests/test_trackers.py::test_wandb_offline_has_the_numbers_and_no_secret \
+	  tests/test_trackers.py::test_trackio_has_the_numbers \
 	  tests/policies/test_quantisation.py tests/trainer/test_zero.py \
 	  tests/policies/test_uno_lora.py::test_it_is_fused_before_weights_are_quantised
 
