@@ -35,7 +35,9 @@ def test_an_image_of_the_nearest_size_is_the_pipelines(model: Model, monkeypatch
         call |= {"max_area": 24 * 40, "_auto_resize": True}
     if model.name == "flux2-klein":
         call |= {"latents": latents.permute(0, 3, 1, 2)}
-    expected = model.draw(model.stock(policy), noise(model.policy()), **call)
+    shared = {"prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "pt"}
+    usual = model.source.arguments(noise(model.policy()), [photo])
+    expected = model.stock(policy)(**{**shared, **usual, **call}).images
     assert found.shape[2:] == (24, 40) and apart(found, expected) < 1e-4
 
 

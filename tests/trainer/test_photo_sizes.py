@@ -86,6 +86,6 @@ def test_a_plan_is_for_the_largest_size(photos_config: Make) -> None:
     largest = policy.model_copy(update={"sizes": None, "height": 32, "width": 48})
     found, expected, smaller = (shapes_of(one, 1) for one in (policy, largest, config.policy))
     assert (found.latent, found.decode) == (expected.latent, expected.decode) == (6 * 4 * 16, expected.decode)
-    assert smaller.forward < expected.forward <= found.forward, "the last block computes all tokens"
+    assert smaller.forward < found.forward and smaller.training < found.training
     half = changed(config, {"policy.height": 24, "policy.sizes": [[24, 16], [16, 24]]})
     assert half.policy.largest_size in ((24, 16), (16, 24))
