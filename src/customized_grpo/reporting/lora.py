@@ -33,7 +33,7 @@ def export_run(run: Path, out: Path) -> None:
 
     Raises:
         ConfigError: The run is not finished or has no LoRA.
-        RecordError: `out` is not empty, or belongs to a run.
+        ConfigError: `out` is not empty, or belongs to a run.
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
@@ -72,7 +72,7 @@ def finished_run(run: Path) -> Config:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` when the block succeeds. Raise RecordError if `out` is not empty."""
+    """Yield a temporary folder that becomes `out` when the block succeeds. Raise ConfigError if `out` is not empty."""
     check_output(out, folder=True)
     temporary = temporary_folder(out.resolve())
     try:
