@@ -100,7 +100,7 @@ def test_the_guide_is_short_and_its_settings_are_valid(blocks: dict[str, str], t
 
 
 def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Path) -> None:
-    (tmp_path / "scorers.py").write_text(REWARDS)
+    (tmp_path / "rewards.py").write_text(REWARDS)
     config = embedded(
         Config,
         policy=own(),
