@@ -35,8 +35,8 @@ def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
         form: With another format than diffusers', that file is written too: FORMAT.safetensors, see `formats`.
 
     Raises:
-        ConfigError: The run is not finished or has no LoRA, or the format has no names for it.
-        RecordError: `out` is not empty, or belongs to a run.
+        ConfigError: The run is not finished or has no LoRA, `out` is not empty or belongs to a run, or the format has no
+            names for it.
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
@@ -82,7 +82,7 @@ def finished_run(run: Path) -> Config:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` when the block succeeds. Raise RecordError if `out` is not empty."""
+    """Yield a temporary folder that becomes `out` when the block succeeds. Raise ConfigError if `out` is not empty."""
     check_output(out, folder=True)
     temporary = temporary_folder(out.resolve())
     try:

@@ -34,7 +34,7 @@ def merge_run(run: Path, out: Path, dtype: str | None = None) -> None:
 
     Raises:
         ConfigError: The run is not finished, or the policy is no pipeline of diffusers.
-        RecordError: `out` is not empty, or belongs to a run.
+        ConfigError: `out` is not empty, or belongs to a run.
         ModelError: The model or the LoRA cannot be loaded.
     """
     config = finished_run(run)

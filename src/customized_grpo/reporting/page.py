@@ -186,7 +186,7 @@ def _strips(frames: Sequence[tuple[Path, Any, str]]) -> Iterator[dict[str, Any]]
         shown: list[dict[str, Any] | None] = []
         for folder, stored, _ in frames:
             sample = next((one for one in stored.pairs if one.key == first.key), None)
-            source = _source(folder, sample.file) if sample else None
+            source = _source(folder, sample.image) if sample else None
             scores = (
                 [(name, v, _difference(v, first.scores.get(name))) for name, v in sample.scores.items()]
                 if sample

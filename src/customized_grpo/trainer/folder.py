@@ -24,7 +24,7 @@ from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
 from customized_grpo.config.reading import read_file
 from customized_grpo.trainer.locking import LOCK
-from customized_grpo.utils.records import RecordError, check_regular, is_partial
+from customized_grpo.utils.records import check_regular, is_partial
 
 LORA, CONFIG, METRICS, STARTS = "lora", "config.yaml", "metrics.jsonl", "starts.jsonl"
 CHECKPOINTS, EVALUATION = "checkpoints", "evaluation"
@@ -92,7 +92,7 @@ def check_run_folder(run: Path) -> None:
 def check_output(
     path: Path, option: str = "--out", *, folder: bool = False, overwrite: bool = False, inputs: Iterable[Path] = ()
 ) -> None:
-    """Raise RecordError, before any work, unless a command may write the file, or new folder, that an option names.
+    """Raise ConfigError, before any work, unless a command may write the file, or new folder, that an option names.
 
     Only regular files are replaced, and none that the command reads, or that belongs to a run.
 
@@ -105,21 +105,21 @@ def check_output(
     """
     where = f"{option} {path}"
     if any(above.exists() and not above.is_dir() for above in path.parents):
-        raise RecordError(f"{where}: cannot be written there; give a name in a folder")
+        raise ConfigError(f"{where}: cannot be written there; give a name in a folder")
     if folder and os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
-        raise RecordError(f"{where}: is not empty; give another name")
+        raise ConfigError(f"{where}: is not empty; give another name")
     if not folder and path.is_dir():
-        raise RecordError(f"{where}: cannot be written there; give a file's name in a folder")
+        raise ConfigError(f"{where}: cannot be written there; give a file's name in a folder")
     if not folder:
         check_regular(path, where)
     if run := _run_of(path.resolve()):
-        raise RecordError(f"{where}: belongs to the run {run}; give another name")
+        raise ConfigError(f"{where}: belongs to the run {run}; give another name")
     if folder or not path.exists():
         return
     if any(one.exists() and path.samefile(one) for one in inputs):
-        raise RecordError(f"{where}: is an input of this command; give another name")
+        raise ConfigError(f"{where}: is an input of this command; give another name")
     if not overwrite:
-        raise RecordError(f"{where}: exists; give another name, or --overwrite")
+        raise ConfigError(f"{where}: exists; give another name, or --overwrite")
 
 
 def _run_of(path: Path) -> Path | None:

@@ -189,7 +189,7 @@ def test_unfinished_runs_full_tunings_and_full_folders_are_refused(
     run = make_run(tiny.save_flux_kontext(tmp_path / "base"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ConfigError, match=r"full: is not empty; give another --out"):
+    with pytest.raises(ConfigError, match=r"full: is not empty; give another name"):
         export_run(run, tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
     (run / "lora").rename(run / "moved")
