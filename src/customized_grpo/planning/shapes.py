@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from customized_grpo.config import ConfigError, PolicyConfig
 from customized_grpo.policies import build_policy
@@ -243,9 +244,20 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     return live.peak
 
 
+class _NoModules(ModuleTracker):
+    """Counts for no module in particular: torch's hooks on modules fail in gradient checkpointing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def _flops(compute: Callable[[], object]) -> int:
     """Return the floating-point operations of products and attention inside `compute`, two per multiplication."""
     counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
     with counter:
         compute()
     return int(counter.get_total_flops())
