@@ -35,8 +35,8 @@ def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
         form: With another format than diffusers', that file is written too: FORMAT.safetensors, see `formats`.
 
     Raises:
-        ConfigError: The run is not finished or has no LoRA, `out` is not empty or belongs to a run, or the format has no
-            names for it.
+        ConfigError: The run is not finished or has no LoRA, `out` is not empty or belongs to a run, or the format has
+            no names for it.
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
