@@ -17,7 +17,7 @@ from customized_grpo.utils.records import read_records
 
 SHORT = [
     "train.iterations=2", "train.updates=1", "train.checkpoint_every=1", "train.sample_every=2", "rollout.steps=3",
-    "rollout.group_size=3", "rollout.pairs=2", "evaluation.data.size=3", "evaluation.steps=2",
+    "rollout.group_size=3", "rollout.pairs=2", "forward.levels=1", "evaluation.data.size=3", "evaluation.steps=2",
 ]  # fmt: skip
 
 

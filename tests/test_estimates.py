@@ -16,7 +16,7 @@ def test_two_values_give_an_interval_that_reaches_both() -> None:
     # The mean of a resample is 0, 1 or 2 with probabilities 1/4, 1/2, 1/4: the middle 95% reach both ends.
     estimate = Estimate.of([0.0, 2.0])
     assert (estimate.mean, estimate.low, estimate.high) == (1.0, 0.0, 2.0)
-    assert estimate.message(".2f") == "1.00 [0.00, 2.00]"
+    assert estimate.text(".2f") == "1.00 [0.00, 2.00]"
 
 
 def test_many_values_give_the_normal_interval() -> None:
@@ -27,7 +27,7 @@ def test_many_values_give_the_normal_interval() -> None:
 
 
 def test_equal_values_and_one_value_have_no_interval() -> None:
-    assert Estimate.of([0.1] * 3).message() == "+0.1"
+    assert Estimate.of([0.1] * 3).text() == "+0.1"
     assert (Estimate.of([-3.25]).low, Estimate.of([-3.25]).high) == (-3.25, -3.25)
 
 

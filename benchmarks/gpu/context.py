@@ -94,15 +94,21 @@ class Context:
         return folder
 
     def policy_config(
-        self, *, rank: int, all_layers: bool = False, kind: str = "flux-kontext", side: int | None = None, **more: Any
+        self,
+        *,
+        rank: int,
+        targets: Sequence[str] | None = ATTENTION,
+        kind: str = "flux-kontext",
+        side: int | None = None,
+        **more: Any,
     ) -> PolicyConfig:
-        """Return settings of a policy on the random model with a LoRA on attention, or on a kind's default layers."""
+        """Return settings of a policy on the random model with a LoRA on these layers; None: the kind's default."""
         side = side or self.side
         settings = {
             "kind": kind, "path": str(self.outline(kind)), "dtype": "bfloat16", "height": side, "width": side,
             "reference_sizes": [(side, side)], "max_sequence_length": 24 if self.tiny else 512, "guidance": 3.5,
             "lora": {
-                "rank": max(1, rank // 32) if self.tiny else rank, "targets": None if all_layers else list(ATTENTION),
+                "rank": max(1, rank // 32) if self.tiny else rank, "targets": targets and list(targets),
             },
         }  # fmt: skip
         return PolicyConfig.model_validate(settings | more)

@@ -87,9 +87,9 @@ class _Stages:
 def _iterations(context: Context, recipe: str) -> Iterator[Row]:
     whole = load_config(ROOT / "recipes" / recipe)
     lora = whole.policy.lora
-    assert lora is not None and lora.targets is None
+    assert lora is not None
     policy_config = context.policy_config(
-        rank=lora.rank, all_layers=True, kind=whole.policy.kind,
+        rank=lora.rank, targets=lora.targets, kind=whole.policy.kind,
         gradient_checkpointing=whole.policy.gradient_checkpointing, guidance=whole.policy.guidance,
     )  # fmt: skip
     policy = context.policy(policy_config)

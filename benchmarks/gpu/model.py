@@ -22,7 +22,7 @@ from customized_grpo.method import SAMPLERS, flow_sigmas
 from customized_grpo.planning import make_plan
 from customized_grpo.planning.shapes import of_all_blocks
 from customized_grpo.policies.backends import available_backends
-from customized_grpo.policies.pipelines import PipelinePolicy
+from customized_grpo.policies.pipelines import ATTENTION, PipelinePolicy
 from customized_grpo.policies.shortcuts import libraries_own
 
 #: (rank, default layers instead of attention, checkpointing, batch sizes) of the section `training`.
@@ -64,7 +64,9 @@ def training(context: Context) -> Iterator[Row]:
     without. The plan is the sum of the parts of `cgrpo plan` that are there: weights, LoRA, gradients, activations.
     """
     for rank, all_layers, checkpointing, batches in _TRAINING[1::2] if context.tiny else _TRAINING:
-        config = context.policy_config(rank=rank, all_layers=all_layers, gradient_checkpointing=checkpointing)
+        config = context.policy_config(
+            rank=rank, targets=None if all_layers else ATTENTION, gradient_checkpointing=checkpointing
+        )
         assert config.lora is not None
         policy = context.policy(config)
         flops = useful = model_flops(policy, _backward(context, policy, 1))
@@ -210,7 +212,7 @@ def scoring(context: Context) -> Iterator[Row]:
 
 def adamw(context: Context) -> Iterator[Row]:
     """A step on a LoRA of rank 512 on the default layers, by each of torch's implementations."""
-    policy = context.policy(context.policy_config(rank=512, all_layers=True, gradient_checkpointing=True))
+    policy = context.policy(context.policy_config(rank=512, targets=None, gradient_checkpointing=True))
     weights = list(policy.trainable().values())
     million = sum(weight.numel() for weight in weights) / 1e6
 

@@ -21,12 +21,17 @@ class Forked:
 
     def __init__(self, command: Sequence[str], *, stdout: IO[bytes], stderr: int, env: Mapping[str, str]) -> None:
         assert list(command[1:3]) == ["-m", "customized_grpo"] and stderr == subprocess.STDOUT
+        # Until the child has its own handlers, a signal would raise the study's error inside it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         self._pid = os.fork()
         if self._pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.environ.update(env)
             os.dup2(stdout.fileno(), 1)
             os.dup2(stdout.fileno(), 2)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             leave_with(lambda: run_typed(list(command[3:])))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     def wait(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])

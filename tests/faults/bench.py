@@ -158,10 +158,10 @@ class Bench:
     def run(self, arguments: list[str], folder: Path, **how: Any) -> Ended:
         return self.start(arguments, folder, **how).wait()
 
-    def train(self, folder: Path, **how: Any) -> Process:
+    def train(self, folder: Path, *options: str, **how: Any) -> Process:
         """Start the run `folder`/run, or resume it if it has begun."""
         begun = (folder / "run" / "config.yaml").exists()
-        return self.start(["train", "--resume", "run"] if begun else new_run(), folder, **how)
+        return self.start([*(["train", "--resume", "run"] if begun else new_run()), *options], folder, **how)
 
     def ends_differently(self, folder: Path, expected: Result) -> list[str]:
         """Resume a run to its end; return how it differs from what is expected."""

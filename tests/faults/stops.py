@@ -70,7 +70,7 @@ def in_vain(bench: Bench, whole: Reference, patience: float | None, twice: bool)
     (folder / "reward.py").write_text(DEAF)
     config.write_text(kept.replace("kind: dino\n", f"kind: {folder / 'reward.py'}:deaf\n", 1))
     assert config.read_text() != kept
-    process = bench.train(folder, patience=patience)
+    process = bench.train(folder, "--allow-changes", patience=patience)
     process.until("scoring")
     if twice:
         process.kill(signal.SIGINT)

@@ -62,7 +62,8 @@ def tiny_config(recipe: Path, models: Callable[[str], Any], reward: Callable[[st
     if recipe.stem == "embedded":
         model = config.policy.path, {}
     else:
-        kinds = {name: source.settings.get("kind", "flux-kontext") for name, source in tiny_models.SOURCES.items()}
+        sources = {**tiny_models.SOURCES, **tiny_models.BASES}
+        kinds = {name: source.settings.get("kind", "flux-kontext") for name, source in sources.items()}
         alike = [name for name, kind in kinds.items() if kind == config.policy.kind]
         found = next((name for name in alike if is_like(str(models(name).folder), config.policy.path)), None)
         assert found is not None, (
@@ -70,6 +71,8 @@ def tiny_config(recipe: Path, models: Callable[[str], Any], reward: Callable[[st
         )
         tiny, settings = models(found), models(found).source.settings
         side = {"height": tiny_models.HEIGHT, "width": tiny_models.WIDTH, "reference_sizes": [(32, 32)]}
+        if config.policy.sizes is not None:
+            side["sizes"] = [(tiny_models.HEIGHT, tiny_models.WIDTH), (tiny_models.WIDTH, tiny_models.HEIGHT)]
         length = settings.get("max_sequence_length", 24)
         model = str(tiny.folder), {**side, "max_sequence_length": length, **tiny.further}
     path, sizes = model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_klein_samples_as_its_pipeline_does(recipe: str) -> None:
         assert trained_count(config.rollout.steps - 1, config.train.trained_fraction) == 3
 
     policy = build_policy(config.policy.model_copy(update={"device": "meta"}))
-    steps, (tokens, _) = config.rollout.steps, policy.latent_shape
+    steps, tokens = config.rollout.steps, math.prod(policy.latent_shape[:-1])
     levels = policy.sigmas(steps)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=klein.compute_empirical_mu(tokens, steps))

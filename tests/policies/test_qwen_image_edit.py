@@ -31,11 +31,15 @@ def test_one_reference_and_two_in_any_order_are_the_pipelines(model: Model) -> N
 @one
 def test_sizes_that_are_given_replace_the_pipelines(model: Model) -> None:
     policy = model.policy(reference_sizes=[(65, 71), (96, 32)])  # no multiples of a token
-    conditions = model.encode(policy)
+    images = [random_image(64, 64, 0), random_image(96, 32, 1)]  # of these shapes: nothing is cropped
+    conditions = policy.encode(PROMPT, images)
     assert conditions.rows["reference_1"].shape == (1, 8, 8, 16)
     assert conditions.rows["reference_2"].shape == (1, 12, 4, 16)
-    assert apart(euler(policy, noise(policy), conditions), model.draw(model.stock(policy), noise(policy))) < 1e-4
-    other = model.encode(model.policy(reference_sizes=[(16, 24)]))
+    assert (
+        apart(euler(policy, noise(policy), conditions), model.draw(model.stock(policy), noise(policy), image=images))
+        < 1e-4
+    )
+    other = model.policy(reference_sizes=[(16, 24)]).encode(PROMPT, images)
     assert {tuple(row.shape) for name, row in other.rows.items() if "reference" in name} == {(1, 2, 3, 16)}
     assert torch.equal(other.rows["prompt_embeds"], conditions.rows["prompt_embeds"])
 

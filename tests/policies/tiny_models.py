@@ -180,6 +180,12 @@ SOURCES = {
         scale="true_cfg_scale",
     ),
 }
+#: Models that differ from those above in what they are distilled to only.
+BASES = {
+    "flux2-klein-base": Source(
+        lambda folder: tiny_flux2.save(tiny_flux2.klein(distilled=False), folder), _FLUX2, _TWO, _flux2
+    ),
+}
 
 
 @contextmanager
@@ -204,7 +210,7 @@ def small_qwen() -> Iterator[None]:
 
 def made(name: str, folder: Path) -> Model:
     """Save the model of that name to the empty `folder`."""
-    source = SOURCES[name]
+    source = {**SOURCES, **BASES}[name]
     with small_qwen():
         source.save(folder)
     further = {}

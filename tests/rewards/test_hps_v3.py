@@ -58,7 +58,7 @@ def test_is_the_mean_at_the_reward_token(published: Published, base: Path, make_
     assert abs(high * wide * 14 * 14 / 200704 - 1) < 0.2
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens([TOKEN], special_tokens=True)
-    text = _QUESTION.format(array="<|image_pad|>" * (high * wide // 4), prompt=pair.prompt)
+    text = _QUESTION.format(picture="<|image_pad|>" * (high * wide // 4), prompt=pair.prompt)
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         states = model.model(

@@ -226,13 +226,8 @@ def test_a_sum_goes_with_neither_shaping_nor_time(changed: dict[str, str]) -> No
 
 
 @pytest.mark.parametrize("combine", ["rewards", "advantages"])
-def test_scores_and_weights_beyond_the_range_of_numbers_name_the_setting(combine: str) -> None:
+def test_scores_beyond_the_range_of_numbers_are_an_error(combine: str) -> None:
     method = MethodConfig(combine=combine)
-    heavy = [RewardConfig(kind="a", role="identity", weight=1e308), RewardConfig(kind="b", role="prompt")]
-    with pytest.raises(
-        RewardError, match=r"role identity.* not finite .'a': weight 1e\+308.*; lower rewards\.N\.weight"
-    ):
-        assign_credit({"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[1.0, 2.0]])}, heavy, method)
     plain = [RewardConfig(kind="a", role="identity"), RewardConfig(kind="b", role="prompt")]
     with pytest.raises(RewardError, match=r"role prompt.*scores to 1e\+38.*return smaller scores"):
         assign_credit({"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[0.0, 1e38]])}, plain, method)

@@ -46,7 +46,7 @@ def check_prompts(
 def cut_prompts(prompts: Sequence[str], who: str, model: object) -> str:
     """Return a line about the prompts that a model cuts; "" if there are none or the model does not count tokens."""
     count = getattr(model, "prompt_tokens", None)
-    found = count(prompts) if count is not None and prompts else None
+    found = count(prompts) if count is not None and any(prompts) else None
     if found is None:
         return ""
     lengths, limit = found

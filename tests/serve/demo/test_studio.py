@@ -32,7 +32,7 @@ def opened(random_run: Path) -> Studio:
 
 
 def test_both_models_generate_and_score_as_the_commands_do(opened: Studio, random_run: Path) -> None:
-    columns = opened.draw(PROMPT, [PHOTO], seed=3, steps=2, images=2)
+    columns = opened.generate_columns(PROMPT, [PHOTO], seed=3, steps=2, images=2)
     assert [column.name for column in columns] == ["base", "tuned"]
     config = load_config(random_run / "config.yaml")
     pair = Pair("other key", PROMPT, (PHOTO,), (None,))
@@ -44,7 +44,7 @@ def test_both_models_generate_and_score_as_the_commands_do(opened: Studio, rando
         assert column.scores.keys() == scores.keys()
         assert all(column.scores[name] == pytest.approx(values.tolist(), abs=1e-4) for name, values in scores.items())
     assert columns[0].images[0].tobytes() != columns[1].images[0].tobytes()
-    two = opened.draw(PROMPT, [PHOTO, Image.new("RGB", (50, 60), "red")], seed=3, steps=2, images=1)
+    two = opened.generate_columns(PROMPT, [PHOTO, Image.new("RGB", (50, 60), "red")], seed=3, steps=2, images=1)
     assert two[0].images[0].tobytes() != columns[0].images[0].tobytes(), "the second photo reaches the model"
 
 
@@ -54,7 +54,7 @@ def test_both_models_generate_and_score_as_the_commands_do(opened: Studio, rando
 )
 def test_what_is_missing_or_too_long_is_one_line(opened: Studio, prompt: str, photos: list[Any], message: str) -> None:
     with pytest.raises(AskError, match=message):
-        opened.draw(prompt, photos, seed=0, steps=2, images=1)
+        opened.generate_columns(prompt, photos, seed=0, steps=2, images=1)
 
 
 def bomb(path: Path, side: int = 50_000) -> Path:
