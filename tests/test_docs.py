@@ -190,7 +190,8 @@ def test_the_snippet_that_loads_a_lora_runs_as_pasted(tmp_path: Path, monkeypatc
     code = textwrap.dedent(block)
     for old, new in (
         ('"black-forest-labs/FLUX.1-Kontext-dev"', repr(str(resolve("embedded/pipeline")))),
-        ('"cuda"', '"cpu"'), ("torch.bfloat16", "torch.float32"), ("512", "64"), ("steps=25", "steps=2"),
+        ('"cuda"', '"cpu"'), ("torch.bfloat16", "torch.float32"), ("steps=25", "steps=2"),
+        ("guidance_scale=2.5", "height=64, width=64, max_area=64 * 64, _auto_resize=False, guidance_scale=2.5"),
         ('"runs/mine/lora"', repr(str(tmp_path / "run" / "lora"))),
     ):  # fmt: skip
         assert old in code, old

@@ -20,7 +20,8 @@ from benchmarks.gpu.worker import first_line
 from benchmarks.iteration.peak import matmul_peak
 from customized_grpo.config import PolicyConfig, RewardConfig
 from customized_grpo.policies import build_policy
-from customized_grpo.policies.pipelines import ATTENTION, PipelinePolicy
+from customized_grpo.policies.hooks import ATTENTION
+from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Conditions, Pair, Reward
 from customized_grpo.rewards import build_reward, default_path
 from customized_grpo.utils.hub import resolve

@@ -22,7 +22,8 @@ from customized_grpo.method import SAMPLERS, flow_sigmas
 from customized_grpo.planning import make_plan
 from customized_grpo.planning.shapes import of_all_blocks
 from customized_grpo.policies.backends import available_backends
-from customized_grpo.policies.pipelines import ATTENTION, PipelinePolicy
+from customized_grpo.policies.hooks import ATTENTION
+from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.policies.shortcuts import libraries_own
 
 #: (rank, default layers instead of attention, checkpointing, batch sizes) of the section `training`.

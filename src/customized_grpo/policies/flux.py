@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
+from customized_grpo.policies.hooks import ATTENTION, PATCH, Grid
 from customized_grpo.policies.kernels.flux import fuse_blocks
-from customized_grpo.policies.pipelines import ATTENTION, PATCH, Grid, PipelinePolicy
+from customized_grpo.policies.pipelines import PipelinePolicy
 
 
 class FluxPolicy(PipelinePolicy):

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.pipelines import ATTENTION, PATCH, Grid, PipelinePolicy, nearest_size
+from customized_grpo.policies.hooks import ATTENTION, PATCH, Grid, nearest_size
+from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.utils.hub import ModelError
 
 _LARGEST_AREA = 1024 * 1024  # the pipelines shrink larger references to it

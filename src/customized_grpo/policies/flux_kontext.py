@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.policies.flux import FluxPolicy
-from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
+from customized_grpo.policies.hooks import PATCH, Grid, nearest_size
 
 
 class FluxKontextPolicy(FluxPolicy):

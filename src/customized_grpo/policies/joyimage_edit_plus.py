@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.pipelines import Grid, PipelinePolicy, nearest_size
+from customized_grpo.policies.hooks import Grid, nearest_size
+from customized_grpo.policies.pipelines import PipelinePolicy
 
 _SEEN = 32  # pixels of a token of the text encoder's vision tower
 

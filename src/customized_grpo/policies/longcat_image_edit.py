@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.policies.flux import FluxPolicy
-from customized_grpo.policies.pipelines import Grid, nearest_size
+from customized_grpo.policies.hooks import Grid, nearest_size
 from customized_grpo.policies.qwen_image_edit import _with_token_types
 from customized_grpo.utils.hub import ModelError
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from customized_grpo.policies.adapters import Terms
 from customized_grpo.policies.flux import FluxPolicy
-from customized_grpo.policies.pipelines import PATCH, Grid, nearest_size
+from customized_grpo.policies.hooks import PATCH, Grid, nearest_size
 from customized_grpo.policies.uno_lora import uno_lora_by_layer
 
 #: Longer side of a reference in pixels in UNO's own inference: of a single one, and of several.

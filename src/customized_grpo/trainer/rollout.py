@@ -163,11 +163,9 @@ def sample_groups(
 
     def sample(images: Sequence[int]) -> Trajectories:
         starts, rows = _starts(images, keys, shared=config.shared_noise)
-        shape = conditions[images[0]].latent_shape  # the same in a batch
-        noise = partial(image_noise, policy, shape=shape)
+        noise = partial(image_noise, policy, shape=conditions[images[0]].latent_shape)  # the same in a batch
         initial = torch.cat([noise(1, seed, "initial", iteration, *start) for start in starts])
-        count = config.steps - 1 if stochastic else 0
-        steps = [noise(count, seed, "steps", iteration, *keys[i]) for i in images]
+        steps = [noise(config.steps - 1 if stochastic else 0, seed, "steps", iteration, *keys[i]) for i in images]
         alone = Conditions.join([conditions[i] for i in starts.values()])
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         shared = {id(conditions[i]): conditions[i] for i in images}  # one row for all images of a pair
@@ -187,8 +185,7 @@ def sample_groups(
             condition_rows=torch.tensor([list(shared).index(id(conditions[i])) for i in images]),
         )
 
-    for _, part in in_batches(conditions, size, rounds, sample):
-        yield part
+    yield from (part for _, part in in_batches(conditions, size, rounds, sample))
 
 
 def _starts(
