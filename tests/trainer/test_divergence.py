@@ -55,6 +55,9 @@ def test_updates_without_a_finite_gradient_are_skipped_and_too_many_end_the_run(
         run_training(make_config(iterations=8, max_skipped=2), tmp_path / "many")
     newest = newest_checkpoint(tmp_path / "many" / "checkpoints")
     assert newest is not None and newest.name == "000002"
+    poison(monkeypatch, range(0, 100))
+    with pytest.raises(DivergenceError, match=r"iteration 1: 2 updates in a row .*, all of the run's; lower"):
+        run_training(make_config(iterations=1, max_skipped=3), tmp_path / "none")
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -270,6 +270,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         place = {number: i for i, number in enumerate(batch.numbers)}
         excluded = set((~advantages.valid).nonzero().flatten().tolist())
         total = rollout.pairs * rollout.group_size
+        all_updates = tuning.iterations * tuning.updates
         updates = []
         with self._profiler("update"):
             for numbers in images_of_updates(total, tuning.updates, self.config.seed, batch.iteration):
@@ -281,7 +282,9 @@ class CustomizedGRPOTrainer(BaseTrainer):
                 idle = self._updater.idle(rollouts.trajectories, self.sigmas)
                 updates.append(self._updater.update(items, self.sigmas[1], idle))
                 check_loss(updates[-1]["loss"], batch.iteration + 1, self.output_dir)
-                check_skipped(self._updater.skipped, tuning.max_skipped, batch.iteration + 1, self.output_dir)
+                check_skipped(
+                    self._updater.skipped, tuning.max_skipped, all_updates, batch.iteration + 1, self.output_dir
+                )
         with self._profiler("probe"):
             probed, count = self._updater.probe(rollouts.trajectories, batch.trained, self.sigmas)
         metrics = self.processes.mean(probed, count) | mean_of_updates(updates)

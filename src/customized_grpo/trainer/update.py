@@ -389,13 +389,14 @@ def check_loss(loss: float, iteration: int, run: Path) -> None:
         )
 
 
-def check_skipped(skipped: int, limit: int, iteration: int, run: Path) -> None:
-    """Raise DivergenceError if more than `limit` updates in a row had no finite gradient."""
-    if skipped > limit:
+def check_skipped(skipped: int, limit: int, updates: int, iteration: int, run: Path) -> None:
+    """Raise DivergenceError if more than `limit` updates in a row, or all of the run's, had no finite gradient."""
+    if skipped > limit or skipped == updates:
+        allowed = f"more than train.max_skipped={limit} allows" if skipped > limit else "all of the run's"
         raise DivergenceError(
-            f"iteration {iteration}: {skipped} updates in a row had a gradient that is not finite, more than "
-            f"train.max_skipped={limit} allows; lower train.learning_rate, or set policy.dtype to float32, in "
-            f"{run / 'config.yaml'}, then {_RESUME.format(run=run)}"
+            f"iteration {iteration}: {skipped} updates in a row had a gradient that is not finite, {allowed}; lower "
+            f"train.learning_rate, or set policy.dtype to float32, in {run / 'config.yaml'}, then "
+            f"{_RESUME.format(run=run)}"
         )
 
 
