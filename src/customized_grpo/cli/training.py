@@ -25,6 +25,7 @@ def train(
     data: Annotated[
         str | None, typer.Option(help="Pairs: a .jsonl file, a SynCD-style .json, a DreamBench folder, or world.")
     ] = None,
+    held_out: Annotated[str | None, typer.Option(help="Held-out pairs for evaluations, as --data.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the new run. Default: runs/<time>.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads, as train.threads; 1 on cores that others keep busy.")
@@ -54,15 +55,16 @@ def train(
 
     run: Path | None
     if resume is not None:
-        if settings.files or data is not None or out:
+        if settings.files or data is not None or held_out is not None or out:
             raise ConfigError(
                 "--resume uses the run's own settings; change them by --set, and remove the other options"
             )
         open_run(resume)
         run, config = resume, load_config(resume / CONFIG, overrides)
     else:
-        quoted = json.dumps(data, ensure_ascii=False)  # text, whatever YAML would make of it
-        given = [] if data is None else [f"data.path={quoted}"]
+        paths = {"data.path": data, "evaluation.data.path": held_out}
+        # As JSON, so that they are text, whatever YAML would make of them.
+        given = [f"{key}={json.dumps(path, ensure_ascii=False)}" for key, path in paths.items() if path is not None]
         found, run = resolve_config(settings.files, [*given, *overrides]), out
         if run is not None:
             check_unused(run)
