@@ -9,7 +9,7 @@ EXTRAS := .venv-extras/bin
 LOWEST := .venv-lowest/bin
 SIDE_BY_SIDE := -n logical --maxprocesses 4
 
-.PHONY: train test test-gpu check docs format audit test-extras test-lowest
+.PHONY: train test test-gpu check docs format audit test-extras test-slow test-lowest
 
 train: $(READY)
 	$(BIN)/cgrpo train
@@ -40,20 +40,23 @@ format: $(READY)
 audit: $(READY)
 	$(BIN)/python .ci/audit.py
 
-# Tests marked `slow`; then the demo in a browser, Weights & Biases and trackio, DeepSpeed, and quantised weights, by packages
-# that other tests do without: in an environment on top of .venv, since Gradio takes an older Pillow than the rest.
+# The demo in a browser, Weights & Biases and trackio, DeepSpeed, and quantised weights, by packages that other tests do
+# without: in an environment on top of .venv, since Gradio takes an older Pillow than the rest.
 test-extras: $(READY)
 	$(PYTHON) -m venv --without-pip .venv-extras
 	for bin in $(BIN) $(EXTRAS); do \
 	  $$bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; done | \
 	  { read -r below; read -r here; echo "$$below" > "$$here/below.pth"; }
 	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[deepspeed,demo,quantise,trackers]'
-	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 	$(EXTRAS)/python -m pytest -rs $(SIDE_BY_SIDE) --dist loadfile tests/serve/demo/test_demo_in_a_browser.py \
 	  tests/test_trackers.py::test_wandb_offline_has_the_numbers_and_no_secret \
 	  tests/test_trackers.py::test_trackio_has_the_numbers \
 	  tests/policies/test_quantisation.py tests/trainer/test_zero.py \
 	  tests/policies/test_uno_lora.py::test_it_is_fused_before_weights_are_quantised
+
+# Tests that take minutes and mostly repeat on the whole product what others show of its parts.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
 # The suite with the oldest release of each dependency that pyproject.toml allows, in an environment of its own.
 test-lowest:
