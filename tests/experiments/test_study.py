@@ -141,7 +141,7 @@ def test_a_sigterm_stops_a_studys_runs_with_their_checkpoints(tmp_path: Path) ->
     finally:
         requested.kill()
     assert requested.returncode == 128 + signal.SIGTERM, error
-    assert error.splitlines()[-1].startswith("error: out: stopped by SIGTERM, the runs in progress are saved")
+    assert error.splitlines()[-1].startswith("out: stopped by SIGTERM, the runs in progress are saved")
     with claim(run):  # released by its process
         iterations = len(read_records(run / "metrics.jsonl"))
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"{iterations:06d}"]

@@ -40,7 +40,12 @@ GUIDED = RECIPES / "hardware" / "24gb-guided.yaml"
 
 def config_of(model: str, hardware: str, *sizes: str) -> Config:
     over = [RECIPES / "sizes" / f"{size}.yaml" for size in sizes]
-    further = {("flux2-dev", "24gb"): [LARGE], ("qwen-image-edit", "24gb"): [GUIDED] if sizes else []}
+    guided = [GUIDED] if sizes else []
+    further = {
+        ("flux2-dev", "24gb"): [LARGE],
+        ("qwen-image-edit", "24gb"): guided,
+        ("joyimage-edit-plus", "24gb"): guided,
+    }
     last = further.get((model, hardware), [])
     return load_config([RECIPES / f"{model}.yaml", RECIPES / "hardware" / f"{hardware}.yaml", *over, *last])
 
