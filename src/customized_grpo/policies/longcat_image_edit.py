@@ -92,9 +92,8 @@ class LongCatImageEditPolicy(FluxPolicy):
         height, width = _own_size(image)[::-1] if sizes is None else nearest_size(image.height, image.width, sizes)
         rows, columns = self._tokens_of("policy.reference_sizes", height, width)
         height, width = rows * self.token_pixels, columns * self.token_pixels
-        pixels = pipeline.image_processor.preprocess(
-            pipeline.image_processor.resize(image, height, width), height, width
-        )
+        image = pipeline.image_processor.resize(self._cropped(image, height, width), height, width)
+        pixels = pipeline.image_processor.preprocess(image, height, width)
         latents = pipeline._encode_vae_image(pixels.to(self._device, pipeline.vae.dtype), generator=None)
         packed: Tensor = pipeline._pack_latents(latents, 1, *latents.shape[1:])
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
