@@ -20,7 +20,7 @@ from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.outlines import outline_reward
 from customized_grpo.utils.tables import markdown_table
 
-_BATCH = 8  # images that are timed together
+_BATCH = 2  # images that are timed together
 #: Kinds, model, bytes per weight, and licence of the weights by their model card.
 MODELS = (
     ("dino, dino-patches", "facebook/dinov2-base", 4, "Apache-2.0"),
