@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels of figures are not placed, which is half of a figure's time; likewise in processes of `commands`."""
+    """Labels of figures are not placed, which is half of a figure's time, nor in processes of `commands`."""
     monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, fig: None)
 
 

@@ -64,6 +64,24 @@ def randomise(pipeline: Any, seed: int) -> torch.Generator:
     return generator
 
 
+def vae(latent_channels: int) -> AutoencoderKL:
+    """A VAE as FLUX.1's, of which a latent pixel covers 4x4 pixels."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        sample_size=32,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        scaling_factor=0.7,
+        shift_factor=0.1,
+    )
+
+
 def flux_kontext(
     *, width: int = 32, layers: int = 1, dynamic_shifting: bool = False, seed: int = 0
 ) -> FluxKontextPipeline:
@@ -73,20 +91,7 @@ def flux_kontext(
     end = clip.eos_token_id
     pipeline = FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic_shifting),
-        vae=AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 16),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=32,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            mid_block_add_attention=False,
-            scaling_factor=0.7,
-            shift_factor=0.1,
-        ),
+        vae=vae(latent_channels=4),
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(clip),

@@ -8,7 +8,6 @@ from typing import Any
 import tiny
 import tiny_qwen
 from diffusers import (
-    AutoencoderKL,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     JoyImageEditPlusPipeline,
@@ -34,20 +33,7 @@ def longcat(*, width: int = 32, layers: int = 1, seed: int = 0) -> LongCatImageE
     spelling = tiny_qwen.tokenizer()
     pipeline = LongCatImageEditPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 16),
-            layers_per_block=1,
-            latent_channels=16,
-            norm_num_groups=4,
-            sample_size=32,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            mid_block_add_attention=False,
-            scaling_factor=0.7,
-            shift_factor=0.1,
-        ),
+        vae=tiny.vae(latent_channels=16),
         text_encoder=tiny_qwen.text_encoder(spelling),
         tokenizer=spelling,
         text_processor=Qwen2VLProcessor(Qwen2VLImageProcessorPil(), spelling),

@@ -72,7 +72,7 @@ class Rendered:
         entries = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
         self.subjects = [Subject(**entry["subject"]) for entry in entries]
         self.prompts = [
-            Prompt(s.word, Attributes(**entry["wish"])) for s, entry in zip(self.subjects, entries, strict=True)
+            Prompt(s.word, Attributes(**entry["attributes"])) for s, entry in zip(self.subjects, entries, strict=True)
         ]
 
     def __len__(self) -> int:

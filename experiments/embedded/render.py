@@ -80,7 +80,11 @@ def render_chunk(
         target = render_target(*shown, rng, stray)
         arrays["reference"][i], arrays["reference_mask"][i] = reference.image, reference.mask
         arrays["target"][i], arrays["target_mask"][i] = target.image, target.mask
-        entry = {"prompt": attributes.prompt(subject.word), "subject": asdict(subject), "wish": asdict(attributes)}
+        entry = {
+            "prompt": attributes.prompt(subject.word),
+            "subject": asdict(subject),
+            "attributes": asdict(attributes),
+        }
         lines.append(json.dumps(entry))
     return arrays, lines
 

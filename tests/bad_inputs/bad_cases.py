@@ -55,7 +55,7 @@ def training(*arguments: str) -> Command:
 
 
 def scoring(*arguments: str) -> Command:
-    """Scores images by a judge that needs no model."""
+    """Scores images by a reward that needs no model."""
     return ["score", "--reward", "copy-paste", "--role", "guard", *arguments]
 
 

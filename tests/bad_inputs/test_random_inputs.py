@@ -1,4 +1,4 @@
-"""What nobody thought of: random bytes and texts as images, files and settings never end in a traceback."""
+"""Random inputs: bytes and texts as images, files and settings never end in a traceback."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def index_of(path: str) -> dict[str, Any]:
 
 
 def is_like(folder: str, path: str) -> bool:
-    """Whether both hold a pipeline of one class with parts of the same classes, distilled or not."""
+    """Return whether both hold a pipeline of one class with parts of the same classes, distilled or not."""
 
     def classes(index: dict[str, Any]) -> dict[str, Any]:
         # A tokenizer stands for the processor of FLUX.2-dev, which needs torchvision.

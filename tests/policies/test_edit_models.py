@@ -79,8 +79,8 @@ def test_joyimage_takes_references_none_or_in_any_order_as_its_pipeline(model: M
     pipeline = model.stock(policy)
     for images in ([], two[:1], two[::-1]):
         sampled = euler(policy, noise(policy), policy.encode(PROMPT, images))
-        drawn = model.draw(pipeline, noise(policy), images=images or None, guidance_scale=2.0)
-        assert apart(sampled, drawn) < 1e-4
+        expected = model.draw(pipeline, noise(policy), images=images or None, guidance_scale=2.0)
+        assert apart(sampled, expected) < 1e-4
 
 
 @joyimage

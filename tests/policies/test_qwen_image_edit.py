@@ -72,7 +72,7 @@ def test_a_reference_is_seen_by_the_text_encoder_and_as_tokens(model: Model) -> 
 
 @one
 def test_image_tokens_have_positions_on_their_grid(model: Model) -> None:
-    """Time, row and column; text goes on after the largest (Qwen2-VL, arXiv 2409.12191, section 2.1)."""
+    """Time, row and column; text continues after the largest (Qwen2-VL, arXiv 2409.12191, section 2.1)."""
     policy, image = model.policy(), model.source.references[1]
     encoder, ids, positions = policy._pipeline.text_encoder, [], []
     with (

@@ -270,8 +270,8 @@ def test_incomplete_and_other_models_are_refused_in_one_line(
         del weights["layernorm.weight"]
         save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     message = {"": "is a clip model; give one of", "a weight": r"lacks the weights layernorm\.weight"}
-    told_default = "no model could be loaded"
-    with pytest.raises(RewardError, match=rf"^reward 'identity': .*{message.get(missing, told_default)}") as caught:
+    default = "no model could be loaded"
+    with pytest.raises(RewardError, match=rf"^reward 'identity': .*{message.get(missing, default)}") as caught:
         Dino(str(tmp_path), name="identity")
     assert "\n" not in str(caught.value)
 

@@ -90,7 +90,7 @@ def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Conf
 def photos_config(
     make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Config]:
-    """As `make_config`, on photos of three aspect ratios, for each of which there is a size."""
+    """A function like `make_config`, on photos of three aspect ratios, for each of which there is a size."""
     folder = tmp_path_factory.mktemp("photos")
     lines = []
     for number, (height, width) in enumerate([(24, 24), (32, 50), (50, 30), (20, 20), (60, 40), (32, 47)]):

@@ -1,4 +1,4 @@
-"""What a resumed run notices before it touches anything: lost checkpoints, other settings, other data."""
+"""A resumed run checks before it touches anything: lost checkpoints, other settings, other data."""
 
 from __future__ import annotations
 

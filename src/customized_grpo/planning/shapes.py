@@ -65,7 +65,7 @@ class Shapes:
         condition: Bytes of one pair's conditioning.
         forward: Bytes of activations of a forward pass for one image; likewise `training` (forward and backward),
             `encode` and `decode` (of the VAE), and `waiting` (activations that are offloaded to host memory).
-        forward_flops: Floating-point operations of a forward pass for one image; likewise `training_flops` (forward
+        forward_flops: Floating-point operations of a forward pass for one image; so is `training_flops` (forward
             and backward, with what gradient checkpointing repeats).
     """
 

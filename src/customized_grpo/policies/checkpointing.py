@@ -14,7 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from customized_grpo.policies import shortcuts
-from customized_grpo.policies.sharding import is_sharded
+from customized_grpo.policies.sharding import any_sharded
 
 Within = Callable[[], AbstractContextManager[object]]
 
@@ -52,7 +52,7 @@ def checkpointing(
         weights = [weight for weight in owned if weight is not None and weight.requires_grad]
         leaves, spec = tree_flatten(inputs)
         with _host(device) if on_host else nullcontext():
-            if not one_node or not shortcuts.taken() or any(map(is_sharded, weights)):
+            if not one_node or not shortcuts.taken() or any_sharded(weights):
                 # Copies of mappings, because FLUX.2 gives all of its blocks one, which it changes for each.
                 inputs = tree_unflatten(leaves, spec)
                 return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), inside()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def is_sharded(tensor: Tensor) -> bool:
     """Report whether a tensor is sharded over processes (FSDP2)."""
     return isinstance(tensor, DTensor)
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Return whether one of the tensors is sharded: then all processes take part in what is done with them."""
+    return any(map(is_sharded, tensors))
 
 
 def sum_over_processes(module: nn.Module) -> None:
@@ -50,4 +55,4 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 def writes(weights: Sequence[Tensor]) -> bool:
     """Report whether this process writes such weights to a file: of sharded ones, only the first process."""
-    return not any(map(is_sharded, weights)) or torch.distributed.get_rank() == 0
+    return not any_sharded(weights) or torch.distributed.get_rank() == 0

@@ -22,7 +22,7 @@ from customized_grpo.config import LoraConfig
 from customized_grpo.policies.adapters import lora_file
 from customized_grpo.policies.exchange import undone
 from customized_grpo.policies.kernels import lora as kernel
-from customized_grpo.policies.sharding import is_sharded, like, local, reshard, whole, writes
+from customized_grpo.policies.sharding import any_sharded, is_sharded, like, local, reshard, whole, writes
 from customized_grpo.utils.hub import ModelError, first_line
 
 _INIT_SEED = 0
@@ -279,7 +279,7 @@ class FullTuning(Tuning):
     def save(self, folder: Path) -> None:
         """Write all weights to the folder "transformer", for the transformer's `from_pretrained`."""
         model = self._transformer
-        if any(map(is_sharded, self.trainable().values())):
+        if any_sharded(self.trainable().values()):
             state = {name: whole(weight).cpu() for name, weight in model.state_dict().items()}
             if not writes(list(self.trainable().values())):
                 return

@@ -106,13 +106,12 @@ def headline_of(
 def _against(
     headline: str, planes: Mapping[str, tuple[Score, Score]], scores: Mapping[str, Score], findings: Iterable[Finding]
 ) -> list[str]:
-    """Return what the headline would hide: scores that fell, guards that rose, a loss of diversity or a warning."""
-    told = planes.get("independent", planes.get("rewards", ()))
-    against = [f"{one.name} fell" for one in scores.values() if one.course == "fell" and not one.guard]
-    against = [text for text in against if text.removesuffix(" fell") not in {one.name for one in told}]
+    """Return facts that the headline would hide: scores that fell, guards that rose, less diversity, a warning."""
+    in_headline = {one.name for one in planes.get("independent", planes.get("rewards", ()))}
+    others = [one for one in scores.values() if not one.guard and one.name not in in_headline]
+    against = [f"{one.name} fell" for one in others if one.course == "fell"]
     if "No change" in headline:
-        others = [one for one in scores.values() if one.course == "rose" and not one.guard and one not in told]
-        against += [f"{one.name} rose" for one in others]
+        against += [f"{one.name} rose" for one in others if one.course == "rose"]
     against += [f"the guard {one.name} rose" for one in scores.values() if one.guard and one.course == "rose"]
     kinds = {finding.kind for finding in findings}
     against += [text for kind, text in _HIDDEN.items() if kind in kinds]

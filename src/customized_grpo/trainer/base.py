@@ -15,7 +15,7 @@ from torch import Tensor
 
 from customized_grpo.config import ConfigError
 from customized_grpo.config.loading import save_config
-from customized_grpo.policies.sharding import is_sharded
+from customized_grpo.policies.sharding import any_sharded
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.assembly import Parts
 from customized_grpo.trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -193,7 +193,7 @@ class BaseTrainer(ABC):
         folder = Path(folder)
         if folder.is_symlink():
             raise ConfigError(f"{folder}: is a symbolic link, which is never replaced; give a folder")
-        if not (self.is_main or any(map(is_sharded, self.policy.trainable().values()))):  # gathered by all processes
+        if not (self.is_main or any_sharded(self.policy.trainable().values())):  # gathered by all processes
             return
         partial_folder = temporary_folder(folder) if self.is_main else folder
         self.policy.save(partial_folder)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from customized_grpo.policies.sharding import is_sharded, like, whole
+from customized_grpo.policies.sharding import any_sharded, like, whole
 from customized_grpo.protocols import Policy
 from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.utils.records import drop_folder, move_folder, temporary_folder, writing
@@ -58,7 +58,7 @@ def save_checkpoint(
     partial = temporary_folder(final) if writer else final
     try:
         with writing(final):
-            if writer or any(map(is_sharded, policy.trainable().values())):  # gathering them is a collective
+            if writer or any_sharded(policy.trainable().values()):  # gathering them is a collective
                 policy.save(partial / _TRAINABLE)
             tensors, numbers = _flatten(optimizer.state_dict())
             tensors |= {name: whole(tensor).contiguous() for name, tensor in (further or {}).items()}

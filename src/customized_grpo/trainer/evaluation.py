@@ -19,7 +19,7 @@ from torch import Tensor
 from customized_grpo.config import EvaluationConfig
 from customized_grpo.data import image_files
 from customized_grpo.data.fingerprints import Fingerprint, difference, fingerprint
-from customized_grpo.policies.sharding import is_sharded
+from customized_grpo.policies.sharding import any_sharded
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
@@ -133,7 +133,7 @@ def _sample_and_score(
     Returns scores (rewards, images) with NaN for other processes' images, the numbers of this process's images, and how
     many of them are not finite.
     """
-    sharded = any(map(is_sharded, policy.trainable().values()))
+    sharded = any_sharded(policy.trainable().values())
     size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
     if size.auto:
         first, share = dataset[0], -(-len(dataset) * config.images // processes.count)

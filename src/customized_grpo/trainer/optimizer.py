@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from customized_grpo.config import TrainConfig
 from customized_grpo.method import project_conflicts
-from customized_grpo.policies.sharding import is_sharded, local, whole
+from customized_grpo.policies.sharding import any_sharded, local, whole
 from customized_grpo.trainer.processes import ALONE, Processes
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Optimizer:
         self._max_norm, self._processes = max_gradient_norm, processes
         self._apart: list[list[Tensor | None]] = []  # gradients of two objectives
         #: Whether weights or state are sharded: all processes make as many backward passes, and save together.
-        self.together = any(map(is_sharded, self._weights))
+        self.together = any_sharded(self._weights)
 
     def clear(self) -> None:
         """Clear the gradients."""
