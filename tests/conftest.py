@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -67,6 +68,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if SHARED_OUT:
         rank = {file: place for place, file in enumerate(LONGEST)}
         items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test or a document's code registers is gone after it, so that tests pass in any order."""
+    from customized_grpo.config.kinds import KINDS
+    from customized_grpo.method import OBJECTIVES
+
+    known = [(registry, dict(registry)) for registry in (KINDS, OBJECTIVES)]
+    yield
+    for registry, before in known:
+        registry.clear()
+        registry.update(before)
 
 
 @pytest.fixture
