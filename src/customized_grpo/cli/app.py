@@ -110,10 +110,9 @@ class Settings:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add a command to the application, named after the function.
+    """Add a command to the application, named after the function, whose errors are shown as lines.
 
-    Errors are shown as lines. A parameter that is annotated with a dataclass stands for the options that its fields
-    declare, so that several commands can share them.
+    A parameter that is annotated with a dataclass stands for the options that its fields declare.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -148,8 +147,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def one_line_errors(debug: bool | None = None) -> Iterator[None]:
     """Print errors as lines and exit: 2 for bad input, the signal's own code for a request to stop.
 
-    With `debug`, by default if the environment variable asks for it, the whole traceback comes first. An exit by other
-    code, such as sys.exit(0) in a user's own file, is an error as well: the command has not done its work.
+    With `debug`, by default by the environment variable, the traceback comes first. A user's own exit is an error too.
     """
     try:
         yield

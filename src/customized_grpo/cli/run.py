@@ -25,11 +25,9 @@ from customized_grpo.utils.machine import busy_hint
 def train_run(
     config: Config, run: Path | None, console: Console, *, resume: bool = False, allow_changes: bool = False
 ) -> None:
-    """Train, or continue training, the run in its folder; then generate, score and show what it has learned.
+    """Train, or continue, a run in its folder or a new one in `runs`; then evaluate and show what it has learned.
 
-    Without a folder, the run gets a new one in `runs`.
-    The folder is made once all parts are open: bad input leaves nothing behind. Raises Stopped where a SIGTERM or
-    Ctrl-C ends the training, which is saved.
+    The folder is made once all parts are open: bad input leaves nothing behind. Raises Stopped after a stop request.
     """
     callbacks = [ProgressCallback(console), TrackerCallback(config.train.trackers), ReportCallback(console)]
     dataset, held_out = open_dataset(config.data), open_dataset(config.evaluation.data)

@@ -53,12 +53,9 @@ EMBEDDED_RECIPE = Path(__file__).parents[1] / "embedded" / "recipe.yaml"
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration and the origin of each value.
+    """A configuration, and FILE:LINE, the override, preset or `default` that gave each value, by dotted key.
 
-    Attributes:
-        config: The configuration.
-        origins: FILE:LINE, the override, the preset or `default`, by dotted key.
-        embedded: True if it is the recipe of the embedded model because no other was given.
+    `embedded` is true if it is the recipe of the embedded model because no other was given.
     """
 
     config: Config
@@ -79,19 +76,11 @@ def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[s
 
 
 def resolve_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[str] = ()) -> Resolved:
-    """Load the configuration of YAML files and overrides, with the origin of each value.
+    """Load the configuration of YAML files and overrides (`a.b=VALUE`), with the origin of each value.
 
     Later files override earlier ones, and the first one the defaults and the preset of the model. Sections are merged
     key by key; lists and mappings of options are replaced. Without files the recipe of the embedded model is used,
-    unless an override names another model.
-
-    Args:
-        path: YAML files. The name `embedded` stands for the recipe of the embedded model.
-        overrides: Settings as `a.b=VALUE`, where VALUE is YAML and numbers are entries of lists, such as
-            `rewards.0.weight=2`.
-
-    Raises:
-        ConfigError: One line per problem: FILE:LINE or the override, the dotted key, the value given, the remedy.
+    unless an override names another model. Raises ConfigError, one line per problem: place, key, value, remedy.
     """
     changes = [_override(one) for one in overrides]
     files = [path] if isinstance(path, Path) else list(path or [])

@@ -32,13 +32,9 @@ Places = dict[Location, str]
 
 
 def read_file(path: Path, name: str | None = None) -> tuple[dict[str, Any], Places]:
-    """Read a YAML mapping.
+    """Return the values of a YAML mapping, and the place "FILE:LINE" of each; `name` stands for FILE if given.
 
-    Returns:
-        The values, and the place "FILE:LINE" of each; `name` stands for FILE if given.
-
-    Raises:
-        ConfigError: The file cannot be read, is no YAML mapping, or holds more than plain values.
+    Raises ConfigError if the file cannot be read, is no YAML mapping, or holds more than plain values.
     """
     try:
         text = read_regular(path, _LARGEST_FILE).decode("utf-8-sig")
@@ -126,11 +122,7 @@ def describe(
 ) -> ConfigError:
     """Turn pydantic's errors into one line each: the place, the key, what is wrong, the value given.
 
-    Args:
-        error: Errors of validating values of `root`, or of the section of it at `section`.
-        root: Model of the whole file.
-        place: Returns where the value at a location was given, if anywhere.
-        section: Location that the errors' own locations start from.
+    `place` returns where the value at a location of `root` was given. The errors' own locations start from `section`.
     """
     problems = []
     for detail in error.errors(include_url=False):

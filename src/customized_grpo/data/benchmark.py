@@ -132,9 +132,8 @@ def _each_pair(name: str, pairs: PairDataset) -> Benchmark:
 def default_combinations(folder: Path) -> list[tuple[str, str]]:
     """Return as many combinations of two as there are subjects, each subject in two of them.
 
-    Each subject is combined with the one that follows it at a fixed distance in the benchmark's list (the last with the
-    first): the smallest distance at which no two of one class meet. The 30 subjects give 30 combinations, the published
-    number; the benchmark does not define them. Raises DataError if there is no such distance.
+    Each is combined with the one that follows it at the smallest distance in the benchmark's list at which no two of
+    one class meet. Raises DataError if there is no such distance.
     """
     classes = dreambench.read_list(folder / dreambench.LIST).classes
     names = list(classes)

@@ -61,12 +61,7 @@ class Listing:
 
 
 def prompt_kind(template: str) -> str:
-    """Classify a prompt template by its words as "place", "property", "accessory" or "style".
-
-    A style is named as one, an accessory is worn or an outfit, a property precedes the subject's name, and all else is
-    a place. On the benchmark's lists this gives the paper's counts: 20 places and 5 properties for objects; 10 places,
-    10 accessories and 5 properties for live subjects.
-    """
+    """Classify a prompt template by its words as "place", "property", "accessory" or "style"; see docs/evaluate.md."""
     if _STYLE.search(template):
         return "style"
     if _ACCESSORY.search(template):
@@ -89,10 +84,9 @@ def dreambench_folder(path: Path, where: str = "") -> Path:
 
 
 def open_dreambench(folder: Path) -> FilePairs:
-    """Open the benchmark with the first photo of each subject, in name order, as its reference.
+    """Open the benchmark with the first photo of each subject as its reference; keys are SUBJECT/NN, NN the prompt.
 
-    A pair's key is SUBJECT/NN with the number of the prompt in its list. `masks/NAME.png` in a subject's folder is the
-    mask of its photo. Raises DataError if the list cannot be read or a subject has no photos.
+    Raises DataError if the list cannot be read or a subject has no photos.
     """
     listing = read_list(folder / LIST)
     return FilePairs(

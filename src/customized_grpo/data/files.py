@@ -28,11 +28,7 @@ _LONGEST_NAME = 100  # characters of a column's name
 
 
 def open_file(path: Path, root: Path | None = None) -> FilePairs:
-    """Open a .jsonl file, or a .json file with a list of records or an object that contains one list.
-
-    Raises:
-        DataError: FILE:LINE, or FILE[INDEX], for each problem.
-    """
+    """Open a .jsonl file, or a .json file with a list of records. Raises DataError, FILE:LINE or FILE[INDEX] each."""
     content = read_bytes(path)
     lines = path.suffix.lower() != ".json"
     parts: list[tuple[str, Any]]
@@ -65,10 +61,7 @@ def open_file(path: Path, root: Path | None = None) -> FilePairs:
 def captioned_images(folder: Path) -> FilePairs | None:
     """Open a folder of images with a caption NAME.txt beside each NAME.png; None if it has no captions.
 
-    Each image is the reference of its caption. Subfolders are included, except those named masks.
-
-    Raises:
-        DataError: An image has no caption, or a caption is empty or not UTF-8; one line each.
+    Subfolders are included, except those named masks. Raises DataError for a missing, empty or broken caption.
     """
     if (folder / LIST).is_file() or (folder / "dataset" / LIST).is_file():
         return None

@@ -30,13 +30,7 @@ def load(source: Source, where: str | None = None) -> Image.Image:
     """Load an image as RGB, upright by its EXIF, with sides of at most `LONGEST_SIDE`.
 
     Transparency becomes white, 16-bit grey is scaled to 8 bits, and of an animation the first frame is taken.
-
-    Args:
-        source: The image.
-        where: Description of the source for messages. Default: its path.
-
-    Raises:
-        DataError: The image is missing, empty, damaged, of another format, or larger than `MAX_PIXELS`; one line.
+    DataError, one line that begins with `where` or the path, if it is missing, damaged, too large or of another format.
     """
     with _opened(source, where) as image:
         if image is not source:  # the caller's own image stays unchanged
@@ -49,8 +43,7 @@ def load(source: Source, where: str | None = None) -> Image.Image:
 def load_mask(source: Source, size: tuple[int, int] | None = None, where: str | None = None) -> Image.Image:
     """Load a mask: mode L with values 0 and 255 only, of the given size (width, height) or its own.
 
-    An image whose alpha channel varies is a mask by its alpha, any other by its brightness; values 0 and 1 count as
-    0 and 255. Raises DataError as `load` does, and if the mask marks no pixel.
+    Its alpha counts if it varies, else its brightness. Raises DataError as `load` does, and if no pixel is marked.
     """
     with _opened(source, where) as image:
         mask = _grey(ImageOps.exif_transpose(image))
@@ -64,10 +57,9 @@ def load_mask(source: Source, size: tuple[int, int] | None = None, where: str | 
 
 
 def check(path: Path, *, quick: bool = False) -> None:
-    """Raise DataError if `load` would.
+    """Raise DataError if `load` would. JPEGs are decoded at an eighth of their size, others in full.
 
-    JPEGs are decoded completely at an eighth of their size, others in full. With `quick`, other formats are not
-    decoded: PNGs are checked by their checksums and the rest by their headers.
+    With `quick`, PNGs are checked by their checksums and all other formats but JPEG by their headers.
     """
     with _opened(path) as image:
         if image.format in ("JPEG", "MPO"):

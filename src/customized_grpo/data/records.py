@@ -108,9 +108,9 @@ M = TypeVar("M", bound=RecordModel)
 
 
 def validate(model: type[M], where: str, item: Mapping[str, Any], root: Path) -> tuple[M, dict[str, Any]]:
-    """Validate a decoded JSON object; its paths start from `root` and stay inside.
+    """Return a decoded JSON object as a record, whose paths start from `root` and stay inside, and the unused keys.
 
-    Returns the record, and the unused keys as columns. Raises DataError, one line that begins with `where` each.
+    Raises DataError, one line that begins with `where` each.
     """
     given = {field: [key for key in keys if item.get(key) is not None] for field, keys in model.keys.items()}
     if twice := [keys for keys in given.values() if keys[1:2] in (["reference"], ["mask"])]:
@@ -185,13 +185,7 @@ class Record:
 class FilePairs:
     """Dataset of records. Every pair has the columns of all records, None where its own record lacks one.
 
-    Args:
-        records: The pairs.
-        origin: File or folder that they come from, for messages.
-        problems: Problems found before, reported together with those found here.
-
-    Raises:
-        DataError: There are problems: no record, a key given twice, or an image or mask that is missing or damaged.
+    Raises DataError for `problems` found before and those found here: no record, a repeated key, a broken file.
     """
 
     config: DataConfig | None = None

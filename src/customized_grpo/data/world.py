@@ -23,10 +23,9 @@ _STREAMS: dict[Split, int] = {"train": 0, "held-out": 1}
 class WorldPairs:
     """Dataset of `size` pairs of the built-in world, 64 x 64 pixels.
 
-    "train" contains the training sprites and combinations of prompt attributes. "held-out" contains only sprites that
-    no training pair shows; every second of its pairs also asks for a combination that no training pair asks for. A
-    smaller size is the beginning of a larger one. With `recoloured`, every prompt asks for the subject in another
-    colour than that of its reference, so that identity and prompt compete. Raises DataError for a negative seed.
+    "held-out" has sprites that no training pair shows; every second of its pairs also asks for a combination that no
+    training pair asks for. A smaller size is the beginning of a larger one. With `recoloured`, every prompt asks for
+    another colour than that of its reference, so that identity and prompt compete.
     """
 
     config: DataConfig | None = None

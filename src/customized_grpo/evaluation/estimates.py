@@ -20,11 +20,7 @@ class Estimate:
 
     @staticmethod
     def of(values: Sequence[float]) -> Estimate:
-        """Estimate the mean of one value for each seed or subject; equal values give equal estimates.
-
-        Raises:
-            ValueError: There is no value, or one is not finite.
-        """
+        """Estimate the mean of finite values, one for each seed or subject; equal values give equal estimates."""
         if not values or not all(map(math.isfinite, values)):
             raise ValueError(f"values are {list(values)}; give at least one, all of them finite")
         mean = sum(values) / len(values)

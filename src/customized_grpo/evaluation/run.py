@@ -36,10 +36,7 @@ class RunEvaluation:
 def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> RunEvaluation:
     """Generate and score images of the held-out pairs, with the run's LoRA and without.
 
-    The base model's scores are read from the run where they exist and no setting is overridden.
-
-    Raises:
-        ConfigError: The folder is not a run, or it has no LoRA yet.
+    The base model's scores are read where they exist and no setting is overridden. ConfigError if there is no LoRA yet.
     """
     open_run(run)
     config = load_config(run / CONFIG, overrides)

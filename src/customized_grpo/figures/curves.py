@@ -72,16 +72,10 @@ class Panel:
 
 
 def training_curves(path: Path, records: Records, title: str | None = None, *, guards: Collection[str] = ()) -> None:
-    """Plot the metrics of a run, one panel for each kind that the records contain.
+    """Plot the metrics of a run to a PNG file, one panel for each kind that the records contain.
 
-    Args:
-        path: PNG file to write.
-        records: One mapping for each iteration, with "iteration" and any of the metrics. Null breaks a curve.
-        title: Title of the figure.
-        guards: Evaluated scores with a panel of their own. They may start near 0, so a change in percent means nothing.
-
-    Raises:
-        FigureError: The records contain no metric.
+    Null breaks a curve. `guards` have a panel of their own: they may start near 0, where percents mean nothing.
+    Raises FigureError if the records contain no metric.
     """
     panels = training_panels(records, guards=guards)
     if not panels:

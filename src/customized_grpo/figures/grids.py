@@ -30,16 +30,7 @@ def image_grid(
     """Write images as a table. All cells have the size of the largest image, scaled to 192 to 512 pixels.
 
     An image that needs no scaling is copied pixel by pixel, one that grows by an integer factor keeps square pixels,
-    and any other is resampled with Lanczos.
-
-    Args:
-        path: PNG file to write.
-        rows: Images. None, or a missing image of a short row, leaves an empty cell.
-        row_labels: One label for each row, such as its prompt, or none at all.
-        column_labels: One heading for each column, or none at all.
-
-    Raises:
-        FigureError: There is no image.
+    and any other is resampled with Lanczos. None, or a short row, leaves a cell empty. FigureError without any image.
     """
     images = [[None if image is None else _image(image) for image in row] for row in rows]
     sizes = [image.size for row in images for image in row if image is not None]

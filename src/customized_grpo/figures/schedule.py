@@ -19,15 +19,7 @@ def schedule(
     sigmas: Iterable[SupportsFloat] | None = None,
     title: str | None = None,
 ) -> None:
-    """Plot the weight of each reward at each denoising step.
-
-    Args:
-        path: PNG file to write.
-        w_prompt: Weights of the prompt reward, (T,); step 0 is the noisiest.
-        w_identity: Weights of the identity reward, (T,).
-        sigmas: Noise levels, (T,) or (T + 1,), for a second axis.
-        title: Title of the figure.
-    """
+    """Plot the weight of each reward (T,) at each denoising step, 0 the noisiest, and noise levels (T,) or (T + 1,)."""
     with drawing(path, 5.6, 3.4, title) as figure:
         draw_schedule(figure.add_subplot(), w_prompt, w_identity, sigmas)
 

@@ -44,15 +44,9 @@ class FigureError(ValueError):
 
 @contextmanager
 def drawing(path: Path, width: float, height: float, title: str | None = None) -> Iterator[Figure]:
-    """Yield an empty figure, and write it to a PNG file when the block ends.
+    """Yield an empty figure of a size in inches, and write it to a PNG file in one step if the block succeeds.
 
-    The file is replaced in one step, and only if the block succeeds. pyplot and its global state are not used.
-
-    Args:
-        path: PNG file to write. Its folder is created.
-        width: Width in inches.
-        height: Height in inches.
-        title: Title above all axes.
+    pyplot and its global state are not used.
     """
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(width, height))

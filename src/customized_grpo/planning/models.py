@@ -15,14 +15,9 @@ _MODELLESS = ("vlm", "remote", "copy-paste")
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A model of a reward.
+    """A model of a reward: the key or option `part` that names it, hub id or folder, revision, a `file` that it has.
 
-    Attributes:
-        part: The key or option that names it.
-        path: Hub id or folder.
-        revision: Revision on the Hub.
-        weights: Whether its weights are loaded, or only its configuration, tokenizer and processor.
-        file: A file that it has.
+    Without `weights` only its configuration, tokenizer and processor are loaded.
     """
 
     part: str
@@ -45,12 +40,7 @@ def option(reward: RewardConfig, name: str) -> Any:
 
 
 def reward_models(reward: RewardConfig, *, masked: bool) -> Iterator[RewardModel]:
-    """Yield the models of a reward that are hub ids or folders.
-
-    Args:
-        reward: The reward.
-        masked: Whether all references have masks, so that the default segmenter is not loaded.
-    """
+    """Yield the models of a reward that are hub ids or folders; no default segmenter if all references are `masked`."""
     path = scorer_path(reward)
     if path is None:
         return

@@ -55,21 +55,9 @@ class Download:
 class Plan:
     """Needs of a run, for each of `processes`.
 
-    Attributes:
-        processes: Number of processes.
-        parameters: Number of parameters by model.
-        trainable: Number of trained parameters.
-        device: Bytes on the device by phase and part.
-        host: Bytes in host memory by part, with an accelerator.
-        needed: Bytes that the device must have, with overhead.
-        images: Images per iteration, over all processes.
-        sampling_evaluations: Model evaluations per iteration to sample them, at most.
-        training_evaluations: Model evaluations, forward and backward, per iteration.
-        reference_evaluations: Model evaluations forward per iteration to train, by the moving average and the untuned
-            model.
-        flops: Floating-point operations of the transformer per iteration, over all processes.
-        downloads: Files to download.
-        uncounted: Models whose memory is unknown, in words.
+    `parameters` are by model, bytes on the `device` by phase and part, in `host` memory by part. `needed` includes
+    overhead. Images, model evaluations (sampling; forward and backward; forward by the moving average and the untuned
+    model) and `flops` are per iteration, over all processes. `uncounted` are models whose memory is unknown, in words.
     """
 
     processes: int
@@ -103,11 +91,7 @@ class _Scorer:
 
 
 def make_plan(config: Config, *, processes: int = 1, references: int = 1, accelerator: bool = True) -> Plan:
-    """Plan a run for pairs with that number of references. No weights are loaded or downloaded.
-
-    Raises:
-        ConfigError, ModelError: The shapes of a model cannot be found.
-    """
+    """Plan a run without weights. Raises ConfigError or ModelError if the shapes of a model cannot be found."""
     policy, rollout, train = config.policy, config.rollout, config.train
     shapes = shapes_of(policy, references)
     scorers, uncounted = _scorers(config)
@@ -145,10 +129,7 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
 
 
 def objective_plans(config: Config, **arguments: Any) -> dict[str, Plan]:
-    """Return the run's plan with each built-in objective that goes with the other settings.
-
-    Settings in which an objective's defaults differ from those of GRPO have them. The arguments are `make_plan`'s.
-    """
+    """Return the plans of all built-in objectives that go with the other settings, with their own defaults."""
     plans = {}
     for objective in OBJECTIVES:
         values = config.model_dump(mode="json")

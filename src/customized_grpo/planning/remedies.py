@@ -22,10 +22,10 @@ Change = dict[str, Any]
 def nearest_that_fits(
     config: Config, memory: int, *, processes: int = 1, references: int = 1, accelerator: bool = True
 ) -> Change | None:
-    """Return the fewest settings to change so that the run fits into `memory` bytes, least harm first.
+    """Return the fewest settings to change so that the run fits into `memory` bytes, least harm first; None if none do.
 
-    The order is: smaller batches, checkpointing and offloading, reward models on the CPU, which cost time alone; a
-    quantised base; a LoRA, or one of lower rank; activations in host memory; smaller images. None: nothing helps.
+    The order: smaller batches, checkpointing and offloading, reward models on the CPU, which cost time alone; a
+    quantised base; a LoRA, or one of lower rank; activations in host memory; smaller images.
     """
 
     def fits(changes: list[Change]) -> bool:

@@ -45,8 +45,7 @@ def plan_run(config: Config, console: Console, *, memory: str | None, processes:
 def check_memory(config: Config, references: int) -> None:
     """Raise ConfigError, before a model is loaded, if a single process certainly lacks memory for a run.
 
-    The estimate has no overhead; a model whose shapes cannot be read is left to its loader. It takes seconds, so that
-    small models with usual settings are not estimated.
+    The estimate has no overhead, and takes seconds: small models with usual settings are not estimated.
     """
     if ":" in config.policy.kind or int(os.environ.get("WORLD_SIZE", 1)) > 1 or _is_small(config):
         return

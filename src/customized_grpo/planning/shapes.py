@@ -53,20 +53,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of a policy that its memory depends on.
+    """Sizes of a policy that its memory depends on: parameters, of the transformer without the LoRA.
 
-    Attributes:
-        transformer: Parameters without the LoRA.
-        text_encoders: Parameters by name.
-        vae: Parameters of the VAE.
-        trained: Number of trained parameters, in `trained_tensors` tensors of `trained_bytes` bytes.
-        largest_linear: Parameters of the transformer's largest linear layer.
-        latent: Elements of one image's latents.
-        condition: Bytes of one pair's conditioning.
-        forward: Bytes of activations of a forward pass for one image; likewise `training` (forward and backward),
-            `encode` and `decode` (of the VAE), and `waiting` (activations that are offloaded to host memory).
-        forward_flops: Floating-point operations of a forward pass for one image; so is `training_flops` (forward
-            and backward, with what gradient checkpointing repeats).
+    `latent` is in elements of one image, `condition` in bytes of one pair. Bytes of activations are those of one image:
+    `forward`, `training` (forward and backward), `encode` and `decode` of the VAE, `waiting` in host memory. Operations
+    are those of one image too, in training with what gradient checkpointing repeats.
     """
 
     transformer: Model
@@ -88,12 +79,7 @@ class Shapes:
 
 
 def shapes_of(config: PolicyConfig, references: int) -> Shapes:
-    """Return the shapes of a policy for pairs with that number of references.
-
-    Raises:
-        ConfigError: The policy is a class of the user's own that is no `PipelinePolicy`.
-        ModelError: There are no configs of the model.
-    """
+    """Return the shapes of a policy for pairs with that number of references. Raises ConfigError or ModelError."""
     if ":" in config.kind:
         try:
             found = find(config.kind)
@@ -189,12 +175,7 @@ def _vae_activations(vae: Any, config: PolicyConfig) -> tuple[int, int]:
 
 
 def of_all_blocks(transformer: nn.Module, count: Callable[[], int]) -> int:
-    """Extrapolate `count()` to the whole transformer from few blocks, since each more of a kind adds as much.
-
-    Args:
-        transformer: A diffusers model; it has fewer blocks while `count` is called.
-        count: Computes with the transformer, and counts something that grows with its blocks by equal amounts.
-    """
+    """Extrapolate `count()`, which grows with the transformer's blocks by equal amounts, from a few of them to all."""
     few = _few(transformer)
     with _cut(transformer, few):
         total = base = count()
@@ -229,8 +210,7 @@ def _cut(transformer: nn.Module, counts: dict[str, int]) -> Iterator[None]:
 def peak_bytes(compute: Callable[[], object]) -> int:
     """Return the peak bytes of tensors created inside `compute`, those of autograd's graph included.
 
-    Attention counts as a fused kernel (flash or memory-efficient) needs it: queries, keys, values, output and one
-    number per query, but no matrix of all pairs of tokens.
+    Attention counts as a fused kernel needs it: queries, keys, values, output and one number per query.
     """
     live, functional = LiveBytes(), torch.nn.functional
     # Not by a TorchFunctionMode, which is off where gradient checkpointing recomputes a block.

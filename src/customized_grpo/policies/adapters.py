@@ -29,12 +29,9 @@ def lora_file(path: Path) -> Path:
 
 
 def lora_settings(path: Path) -> LoraConfig:
-    """Return rank, alpha and targets of a LoRA of a transformer in diffusers' form, a file or its folder.
+    """Return rank, alpha (else the rank, as for diffusers) and targets of a transformer's LoRA, a file or its folder.
 
-    If the file has no alpha, it is the rank, as diffusers reads it.
-
-    Raises:
-        ModelError: It is no such file.
+    Raises ModelError if it is no such file.
     """
     file = lora_file(path)
     try:
@@ -57,11 +54,7 @@ def lora_settings(path: Path) -> LoraConfig:
 
 
 def adapter_file(path: str | Path) -> Path:
-    """Return the file of `policy.adapter`: a file, or the LoRA in a folder or a run.
-
-    Raises:
-        ModelError: There is no such file.
-    """
+    """Return the file of `policy.adapter`: a file, or the LoRA in a folder or a run. Raises ModelError."""
     given = local_path(path)
     file = next((one for one in (lora_file(given), lora_file(given / "lora")) if one.is_file()), None)
     if file is None:
@@ -70,11 +63,7 @@ def adapter_file(path: str | Path) -> Path:
 
 
 def adapter_terms(transformer: Any, pipeline: Any, path: str | Path) -> Terms:
-    """Return the LoRA at `path`, in any form that the loader of the pipeline's class reads, by layer.
-
-    Raises:
-        ModelError: It is no LoRA for this transformer.
-    """
+    """Return the LoRA at `path`, in any form that the loader of the pipeline's class reads, by layer, or ModelError."""
     file = adapter_file(path)
     where = f"policy.adapter: {file}"
     try:
@@ -120,10 +109,9 @@ def fitting(transformer: Any, terms: Terms, where: str) -> Terms:
 
 
 def fuse(transformer: Any, terms: Terms) -> None:
-    """Add a LoRA to the weights of a transformer, in place.
+    """Add a LoRA to the weights of a transformer, in place, by the same operations on each device.
 
-    Products are taken in float32 on the CPU, and sums in float32 before they are rounded to the weights' precision, so
-    that the result has the same bits on each device. Of a layer with a LoRA of peft's, the base layer changes.
+    Products are in float32 on the CPU, and sums in float32 before they are rounded to the weights' precision.
     """
     for name, (down, up) in terms.items():
         layer = transformer.get_submodule(name)

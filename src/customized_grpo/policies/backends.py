@@ -49,10 +49,7 @@ _HOPPER = 9  # major compute capability that FlashAttention 3 is made for
 
 
 def available_backends(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[str]:
-    """List names of `policy.attention` that a model of this precision can be trained with on this device.
-
-    flash-3 is listed if its package is installed and the GPU is a Hopper; its code is not downloaded here.
-    """
+    """List names of `policy.attention` that a model of this precision can be trained with on this device."""
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER
     flash_3 = hopper and is_kernels_available() and is_kernels_version(">=", _KERNELS)
     tried = {name: backend for name, backend in _NAMES.items() if name != "flash-3"}
@@ -61,18 +58,9 @@ def available_backends(device: torch.device, dtype: torch.dtype = torch.bfloat16
 
 
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Name the backend that `policy.attention` stands for on this device.
+    """Return the value of diffusers' `AttentionBackendName`, or `WITHOUT_CUDNN`, that `policy.attention` stands for.
 
-    Args:
-        name: "auto", a short name, or one of diffusers' `AttentionBackendName`.
-        device: Device of the transformer.
-        dtype: Precision of the transformer.
-
-    Returns:
-        A value of diffusers' `AttentionBackendName`, or `WITHOUT_CUDNN`.
-
-    Raises:
-        ModelError: There is no such backend, or it cannot be trained with here.
+    Raises ModelError if there is no such backend, or it cannot be trained with on this device.
     """
     if name == AUTO:
         return WITHOUT_CUDNN if device.type == "cuda" else str(AttentionBackendName.NATIVE.value)

@@ -25,15 +25,10 @@ def checkpointing(
     """Make the function that a diffusers model calls for each block, in place of torch's checkpoint.
 
     Gradients have the same bits as without it, except that of inputs that blocks share (the embedding of the noise
-    level, if it is trained) the terms are summed in another order. Blocks must not use random numbers.
-
-    Args:
-        device: Device of the blocks.
-        on_host: Store the blocks' inputs in host memory until the backward pass.
-        inside: Context of the first computation, which is entered for the second one too.
-        one_node: Make a block one node of the graph. torch's checkpoint calls Python three times for each tensor that
-            the block's operations save, which bounds small batches on a GPU. Blocks with sharded weights always use
-            torch's, whose hooks FSDP expects.
+    level, if it is trained) the terms are summed in another order. Blocks must not use random numbers. `inside` is the
+    context of the first computation, entered for the second too; inputs may wait `on_host`. With `one_node` a block is
+    one node of the graph: torch's checkpoint calls Python three times for each saved tensor, which bounds small batches
+    on a GPU. Blocks with sharded weights always use torch's, whose hooks FSDP expects.
     """
     modules: dict[nn.Module, list[nn.Module]] = {}
     storing: dict[nn.Module, _Storing] = {}

@@ -11,10 +11,7 @@ from customized_grpo.config import PolicyConfig
 
 
 def takes_channels_last(device: torch.device, dtype: torch.dtype) -> bool:
-    """Report whether convolutions compute with channels last: on CUDA, and in float32 on a CPU.
-
-    On a CPU it makes decoding a third faster; half precision there keeps the pipeline's own bits.
-    """
+    """Report whether convolutions use channels last: on CUDA, and in float32 on a CPU (decoding is a third faster)."""
     return device.type == "cuda" or (device.type == "cpu" and dtype == torch.float32)
 
 
@@ -28,10 +25,7 @@ def use_channels_last(model: nn.Module) -> None:
 class Placement:
     """Move a pipeline's models to the device and off it: with `offload`, the transformer or all others are on it.
 
-    Args:
-        pipeline: A diffusers pipeline.
-        config: The policy's settings; with `conditions`, text encoders are dropped instead of moved to host memory.
-        device: Device that computes them.
+    With `conditions`, text encoders are dropped instead of moved to host memory.
     """
 
     def __init__(self, pipeline: Any, config: PolicyConfig, device: torch.device) -> None:

@@ -34,11 +34,7 @@ _LIBRARIES = ("diffusers", "torch", "transformers")
 
 
 def conditions_folder(config: PolicyConfig) -> Path | None:
-    """Return the folder of `config.conditions`, None if it is null.
-
-    Raises:
-        ModelError: It is a file.
-    """
+    """Return the folder of `config.conditions`, None if it is null. Raises ModelError if it is a file."""
     if config.conditions is None:
         return None
     folder = local_path(config.conditions)
@@ -50,12 +46,7 @@ def conditions_folder(config: PolicyConfig) -> Path | None:
 class ConditionsFolder:
     """Store conditioning by a hash of its inputs. Processes may share a folder: files are replaced in one move.
 
-    A file that is damaged, or whose values do not have the hash that was stored with them, is made again.
-
-    Args:
-        folder: Created if missing.
-        config: Settings of the policy that encodes.
-        device: Device that encodes and receives the conditioning. Another kind of device rounds differently.
+    A file that is damaged is made again. Another kind of device rounds differently, and has other keys.
     """
 
     def __init__(self, folder: Path, config: PolicyConfig, device: torch.device) -> None:

@@ -8,10 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def undone(give_back: Callable[[], None]) -> Iterator[None]:
-    """Call `give_back` at the end of the context, and once more if a signal interrupts it.
-
-    `give_back` may be called twice.
-    """
+    """Call `give_back` at the end of the context, and once more if a signal interrupts it."""
     try:
         yield
     finally:

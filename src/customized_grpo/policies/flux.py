@@ -48,10 +48,7 @@ class FluxPolicy(PipelinePolicy):
         return {**super().prompt_shapes(references), "pooled": (self._transformer.config.pooled_projection_dim,)}
 
     def prompt_tokens(self, prompts: Sequence[str]) -> tuple[list[int], int]:
-        """Return the number of T5 tokens of each prompt, and the number that is read.
-
-        CLIP's pooled embedding, a summary of the prompt, is of its first 77 tokens in every FLUX.1 pipeline.
-        """
+        """Return the number of T5 tokens of each prompt, and the number that is read. CLIP reads 77 in every case."""
         tokens = self._pipeline.tokenizer_2(list(prompts), verbose=False)["input_ids"]
         return list(map(len, tokens)), self._config.max_sequence_length
 

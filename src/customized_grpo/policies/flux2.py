@@ -24,18 +24,13 @@ class Flux2Policy(PipelinePolicy):
 
     References, of which there may be none, are resized to the nearest in shape of `config.reference_sizes`, or keep
     their size if that is null. Then the pipeline's own steps follow: shrinking to 1024 x 1024 pixels in area, cropping
-    to whole tokens, position ids of 10 * k for the k-th. The pipeline refuses references with a side under 64 pixels or
-    of more than 8:1; the policy does so if `config.reference_sizes` is null.
+    to whole tokens, position ids of 10 * k for the k-th.
 
-    `Conditions.rows` holds prompt_embeds (B, T, D) and for each reference its tokens on their grid,
-    (B, rows, columns, channels). The model's chat template, which is long for dev, counts towards
-    `config.max_sequence_length`.
+    `Conditions.rows` holds prompt_embeds (B, T, D) and for each reference its tokens on their grid, (B, rows, columns,
+    channels). The model's chat template, which is long for dev, counts towards `config.max_sequence_length`.
 
-    klein and dev are distilled. A klein base model takes classifier-free guidance: `config.true_cfg` is its pipeline's
-    guidance_scale; 1 is off. The others refuse it. `config.guidance` is an input of dev, and has no effect on klein.
-
-    Raises:
-        ModelError: As `PipelinePolicy`, and if classifier-free guidance is set for a distilled model.
+    A klein base model takes classifier-free guidance: `config.true_cfg` is its pipeline's guidance_scale. The others
+    are distilled and refuse it. `config.guidance` is an input of dev, and has no effect on klein.
     """
 
     pipelines: ClassVar[tuple[Any, ...]] = (Flux2KleinPipeline, Flux2Pipeline)
@@ -57,11 +52,7 @@ class Flux2Policy(PipelinePolicy):
             raise ModelError(f"policy.true_cfg: {config.path} is distilled to do without; leave it at 1, or {remedy}")
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Encode a prompt to prompt_embeds (1, T, D).
-
-        Raises:
-            ModelError: `config.max_sequence_length` cuts the prompt off before its first token.
-        """
+        """Encode a prompt to prompt_embeds (1, T, D). Raises ModelError if the chat template leaves no place for it."""
         embeds = self._embed(prompt)
         if prompt and not self._prompts_fit:
             if torch.equal(embeds, self._embed("")):

@@ -45,11 +45,7 @@ class Flux2KVPolicy(Flux2Policy):
                 self._last = None
 
     def shard(self, fully_shard: Callable[[nn.Module], object]) -> None:
-        """Refuse shards: FSDP gathers the last block's weights by the gradient of its output, which is not used.
-
-        Raises:
-            ModelError: Always.
-        """
+        """Raise ModelError: FSDP gathers the last block's weights by the gradient of its output, which is not used."""
         raise ModelError("policy.kind: flux2-klein-kv is not supported with FSDP; launch without it, or use flux2")
 
     def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:

@@ -24,10 +24,7 @@ Grid = tuple[int, int]
 
 
 class PipelineHooks(ABC):
-    """Declarations and methods of a model that `PipelinePolicy` calls; a policy class defines those that differ.
-
-    The defaults are FLUX.1's.
-    """
+    """Declarations and methods of a model that `PipelinePolicy` calls. Defaults are FLUX.1's."""
 
     _config: PolicyConfig
     _dtype: torch.dtype
@@ -77,19 +74,11 @@ class PipelineHooks(ABC):
 
     @abstractmethod
     def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
-        """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1].
-
-        The VAE is on the device.
-        """
+        """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1]."""
 
     @abstractmethod
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
-        """Return arguments of the transformer besides tokens and timestep.
-
-        Args:
-            rows: Those of `Conditions`.
-            grids: Rows and columns of tokens of the image and of each reference.
-        """
+        """Return the transformer's arguments besides tokens and timestep, for token grids of image and references."""
 
     def timestep(self, timesteps: Tensor) -> Tensor:
         """Return the scheduler's timesteps (B,), float32, as the transformer takes them."""
@@ -99,10 +88,8 @@ class PipelineHooks(ABC):
     def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Compute the transformer's output (B, at least the image's tokens, channels), the image's tokens first.
 
-        Args:
-            tokens: Those of the image and of each reference, (B, tokens, channels).
-            timestep: Noise levels (B,) as the transformer takes them.
-            inputs: Its other arguments, from `transformer_inputs`.
+        `tokens` are those of the image and of each reference, (B, tokens, channels); `inputs` come from
+        `transformer_inputs`.
         """
         output: Tensor = self._transformer(
             hidden_states=torch.cat(tuple(tokens), dim=1), timestep=timestep, return_dict=False, **inputs

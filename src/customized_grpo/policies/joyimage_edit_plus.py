@@ -21,18 +21,14 @@ _SEEN = 32  # pixels of a token of the text encoder's vision tower
 class JoyImageEditPlusPolicy(PipelinePolicy):
     """The transformer of a `JoyImageEditPlusPipeline`.
 
-    References, of which there may be none, go to the text encoder at the pipeline's
-    own size, and to the transformer as tokens of the VAE: at the nearest in shape of `config.reference_sizes`, or at
-    the pipeline's own size (about 1024x1024 pixels) if that is null. Either way they are scaled to cover that size and
-    cropped about their centre. The k-th, counted from 1, has k as the first coordinate of its positions (the image has
-    0).
+    References, of which there may be none, go to the text encoder at the pipeline's own size, and to the transformer as
+    tokens of the VAE: at the nearest in shape of `config.reference_sizes`, else at the pipeline's own size (about
+    1024x1024 pixels), cropped about their centre. The k-th has k as the first coordinate of its positions.
 
-    `Conditions.rows` holds prompt_embeds (B, T, D) and for each reference its tokens on their grid,
-    (B, rows, columns, channels). T varies with the prompt and the references; rows are not padded, so that attention
-    needs no mask. If T exceeds `config.max_sequence_length`, the first tokens are dropped, as by the pipeline.
-
-    `config.true_cfg` is the pipeline's guidance_scale, whose velocity the pipeline rescales to the norm of the
-    conditional one over the channels of each latent pixel. `config.guidance` has no effect.
+    `Conditions.rows` holds prompt_embeds (B, T, D), T varying with prompt and references, and for each reference its
+    tokens on their grid, (B, rows, columns, channels). Rows are not padded, so that attention needs no mask. If T
+    exceeds `config.max_sequence_length`, the first tokens are dropped, as by the pipeline. `config.true_cfg` is the
+    pipeline's guidance_scale, `config.guidance` has no effect.
     """
 
     pipelines = (JoyImageEditPlusPipeline,)
@@ -120,11 +116,7 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         return images
 
     def sigmas(self, steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
-        """Return the scheduler's own noise levels (steps + 1,) on the CPU, with its fixed shift for every size.
-
-        Raises:
-            ValueError: `steps` is below 1.
-        """
+        """Return the scheduler's own noise levels (steps + 1,) on the CPU, with its fixed shift for every size."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1 with this model's scheduler, not {steps}")
         scheduler = self._pipeline.scheduler

@@ -11,10 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Count the bytes of storages that operations inside the context make; `peak` is the most at one time.
-
-    Tensors that existed before do not count.
-    """
+    """Count the bytes of storages that operations inside the context make; `peak` is the most at one time."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -21,17 +21,10 @@ Prepare = Callable[[nn.Module], None]
 
 @no_code_of_its_own()
 def load_pipeline(config: PolicyConfig, *pipelines: Any, prepare: Prepare | None = None) -> Any:
-    """Load the diffusers pipeline at `config.path`, frozen, for inference, in `config.dtype`.
+    """Load the diffusers pipeline at `config.path`, frozen, in `config.dtype`; on the device "meta" only its shapes.
 
-    On the device "meta" it is made of its JSON configs only and has shapes but no values.
-
-    Args:
-        config: Model, precision and quantisation.
-        pipelines: Classes that are accepted; model_index.json names one of them.
-        prepare: Changes the transformer's weights in place, on the CPU, before they are quantised.
-
-    Raises:
-        ModelError: The path holds no such pipeline in safetensors, or a package is missing.
+    `prepare` changes the transformer's weights in place, on the CPU, before they are quantised. Raises ModelError if
+    the path holds none of the classes `pipelines` in safetensors, or a package is missing.
     """
     check_packages(config)
     classes = {pipeline.__name__: pipeline for pipeline in pipelines}
@@ -91,11 +84,7 @@ def _check_processors(config: PolicyConfig, source: str | Path, index: Mapping[s
 
 
 def pipeline_name(path: str, revision: str | None = None) -> str:
-    """Return the class name of the diffusers pipeline at a hub id or in a folder, of its model_index.json.
-
-    Raises:
-        ModelError: There is no such pipeline.
-    """
+    """Return the class name of the diffusers pipeline at a hub id or in a folder. ModelError if there is none."""
     try:
         return str(DiffusionPipeline.load_config(loadable(path), revision=revision)["_class_name"])
     except ModelError:
@@ -107,8 +96,7 @@ def pipeline_name(path: str, revision: str | None = None) -> str:
 def adopt_pipeline(config: PolicyConfig, pipeline: Any, *pipelines: Any, prepare: Prepare | None = None) -> Any:
     """Prepare a diffusers pipeline that is in memory as `load_pipeline` prepares one from disk, in place.
 
-    Raises:
-        ModelError: The pipeline is of none of the classes `pipelines` or has a LoRA, or a package is missing.
+    Raises ModelError if it is of none of the classes `pipelines` or has a LoRA, or a package is missing.
     """
     check_packages(config)
     if type(pipeline) not in pipelines:
@@ -133,11 +121,7 @@ def _frozen(config: PolicyConfig, pipeline: Any, prepare: Prepare | None) -> Any
 
 
 def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
-    """Load the text encoder of that name from the folder of a pipeline, or of a pipeline's class, on the CPU.
-
-    Raises:
-        ModelError: It is not there in safetensors, or lacks weights.
-    """
+    """Load a text encoder from the folder of a pipeline, on the CPU. ModelError if it is missing or lacks weights."""
     source = resolve(config.path)
     _, kind = pipeline.load_config(source, revision=config.revision)[name]
     try:

@@ -24,15 +24,13 @@ class LongCatImageEditPolicy(FluxPolicy):
     """The transformer of a `LongCatImageEditPipeline`, whose blocks and VAE are those of FLUX.1.
 
     It takes one reference. The text encoder sees it at the pipeline's own size (about 512x512 pixels), and the
-    transformer as tokens of the VAE: at the nearest in shape of `config.reference_sizes`, or at the pipeline's own size
-    (about 1024x1024 pixels) if that is null. The pipeline generates images of that size only; the policy generates
-    `config.height` x `config.width`.
+    transformer as tokens of the VAE: at the nearest in shape of `config.reference_sizes`, else at the pipeline's own
+    size (about 1024x1024 pixels). The pipeline generates images of that size only, the policy of `config.height` and
+    `width`.
 
     `Conditions.rows` holds prompt_embeds (B, T, D) and the reference's tokens on their grid, (B, rows, columns,
-    channels). T is `config.max_sequence_length` for the padded prompt, plus the tokens of the reference that the text
-    encoder sees; the position ids of image and reference start at T. Prompts are not rewritten: the pipeline has no
-    such step. `config.true_cfg` is the pipeline's guidance_scale, applied without rescaling; `config.guidance` has no
-    effect.
+    channels). T is `config.max_sequence_length` plus the reference's tokens that the text encoder sees; position ids of
+    images start there. `config.true_cfg` is the pipeline's guidance_scale, `config.guidance` has no effect.
     """
 
     pipelines = (LongCatImageEditPipeline,)
@@ -45,11 +43,7 @@ class LongCatImageEditPolicy(FluxPolicy):
     )
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Encode a prompt together with its reference to prompt_embeds (1, T, D).
-
-        Raises:
-            ModelError: There is not one reference, or the prompt is longer than `config.max_sequence_length`.
-        """
+        """Encode a prompt together with its only reference to prompt_embeds (1, T, D). ModelError if it is too long."""
         if len(references) != 1:
             raise ModelError(
                 f"a LongCatImageEditPipeline takes one reference image, not {len(references)}; "

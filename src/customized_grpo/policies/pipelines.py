@@ -171,11 +171,7 @@ class PipelinePolicy(PipelineHooks):
         return len(self._grids) > 1
 
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        """Encode a pair to one row of conditioning, in the model's precision and on its device.
-
-        Raises:
-            ModelError: The model does not take this prompt or these references.
-        """
+        """Encode a pair to one row of conditioning, in the model's precision and on its device. Raises ModelError."""
         images = [image.convert("RGB") for image in references]
         if self._stored is None:
             conditions = self._encode(prompt, images)
@@ -194,11 +190,7 @@ class PipelinePolicy(PipelineHooks):
         return self.decode_latents(latents.flatten(1, -2), self._grid_of(latents))
 
     def sigmas(self, steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
-        """Return the scheduler's noise levels (steps + 1,) on the CPU, shifted as the pipeline does for the size.
-
-        Raises:
-            ValueError: `steps` is below 1, or is 1 with a scheduler that has a shift_terminal.
-        """
+        """Return the scheduler's noise levels (steps + 1,) on the CPU, shifted as the pipeline does for the size."""
         scheduler = self._pipeline.scheduler
         least = 2 if scheduler.config.get("shift_terminal") else 1
         if steps < least:
@@ -213,10 +205,8 @@ class PipelinePolicy(PipelineHooks):
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """Compute the velocity float32 of latents (B, *latent shape), in their shape, at noise levels (B,).
 
-        It carries a gradient to `trainable()` where gradients are enabled, except inside `reference()`.
-
-        Raises:
-            ValueError: Shapes disagree.
+        It carries a gradient to `trainable()` where gradients are enabled, except inside `reference()`. ValueError if
+        shapes disagree.
         """
         expected = conditions.latent_shape or self.latent_shape
         if latents.shape[1:] != expected or not len(latents) == len(sigma) == len(conditions):
@@ -255,12 +245,9 @@ class PipelinePolicy(PipelineHooks):
         return self._tuning.trainable()
 
     def shard(self, fully_shard: Callable[[nn.Module], object]) -> None:
-        """Shard the transformer's weights over processes by `fully_shard` (FSDP2).
+        """Shard the transformer's weights by `fully_shard` (FSDP2); from then on processes call methods together.
 
-        From then on all processes call `velocity`, `reference`, `save` and `load` together.
-
-        Raises:
-            ModelError: A setting is not supported with shards.
+        Raises ModelError if a setting is not supported with shards.
         """
         for name in ("offload", "quantise", "compile"):
             if getattr(self._config, name):
@@ -273,18 +260,11 @@ class PipelinePolicy(PipelineHooks):
         return self._tuning.reference()
 
     def save(self, folder: Path) -> None:
-        """Write pytorch_lora_weights.safetensors for `pipeline.load_lora_weights(folder)`.
-
-        Without a LoRA, write all weights to its folder "transformer".
-        """
+        """Write pytorch_lora_weights.safetensors for `load_lora_weights`; without a LoRA, the folder "transformer"."""
         self._tuning.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, bit for bit, into the parameters of `trainable()`.
-
-        Raises:
-            ModelError: The file is missing, damaged, or of another model; nothing is changed then.
-        """
+        """Read what `save` wrote, bit for bit. ModelError, and no change, if it is damaged or of another model."""
         self._tuning.load(folder)
 
     def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
@@ -294,10 +274,7 @@ class PipelinePolicy(PipelineHooks):
         self._pipeline.save_pretrained(folder, safe_serialization=True)
 
     def preparation(self) -> Callable[[nn.Module], None] | None:
-        """Return a function that changes the transformer's weights before they are quantised or adapted, if any.
-
-        Here it fuses the LoRA of `config.adapter` into them, unless training starts from it.
-        """
+        """Return a function that changes weights before they are quantised or adapted: it fuses `config.adapter`."""
         adapter = self._config.adapter
         if adapter is None or self._config.adapter_as == "start":
             return None

@@ -93,10 +93,7 @@ def _nf4_linear() -> Any:
 
 
 class _Nf4Product(torch.autograd.Function):
-    """x (..., I), a quantised weight of shape (O, I) and a bias (O,), both frozen -> (..., O).
-
-    The backward pass dequantises the weight again.
-    """
+    """x (..., I), a quantised weight (O, I) and a bias (O,), both frozen -> (..., O); backward dequantises again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any, bias: Tensor | None, outputs: int) -> Tensor:

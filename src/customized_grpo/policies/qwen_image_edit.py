@@ -22,21 +22,14 @@ class QwenImageEditPolicy(PipelinePolicy):
     """The transformer of a `QwenImageEditPlusPipeline`.
 
     References, at least one, go to the text encoder at the pipeline's own size, and to the transformer as tokens of the
-    VAE: at the nearest in shape of `config.reference_sizes`, or at the pipeline's own size (about 1024x1024 pixels) if
-    that is null.
+    VAE: at the nearest in shape of `config.reference_sizes`, else at the pipeline's own size (about 1024x1024 pixels).
 
-    `Conditions.rows` holds prompt_embeds (B, T, D) and for each reference its tokens on their grid,
-    (B, rows, columns, channels). T varies with the prompt and the references; rows are not padded.
-
-    These models are made for classifier-free guidance (`config.true_cfg`; the pipeline's scale is 4), whose velocity
-    the pipeline rescales to the length of the conditional one, token by token. `config.guidance` and
-    `config.max_sequence_length` have no effect.
+    `Conditions.rows` holds prompt_embeds (B, T, D), T varying with prompt and references, and for each reference its
+    tokens on their grid, (B, rows, columns, channels). `config.true_cfg` is classifier-free guidance (the pipeline's
+    scale is 4); `config.guidance` and `config.max_sequence_length` have no effect.
 
     The text encoder is given which tokens are of an image (mm_token_type_ids). diffusers up to 0.42 does not pass it,
     and recent releases of transformers 5 then number image tokens like text (diffusers issue 14194).
-
-    Raises:
-        ModelError: As `PipelinePolicy`, and if the transformer takes a distilled guidance.
     """
 
     pipelines = (QwenImageEditPlusPipeline,)
@@ -54,11 +47,7 @@ class QwenImageEditPolicy(PipelinePolicy):
             )
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Encode a prompt together with its references to prompt_embeds (1, T, D).
-
-        Raises:
-            ModelError: There is no reference.
-        """
+        """Encode a prompt with its references to prompt_embeds (1, T, D). ModelError if there is no reference."""
         if not references:
             raise ModelError(f"a QwenImageEditPlusPipeline needs a reference image; give one to the prompt {prompt!r}")
         seen = []

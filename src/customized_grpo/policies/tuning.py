@@ -72,21 +72,11 @@ class Tuning(ABC):
 class LoraTuning(Tuning):
     """A LoRA (arXiv 2106.09685) in float32 on a frozen transformer; B starts at 0, A is Gaussian.
 
-    A is the same in every process and run; the global random state is not changed.
+    A is the same in every process and run; the global random state is not changed. The untuned model is the one with
+    the LoRA switched off; after `start_from` the one with the LoRA that training started from, stored in host memory.
 
-    The untuned model is the one with the LoRA switched off; after `start_from` the one with the LoRA that training
-    started from, whose weights are stored in host memory.
-
-    Args:
-        transformer: A diffusers model; frozen and adapted in place.
-        config: Rank, alpha and, if they are not the default ones, target modules.
-        default_targets: Names of linear layers, each standing for all layers whose name ends with it.
-        exclude: A name that is no target even if it ends like one.
-        write: `save_lora_weights` of the pipeline's class.
-        kernels: Use the fused LoRA layer where it fits.
-
-    Raises:
-        ModelError: A target is the name of no linear layer.
+    Each of `default_targets`, or of the configured ones, stands for all linear layers whose name ends with it, but
+    `exclude`. `write` is `save_lora_weights` of the pipeline's class. Raises ModelError if a target is no layer's name.
     """
 
     def __init__(
@@ -137,11 +127,7 @@ class LoraTuning(Tuning):
     def start_from(self, terms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Start from another LoRA, in this one's first rows; other rows and layers start as zero.
 
-        Args:
-            terms: Its (down (rank, inputs), up (outputs, rank)) by the layer's name.
-
-        Raises:
-            ModelError: A layer has no LoRA, or one of a lower rank.
+        `terms` are its (down (rank, inputs), up (outputs, rank)) by layer. ModelError if one does not fit in.
         """
         weights, rank, scale = self.trainable(), self._config.r, self._config.lora_alpha / self._config.r
         for name, (down, up) in terms.items():
@@ -186,11 +172,7 @@ class LoraTuning(Tuning):
         self._write(folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=metadata)
 
     def load(self, folder: Path) -> None:
-        """Read the LoRA that `save` wrote.
-
-        Raises:
-            ModelError: The file is missing or damaged, or its shapes or alpha differ; nothing is changed then.
-        """
+        """Read the LoRA that `save` wrote. ModelError, and no change, if it is damaged or does not fit."""
         path = lora_file(folder)
         metadata = lora_metadata(path)
         try:
@@ -248,12 +230,7 @@ def lora_metadata(path: Path) -> dict[str, Any]:
 class FullTuning(Tuning):
     """All weights of a transformer.
 
-    The untuned weights are loaded again, to the CPU, when `reference` is first entered, so that training without KL
-    does not hold them.
-
-    Args:
-        transformer: A diffusers model; made trainable in place.
-        reload: Loads that model again, on the CPU and in the same precision.
+    `reload` loads the untuned model to the CPU when `reference` is first entered: training without KL does not hold it.
     """
 
     def __init__(self, transformer: Any, reload: Callable[[], Any]) -> None:
@@ -289,11 +266,7 @@ class FullTuning(Tuning):
         model.save_pretrained(folder / _FOLDER, safe_serialization=True)
 
     def load(self, folder: Path) -> None:
-        """Read the weights that `save` wrote.
-
-        Raises:
-            ModelError: The folder is missing or damaged, or its shapes differ; nothing is changed then.
-        """
+        """Read the weights that `save` wrote. ModelError, and no change, if they are damaged or do not fit."""
         path = folder / _FOLDER
         if not (path / "config.json").is_file():
             raise ModelError(f"{path}: no saved transformer; give the folder of a full tuning")

@@ -34,14 +34,9 @@ class UnoPolicy(FluxPolicy):
 
     References, of which there may be none, are resized to the nearest in shape of `config.reference_sizes`. If that is
     null, UNO's own rule applies: the longer side becomes 512 pixels, or 320 of several references, and they are cropped
-    about the centre to whole tokens. Position ids are UNO's, see `position_ids`.
-
-    Two things differ from UNO's code. A reference's latents are the mean of the VAE's distribution, where UNO takes a
-    random sample. The shift of noise levels is that of `FluxPipeline`, by the number of the image's tokens, where UNO's
-    code takes 1/64 of it: at 512 x 512 `rollout.shift` 1.583 gives UNO's levels, exp(0.5 + (16 - 256) * 0.65 / 3840).
-
-    Raises:
-        ModelError: As `PipelinePolicy`, and if the adapter is missing, not UNO's or of another size.
+    about the centre to whole tokens. Two things differ from UNO's code. A reference's latents are the mean of the VAE's
+    distribution, not a random sample. The shift of noise levels is that of `FluxPipeline`, by the number of the image's
+    tokens, where UNO's code takes 1/64 of it: at 512 x 512 `rollout.shift` 1.583 gives UNO's levels.
     """
 
     pipelines = (FluxPipeline,)

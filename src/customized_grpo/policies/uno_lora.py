@@ -24,11 +24,7 @@ _KEY = re.compile(
 
 
 def uno_lora_by_layer(transformer: Any, path: str | Path) -> Terms:
-    """Return UNO's LoRA as (down (rank, inputs), up (outputs, rank)) by the name of the layer it is added to.
-
-    Raises:
-        ModelError: There is no such file, or a key or shape does not fit.
-    """
+    """Return UNO's LoRA as (down (rank, inputs), up (outputs, rank)) by layer. Raises ModelError if it does not fit."""
     path = adapter_file(path)
     where = f"policy.adapter: {path}"
     try:

@@ -34,14 +34,9 @@ class Change:
 class Run:
     """One run, finished or not.
 
-    Attributes:
-        records: Records of metrics.jsonl, after one of iteration 0 with the base model's evaluation if there is one.
-        starts: Versions and hardware of each start.
-        base: Evaluation of the base model.
-        tuned: Newest evaluation of the tuned model.
-        samples: Stored samples by their folder.
-        groups: Stored groups by their folder.
-        notes: Sentences about what is missing.
+    `records` are those of metrics.jsonl, after one of iteration 0 with the base model's evaluation if there is one;
+    `starts` has versions and hardware, `tuned` the newest evaluation; stored `samples` and `groups` are by their
+    folder, and `notes` are sentences about what is missing.
     """
 
     folder: Path
@@ -67,11 +62,7 @@ class Run:
 
 
 def collect(folder: Path, config: Config) -> Run:
-    """Read the folder of a run with that configuration.
-
-    Raises:
-        RecordError: A complete line of its records is damaged or has no iteration.
-    """
+    """Read the folder of a run. Raises RecordError if a complete line of its records is damaged."""
     records = _lines(folder / "metrics.jsonl")
     for number, record in enumerate(records, start=1):
         if not isinstance(record.get("iteration"), int):

@@ -51,14 +51,8 @@ _MLP_RATIO = 4  # outputs of proj_mlp per input
 def convert(weights: Mapping[str, Tensor], alpha: float, kind: str, form: Format) -> dict[str, Tensor]:
     """Return a LoRA in diffusers' keys by the keys of another loader; the change of every layer stays the same.
 
-    Args:
-        weights: transformer.LAYER.lora_{A,B}.weight, all of one rank.
-        alpha: LoRA alpha. The scale alpha / rank is multiplied into the weights, so that no loader can miss it.
-        kind: `policy.kind`.
-        form: Format of the keys.
-
-    Raises:
-        ConfigError: The loader has no names for this model or for one of the layers.
+    The scale `alpha` / rank is multiplied into the weights, so that no loader can miss it. Raises ConfigError if the
+    loader has no names for this model or for one of the layers.
     """
     if form == "diffusers":
         return dict(weights)

@@ -24,19 +24,13 @@ _PROMPTS = 3
 
 
 def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
-    """Write a run's LoRA in diffusers' format, README.md and, if the run has it, before-after.png to a folder.
+    """Write a run's LoRA in diffusers' format, README.md and, if the run has it, before-after.png to a new folder.
 
-    The card contains the run's configuration without local paths, addresses and secrets. Its image and prompts are
-    held-out data of the run.
+    With another format than diffusers', FORMAT.safetensors is written too, see `formats`. The card contains the run's
+    configuration without local paths, addresses and secrets; its image and prompts are held-out data of the run.
 
-    Args:
-        run: Folder of a finished run.
-        out: Folder to write; it must be empty or absent.
-        form: With another format than diffusers', that file is written too: FORMAT.safetensors, see `formats`.
-
-    Raises:
-        ConfigError: The run is not finished or has no LoRA, `out` is not empty or belongs to a run, or the format has
-            no names for it.
+    Raises ConfigError if the run is not finished or has no LoRA, `out` is not empty or belongs to a run, or the format
+    has no names for the LoRA.
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
@@ -65,11 +59,7 @@ def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
 
 
 def finished_run(run: Path) -> Config:
-    """Return the configuration of a finished run, which may have no checkpoints any more.
-
-    Raises:
-        ConfigError: The folder is no run, or the run is not finished.
-    """
+    """Return the configuration of a finished run, which may have no checkpoints any more. ConfigError for another."""
     config = open_run(run)
     done = checkpointed_iterations(run)
     if not (run / LORA).is_dir() or 0 < done < config.train.iterations:

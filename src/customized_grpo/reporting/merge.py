@@ -22,20 +22,11 @@ _PLACE = "_name_or_path"  #: key under which diffusers and transformers store th
 
 
 def merge_run(run: Path, out: Path, dtype: str | None = None) -> None:
-    """Write a run's pipeline with its LoRA or its tuned weights merged in, as safetensors only.
+    """Write a run's pipeline with its LoRA or its tuned weights merged in, as safetensors only, to a new folder.
 
     Weights are merged on the CPU, which needs memory for the whole pipeline. A LoRA that was trained on a quantised
-    base is merged into the published weights.
-
-    Args:
-        run: Folder of a finished run.
-        out: Folder to write; it must be empty or absent.
-        dtype: Type of the weights. None: the run's policy.dtype.
-
-    Raises:
-        ConfigError: The run is not finished, or the policy is no pipeline of diffusers.
-        ConfigError: `out` is not empty, or belongs to a run.
-        ModelError: The model or the LoRA cannot be loaded.
+    base is merged into the published weights. Raises ConfigError if the run is not finished, the policy is no pipeline
+    of diffusers or `out` is not empty, and ModelError if weights cannot be loaded.
     """
     config = finished_run(run)
     check_output(out, folder=True)

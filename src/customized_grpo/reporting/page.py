@@ -44,17 +44,7 @@ _HERE = Path(__file__).parent
 
 
 def write_report(config: Config, run: Path, out: Path | None = None) -> Path:
-    """Write the report of a run, and return the file's path.
-
-    Args:
-        config: Configuration of the run.
-        run: Folder of the run.
-        out: HTML file to write. Default: RUN/report.html.
-
-    Raises:
-        RecordError: The run's records are damaged.
-        OSError: The file cannot be written.
-    """
+    """Write the report of a run, by default RUN/report.html, and return its path. Raises RecordError or OSError."""
     path = out or run / REPORT
     write_bytes(path, render(collect(run, config)).encode("utf-8"))
     return path
@@ -109,13 +99,9 @@ def signed(value: float | None, decimals: int = 2) -> str:
 
 
 def svg(draw: Callable[[Axes], None], name: str, description: str, size: tuple[float, float]) -> Markup:
-    """Return a figure as SVG for an HTML page.
+    """Return a figure of a size in inches, plotted by `draw`, as SVG for an HTML page.
 
-    Args:
-        draw: Plots on the axes that it is called with.
-        name: Name of the figure, unique on its page. It makes the SVG's ids unique.
-        description: Text alternative.
-        size: Width and height in inches.
+    `name`, unique on its page, makes the SVG's ids unique; `description` is its text alternative.
     """
     with matplotlib.style.context([STYLE, {"svg.hashsalt": name, "figure.dpi": 72, "figure.facecolor": "none"}]):
         figure = Figure(figsize=size)

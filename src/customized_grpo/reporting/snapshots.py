@@ -118,8 +118,8 @@ def keep_groups(run: Path, iteration: int, groups: Groups) -> None:
 def best_and_worst(groups: Groups) -> tuple[int, int]:
     """Return the indices of the groups with the highest and the lowest scores; they are equal if there is only one.
 
-    Each score's group mean is standardized over the groups, and averaged over the scores. A missing score counts as the
-    mean. Guards do not count.
+    Scores' group means are standardized over the groups and averaged, without guards. A missing score counts as the
+    mean.
     """
     trained = [values for name, values in groups.scores.items() if name not in groups.guards]
     means = torch.stack([values.double().nanmean(1) for values in trained])  # (scores, groups)

@@ -37,10 +37,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Finding:
-    """One warning: the observation, the iteration where it began (None: no single one), a remedy.
-
-    `about` is the role or the score, for kinds that can be found of several.
-    """
+    """One warning: observation, the iteration where it began if there is one, remedy, and its role or score."""
 
     kind: Kind
     message: str
@@ -103,10 +100,7 @@ def not_finite(records: Records) -> Finding | None:
 
 
 def constant_reward(rewards: Sequence[RewardConfig], role: Role, records: Records) -> Finding | None:
-    """Warn if a reward of a role had the same mean in each of the first CONSTANT iterations.
-
-    The only reward of a role may vary within the groups all the same; then there is no warning.
-    """
+    """Warn if a reward had one mean in the first CONSTANT iterations, and does not vary in groups as the only one."""
     trained = [reward_name(one) for one in rewards if one.role == role and one.weight > 0]
     for name in trained:
         means = [value for iteration, value in series(records, f"reward/{name}/mean") if 0 < iteration <= CONSTANT]
@@ -118,10 +112,7 @@ def constant_reward(rewards: Sequence[RewardConfig], role: Role, records: Record
 
 
 def reward_hacking(role: Role, rewards: Iterable[Series], monitors: Iterable[Series]) -> Finding | None:
-    """Warn if held-out rewards of a role rise while its independent monitors fall.
-
-    Both by PARTED percent since the monitors' last maximum, in the mean of the last two evaluations.
-    """
+    """Warn if held-out rewards of a role rise and its independent monitors fall, by PARTED percent from their peak."""
     reward, monitor = _mean_change(rewards), _mean_change(monitors)
     common = sorted(reward.keys() & monitor.keys())
     if len(common) < 3:
@@ -191,10 +182,7 @@ def many_vetoes(shares: Series) -> Finding | None:
 
 
 def clip_pinned(fractions: Series, updates: int) -> Finding | None:
-    """Warn if nearly all ratios are clipped in the last fifth of the run: PINNED of the highest possible fraction.
-
-    The first of an iteration's `updates` is on-policy, so its ratios are never clipped.
-    """
+    """Warn if PINNED of the ratios that can be clipped are, in the last fifth of the run (not an update's first)."""
     if updates < 2:
         return None
     most = (updates - 1) / updates
@@ -204,10 +192,7 @@ def clip_pinned(fractions: Series, updates: int) -> Finding | None:
 
 
 def kl_explosion(kl: Series) -> Finding | None:
-    """Warn if the KL to the base model is above KL_LIMIT, or above EXPLODED times its median.
-
-    By the mean of the last three iterations. Steady growth, even by the cube of the iteration, is not reported.
-    """
+    """Warn if the KL is above KL_LIMIT or EXPLODED times its median; growth by the iteration's cube is not reported."""
     text = "The KL to the base model is {:.2g} nats per element; its median over the run is {:.2g}."
     return _explosion("KL", kl, KL_LIMIT, text, "Lower train.learning_rate, or set train.kl_weight.")
 
@@ -238,8 +223,7 @@ def _evaluated(rewards: Sequence[RewardConfig], role: str, records: Records) -> 
 def _mean_change(curves: Iterable[Series]) -> dict[int, float]:
     """Return, by iteration, the mean change of several scores since their first, in percent.
 
-    A score whose first value is near 0 has no meaningful percentage of it: its change is in percent of its largest
-    value, or in points if that is small too.
+    If the first value is near 0 the change is in percent of the largest, or in points if that is small too.
     """
     changes = []
     for curve in curves:

@@ -21,21 +21,10 @@ from customized_grpo.utils.devices import device_of
 
 
 class AlignmentReward(BuiltinReward):
-    """Cosine of the image and text features of one model, times `scale`.
+    """Cosine of the image and text features of one model, times `scale`; docs/rewards.md describes the arguments.
 
     Models work in float32, whatever the precision of their weights. Prompts longer than the model's context are cut.
-
-    Args:
-        path: Hub id or folder of the model.
-        name: Name in logs, tables and figures.
-        device: Device of the model. Default: the accelerator, if there is one.
-        processor: Hub id or folder of tokenizer and image processor, if they are not with the model.
-        batch_size: Images per forward pass.
-        cache_size: Number of prompts whose features are cached.
-        revision: Revision of `path` on the hub.
-
-    Raises:
-        RewardError: The model cannot be loaded or is of another type.
+    Raises RewardError if the model cannot be loaded or is of another type.
     """
 
     kind: ClassVar[str]
@@ -149,8 +138,7 @@ class PickScore(AlignmentReward):
 class HpsV2(AlignmentReward):
     """Human Preference Score v2 or v2.1 (arXiv 2306.09341): -100 to 100, in practice 20 to 35.
 
-    The authors publish open_clip pickles, which no reward loads: `path` is the folder that `cgrpo convert-hps` writes,
-    a CLIPModel of transformers (ViT-H/14) in safetensors.
+    `path` is the folder that `cgrpo convert-hps` writes: the authors publish pickles, which no reward loads.
     """
 
     kind = "hps-v2"

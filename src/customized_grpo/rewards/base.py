@@ -32,8 +32,7 @@ _REMEDIES: dict[Need, str] = {
 class BuiltinReward:
     """Base class of the built-in rewards. `given` holds the arguments that an object was constructed with.
 
-    Raises:
-        RewardError: An option has another type than the constructor declares. Types are strict: no "3" for 3.
+    Raises RewardError if an option has another type than the constructor declares. Types are strict: no "3" for 3.
     """
 
     kind: ClassVar[str]
@@ -87,10 +86,7 @@ def check_needs(reward: object, name: str, pairs: Sequence[Pair]) -> None:
 
 @functools.cache
 def event_loop(name: str) -> asyncio.AbstractEventLoop:
-    """Return the event loop of that name, in a thread of its own: a notebook's own loop is in use.
-
-    It lives as long as the process, so that HTTP clients keep their connections.
-    """
+    """Return the event loop of that name, in a thread that lives on: clients keep connections, notebooks their loop."""
     loop = asyncio.new_event_loop()
 
     def run() -> None:

@@ -15,12 +15,7 @@ PairKey = tuple[str, int]
 
 
 class LruCache(Generic[K, V]):
-    """Values by key, of which the least recently used are dropped first.
-
-    Args:
-        size: Largest sum of the sizes of all values.
-        size_of: Size of a value. Default: every value counts 1.
-    """
+    """Values by key, of which the least recently used are dropped if the sum of their sizes (1 each) exceeds `size`."""
 
     def __init__(self, size: int, size_of: Callable[[V], int] = lambda value: 1) -> None:
         self._size, self._size_of = size, size_of
@@ -45,10 +40,10 @@ class LruCache(Generic[K, V]):
             self._used -= self._size_of(self._values.popitem(last=False)[1])
 
     def fill(self, keys: Sequence[K], compute: Callable[[K], V]) -> dict[K, V]:
-        """Return the values of all keys; `compute` is called for each one that is not cached.
+        """Return the values of all keys; `compute` is called for each one that is not cached, one at a time.
 
-        It is called for one key at a time. In a batch the last bits of a value would depend on the other values of the
-        batch: a resumed run, whose cache is empty at first, would have other scores than one without a break.
+        In a batch the last bits of a value would depend on the others: a resumed run, whose cache is empty at first,
+        would have other scores than one without a break.
         """
         found: dict[K, V] = {}
         for key in dict.fromkeys(keys):

@@ -41,15 +41,9 @@ _REQUEST = "correct the reward's options, or look at the server's log"
 class CallError(Exception):
     """A failed request.
 
-    Attributes:
-        message: Text without the key; only one line of it is shown.
-        remedy: What the user can do.
-        status: HTTP status of the answer, None if there was none.
-        answer: Body of the answer.
-        retry: Another attempt may succeed.
-        wait: Seconds to wait for it, as the server asked; None for the usual back-off.
-        fatal: All other requests will fail, too.
-        own: The server works, but could not score the images of this request.
+    Its text, without the key, and its remedy are shown. `retry`: another attempt may succeed, after `wait` seconds if
+    the server asks for it. `fatal`: all other requests will fail, too. `own`: the server works, but could not score the
+    images of this request.
     """
 
     message: str
@@ -66,23 +60,12 @@ class CallError(Exception):
 
 
 class Endpoint:
-    """A server that scores images.
+    """A server that scores images, at an address without password and query, which would show up in logs.
 
-    Args:
-        url: http or https address, without password and query, which would show up in logs.
-        name: Name of the reward, for messages.
-        key_variable: Environment variable with the key, which is sent as a bearer token.
-        key_required: Whether the variable must be set.
-        timeout: Seconds until the whole answer must be there, per attempt.
-        retries: Attempts after the first one.
-        backoff: Seconds before the first retry; each further one waits twice as long, or as `Retry-After` says.
-        concurrency: Largest number of requests at the same time.
-        requests_per_minute: Largest number of requests per minute; None for no limit.
-        headers: Headers of every request.
-        check: Called with the headers of each answer that will not be retried; raises CallError.
-
-    Raises:
-        RewardError: The URL or the key cannot be used.
+    The key in the environment variable is sent as a bearer token. `timeout` seconds bound each attempt as a whole.
+    After `backoff` seconds comes the first retry; each further one waits twice as long, or as `Retry-After` says.
+    `check` gets the headers of each answer that will not be retried, and raises CallError. RewardError if URL or key
+    cannot be used.
     """
 
     def __init__(
@@ -129,16 +112,10 @@ class Endpoint:
         return await attempts(self._request, "POST", path, body, read)
 
     def scores(self, calls: Sequence[Coroutine[Any, Any, list[float]]], sizes: Sequence[int]) -> list[float]:
-        """Run calls concurrently and return their scores in order.
+        """Run calls concurrently and return their scores in order; `sizes` are the numbers of scores.
 
-        A call that fails leaves NaN for its images; one warning reports all failures.
-
-        Args:
-            calls: Coroutines that return scores and may raise CallError.
-            sizes: Number of scores of each call.
-
-        Raises:
-            RewardError: A failure is fatal, or no call succeeds and the server is at fault.
+        A call that fails by CallError leaves NaN for its images; one warning reports all failures. Raises RewardError
+        if a failure is fatal, or no call succeeds and the server is at fault.
         """
         return run_in_loop(self._scores(calls, sizes))
 

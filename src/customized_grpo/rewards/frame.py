@@ -22,14 +22,8 @@ _MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 class Frame:
     """Resize, centre crop and normalise.
 
-    Attributes:
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-        shortest: Length of the shorter side; the aspect ratio does not change.
-        longest: Length of the longer side, instead of the shorter one; the crop adds black borders.
-        size: (height, width), if the aspect ratio may change.
-        crop: (height, width) of the centre crop.
-        mode: Interpolation mode of torch.
+    The `shortest` or `longest` side gets a length without a change of the aspect ratio, which `size` (height, width)
+    changes; `crop` adds black borders if needed. `mode` is torch's interpolation mode.
     """
 
     mean: Colour
@@ -63,11 +57,7 @@ class Frame:
 
 
 def open_frame(path: str, revision: str = "main", name: str = "") -> Frame:
-    """Return the preprocessing of the model in a folder or on the hub.
-
-    Raises:
-        RewardError: There is no preprocessor_config.json, or it is not supported. `name` is that of the reward.
-    """
+    """Return the preprocessing of a model. RewardError if there is no preprocessor_config.json that is supported."""
     try:
         settings = _settings(path, revision)
         resized, crop = settings.get("do_resize", True), settings.get("crop_size")

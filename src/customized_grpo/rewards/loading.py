@@ -20,11 +20,9 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, Runt
 
 
 def check_type(path: str, types: Collection[str], revision: str, name: str) -> str:
-    """Return the model type of a checkpoint.
+    """Return the model type of a checkpoint, one of `types`.
 
-    Raises:
-        RewardError: The type is not one of `types`, the checkpoint is a pickle, needs code of its own, or cannot be
-            read.
+    Raises RewardError if it is of another type, a pickle, needs code of its own, or cannot be read.
     """
     if path.lower().endswith(_PICKLES):
         raise RewardError(
@@ -57,19 +55,10 @@ def load_model(
     unused: Collection[str] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Return a model, frozen and in evaluation mode.
+    """Return a model of transformers and of one of `types`, frozen and in evaluation mode.
 
-    Args:
-        architecture: Class of transformers.
-        types: Model types that are allowed.
-        path: Folder or hub id.
-        revision: Revision on the hub.
-        name: Name of the reward, for messages.
-        unused: Weights that may be missing, because no score depends on them.
-        dtype: Precision of the weights.
-
-    Raises:
-        RewardError: The model cannot be loaded, or lacks weights, which would be random.
+    Weights in `unused` may be missing, because no score depends on them. Raises RewardError if the model cannot be
+    loaded, or lacks other weights, which would be random.
     """
     check_type(path, types, revision, name)
     try:

@@ -63,9 +63,8 @@ class Candidates:
 def choose(candidates: Candidates, subject: str | None) -> Tensor:
     """Return the subject's mask, bool (h, w); the whole image if no candidate fits.
 
-    If classes have the subject's name (its last word: the bowl of a berry bowl), only candidates of that class remain.
-    The best one has the most of the middle (a Gaussian, a quarter of a side wide) and the least of the border of the
-    image, as backgrounds have, times the model's confidence.
+    If classes have the subject's name (its last word), only candidates of that class remain. The best one has the most
+    of the middle (a Gaussian, a quarter of a side wide) and the least of the border, times the model's confidence.
     """
     masks = candidates.masks.float()
     height, width = masks.shape[-2:]
@@ -87,17 +86,7 @@ def choose(candidates: Candidates, subject: str | None) -> Tensor:
 
 
 class Detector:
-    """Boxes of subjects by their words, of an open-vocabulary detector (Grounding DINO, arXiv 2303.05499).
-
-    Args:
-        path: Hub id or folder.
-        name: Name of the reward, for messages.
-        device: Device of the model.
-        revision: Revision on the hub.
-
-    Raises:
-        RewardError: The model is of another type or cannot be loaded.
-    """
+    """Boxes of subjects by their words, of an open-vocabulary detector (Grounding DINO, arXiv 2303.05499)."""
 
     TYPES = ("grounding-dino", "mm-grounding-dino")
 
@@ -173,22 +162,10 @@ MODEL_TYPES = tuple(kind for _, kinds, _ in _FAMILIES for kind in kinds)
 class Segmenter:
     """Masks of the subjects of images; masks of references are cached.
 
-    Images are resized to the square of the model's image processor.
-
-    Args:
-        path: Hub id or folder of a model. Or a function or class, `file.py:Name` or `package.module:Name`: called with
-            images (B, 3, H, W) in [0, 1] on the device and a list of the words for their subjects (None if there is
-            none), it returns masks (B, h, w) or (B, 1, h, w), above 0.5 on the subject. A class is constructed with
-            `device`, if it takes that.
-        name: Name of the reward, for messages.
-        device: Device of the model.
-        revision: Revision on the hub.
-        detector: Hub id or folder of a `Detector`, only for a model by points. An image without a word for its subject,
-            or in which it is not found, is prompted with points.
-        detector_revision: Revision of `detector` on the hub.
-
-    Raises:
-        RewardError: The model is of no known type or cannot be loaded; later, a function returns other values.
+    `path` is a model, for which images are resized to the square of its image processor; or a function or class,
+    `file.py:Name` or `package.module:Name`, see docs/rewards.md. An image without a word for its subject, or in which
+    the `detector`, for a model by points, does not find it, is prompted with points. Raises RewardError if a model is
+    of no known type or cannot be loaded; later, if a function returns other values.
     """
 
     model: Any = None

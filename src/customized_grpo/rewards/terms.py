@@ -62,10 +62,7 @@ class RewardTerm:
         return self.reward.name
 
     def check(self, pairs: Sequence[Pair]) -> None:
-        """Raise RewardError if these pairs lack what the reward needs, or a column that is a parameter of it.
-
-        A model that these pairs need and that is not loaded yet is loaded.
-        """
+        """Raise RewardError if these pairs lack what the reward needs; load models that only they need."""
         check_needs(self.reward, self.name, pairs)
         if (prepare := getattr(self.reward, "prepare", None)) is not None:
             prepare(pairs)
@@ -96,11 +93,7 @@ def terms_from(rewards: Mapping[str, object | Sequence[object]]) -> list[RewardT
 
 
 def monitors_from(monitors: Mapping[str, object | Sequence[object]]) -> list[RewardTerm]:
-    """Return the terms of rewards that only score evaluations; as `terms_from`, but no role is required.
-
-    Raises:
-        RewardError: An entry cannot be used, or two rewards have one name.
-    """
+    """Return the terms of rewards that only score evaluations; as `terms_from`, but no role is required."""
     if not isinstance(monitors, Mapping):
         given = type(monitors).__name__
         raise RewardError(f"rewards is a {given}; give a dict: {{'identity': [...], 'prompt': [...]}}")

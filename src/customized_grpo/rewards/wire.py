@@ -37,12 +37,7 @@ TOKEN_VARIABLE = "CGRPO_REWARD_TOKEN"  # noqa: S105, a name
 
 
 class Budget:
-    """Limits of the images of one request, the context of its validation.
-
-    Args:
-        pixels: Largest number of pixels of an image.
-        total: Largest number of pixels of all images together.
-    """
+    """Largest number of pixels of an image, and of all images of a request together: the context of its validation."""
 
     def __init__(self, pixels: int, total: int) -> None:
         self.pixels, self.total = pixels, total

@@ -57,10 +57,7 @@ class Balance(TrainerCallback):
     ) -> tuple[MethodConfig, dict[str, float]]:
         """Return the settings of this iteration, with static weights, and their metrics.
 
-        Args:
-            method: Settings of the run.
-            measured: From `relative_gains`.
-            spreads: Standard deviation in a group of each role's total, (2,).
+        `measured` is from `relative_gains`; `spreads` (2,) are standard deviations in a group of each role's total.
         """
         gains, control = self._gains, self._control
         if measured is not None:

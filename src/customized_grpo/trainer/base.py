@@ -171,13 +171,9 @@ class BaseTrainer(ABC):
             self.save_checkpoint()
 
     def evaluate(self) -> Evaluation | None:
-        """Generate and score the held-out pairs with the present weights, into `output_dir`/evaluation/tuned.
+        """Generate and score the held-out pairs with the present weights, into `output_dir`/evaluation/tuned, if any.
 
-        Returns:
-            The evaluation; None without an evaluation dataset.
-
-        Raises:
-            RewardError: A reward or monitor failed, or has no score for any image.
+        Raises RewardError if a reward or monitor failed, or has no score for any image.
         """
         if self.eval_dataset is None:
             return None
@@ -233,11 +229,7 @@ class BaseTrainer(ABC):
 
     @contextmanager
     def profile(self, profiler: Profiler | None = None) -> Iterator[dict[str, float]]:
-        """Measure the stages of the iterations inside the block; yields totals by stage.
-
-        Args:
-            profiler: Measurement; by default seconds, synchronising the device at each stage.
-        """
+        """Measure the stages of the iterations inside the block, by default in seconds; yields totals by stage."""
         before, self._profiler = self._profiler, profiler or Clock(self.policy.device)
         try:
             yield self._profiler.totals
@@ -245,10 +237,7 @@ class BaseTrainer(ABC):
             self._profiler = before
 
     def _open_folder(self, stack: ExitStack, resume: bool, allow_changes: bool) -> Path | None:
-        """Create the run's folder, or take over an existing one, for this process alone.
-
-        Returns the checkpoint to resume from, if any.
-        """
+        """Create or take over the run's folder, for this process alone; return the checkpoint to resume from."""
         if self._unnamed and not resume and self.is_main:
             self.output_dir = make_folder(self.output_dir)
         run = self.output_dir = Path(self.processes.text_of_main(str(self.output_dir)))  # names of the time may differ

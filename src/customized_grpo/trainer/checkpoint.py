@@ -87,8 +87,7 @@ def save_checkpoint(
 def newest_checkpoint(folder: Path, *, warns: bool = True) -> Path | None:
     """Return the newest intact checkpoint, with a warning about newer ones that are damaged; None if there is none.
 
-    Raises:
-        CheckpointError: All checkpoints are damaged, or the folder is none; starting anew would overwrite the run.
+    Raises CheckpointError if all are damaged, or the folder is none; starting anew would overwrite the run.
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise CheckpointError(
@@ -144,8 +143,7 @@ def load_checkpoint(
 ) -> int:
     """Restore the policy and optimizer state, fill the `further` tensors; return iterations done.
 
-    The optimizer's settings stay the present ones. CheckpointError if the checkpoint belongs to another policy, or
-    lacks the further tensors.
+    The optimizer's settings stay the present ones. CheckpointError if the checkpoint does not fit.
     """
     state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     try:

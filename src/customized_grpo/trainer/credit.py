@@ -50,10 +50,7 @@ class Credit:
         return Credit(advantages, pick(self.bonus), pick(self.valid), pick(self.scored), of_sum)
 
     def at(self, method: MethodConfig, total_steps: int, weights_at: Tensor) -> Tensor:
-        """Return the advantage of each trained step, (images, S).
-
-        `weights_at` (images, S) is the denoising step whose TDW weights each trained step takes.
-        """
+        """Return the advantage of each trained step, (images, S), by the TDW weights of the steps `weights_at`."""
         if self.of_sum is not None:
             bound = method.advantage_clip
             return self.of_sum.flatten()[:, None].expand(weights_at.shape).clamp(-bound, bound)
@@ -111,8 +108,7 @@ def steps_to_weigh_at(
 ) -> Tensor:
     """Return the steps whose weights the trained steps (images, S) take: the steps themselves.
 
-    Only "tdw-shuffled", as in the authors' released script, takes those of the positions 0 .. S - 1 in an order that
-    is random per (seed, iteration, image).
+    Only "tdw-shuffled" takes those of the positions 0 .. S - 1 in an order that is random per (seed, iteration, image).
     """
     if weighting != "tdw-shuffled":
         return trained_steps
@@ -133,10 +129,8 @@ def assign_credit(
     """Compute advantages from scores (groups, G) by reward name, NaN where missing, and their metrics.
 
     An image that lacks a score of a weighted reward, or that a guard scores above its limit, drops out of its group.
-    RewardError if the weighted scores or their advantages exceed the range of numbers.
-
-    Metrics describe the roles' advantages also where `method.normalise` is "sum"; the sum is divided by its own
-    standard deviation, and no role's `std_floor` applies to it.
+    Metrics describe the roles' advantages also where `method.normalise` is "sum". RewardError if the weighted scores or
+    their advantages exceed the range of numbers.
     """
     scored = torch.stack([scores[reward_name(r)] for r in rewards if r.weight > 0]).isfinite().all(0)
     limits = {reward_name(r): r.limit for r in rewards if r.limit is not None and r.weight > 0}

@@ -13,12 +13,9 @@ from customized_grpo.protocols import Policy
 
 
 class MovingAverage:
-    """Average weights as decay * average + (1 - decay) * weights per update, in float32.
+    """Average a policy's weights as decay * average + (1 - decay) * weights per update, in float32.
 
-    Args:
-        policy: Policy whose `trainable()` weights are averaged, beginning with the present ones.
-        decay: 0 to below 1; with 0 it is the weights of the last update.
-        prefix: Begins the averages' names in a checkpoint.
+    It begins with the present weights. `prefix` begins the averages' names in a checkpoint.
     """
 
     def __init__(self, policy: Policy, decay: float, prefix: str = "ema.") -> None:

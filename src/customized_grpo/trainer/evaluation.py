@@ -130,8 +130,7 @@ def _sample_and_score(
 ) -> tuple[Tensor, list[int], int]:
     """Generate, score and save this process's share of the images, in whole batches.
 
-    Returns scores (rewards, images) with NaN for other processes' images, the numbers of this process's images, and how
-    many of them are not finite.
+    Returns scores (rewards, images), NaN for other images; the numbers of its own; how many of them are not finite.
     """
     sharded = any_sharded(policy.trainable().values())
     size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)

@@ -65,11 +65,7 @@ def check_unused(run: Path) -> None:
 
 
 def open_run(run: Path) -> Config:
-    """Return the configuration with which a run was started.
-
-    Raises:
-        ConfigError: The folder is not that of a run.
-    """
+    """Return the configuration with which a run was started. Raises ConfigError if the folder is not that of a run."""
     if not (run / CONFIG).is_file():
         raise ConfigError(f"{run}: holds no {CONFIG}; give the folder of a run")
     if not read_file(run / CONFIG)[0]:
@@ -92,16 +88,9 @@ def check_run_folder(run: Path) -> None:
 def check_output(
     path: Path, option: str = "--out", *, folder: bool = False, overwrite: bool = False, inputs: Iterable[Path] = ()
 ) -> None:
-    """Raise ConfigError, before any work, unless a command may write the file, or new folder, that an option names.
+    """Raise ConfigError, before any work, unless a command may write the file, or new `folder`, that an option names.
 
-    Only regular files are replaced, and none that the command reads, or that belongs to a run.
-
-    Args:
-        path: File or folder to write.
-        option: Option that names it.
-        folder: Whether it is a folder, which must be empty or absent.
-        overwrite: Whether an existing file may be replaced.
-        inputs: Files that the command reads.
+    Only regular files are replaced, with `overwrite`, and none of the `inputs` that the command reads, or of a run.
     """
     where = f"{option} {path}"
     if any(above.exists() and not above.is_dir() for above in path.parents):

@@ -30,10 +30,7 @@ class Groups:
 
 
 def group_diversity(groups: Sequence[Tensor]) -> float:
-    """Return the root mean square difference of two images of a group, averaged over all twos and groups: 0 to 1.
-
-    `groups` are (G, 3, H, W) each in [0, 1]. Groups of one image have diversity 0, as do no groups.
-    """
+    """Return the root mean square difference of two images of a group, averaged over twos and groups: 0 to 1."""
     diversity = 0.0
     for shape in dict.fromkeys(group.shape for group in groups):
         values = torch.stack([group.flatten(1) for group in groups if group.shape == shape])

@@ -17,12 +17,7 @@ LOCK = ".lock"
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process; `.lock.holder` in it names the process.
-
-    Raises:
-        ConfigError: Another process holds the folder; the message names it.
-        OSError: The folder cannot be written.
-    """
+    """Lock a folder for this process; `.lock.holder` in it names the process. ConfigError if another one holds it."""
     holder = folder / f"{LOCK}.holder"
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=0)

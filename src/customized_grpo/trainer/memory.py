@@ -31,12 +31,9 @@ Result = TypeVar("Result")
 
 
 class BatchSize:
-    """Size of micro-batches. With "auto" it is unlimited until `measure` is called.
+    """Size of micro-batches, the setting `key`. With "auto" it is unlimited until `measure` is called.
 
-    Args:
-        key: Setting that holds the size, for messages.
-        size: Configured size.
-        recovers: Whether a smaller batch may be tried; not where processes call a sharded model in step.
+    It does not recover where processes call a sharded model in step: no smaller batch may be tried there.
     """
 
     def __init__(self, key: str, size: int | Literal["auto"], *, recovers: bool = True) -> None:
@@ -82,11 +79,7 @@ class BatchSize:
             yield result
 
     def anew(self, count: int, work: Callable[[int], Result]) -> Result:
-        """Return `work(size)` on `count` items; if memory runs out, repeat all of it with half the size.
-
-        Raises:
-            ConfigError: One item does not fit, or a smaller batch may not be tried.
-        """
+        """Return `work(size)` on `count` items; if memory runs out, do all of it again with half the size."""
         while True:
             try:
                 return work(self.size)
@@ -118,10 +111,7 @@ class BatchSize:
 def measure_sampling(
     size: BatchSize, policy: Policy, condition: Conditions, most: int, agree: Callable[[int], int]
 ) -> None:
-    """Set an "auto" size by what it takes to sample and decode one image of the largest size.
-
-    See `BatchSize.measure`.
-    """
+    """Set an "auto" size by what it takes to sample and decode one image of the largest size."""
     condition = replace(condition, latent_shape=policy.latent_shape)
 
     @torch.no_grad()
@@ -147,11 +137,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 class PeakBytes:
-    """Measure the most bytes of tensors alive at one time inside the block, in addition to earlier ones: `bytes`.
-
-    Args:
-        device: On CUDA the allocator's peak is measured, elsewhere the tensors that operations create.
-    """
+    """Measure the most bytes of new tensors alive at one time inside the block: on CUDA by the allocator's peak."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._before, self._live = device, 0, LiveBytes()

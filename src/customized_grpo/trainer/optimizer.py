@@ -21,12 +21,7 @@ _LOG = logging.getLogger(__name__)
 class Optimizer:
     """Update weights by the gradients of all processes; with sharded weights (FSDP2), each process its shards.
 
-    Args:
-        optimizer: Optimizer of all `weights`.
-        weights: Trained weights.
-        max_gradient_norm: Norm to which gradients are clipped.
-        processes: Processes whose gradients are summed.
-        objectives: Losses per backward pass: 1, or 2 whose gradients are stored separately (gradient surgery).
+    A backward pass has one loss, or two `objectives` whose gradients are stored separately (gradient surgery).
     """
 
     def __init__(
@@ -63,10 +58,7 @@ class Optimizer:
         """Sum gradients over processes, clip them, update the weights, clear the gradients. A collective.
 
         With two objectives, conflicting parts of their gradients are projected out first (PCGrad). If the norm is not
-        finite, the weights stay as they are.
-
-        Returns:
-            Norm of the gradient before clipping.
+        finite, the weights stay as they are. Returns the norm before clipping.
         """
         if self.objectives == 1:
             self._processes.sum_gradients(self._weights)

@@ -22,8 +22,7 @@ def pairs_of_iteration(dataset_size: int, pairs: int, seed: int, iteration: int)
 def image_numbers(pairs: Sequence[int], images: Sequence[int], group_size: int) -> list[int]:
     """Number each image among all images of its pair in the iteration; its noise depends on that number.
 
-    `pairs` are the dataset indices of the iteration's groups. An iteration may hold a pair twice: its second group
-    continues counting, so that it has other noise.
+    If the iteration's `pairs` contain a pair twice, its second group continues counting.
     """
     split = [divmod(image, group_size) for image in images]
     return [pairs[:group].count(pairs[group]) * group_size + number for group, number in split]

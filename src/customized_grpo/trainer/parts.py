@@ -37,9 +37,7 @@ def build_scorers(config: Config, device: torch.device) -> Scorers:
 def policy_with_adapter(config: Config, run: Path | None) -> Policy:
     """Build the configured policy, with the trained weights of `run` if given.
 
-    Raises:
-        ConfigError: The run has no trained weights yet.
-        ValueError: The weights are damaged, or belong to another model.
+    Raises ConfigError if the run has none yet, ValueError if they are damaged or belong to another model.
     """
     use_threads(config.train.threads)
     if run is None:

@@ -47,9 +47,9 @@ class LostProcessError(ConnectionError):
 
 @contextmanager
 def reports_lost_processes() -> Iterator[None]:
-    """Turn the error of a collective that another process did not join into a LostProcessError.
+    """Turn the error of a collective that a process did not join into a LostProcessError.
 
-    gloo raises it at once if a process has exited; gloo and NCCL raise it after `train.timeout` if one hangs.
+    gloo raises it at once if a process has exited; gloo and NCCL after `train.timeout` if one hangs.
     """
     try:
         yield
@@ -64,11 +64,7 @@ def reports_lost_processes() -> Iterator[None]:
 
 
 def start_processes(config: Config) -> Accelerator:
-    """Return this process's accelerator among those that a launcher started, if any.
-
-    Raises:
-        ConfigError: The launcher asks for a distribution that is not supported.
-    """
+    """Return this process's accelerator among those that a launcher started. ConfigError for unsupported ones."""
     use_threads(config.train.threads)
     on_cpu = config.policy.device == "cpu" or torch.accelerator.current_accelerator(check_available=True) is None
     if parse_flag_from_env(_DEEPSPEED):
@@ -96,10 +92,7 @@ def start_processes(config: Config) -> Accelerator:
 
 
 class Processes:
-    """This process among the others; a single one if no accelerator is given.
-
-    All processes must call a method described as a collective, in the same order.
-    """
+    """This process among the others, or a single one; they call the methods named collectives in the same order."""
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
         self._accelerator = accelerator
@@ -146,8 +139,7 @@ class Processes:
     def images(self, rollout: RolloutConfig) -> list[int]:
         """Return the numbers of this process's images in an iteration, in rising order.
 
-        Image i is number i % G of group i // G. Layout "groups" deals whole groups in turn; "spread" gives every
-        process the same share of all images, to within one, as a contiguous range.
+        Layout "groups" deals whole groups of G images in turn; "spread" gives each process a contiguous range.
         """
         size = rollout.group_size
         if rollout.layout == "groups":
@@ -188,10 +180,7 @@ class Processes:
         return {name: rows[:, i].reshape(rollout.pairs, rollout.group_size) for i, name in enumerate(values)}
 
     def whole_groups(self, pixels: Sequence[Tensor], images: Sequence[int], rollout: RolloutConfig) -> list[Tensor]:
-        """Return the images (G, 3, H, W) of each of this process's `groups`.
-
-        `pixels` are (3, H, W) of each of its `images`. A collective.
-        """
+        """Return the images (G, 3, H, W) of each of this process's `groups`, from those of `images`. A collective."""
         size = rollout.group_size
         if self.count == 1 or rollout.layout == "groups":
             return [torch.stack(list(pixels[i : i + size])) for i in range(0, len(pixels), size)]
@@ -243,8 +232,8 @@ class Processes:
     def wait(self) -> None:
         """Wait for all processes. A collective.
 
-        accelerate's own calls torch's barrier, which allocates on the GPU of the local rank even if all work is on
-        CPUs, and fails if a machine has fewer GPUs than processes.
+        Not by torch's barrier, which allocates on the local rank's GPU, and fails if there are fewer GPUs than
+        processes.
         """
         self.most(0)
 

@@ -24,12 +24,7 @@ class Profiler(Protocol):
 
 
 class Clock:
-    """Wall-clock seconds per stage.
-
-    Args:
-        device: If given, synchronise this device before and after each stage. Only for benchmarks: it prevents the CPU
-            from running ahead.
-    """
+    """Wall-clock seconds per stage; with a device, for benchmarks, it is synchronised before and after each."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.totals: dict[str, float] = {}

@@ -19,17 +19,7 @@ def check_prompts(
     """Warn of prompts that the policy or a reward cuts: how many, the longest, and which model.
 
     Models that have a method `prompt_tokens` are checked, see `protocols`. Prompts of the built-in world are short.
-
-    Args:
-        section: Name of the dataset's settings, `data` or `evaluation.data`.
-        config: Those settings; with `long_prompts: error` such prompts are refused.
-        dataset: The pairs.
-        policy: The policy.
-        terms: Rewards that score the pairs.
-        log: Whether this process logs.
-
-    Raises:
-        ConfigError: A prompt is cut and `long_prompts` is error; one line for each model.
+    `section` names the settings, for messages. Raises ConfigError, one line for each model, if `long_prompts` is error.
     """
     prompts = () if config.path in WORLDS else prompts_of(dataset)
     longer = "shorten them, or use a reward with a longer context, such as vlm or hps-v3"

@@ -42,17 +42,9 @@ def check_resumable(
 ) -> Path | None:
     """Return the newest intact checkpoint of a run, None if it has not come to one.
 
-    Args:
-        run: Folder of the run.
-        config: Its present settings.
-        now: `origin` of the present settings and data.
-        allow_changes: Accept changes since the checkpoint that affect the training.
-        early: The check is repeated later, which then logs warnings.
-
-    Raises:
-        CheckpointError: There are records but no intact checkpoint.
-        ConfigError: The folder is not that of a run, or settings or data have changed.
-        RecordError: A record of the run is damaged.
+    `now` is the `origin` of the present settings and data. An `early` check is repeated later, which then logs
+    warnings. Raises CheckpointError if there are records but no intact checkpoint, ConfigError for another folder, or
+    changes that affect the training and are not allowed, RecordError for a damaged record.
     """
     check_run_folder(run)
     newest = newest_checkpoint(run / CHECKPOINTS, warns=not early)

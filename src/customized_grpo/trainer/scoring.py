@@ -27,11 +27,8 @@ class BatchScores:
 class Scoring:
     """Scores batches of images by several rewards, in order of submission.
 
-    Args:
-        rewards: Reward models.
-        overlap: Whether a thread scores while the caller continues, with at most two batches waiting. The scores are
-            the same either way.
-        seed: Key of the random numbers that rewards may use, with the number of images that were submitted before.
+    With `overlap` a thread scores while the caller continues, with at most two batches waiting; the scores are the
+    same. `seed` is the key of random numbers for rewards, together with the number of images submitted before.
     """
 
     def __init__(self, rewards: Sequence[Reward], *, overlap: bool, seed: Sequence[int | str] = ()) -> None:

@@ -18,10 +18,9 @@ from customized_grpo.utils.noise import generator
 def stochastic_steps(rollout: RolloutConfig, seed: int, iteration: int) -> range:
     """Return the stochastic steps of an iteration, among 0 .. steps - 2; the last step is always deterministic.
 
-    The window's `order` sets how it moves over its positions: "progressive" stays `stay` iterations at each;
-    "decaying" too, but beyond position `decay_from` only a share `exp(-decay * (position - decay_from))` of them, at
-    least one; "random" samples a position for every `stay` iterations. At the last position the window remains, or
-    begins again if `roll_back`.
+    A "progressive" window stays `stay` iterations at each position; so does a "decaying" one, but beyond `decay_from` a
+    share `exp(-decay * (position - decay_from))` of them, at least one; "random" samples a position each time. At the
+    last position the window remains, or begins again if `roll_back`.
     """
     stochastic, window = rollout.steps - 1, rollout.window
     if window is None:

@@ -58,11 +58,7 @@ class ZeroOptimizer(Optimizer):
         self._engine.backward(loss * self._processes.count)  # DeepSpeed averages over processes
 
     def step(self) -> float:
-        """Clip the gradients of all processes and update the weights. A collective.
-
-        Returns:
-            Norm of the gradient before clipping.
-        """
+        """Clip the gradients of all processes and update the weights; return the norm before. A collective."""
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 

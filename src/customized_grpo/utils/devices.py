@@ -8,14 +8,9 @@ from customized_grpo.utils.hub import ModelError
 
 
 def device_of(name: torch.device | str | None, key: str = "policy.device") -> torch.device:
-    """Return the device of that name, else the current accelerator, else the CPU.
+    """Return the device `name`, else the accelerator that a launcher set for this process, else the CPU.
 
-    Args:
-        name: A device as torch names it; None for the accelerator that a launcher set for this process.
-        key: Setting that holds the name, for the error.
-
-    Raises:
-        ModelError: There is no such device.
+    Raises ModelError, which names the setting `key`, if there is no such device.
     """
     if name is not None:
         return device_named(str(name), key)

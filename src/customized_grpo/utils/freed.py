@@ -11,8 +11,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # parameters of glibc's
 def keep_freed_memory() -> bool:
     """Have glibc keep freed memory for the whole process; False with another C library.
 
-    By default it returns large tensors to the system, which then zeroes new pages for the next ones: an iteration of
-    the embedded recipe takes 10% longer. The process's peak stays the same, but it holds that much until it ends.
+    By default it returns large tensors to the system: an iteration of the embedded recipe then takes 10% longer.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -24,13 +24,9 @@ def is_embedded(path: str) -> bool:
 
 
 def resolve(path: str) -> str | Path:
-    """Return what `from_pretrained` accepts for a `path` of the configuration.
+    """Return what `from_pretrained` accepts: the folder of "embedded/NAME", an existing folder, or a hub id.
 
-    "embedded/NAME" is a folder inside the package, an existing folder is itself, and any other "name" or "owner/name"
-    is a hub id.
-
-    Raises:
-        ModelError: There is no such embedded model, or no such folder and the path cannot be a hub id.
+    Raises ModelError if there is no such embedded model, or no such folder and the path cannot be a hub id.
     """
     parts = PurePosixPath(path).parts
     if parts and parts[0] == EMBEDDED:
@@ -59,10 +55,7 @@ def resolve(path: str) -> str | Path:
 def loadable(path: str) -> str | Path:
     """Return `resolve(path)` once its model is in a folder or the Hub's cache, or the Hub answers.
 
-    The Hub's own client would retry for 23 seconds.
-
-    Raises:
-        ModelError: As `resolve` does; or there is no copy, and the Hub cannot be reached.
+    Raises ModelError at once if it cannot be had, where the Hub's own client would retry for 23 seconds.
     """
     source = resolve(path)
     if isinstance(source, Path):

@@ -26,11 +26,7 @@ ReadConfig = Callable[[str], dict[str, Any]]
 
 
 def config_reader(path: str, revision: str | None = None, *, first: str = "model_index.json") -> ReadConfig:
-    """Return a reader of the JSON configs of the model at `path`, a folder or hub id.
-
-    Raises:
-        ModelError: The file `first` is missing; the reader raises it for any other file.
-    """
+    """Return a reader of the JSON configs of a model. Both raise ModelError for a missing file, it for `first`."""
     source = resolve(path)
     if isinstance(source, Path):
         return lambda name: _json(source / name, path)
@@ -58,12 +54,9 @@ def config_reader(path: str, revision: str | None = None, *, first: str = "model
 
 
 def outline_pipeline(path: str, revision: str | None, dtype: torch.dtype, pipelines: dict[str, Any]) -> Any:
-    """Build the pipeline at `path` on meta, as the one of the classes `pipelines` that it names.
+    """Build the pipeline at `path` on meta, as one of the classes `pipelines`; without tokenizers and processors.
 
-    It has neither tokenizers nor processors, and cannot encode prompts.
-
-    Raises:
-        ModelError: There are no configs, or they are of another pipeline.
+    Raises ModelError if there are no configs, or they are of another pipeline.
     """
     read = config_reader(path, revision)
     index = read("model_index.json")
@@ -80,12 +73,9 @@ def outline_pipeline(path: str, revision: str | None, dtype: torch.dtype, pipeli
 
 
 def outline_reward(path: str, revision: str | None = None, *, answers: bool = False) -> nn.Module:
-    """Build the transformers model at `path` on meta, in float32.
+    """Build the transformers model at `path` on meta, in float32; with `answers` with the layer that predicts tokens.
 
-    With `answers` it is a vision-language model including the layer that predicts tokens.
-
-    Raises:
-        ModelError: There is no config, or it is of no model that transformers knows.
+    Raises ModelError if there is no config, or it is of no model that transformers knows.
     """
     config = config_reader(path, revision, first="config.json")("config.json")
     auto = transformers.AutoModelForImageTextToText if answers else transformers.AutoModel

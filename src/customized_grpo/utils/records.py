@@ -29,13 +29,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Append one line to a file of JSON lines; it is on the disk when this returns. One writer at a time.
 
     An incomplete last line, left by a killed process, is removed first. Numbers that are not finite become null.
-
-    Args:
-        path: The .jsonl file; it and its folder are created if needed.
-        record: JSON values, including NumPy numbers.
-
-    Raises:
-        RecordError: A value has no JSON form; nothing is written then.
+    RecordError if a value has no JSON form; nothing is written then.
     """
     line = _json(path, record) + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,22 +49,14 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file in order, without an incomplete last line.
-
-    Raises:
-        RecordError: There is no such file, or another line is not a JSON object.
-    """
+    """Return a file's records in order, without an incomplete last line. RecordError if it is missing or damaged."""
     return [record for _, record in _lines(path)]
 
 
 def truncate_records(path: Path, iteration: int) -> int:
-    """Remove the records made after `iteration`, for a run that resumes there. A missing file stays missing.
+    """Remove the records made after `iteration`, and return their number. A missing file stays missing.
 
-    Returns:
-        Number of removed records.
-
-    Raises:
-        RecordError: A line is not a JSON object, or has no integer `iteration`.
+    Raises RecordError if a line is not a JSON object, or has no integer `iteration`.
     """
     if not path.exists():
         return 0
@@ -84,10 +70,7 @@ def truncate_records(path: Path, iteration: int) -> int:
 
 
 def check_regular(path: Path, name: str | None = None) -> None:
-    """Raise RecordError if `path` is anything but a regular file or absent: no other kind is ever replaced.
-
-    `name` stands for the path in the message.
-    """
+    """Raise RecordError, which may show another `name`, unless `path` is a regular file or absent."""
     if not os.path.lexists(path):
         return
     kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
@@ -100,15 +83,9 @@ def check_regular(path: Path, name: str | None = None) -> None:
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:
-    """Return the content of a regular file: a pipe or a device would block, or never end.
+    """Return the content of a regular file of at most `most` bytes: a pipe or a device would block, or never end.
 
-    Args:
-        path: The file.
-        most: Largest size in bytes; any size if not given.
-
-    Raises:
-        RecordError: It is no regular file, or larger than `most`.
-        OSError: It cannot be read.
+    Raises RecordError if it is another kind or larger, and OSError if it cannot be read.
     """
     state = path.stat()
     if not stat.S_ISREG(state.st_mode) and str(path) != os.devnull:  # which is empty
@@ -120,20 +97,12 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write JSON values, indented, in one move. Numbers that are not finite become null.
-
-    Raises:
-        RecordError: A value has no JSON form; the old file is unchanged then.
-    """
+    """Write JSON values, indented, in one move. Raises RecordError and changes nothing if a value has no JSON form."""
     write_bytes(path, _json(path, obj, indent=2) + b"\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a regular file in one move; it is on the disk when this returns. On errors the old file is unchanged.
-
-    Raises:
-        RecordError: There is something else than a regular file.
-    """
+    """Replace a regular file in one move; it is on the disk when this returns. On errors the old file is unchanged."""
     check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
@@ -157,11 +126,7 @@ def temporary_folder(folder: Path) -> Path:
 
 
 def move_folder(partial: Path, folder: Path) -> None:
-    """Flush everything in `partial` to the disk, then rename it to `folder`, replacing an old folder of that name.
-
-    Raises:
-        RecordError: `folder` is a symbolic link, which is never replaced.
-    """
+    """Flush everything in `partial` to the disk, then rename it to `folder`, replacing an old folder of that name."""
     if folder.is_symlink():
         raise RecordError(f"{folder}: is a symbolic link, which is never replaced; remove it, or put a folder there")
     with writing(partial):
@@ -196,10 +161,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, remedy: str | None = None) -> Iterator[None]:
-    """Add the path to errors of a full or broken disk, and turn those of safetensors into OSErrors.
-
-    `remedy` is a note on such errors, for `describe_os_error`.
-    """
+    """Add the path, and a `remedy`, to errors of a full or broken disk; turn those of safetensors into OSErrors."""
     try:
         yield
     except OSError as error:

@@ -20,11 +20,7 @@ PATIENCE = 25.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A training ended on request after it was saved; the message is one line with how to resume.
-
-    Attributes:
-        code: Exit code of the process, 128 + signal number.
-    """
+    """A training ended on request after it was saved; the message is one line, `code` is 128 + signal number."""
 
     def __init__(self, number: int, text: str = "") -> None:
         super().__init__(text)
@@ -52,14 +48,9 @@ class Stopping:
     """Handle SIGTERM and SIGINT inside the block, on the main thread.
 
     The first signal raises `Stopped` where the training allows it; the training is saved when the block is left. A
-    second Ctrl-C ends the process at once, and `PATIENCE` seconds end it in any case.
-
-    Args:
-        run: Folder of the run, for messages.
-        saves: Whether this process saves. If not, it continues until `PATIENCE` is over, so that no other process
-            waits for it in vain.
-        alone: Whether this is the only process. A launcher forwards a signal that its terminal sends anyway, so that
-            each of several processes gets one Ctrl-C twice.
+    second Ctrl-C ends the process at once, and `PATIENCE` seconds end it in any case. A process that does not save
+    (`saves`) continues until then, so that no other waits for it in vain. If it is not `alone`, its launcher forwards a
+    signal that the terminal sends anyway, so that it gets one Ctrl-C twice.
     """
 
     def __init__(self, run: Path, *, saves: bool = True, alone: bool = True) -> None:

@@ -53,10 +53,7 @@ _REMEDIES = {
 
 
 class OutputConsole(Console):
-    """Console that goes silent when nobody reads its output any more, as in `cgrpo train | head -1`.
-
-    rich's own would end the process: a training would be lost.
-    """
+    """Console that goes silent, where rich's ends the process, when nobody reads it: `cgrpo train | head -1`."""
 
     def on_broken_pipe(self) -> None:
         """Discard further output, also what is still buffered."""
@@ -198,10 +195,7 @@ class _Bar(Progress):
 
 
 def percent(before: float, after: float) -> float | None:
-    """Return a change in percent of the value before; None if that is so near 0 that a percentage says nothing.
-
-    That is the case if the two have different signs, or differ by more than twice the value before.
-    """
+    """Return a change in percent; None if the value before is so near 0 that a percentage says nothing."""
     near_zero = before * after <= 0 or abs(after - before) > 2 * abs(before)
     return None if near_zero else 100 * (after - before) / abs(before)
 
@@ -212,13 +206,7 @@ def score_table(
     guards: Collection[str] = (),
     notes: Mapping[str, str] | None = None,
 ) -> Table:
-    """Return a table of scores before and after training.
-
-    Args:
-        rows: (name, base, tuned) of each score; higher is better. None and values that are not finite show as "-".
-        guards: Names of scores whose change is neither good nor bad, and has no colour.
-        notes: Short warnings by the score's name, shown in a column of their own.
-    """
+    """Return a table of (name, base, tuned) scores; changes of `guards` have no colour, `notes` have a column."""
     table = Table("score")
     for heading in ("base", "tuned", "change", "change in %"):
         table.add_column(heading, justify="right")

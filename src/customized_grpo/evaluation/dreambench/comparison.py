@@ -42,8 +42,7 @@ def compare(
 ) -> None:
     """Run `cgrpo compare`: evaluate systems in folders under `out`, then show them and their differences to the first.
 
-    `beside` shows the published points beside the plane, on DreamBench; other arguments as for `find_system`. Raises
-    ConfigError, DataError or ModelError before anything is generated.
+    `beside` shows the published points beside the plane. Raises ConfigError, DataError or ModelError before generating.
     """
     template = TEMPLATE if template is None else template
     check_template(template, task.protocol.images)

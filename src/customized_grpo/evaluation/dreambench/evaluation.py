@@ -51,10 +51,9 @@ _FEW = 10  # subjects: with fewer, bootstrap intervals are too narrow
 
 @dataclass(frozen=True)
 class Task:
-    """Benchmark, cases and metrics of a command.
+    """Benchmark, cases and metrics of a command, and the reasons for `skipped` metrics.
 
-    `skipped` has the reasons for the metrics that are not measured. Process number `process` of `processes` works on
-    every `processes`-th case.
+    Process number `process` of `processes` works on every `processes`-th case.
     """
 
     benchmark: Benchmark
@@ -151,8 +150,7 @@ def evaluate_on(
 def evaluate_system(system: System, task: Task, out: Path, console: Console) -> Evaluated | None:
     """Generate and score what the folder `out` lacks; None if other processes still have work to do.
 
-    An earlier evaluation by the same metrics is only read. Raises ConfigError if the folder contains something else,
-    and DataError if images of another system are missing.
+    An earlier evaluation by the same metrics is only read. Raises ConfigError for another folder, DataError for images.
     """
     metrics = {name: metric.model_dump(mode="json") for name, metric in task.metrics.items()}
     settings: dict[str, object] = {"benchmark": task.benchmark.digest, "metrics": metrics}

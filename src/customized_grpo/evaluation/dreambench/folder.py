@@ -130,10 +130,7 @@ class EvaluationFolder:
         return kept if isinstance(kept, dict) else None
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Store the settings. Raises ConfigError if the folder was started with others.
-
-        Metrics that it does not have yet are added; those that it has must be measured alike.
-        """
+        """Store the settings; metrics are added. Raises ConfigError if the folder was started with others."""
         kept = self.settings()
         if kept is None and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(f"{self.path}: contains something other than an evaluation; give another --out")

@@ -25,10 +25,7 @@ _IRRELEVANT = {
 
 @dataclass(frozen=True)
 class System:
-    """One column of a comparison: a policy, with trained weights if it has an `adapter`, or only images.
-
-    The images of a system without a policy are read from a folder; those of an earlier `evaluation` are reused.
-    """
+    """One column of a comparison: a policy, with weights if it has an `adapter`; only images; or an `evaluation`."""
 
     name: str
     config: Config

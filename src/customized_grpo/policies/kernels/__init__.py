@@ -25,12 +25,7 @@ def source_hash(function: Callable[..., Any]) -> str:
 
 
 def usable(kernel: str, replaced: dict[Callable[..., Any], str]) -> bool:
-    """Report whether a kernel fits the installed libraries; log a line if it does not.
-
-    Args:
-        kernel: Name for the log.
-        replaced: Source hashes that the kernel was written for, by the functions that it replaces.
-    """
+    """Report whether a kernel fits the installed libraries, by hashes of the functions it replaces; log if not."""
     changed = [function for function, digest in replaced.items() if source_hash(function) != digest]
     if changed:
         name = f"{changed[0].__module__}.{changed[0].__qualname__}"

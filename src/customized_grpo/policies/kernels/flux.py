@@ -43,9 +43,7 @@ _ALL = slice(None)
 def fuse_blocks(transformer: Any, image_tokens: int | None) -> None:
     """Replace the forward methods of a `FluxTransformer2DModel`'s blocks, whose modules and weights stay the same.
 
-    Args:
-        transformer: Changed in place. From then on its output has the image's tokens only.
-        image_tokens: How many they are; they are the first of its input. None: they vary, so the output has all tokens.
+    Its output then has the first `image_tokens` only, those of the image; all tokens if their number varies (None).
     """
     if not USABLE:
         return
@@ -122,12 +120,7 @@ def _attention(
 ) -> Tensor:
     """Compute attention as `FluxAttnProcessor` does, up to the output layers; (B, prompt and other tokens, D).
 
-    Args:
-        attn: A `FluxAttention`.
-        tokens: Tokens of image and references, in blocks of one stream those of the prompt too.
-        prompt: Tokens of the prompt in blocks of two streams.
-        rotary: Cosines and sines of all tokens.
-        queries: Slice of `tokens` that have queries, in blocks of one stream.
+    In blocks of two streams the prompt's tokens are apart, in blocks of one a slice of the tokens has `queries`.
     """
 
     def heads(x: Tensor) -> Tensor:

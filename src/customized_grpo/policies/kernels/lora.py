@@ -22,11 +22,7 @@ USABLE = usable("LoRA", {Linear.forward: "ec0a80f5c5ce"})
 
 
 class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
-    """peft's LoRA of an `nn.Linear`, by this kernel while exactly one plain adapter is active, else by peft.
-
-    Without gradients and with its adapters disabled it uses the same products, so that an adapter of zeros changes no
-    bit.
-    """
+    """peft's LoRA of an `nn.Linear`, by this kernel while exactly one plain adapter is active, else by peft."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the layer's output (..., out_features) of x (..., in_features)."""

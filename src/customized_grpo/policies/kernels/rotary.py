@@ -20,13 +20,9 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def norm_and_rotate(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None, tokens: slice = _ALL) -> Tensor:
-    """Normalise over the last dimension and rotate pairs of channels.
+    """Normalise x (B, tokens, heads, D) and, given cosines and sines (all tokens, D), rotate pairs of channels.
 
-    Args:
-        x: (B, tokens, heads, D).
-        norm: Of D channels. If its weight is trained, torch computes the norm.
-        rotary: Cosines and sines (all tokens, D), each repeated for both channels of a pair; None only normalises.
-        tokens: Which of all tokens x has.
+    `tokens` are those of all tokens that x has. If the norm's weight is trained, torch computes the norm.
     """
     if rotary is None:
         normed: Tensor = norm(x)

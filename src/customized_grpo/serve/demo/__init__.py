@@ -20,17 +20,8 @@ def serve_demo(
 ) -> None:
     """Serve the page until interrupted, and print its address with the token that it requires.
 
-    Args:
-        config: Configuration files. Default: that of the run.
-        overrides: Settings, KEY=VALUE.
-        run: Folder of a finished run to show beside the base model.
-        host: Address to listen on.
-        port: Port to listen on.
-        console: Console for messages.
-
-    Raises:
-        ConfigError: Gradio is missing, the folder is no finished run, the token is invalid, or the port is in use.
-        ModelError: A model cannot be loaded.
+    Raises ConfigError if Gradio is missing, the folder is no finished run, the token is invalid, or the port is in use,
+    and ModelError if a model cannot be loaded.
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the demo needs Gradio, which is not installed; pip install -e '.[demo]'")

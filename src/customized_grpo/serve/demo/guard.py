@@ -35,11 +35,7 @@ _HEADERS = {
 
 
 def read_token() -> str:
-    """Return the token of the environment, or a new one.
-
-    Raises:
-        ConfigError: The token is too short or has other characters than letters, digits, - and _.
-    """
+    """Return the token of the environment, or a new one. ConfigError if it is short or has other characters."""
     given = os.environ.get(TOKEN_VARIABLE, "").strip()
     if given and not re.fullmatch(r"[A-Za-z0-9_-]{16,}", given):
         raise ConfigError(f"{TOKEN_VARIABLE}: give 16 or more letters, digits, - and _, or unset it")
@@ -49,12 +45,8 @@ def read_token() -> str:
 class Guard:
     """Admit requests with the token only: once as `?token=` in the address, then as a cookie.
 
-    Args:
-        app: The application to protect.
-        token: The token.
-        port: Port of the server. It is part of the cookie's name, because cookies are shared by all ports.
-        most: Bytes of a request, except for uploads.
-        arrival: Seconds that a request may take to arrive.
+    The port is part of the cookie's name, because cookies are shared by all ports. A request, except for uploads, has
+    at most `most` bytes, and arrives within `arrival` seconds.
     """
 
     def __init__(

@@ -40,15 +40,7 @@ class Column:
 
 
 class Studio:
-    """A policy with its rewards and monitors.
-
-    Args:
-        config: Configuration of the policy, the rewards and the monitors.
-        run: Folder of a run, whose LoRA or tuned weights are compared with the base model.
-
-    Raises:
-        ConfigError, ModelError, RewardError: A part cannot be loaded.
-    """
+    """A policy with its rewards and monitors; the LoRA or tuned weights of a `run` are compared with the base model."""
 
     def __init__(self, config: Config, run: Path | None) -> None:
         self.policy = policy_with_adapter(config, run)
@@ -63,9 +55,7 @@ class Studio:
     ) -> list[Column]:
         """Generate and score images: a column of the base model, and one of the tuned model if there is a run.
 
-        Raises:
-            AskError: There is no photo, no prompt, or too much of one.
-            ModelError, RewardError: The model rejects the photos, or a reward fails.
+        Raises AskError without a photo or prompt or with too much of one, ModelError or RewardError if a model fails.
         """
         if not photos:
             raise AskError("There is no photo: add one of the subject.")
@@ -90,10 +80,7 @@ class Studio:
 def read_photos(paths: Sequence[Path]) -> list[Image.Image]:
     """Decode uploaded photos, and replace their files by PNG files without metadata, under the same names.
 
-    If one photo is rejected, all files are removed.
-
-    Raises:
-        AskError: There are too many photos, or one is too large, damaged or no image.
+    Raises AskError, and removes all files, if there are too many photos, or one is too large, damaged or no image.
     """
     try:
         if len(paths) > MOST_PHOTOS:
