@@ -169,7 +169,7 @@ def test_output_without_a_reader_is_discarded_and_the_work_continues() -> None:
         console = OutputConsole(file=file)
         with TrainingDisplay(2, console=console) as display:
             for iteration in (1, 2):
-                display.update({"iteration": iteration, "kl": 0.5})
+                display.add({"iteration": iteration, "kl": 0.5})
         assert console.quiet
         console.print("more")
 

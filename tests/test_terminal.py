@@ -69,9 +69,9 @@ def test_a_log_file_gets_one_line_per_iteration_with_the_time_left() -> None:
     console, clock = log(), Clock()
     with TrainingDisplay(60, console=console, clock=clock) as display:
         clock.now += 65
-        display.update({**RECORD, "share/missing": 0.0, "share/vetoed": 0.0})
+        display.add({**RECORD, "share/missing": 0.0, "share/vetoed": 0.0})
         clock.now += 65
-        display.update({**RECORD, "share/missing": 1 / 48, "share/vetoed": 1 / 4})
+        display.add({**RECORD, "share/missing": 1 / 48, "share/vetoed": 1 / 4})
     first, second = lines(console)
     assert first == "1/60  identity 61.23  prompt 24.50  conflicted 48%  KL 1.2e-05  1:03:55 left"
     assert "  not scored 2.1%  vetoed 25.0%  1:02:50 left" in second
@@ -81,9 +81,9 @@ def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers
     console, clock = log(), Clock()
     with TrainingDisplay(10, done=8, console=console, clock=clock) as display:
         clock.now += 7
-        display.update({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
+        display.add({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
         clock.now += 7
-        display.update({})
+        display.add({})
     assert lines(console) == [
         "9/10  prompt 2.00  0:00:07 left", "9/10  evaluation  a [b] 41.00", "10/10  0:00:00 left",
     ]  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers
 def test_a_terminal_gets_a_bar_with_the_metrics_and_returns_the_cursor() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
     with TrainingDisplay(60, done=11, console=console, clock=Clock()) as display:
-        display.update({**RECORD, "evaluation/dino/mean": 41.0})
+        display.add({**RECORD, "evaluation/dino/mean": 41.0})
     shown = text(console)
     assert "12/60" in shown and "━" in shown and "left" in shown
     assert "identity 61.23  prompt 24.50  conflicted 48%  KL 1.2e-05" in shown

@@ -16,7 +16,7 @@ from test_cli import SHORT
 from customized_grpo.cli.run import train_run
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
-from customized_grpo.config.redaction import flat
+from customized_grpo.config.reading import flat
 from customized_grpo.trainer import trackers
 from customized_grpo.utils.records import read_records
 
@@ -95,4 +95,6 @@ def test_a_missing_package_is_one_line_before_anything_is_opened(
 
 
 def test_the_configuration_is_flat_for_trackers_that_want_it_so() -> None:
-    assert flat({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": "{}", "d": "[1, 2]"}
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": [{"f": 3}]}) == {
+        "a.b": 1, "a.c": {}, "d": [1, 2], "e.0.f": 3,
+    }  # fmt: skip

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
-from customized_grpo.config.typed import Section, read_section
+from customized_grpo.config.reading import read_section
+from customized_grpo.config.section import Section
 from customized_grpo.utils.hub import EMBEDDED
 
 Settings = dict[str, Any]

@@ -15,7 +15,7 @@ from running import make_trainer, metrics_of, run_training, same, tensors_of
 from customized_grpo.config import Config, TrainConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.policies.exchange import undone
+from customized_grpo.policies.sharding import undone
 from customized_grpo.policies.tuning import _exchanged
 from customized_grpo.protocols import Policy
 from customized_grpo.rewards import RewardError

@@ -102,8 +102,8 @@ def evaluate(
     from customized_grpo.evaluation.run import evaluate_run
     from customized_grpo.reporting.show import show
 
-    found = evaluate_run(Path(system), plain_console(), settings.overrides)
-    show(found.config, Path(system), found.held_out, found.base, found.tuned, plain_console())
+    config, held_out, base, tuned = evaluate_run(Path(system), plain_console(), settings.overrides)
+    show(config, Path(system), held_out, base, tuned, plain_console())
 
 
 @command

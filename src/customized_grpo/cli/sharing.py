@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,21 +31,14 @@ def report(
     plain_console().print(f"wrote {write_report(config, run, out)}", soft_wrap=True)
 
 
-class LoraFormat(StrEnum):
-    """Programs whose key names a LoRA file can have."""
-
-    diffusers = "diffusers"
-    comfyui = "comfyui"
-    kohya = "kohya"
-
-
 @command
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
     form: Annotated[
-        LoraFormat, typer.Option("--format", help="Also write the LoRA with the key names of comfyui or kohya.")
-    ] = LoraFormat.diffusers,
+        Literal["diffusers", "comfyui", "kohya"],
+        typer.Option("--format", help="Also write the LoRA with the key names of comfyui or kohya."),
+    ] = "diffusers",
 ) -> None:
     """Write a run's LoRA for publication: the weights, a model card, images before and after training.
 
@@ -56,23 +48,18 @@ def export(
     """
     from customized_grpo.reporting.lora import export_run
 
-    export_run(run, out, form.value)
+    export_run(run, out, form)
     plain_console().print(f"wrote {out}; fill in the TODOs of {out / 'README.md'}, and check its images and prompts")
-
-
-class Precision(StrEnum):
-    """Data types that weights can be written in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @command
 def merge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
-    dtype: Annotated[Precision | None, typer.Option(help="Data type of the weights. Default: policy.dtype.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Data type of the weights. Default: policy.dtype."),
+    ] = None,
 ) -> None:
     """Write the whole pipeline with a run's LoRA merged into its weights.
 
@@ -80,7 +67,7 @@ def merge(
     """
     from customized_grpo.reporting.merge import merge_run
 
-    merge_run(run, out, dtype.value if dtype else None)
+    merge_run(run, out, dtype)
     plain_console().print(f"wrote {out}")
 
 

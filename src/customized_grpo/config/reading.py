@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -63,6 +63,23 @@ def parse(text: str, origin: str, location: Location, *, lines: bool) -> tuple[A
         raise ConfigError(f"{place}: not valid YAML ({reason}); correct it") from error
     except RecursionError as error:
         raise ConfigError(f"{origin}: nested too deeply; write it flat") from error
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def read_section(path: Path, section: type[S]) -> S:
+    """Read a YAML file as that section. Raises ConfigError, one line per problem, with the nearest known key."""
+    values, places = read_file(path)
+
+    def place(location: Location) -> str:
+        around = (location[:end] for end in range(len(location), 0, -1))
+        return next((places[at] for at in around if at in places), str(path))
+
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise describe(error, section, place) from error
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
@@ -198,6 +215,16 @@ def nearest(key: str, known: Iterable[str]) -> str | None:
 def dotted(location: Location) -> str:
     """Return a location as a dotted key."""
     return ".".join(map(str, location)) or "the file"
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Return single settings by dotted key; entries of a list of sections have their number as key."""
+    listed = isinstance(value, list) and any(isinstance(one, Mapping) for one in value)
+    if not listed and not (isinstance(value, Mapping) and value):
+        return {key: value}
+    items = enumerate(value) if listed else value.items()
+    parts = (flat(inner, f"{key}.{name}" if key else str(name)) for name, inner in items)
+    return {name: leaf for part in parts for name, leaf in part.items()}
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

@@ -45,14 +45,3 @@ def redact_text(text: str) -> str:
     text = _TOKEN.sub(SECRET, text)
     text = _URL.sub(ADDRESS, text)
     return _PATH.sub(LOCAL_PATH, text)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys; lists become text."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value if isinstance(value, str | bool | int | float | None) else str(value)
-    return found

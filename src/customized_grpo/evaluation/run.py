@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -23,18 +22,10 @@ from customized_grpo.utils.records import writing
 from customized_grpo.utils.terminal import WorkDisplay
 
 
-@dataclass(frozen=True)
-class RunEvaluation:
-    """Held-out scores of a run: of the base model and with its LoRA."""
-
-    config: Config
-    held_out: PairDataset
-    base: Evaluation
-    tuned: Evaluation
-
-
-def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> RunEvaluation:
-    """Generate and score images of the held-out pairs, with the run's LoRA and without.
+def evaluate_run(
+    run: Path, console: Console, overrides: Sequence[str] = ()
+) -> tuple[Config, PairDataset, Evaluation, Evaluation]:
+    """Generate and score images of the held-out pairs; return settings, pairs and scores of base and LoRA.
 
     The base model's scores are read where they exist and no setting is overridden. ConfigError if there is no LoRA yet.
     """
@@ -51,15 +42,12 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
         def scored(name: str) -> Evaluation:
             count = len(held_out) * config.evaluation.images
             console.print(f"generating {count} evaluation images ({name})")
-            with WorkDisplay("evaluation", count, console) as display:
-                return _evaluate(name, display)
-
-        def _evaluate(name: str, display: WorkDisplay) -> Evaluation:
-            with policy.reference() if name == "base" else nullcontext():
+            untuned = policy.reference() if name == "base" else nullcontext()
+            with WorkDisplay("evaluation", count, console) as display, untuned:
                 return evaluate(
                     policy,
                     held_out,
-                    rewards.all,
+                    rewards,
                     config.evaluation,
                     run / "evaluation" / name,
                     batch_size=config.rollout.batch_size,
@@ -70,4 +58,4 @@ def evaluate_run(run: Path, console: Console, overrides: Sequence[str] = ()) -> 
         base = None if overrides else read_evaluation(run / "evaluation" / "base", config.evaluation, held_out)
         base = base or scored("base")
         policy.load(run / LORA)
-        return RunEvaluation(config, held_out, base, scored("tuned"))
+        return config, held_out, base, scored("tuned")

@@ -118,7 +118,8 @@ def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[P
         add(QUADRANTS, _QUADRANTS, _quadrants)
     add("Weights of the roles", [*_WEIGHTS, *_MULTIPLIERS], _lines, {**_WEIGHTS, **_MULTIPLIERS}, "weight, multiplier")
     add("Diversity in a group", ["diversity"], _line, "diversity", "rms difference of two images (%)", GREEN, 100)
-    add("Distance from the reference policy", ["kl", "clip_fraction"], _distance)
+    add("Distance from the reference policy", ["kl"], _line, "kl", "KL divergence (nats per element)", PINK)
+    add("Clipped ratios", ["clip_fraction"], _line, "clip_fraction", "ratios clipped (%)", BLUE, 100)
     add("Distance from the moving average", ["old_distance"], _line, "old_distance", "squared distance (%)", PINK, 100)
     add("Error of the velocity", _ERRORS, _lines, _ERRORS, "mean squared error")
     add("Gradient norm", ["gradient_norm"], _gradient_norm)
@@ -270,22 +271,6 @@ def _areas(axes: Axes, records: Records, parts: Mapping[str, tuple[str, str]], f
     axes.stackplot(xs, stack, labels=labels, colors=colors, linewidth=0)
     axes.margins(x=0)
     return stack
-
-
-def _distance(axes: Axes, records: Records) -> None:
-    has_kl = len(_series(records, "kl")[0]) > 0
-    if has_kl:
-        _line(axes, records, "kl", "KL to the reference (nats per element)", PINK)
-    if len(_series(records, "clip_fraction")[0]):
-        right = axes
-        if has_kl:
-            right = axes.twinx()
-            right.grid(visible=False)
-            right.spines["right"].set_visible(True)
-            axes.yaxis.label.set_color(PINK)
-        _line(right, records, "clip_fraction", "ratios clipped (%)", BLUE, 100)
-        right.get_lines()[-1].set_linestyle("--")
-        right.yaxis.label.set_color(BLUE)
 
 
 def _gradient_norm(axes: Axes, records: Records) -> None:

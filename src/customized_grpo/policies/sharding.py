@@ -1,8 +1,9 @@
-"""Weights that are sharded by FSDP2 (torch's `fully_shard`)."""
+"""Weights that are sharded by FSDP2 (torch's `fully_shard`), or exchanged for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,3 +57,16 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 def writes(weights: Sequence[Tensor]) -> bool:
     """Report whether this process writes such weights to a file: of sharded ones, only the first process."""
     return not any_sharded(weights) or torch.distributed.get_rank() == 0
+
+
+@contextmanager
+def undone(give_back: Callable[[], None]) -> Iterator[None]:
+    """Call `give_back` at the end of the context, and once more if a signal interrupts it."""
+    try:
+        yield
+    finally:
+        try:
+            give_back()
+        except BaseException:
+            give_back()
+            raise

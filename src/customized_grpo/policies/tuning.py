@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig
 from customized_grpo.policies.adapters import lora_file
-from customized_grpo.policies.exchange import undone
 from customized_grpo.policies.kernels import lora as kernel
-from customized_grpo.policies.sharding import any_sharded, is_sharded, like, local, reshard, whole, writes
+from customized_grpo.policies.sharding import any_sharded, is_sharded, like, local, reshard, undone, whole, writes
 from customized_grpo.utils.hub import ModelError, first_line
 
 _INIT_SEED = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import base_config
+from customized_grpo.config.reading import flat
 from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.evaluation import Evaluation, read_evaluation
 from customized_grpo.reporting.snapshots import GroupChoice, Samples, read_groups, read_samples
@@ -92,8 +93,8 @@ def collect(folder: Path, config: Config) -> Run:
 
 def changes(config: Config) -> Iterator[Change]:
     """Yield the settings that differ from the defaults of the run's model, without secrets."""
-    default = _flat(base_config(config.policy).model_dump(mode="json"))
-    mine = _flat(hide_secrets(config.model_dump(mode="json")))
+    default = flat(base_config(config.policy).model_dump(mode="json"))
+    mine = flat(hide_secrets(config.model_dump(mode="json")))
     for key in dict.fromkeys([*default, *mine]):
         before, after = (
             ("null" if values[key] is None else str(values[key])) if key in values else "absent"
@@ -118,14 +119,6 @@ def in_steps(values: Sequence[Any], most: int) -> list[Any]:
     if len(values) <= most:
         return list(values)
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}" if key else name).items()}
-    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
-        return _flat({f"{key}.{i}": part for i, part in enumerate(value)})
-    return {key: value}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

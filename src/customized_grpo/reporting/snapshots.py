@@ -8,7 +8,6 @@ Each folder has an index.json, which is written last: a folder without it is inc
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from customized_grpo.evaluation import Evaluation, shown_pairs
 from customized_grpo.protocols import ROLES, PairDataset
 from customized_grpo.trainer.groups import Groups
-from customized_grpo.utils.pixels import to_image
+from customized_grpo.utils.pixels import encoded, to_image
 from customized_grpo.utils.records import write_bytes, write_json
 
 SAMPLES, GROUPS = "samples", "groups"
@@ -143,9 +142,7 @@ def thumbnail(image: Image.Image) -> bytes:
     """Encode an image as JPEG, its longer side at most SIDE pixels."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = BytesIO()
-    small.save(buffer, format="JPEG", quality=92, subsampling=0)  # sharp edges of red on grey
-    return buffer.getvalue()
+    return encoded(small, "JPEG", quality=92, subsampling=0)  # sharp edges of red on grey
 
 
 def _folder(run: Path, kind: str, iteration: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import logging
 import math
@@ -23,7 +22,7 @@ from customized_grpo.rewards.base import BuiltinReward, Count
 from customized_grpo.rewards.endpoint import CallError, Endpoint, NotNegative, Positive, Retries
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.utils.devices import device_of
-from customized_grpo.utils.pixels import to_image
+from customized_grpo.utils.pixels import encoded, to_image
 from customized_grpo.utils.records import write_json
 
 _log = logging.getLogger(__name__)
@@ -241,9 +240,7 @@ class Vlm(BuiltinReward):
     def _image(self, image: Image.Image) -> dict[str, Any]:
         reduced = image.copy()
         reduced.thumbnail((self._longest, self._longest), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        reduced.save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        data = base64.b64encode(encoded(reduced)).decode("ascii")
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 

@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from customized_grpo.protocols import Need
+from customized_grpo.utils.pixels import encoded
 
 #: Increased by every change that an older client or server would not understand.
 PROTOCOL = 4
@@ -45,9 +46,7 @@ class Budget:
 
 def encode(image: Image.Image) -> str:
     """Return an image of mode L or RGB as base64 of PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return base64.b64encode(encoded(image, compress_level=1)).decode("ascii")
 
 
 def decode(text: str, budget: Budget) -> Image.Image:

@@ -226,7 +226,7 @@ class ProgressCallback(TrainerCallback):
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
         """Show the iteration's progress and scores."""
         if self._display is not None:
-            self._display.update(metrics)
+            self._display.add(metrics)
 
     def on_loop_end(self, trainer: BaseTrainer) -> None:
         """Close the progress display."""

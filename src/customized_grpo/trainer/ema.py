@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from customized_grpo.policies.exchange import undone
+from customized_grpo.policies.sharding import undone
 from customized_grpo.protocols import Policy
 
 

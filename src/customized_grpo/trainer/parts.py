@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,23 +14,9 @@ from customized_grpo.trainer.folder import LORA, LORA_FILE
 from customized_grpo.utils.machine import use_threads
 
 
-@dataclass(frozen=True)
-class Scorers:
-    """The configured rewards and monitors."""
-
-    rewards: list[Reward]
-    monitors: list[Reward]
-
-    @property
-    def all(self) -> list[Reward]:
-        """Rewards, then monitors."""
-        return [*self.rewards, *self.monitors]
-
-
-def build_scorers(config: Config, device: torch.device) -> Scorers:
+def build_scorers(config: Config, device: torch.device) -> list[Reward]:
     """Build the configured rewards and monitors."""
-    kinds = config.rewards, config.evaluation.monitors
-    return Scorers(*([build_reward(reward, device) for reward in rewards] for rewards in kinds))
+    return [build_reward(reward, device) for reward in (*config.rewards, *config.evaluation.monitors)]
 
 
 def policy_with_adapter(config: Config, run: Path | None) -> Policy:

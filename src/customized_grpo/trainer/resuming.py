@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.config.reading import flow_yaml
+from customized_grpo.config.reading import flat, flow_yaml
 from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.data.fingerprints import Fingerprint, difference, fingerprint
 from customized_grpo.protocols import PairDataset
@@ -89,18 +89,8 @@ def _other_settings(before: Mapping[str, Any] | None, now: Mapping[str, Any]) ->
     """Yield the key of each setting that differs, and the difference as text."""
     if before is None:  # of an earlier version of the package
         return
-    old, new = _leaves(before, ""), _leaves(now, "")
+    old, new = flat(before), flat(now)
     for key in dict.fromkeys([*old, *new]):
         if old.get(key) != new.get(key):
             was, is_now = (flow_yaml(values[key]) if key in values else "not there" for values in (old, new))
             yield key, f"{key}: {was}, now {is_now}"
-
-
-def _leaves(value: Any, key: str) -> dict[str, Any]:
-    """Return single settings by dotted key; entries of lists of sections have their number as key."""
-    listed = isinstance(value, list) and any(isinstance(one, Mapping) for one in value)
-    if not listed and not isinstance(value, Mapping):
-        return {key: value}
-    items = enumerate(value) if listed else value.items()
-    parts = (_leaves(inner, f"{key}.{name}" if key else str(name)) for name, inner in items)
-    return {name: leaf for part in parts for name, leaf in part.items()}

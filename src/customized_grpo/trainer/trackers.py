@@ -16,8 +16,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from PIL import Image
 
 from customized_grpo.config import ConfigError
-from customized_grpo.config.loading import dump_yaml
-from customized_grpo.config.redaction import flat, redact
+from customized_grpo.config.reading import dump_yaml, flat
+from customized_grpo.config.redaction import redact
 from customized_grpo.trainer.callbacks import TrainerCallback
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ class TrackerCallback(TrainerCallback):
                 # As text: its table of hyperparameters would be a second run beside this one, and takes no lists.
                 tracker.tracker.add_text("config", f"```yaml\n{dump_yaml(config)}```")
             else:
-                tracker.store_init_configuration(flat(config))
+                numbers_and_texts = (str, bool, int, float, type(None))
+                settings = ((key, value, isinstance(value, numbers_and_texts)) for key, value in flat(config).items())
+                tracker.store_init_configuration({key: value if fits else str(value) for key, value, fits in settings})
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
         """Log the iteration's metrics."""

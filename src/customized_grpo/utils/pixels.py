@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,13 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(rounded.permute(1, 2, 0).cpu().numpy())
 
 
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """Return the content of an image file; `options` are those of Pillow's `save`."""
+    data = io.BytesIO()
+    image.save(data, form, **options)
+    return data.getvalue()
+
+
 def save_image(image: Image.Image, path: Path) -> None:
     """Write an image file in one move, in the format of its suffix."""
-    data = io.BytesIO()
-    image.save(data, format=Image.registered_extensions()[path.suffix.lower()])
-    write_bytes(path, data.getvalue())
+    write_bytes(path, encoded(image, Image.registered_extensions()[path.suffix.lower()]))

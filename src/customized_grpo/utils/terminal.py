@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 ABSENT = "-"  #: stands for a missing number
-_SECONDS_BETWEEN_LINES = 10.0  #: of the progress in a log
 MOST_ERRORS = 20  #: lines of error that are printed; the rest is counted
 
 #: Metrics shown at every iteration: (label, key, format, shown if 0).
@@ -63,17 +63,56 @@ class OutputConsole(Console):
         os.close(nowhere)
 
 
-class TrainingDisplay:
-    """Progress of a training: a live bar in a terminal, one short line per iteration in a log file.
+class WorkDisplay:
+    """Progress of work on a number of items, with the time left: a bar in a terminal, lines in a log.
 
-    Use it as a context manager, and call `update` after each iteration.
-
-    Args:
-        iterations: Number of iterations of the whole run.
-        done: Iterations that were done before, for a run that resumes.
-        console: Console to write to. None: standard output.
-        clock: Returns seconds that never decrease.
+    `done` items were done before. A log gets a line after `interval` seconds at the earliest. `clock` returns seconds.
     """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        console: Console,
+        *,
+        done: int = 0,
+        interval: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._title, self._total, self._console, self._clock = title, total, console, clock
+        self._first, self._interval = done, interval
+        self._began = self._shown = clock()
+        live = console.is_terminal and not console.is_dumb_terminal
+        self._bar = _Bar(title, total, done, console) if live else None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, numbers: str = "") -> bool:
+        """Show that so many items are done; return whether these are all."""
+        now = self._clock()
+        each = (now - self._began) / max(1, done - self._first)
+        left = f"{_clock_time(each * max(0, self._total - done))} left"
+        if self._bar is not None:
+            self._bar.show(done, left, numbers)
+        elif now - self._shown >= self._interval and (done < self._total or not self._interval):
+            self.print("  ".join(filter(None, (self._title, f"{done}/{self._total}", numbers, left))))
+            self._shown = now
+        return done >= self._total
+
+    def print(self, text: str) -> None:
+        """Print a line above the bar, or in the log, which is flushed: a log that is followed does not lag behind."""
+        self._console.print(Text(text), soft_wrap=True)
+
+
+class TrainingDisplay(WorkDisplay):
+    """Progress of a training: a live bar with the metrics below it in a terminal, a line per iteration in a log."""
 
     def __init__(
         self,
@@ -83,115 +122,41 @@ class TrainingDisplay:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._iterations, self._first, self._done = iterations, done, done
-        self._console = console or plain_console()
-        self._clock = clock
-        self._began = clock()
-        live = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._bar = _Bar(self._console, iterations, done) if live else None
+        super().__init__("", iterations, console or plain_console(), done=done, interval=0.0, clock=clock)
+        self._done = done
 
-    def __enter__(self) -> Self:
-        self._began = self._clock()
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, Any]) -> None:
         """Show a finished iteration by its record of metrics; keys may be missing."""
         self._done += 1
         found = {key: value for key in record if (value := _number(record[key])) is not None}
         numbers = [
             f"{label} {found[key]:{form}}" for label, key, form, zero in _SHOWN if key in found and (zero or found[key])
         ]
-        seconds = (self._clock() - self._began) / (self._done - self._first) * max(0, self._iterations - self._done)
-        left = f"{_clock_time(seconds)} left"
-        if self._bar is not None:
-            self._bar.show(self._done, left, "  ".join(numbers))
-        else:
-            self._print("  ".join([f"{self._done}/{self._iterations}", *numbers, left]))
+        self.update(self._done, "  ".join(numbers))
         for key, value in found.items():
             if key.startswith("evaluation/") and key.endswith("/mean"):
                 name = key.removeprefix("evaluation/").removesuffix("/mean")
-                self._print(f"{self._done}/{self._iterations}  evaluation  {name} {value:.2f}")
-
-    def _print(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)  # which flushes: a log that is followed does not lag behind
-
-
-class WorkDisplay:
-    """Progress of work on a number of items, with the time left: a bar in a terminal, now and then a line in a log.
-
-    Args:
-        title: Name of the work.
-        total: Number of items.
-        console: Console to write to.
-        clock: Returns seconds that never decrease.
-    """
-
-    def __init__(self, title: str, total: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._title, self._total, self._console, self._clock = title, total, console, clock
-        self._began = self._shown = clock()
-        live = console.is_terminal and not console.is_dumb_terminal
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=console, transient=True) if live else None
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-            self._bar.add_task(self._title, total=self._total)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, done: int) -> bool:
-        """Show that so many items are done; return whether these are all."""
-        now = self._clock()
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done)
-        elif now - self._shown >= _SECONDS_BETWEEN_LINES and done < self._total:
-            left = _clock_time((now - self._began) / done * (self._total - done))
-            self._console.print(Text(f"{self._title}  {done}/{self._total}  {left} left"), soft_wrap=True)
-            self._console.file.flush()
-            self._shown = now
-        return done >= self._total
+                self.print(f"{self._done}/{self._total}  evaluation  {name} {value:.2f}")
 
 
 class _Bar(Progress):
-    """Progress bar with the metrics of the last iteration below it."""
+    """Progress bar with numbers below it."""
 
-    def __init__(self, console: Console, iterations: int, done: int) -> None:
+    def __init__(self, title: str, total: int, done: int, console: Console) -> None:
         self._numbers = ""
-        # rich's own estimate looks back 30 seconds, and one iteration may take longer.
-        super().__init__(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
-            console=console,
-            expand=True,
-            refresh_per_second=4,
-        )
-        self._training = self.add_task("training", total=iterations, completed=done, left="")
+        # rich's own estimate looks back 30 seconds, and one item may take longer.
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "{task.fields[left]}")
+        super().__init__(*columns, console=console, refresh_per_second=4)
+        self._task = self.add_task(escape(title), total=total, completed=done, left="")
 
     def show(self, done: int, left: str, numbers: str) -> None:
         self._numbers = numbers
-        self.update(self._training, completed=done, left=left, refresh=True)
+        self.update(self._task, completed=done, left=left, refresh=True)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        yield Text(self._numbers, style="bold", no_wrap=True, overflow="ellipsis")
+        if self._numbers:
+            yield Text(self._numbers, style="bold", no_wrap=True, overflow="ellipsis")
 
 
 def percent(before: float, after: float) -> float | None:

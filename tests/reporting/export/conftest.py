@@ -38,7 +38,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         run.mkdir()
         save_config(config, run / "config.yaml")
         policy, pairs = build_policy(config.policy), open_dataset(held_out)
-        rewards = build_scorers(config, policy.device).all
+        rewards = build_scorers(config, policy.device)
         drawn = {"base": evaluate(policy, pairs, rewards, config.evaluation, run / "evaluation" / "base", batch_size=2)}
         tune(policy, 0.1 if config.policy.lora is not None else 0.02)
         drawn["tuned"] = evaluate(policy, pairs, rewards, config.evaluation, run / "evaluation" / "tuned", batch_size=2)

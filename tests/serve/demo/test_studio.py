@@ -40,7 +40,7 @@ def test_both_models_generate_and_score_as_the_commands_do(opened: Studio, rando
         expected = generate(policy_with_adapter(config, run), PROMPT, [PHOTO], steps=2, seed=3, images=2)
         assert all(np.array_equal(*map(np.asarray, pair)) for pair in zip(column.images, expected, strict=True))
         pixels = torch.stack([to_tensor(image) for image in column.images])
-        scores = score(build_scorers(config, opened.policy.device).all, pixels, [pair, pair])
+        scores = score(build_scorers(config, opened.policy.device), pixels, [pair, pair])
         assert column.scores.keys() == scores.keys()
         assert all(column.scores[name] == pytest.approx(values.tolist(), abs=1e-4) for name, values in scores.items())
     assert columns[0].images[0].tobytes() != columns[1].images[0].tobytes()

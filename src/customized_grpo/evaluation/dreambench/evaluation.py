@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -42,9 +39,10 @@ from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import build_reward
 from customized_grpo.trainer.rollout import image_noise, own_noise_levels, sample_images
 from customized_grpo.utils.devices import device_of
-from customized_grpo.utils.pixels import to_image
+from customized_grpo.utils.pixels import save_image, to_image
 from customized_grpo.utils.records import write_bytes, write_json
 from customized_grpo.utils.tables import markdown_text
+from customized_grpo.utils.terminal import WorkDisplay
 
 _FEW = 10  # subjects: with fewer, bootstrap intervals are too narrow
 
@@ -208,10 +206,11 @@ def _generate(system: System, task: Task, folder: EvaluationFolder, console: Con
         for metric in task.metrics.values():
             if metric.against != "others":  # by the model of another metric
                 build_reward(metric.reward(), "cpu")
-    with _progress(console, f"{system.name}: generating {len(todo)} images", len(todo)) as advance:
+    console.print(f"{system.name}: generating {len(todo)} images", soft_wrap=True, markup=False)
+    with WorkDisplay(system.name, len(todo), console) as display:
         policy = system.open()
         encoded = None
-        for case, index in todo:
+        for done, (case, index) in enumerate(todo, start=1):
             if case is not encoded:
                 pair, encoded = task.benchmark.shown(case), case
                 conditions = policy.encode(pair.prompt, pair.references)
@@ -219,8 +218,8 @@ def _generate(system: System, task: Task, folder: EvaluationFolder, console: Con
             shape = conditions.latent_shape
             noise = image_noise(policy, 1, task.protocol.seed, "benchmark", case.key, index, shape=shape)
             (image,) = sample_images(policy, conditions, noise, sigmas)
-            folder.images.write(case, index, to_image(image))
-            advance()
+            save_image(to_image(image), folder.images.path(case, index))
+            display.update(done)
     del policy, conditions
     gc.collect()  # the policy's memory, for the scorers
     if torch.accelerator.is_available():
@@ -234,8 +233,9 @@ def _score(system: System, task: Task, source: ImageFolder, folder: EvaluationFo
         return
     device, images = device_of(system.config.policy.device), task.protocol.images
     rewards: dict[str, Reward] = {}  # by content, because diversity is measured by the model of another metric
-    with _progress(console, f"{system.name}: scoring {len(todo) * images} images", len(todo)) as advance:
-        for case, names in todo:
+    console.print(f"{system.name}: scoring {len(todo) * images} images", soft_wrap=True, markup=False)
+    with WorkDisplay(system.name, len(todo), console) as display:
+        for done, (case, names) in enumerate(todo, start=1):
             checksums = source.checksums(case, images)
             loaded = [image_files.load(source.path(case, index)) for index in range(images)]
             scores = {}
@@ -246,7 +246,7 @@ def _score(system: System, task: Task, source: ImageFolder, folder: EvaluationFo
                     rewards[content] = build_reward(metric.reward(), device)
                 scores[name] = measure(rewards[content], metric, loaded, task.benchmark, case)
             folder.add(Record(case=case.key, images=[one for one in checksums if one is not None], scores=scores))
-            advance()
+            display.update(done)
 
 
 def measure(
@@ -276,11 +276,3 @@ def _share() -> tuple[int, int]:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.accelerator.set_device_index(local % torch.accelerator.device_count())
     return process, processes
-
-
-@contextmanager
-def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on a terminal, the title in a log; call the yielded function after each of `total` steps."""
-    console.print(title, soft_wrap=True, markup=False)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield partial(bar.advance, bar.add_task("", total=total))

@@ -10,7 +10,6 @@ A process may be killed at any moment: an image or record is complete or absent.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -21,14 +20,13 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config import ConfigError
 from customized_grpo.data import image_files
 from customized_grpo.data.benchmark import Case
 from customized_grpo.data.errors import DataError
-from customized_grpo.utils.records import append_record, read_records, write_bytes, write_json
+from customized_grpo.utils.records import append_record, read_records, write_json
 
 SETTINGS, IMAGES, SCORES = "settings.json", "images", "scores"
 #: Default names of images, also for those of other systems.
@@ -72,12 +70,6 @@ class ImageFolder:
         except DataError:
             return False
         return True
-
-    def write(self, case: Case, index: int, image: Image.Image) -> None:
-        """Write an image of a case as PNG, atomically."""
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        write_bytes(self.path(case, index), buffer.getvalue())
 
 
 def check_template(template: str, images: int) -> None:

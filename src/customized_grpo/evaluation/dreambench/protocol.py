@@ -10,7 +10,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import Field, model_validator
 
 from customized_grpo.config import ConfigError, RewardConfig
-from customized_grpo.config.typed import Section, read_section
+from customized_grpo.config.reading import read_section
+from customized_grpo.config.section import Section
 from customized_grpo.rewards import default_path
 from customized_grpo.utils.hub import resolve
 

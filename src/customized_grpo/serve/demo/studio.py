@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from customized_grpo.evaluation.generate import generate
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import score
 from customized_grpo.trainer.parts import build_scorers, policy_with_adapter
-from customized_grpo.utils.pixels import to_tensor
+from customized_grpo.utils.pixels import encoded, to_tensor
 from customized_grpo.utils.prompts import has_letters
 from customized_grpo.utils.records import write_bytes
 
@@ -47,7 +46,7 @@ class Studio:
         self.steps = config.evaluation.steps
         self.model = config.policy.path
         self.tuned = run is not None
-        self._scorers = build_scorers(config, self.policy.device).all
+        self._scorers = build_scorers(config, self.policy.device)
         self._lock = threading.Lock()
 
     def generate_columns(
@@ -93,9 +92,7 @@ def read_photos(paths: Sequence[Path]) -> list[Image.Image]:
     for path, photo in zip(paths, photos, strict=True):
         plain = photo.copy()
         plain.info.clear()
-        data = io.BytesIO()
-        plain.save(data, format="PNG", compress_level=1)
-        write_bytes(path, data.getvalue())  # in one move: the page may be loading the file
+        write_bytes(path, encoded(plain, compress_level=1))  # in one move: the page may be loading the file
     return photos
 
 
