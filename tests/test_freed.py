@@ -11,7 +11,7 @@ import pytest
 
 _FAULTS = """
 import resource, torch
-from customized_grpo.utils.freed import keep_freed_memory
+from customized_grpo.policies.compute import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):

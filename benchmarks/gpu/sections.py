@@ -184,7 +184,7 @@ def machine(device: torch.device) -> Row:
         found |= {
             "memory_gb": properties.total_memory / 1e9,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "cudnn": torch.backends.cudnn.version(),
             "driver": number[1] if number else "of an unknown version",
         }
     return found

@@ -98,7 +98,6 @@ class Policy(Protocol):
     @property
     def device(self) -> torch.device:
         """Device that velocities are computed on."""
-        ...
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -106,42 +105,33 @@ class Policy(Protocol):
 
         With images of several sizes, the largest; `Conditions.latent_shape` then has that of each pair.
         """
-        ...
 
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
         """Return the conditioning of one pair, one row, without gradient; callers may store it."""
-        ...
 
     def sigmas(self, steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
         """Return the model's own noise levels, float32 (steps + 1,), from 1 to 0, for latents of a shape.
 
         `latent_shape` is only given if conditions have one of their own.
         """
-        ...
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """Return the velocity of latents (B, ...) at noise levels (B,), float32 of the latents' shape."""
-        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode clean latents (B, ...) to images, float32 (B, 3, H, W) in [0, 1], without gradient."""
-        ...
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name."""
-        ...
 
     def reference(self) -> AbstractContextManager[None]:
         """Make `velocity` that of the untuned model inside the context."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Write the trained weights in the form that the model's own pipeline loads."""
-        ...
 
     def load(self, folder: Path) -> None:
         """Read weights that `save` wrote. Raises ValueError if they belong to another model."""
-        ...
 
 
 class Reward(Protocol):
@@ -154,8 +144,6 @@ class Reward(Protocol):
     @property
     def name(self) -> str:
         """Unique name among the rewards of a run; it is the key of the scores in metrics.jsonl."""
-        ...
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores, float32 (B,), of images (B, 3, H, W) in [0, 1]; images[i] was generated for pairs[i]."""
-        ...

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import customized_grpo
 from customized_grpo.config import LoraConfig, PolicyConfig
 from customized_grpo.policies.adapters import fuse
-from customized_grpo.policies.uno_lora import uno_lora_by_layer
+from customized_grpo.policies.uno import uno_lora_by_layer
 
 
 def fuse_uno_lora(transformer: Any, path: Path) -> None:

@@ -1,7 +1,5 @@
 """The application, options that commands share, and errors in one line with exit code 2."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import os

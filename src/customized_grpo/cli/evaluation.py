@@ -42,17 +42,7 @@ class Benchmark:
         """Read the benchmark at `path` and its protocol."""
         from customized_grpo.evaluation.dreambench import open_task
 
-        return open_task(
-            path,
-            two_subjects=self.two_subjects,
-            combined=self.combinations,
-            subjects=self.subject or [],
-            prompts=self.prompt or [],
-            protocol=self.protocol,
-            images=self.images,
-            steps=self.steps,
-            seed=self.seed,
-        )
+        return open_task(path, **{name: value for name, value in vars(self).items() if name != "image_pattern"})
 
 
 @command
@@ -99,8 +89,8 @@ def evaluate(
     if options != Benchmark() or out is not None or settings.files:
         raise ConfigError("a run's own evaluation is set by --set evaluation...; or give --benchmark")
     open_run(Path(system))
-    from customized_grpo.evaluation.run import evaluate_run
-    from customized_grpo.reporting.show import show
+    from customized_grpo.evaluation.held_out import evaluate_run
+    from customized_grpo.reporting.callbacks import show
 
     config, held_out, base, tuned = evaluate_run(Path(system), plain_console(), settings.overrides)
     show(config, Path(system), held_out, base, tuned, plain_console())

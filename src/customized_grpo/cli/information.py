@@ -1,7 +1,5 @@
 """Tables of `cgrpo info` and `cgrpo settings`."""
 
-from __future__ import annotations
-
 import json
 
 from rich.console import Console

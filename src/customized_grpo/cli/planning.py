@@ -1,7 +1,5 @@
 """Commands that plan a run, and show settings and the installation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """A run from its configuration: opens the parts, trains them, leaves everything in one folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """Commands that share the results of a run: a report, weights, a demo."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,7 +63,7 @@ def merge(
 
     [dim]cgrpo merge runs/mine --out my-pipeline --dtype bfloat16[/dim]
     """
-    from customized_grpo.reporting.merge import merge_run
+    from customized_grpo.reporting.lora import merge_run
 
     merge_run(run, out, dtype)
     plain_console().print(f"wrote {out}")

@@ -1,7 +1,5 @@
 """Commands that train a model, and generate images with it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

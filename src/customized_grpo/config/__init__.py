@@ -3,8 +3,6 @@
 A YAML file contains what differs from the defaults, `--set a.b=c` what differs from the file. Unknown keys are refused.
 """
 
-from __future__ import annotations
-
 from customized_grpo.config.kinds import KINDS, POLICIES, Kind
 from customized_grpo.config.section import ConfigError
 from customized_grpo.config.settings import (

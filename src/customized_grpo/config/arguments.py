@@ -1,7 +1,5 @@
 """Settings of a training as Python code gives them: by section, or directly by name where that is unique."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Nothing here imports torch, so that a configuration is read at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

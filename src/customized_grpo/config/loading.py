@@ -3,8 +3,6 @@
 Keys that are not set keep their default or the preset of the model.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

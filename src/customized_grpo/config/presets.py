@@ -1,7 +1,5 @@
 """Defaults that depend on the model, for keys that neither a file nor `--set` names; see `kinds.KINDS`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -4,8 +4,6 @@ Tags, aliases, merge keys and repeated keys are refused, and no variable is expa
 number.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re
@@ -85,7 +83,7 @@ def read_section(path: Path, section: type[S]) -> S:
 class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call, unused-ignore]
+            mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
         return super().compose_node(parent, index)
 
@@ -229,8 +227,7 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Write JSON values as YAML, in their order."""
-    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    return text
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flow_yaml(value: Any) -> str:

@@ -1,7 +1,5 @@
 """Removal of secrets, addresses and local paths from a configuration before others see it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

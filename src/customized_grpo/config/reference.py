@@ -1,7 +1,5 @@
 """Reference of all settings: key, allowed values, default, meaning."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Base class and types that all sections of a configuration share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin

@@ -1,7 +1,5 @@
 """All settings of a run, with their types, bounds, defaults and meanings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import prod
 from typing import Annotated, Any, Literal
@@ -68,18 +66,12 @@ class PolicyConfig(Section):
         "bfloat16", description="Data type of frozen weights and of computation. LoRA weights are always float32."
     )
     device: str | None = Field(None, description="Device, such as cuda:1. null: the accelerator if any, else the CPU.")
-    height: int = Field(
+    height: GeneratedSide = Field(
         DEFAULT["policy.height"],
-        ge=16,
-        le=LARGEST_SIDE,
-        multiple_of=8,
         description="Height of generated images in pixels; with sizes, only of pairs without references.",
     )
-    width: int = Field(
+    width: GeneratedSide = Field(
         DEFAULT["policy.width"],
-        ge=16,
-        le=LARGEST_SIDE,
-        multiple_of=8,
         description="Width of generated images in pixels; with sizes, only of pairs without references.",
     )
     sizes: list[TupleOrList[tuple[GeneratedSide, GeneratedSide]]] | None = Field(

@@ -1,7 +1,5 @@
 """Datasets of pairs. All are checked when they are opened, so that no training stops because of a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 DreamBench, alone or in combinations of two subjects; or any other dataset, each pair of which is a subject of its own.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Datasets of pairs, from Python. All are checked when they are opened; DataError lists all problems."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

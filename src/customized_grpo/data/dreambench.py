@@ -4,8 +4,6 @@ The folder contains one folder of photos for each subject and the benchmark's ow
 table of subjects and class words, and two lists of 25 prompts, for objects and for live subjects.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Error for data that cannot be used."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 

@@ -1,7 +1,5 @@
 """Datasets from files: JSON lines, or JSON with a list of records as SynCD and UNO write it. See docs/data.md."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 from typing import Any

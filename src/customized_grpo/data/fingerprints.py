@@ -1,7 +1,5 @@
 """Fingerprints of datasets, by which a resumed run recognises other data."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

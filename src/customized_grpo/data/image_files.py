@@ -1,7 +1,5 @@
 """Images and masks from untrusted files: decoded safely, turned upright by EXIF, converted to one mode."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

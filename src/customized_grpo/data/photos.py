@@ -1,7 +1,5 @@
 """Pairs from photos of one subject: each prompt of a list with one of the photos."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

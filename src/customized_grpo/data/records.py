@@ -1,7 +1,5 @@
 """Records of pairs, as files describe them: validation, and a dataset that loads their images on demand."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Dataset of pairs from the rows of any indexable dataset: a list of dicts, a Hugging Face or a torch dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path

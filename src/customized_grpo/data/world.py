@@ -1,7 +1,5 @@
 """Dataset of the built-in world: pair i is a function of (seed, split, i), rendered when it is read."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Places of the embedded world, painted procedurally: every call gives a new image of the same place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

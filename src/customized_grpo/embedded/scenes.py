@@ -1,7 +1,5 @@
 """Images of the embedded world: a subject, its accessory, its position and place, and the prompt for them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass

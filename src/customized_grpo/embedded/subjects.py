@@ -1,7 +1,5 @@
 """The embedded world's subjects: small sprites, recoloured, flipped, turned and stretched into many identities."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """`cgrpo score`: scores of image files, as in training, as a table or a CSV file."""
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

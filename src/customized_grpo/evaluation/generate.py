@@ -1,7 +1,5 @@
 """Images of a subject for one prompt, as `cgrpo generate` and the demo generate them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Literal

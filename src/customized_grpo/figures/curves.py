@@ -1,7 +1,5 @@
 """Metrics of a training over its iterations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Images side by side, with a prompt beside each row and a heading above each column."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Models on the plane of identity score and prompt score."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -101,7 +99,7 @@ def _draw(
     markers = {color: cycle("os^Dv" if named is None else "o") for color in colors.values()}
     for name, point in points.items():
         label = name if named is None or name in named else None
-        look = {"marker": next(markers[colors[name]]), "color": colors[name], "markeredgecolor": "white"}
-        axes.plot(*point, linestyle="", markersize=9, zorder=4, label=label, **look)
+        (dot,) = axes.plot(*point, next(markers[colors[name]]), color=colors[name], markersize=9, label=label)
+        dot.set(markeredgecolor="white", zorder=4)
     axes.margins(0.1)
     axes.legend(loc="best")

@@ -1,7 +1,5 @@
 """Weights of the two rewards over the denoising steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import SupportsFloat

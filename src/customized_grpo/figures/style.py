@@ -1,7 +1,5 @@
 """The colours and the style sheet that all figures share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO

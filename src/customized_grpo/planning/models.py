@@ -1,7 +1,5 @@
 """The models that a configured reward loads on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -13,8 +13,6 @@ On an accelerator `_OVERHEAD_SHARE` and `_OVERHEAD_BYTES` are added for fragment
 activations of reward models: a rule of thumb, and the only one here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass

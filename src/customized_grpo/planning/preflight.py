@@ -1,7 +1,5 @@
 """Checks of all models of a run before the first one is loaded: access on the Hub, free disk space."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass

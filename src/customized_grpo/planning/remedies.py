@@ -1,7 +1,5 @@
 """Settings with which a run fits into memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import reduce
 from operator import getitem

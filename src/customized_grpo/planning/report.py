@@ -1,7 +1,5 @@
 """A plan as tables, and its refusal as one line."""
 
-from __future__ import annotations
-
 import os
 from functools import reduce
 from operator import getitem

@@ -4,8 +4,6 @@ The policy's own code runs there: operations create tensors with shapes but no n
 they live. Gradient checkpointing, casts and copies therefore count as they are. Activations are those of a GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -244,7 +242,7 @@ def _flops(compute: Callable[[], object]) -> int:
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return _Fused.apply(query, key, value)
 
 
 class _Fused(torch.autograd.Function):

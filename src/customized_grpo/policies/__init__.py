@@ -53,8 +53,7 @@ def class_of(kind: str) -> type[PipelinePolicy]:
     if isinstance(policy, str):
         module, _, name = policy.partition(":")
         policy = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    found: type[PipelinePolicy] = policy
-    return found
+    return policy
 
 
 def name_of(policy: type[PipelinePolicy]) -> str:

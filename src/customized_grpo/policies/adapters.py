@@ -1,7 +1,5 @@
 """Read LoRA files: their settings, to build a policy for them, and their weights, to start a training from them."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Mapping

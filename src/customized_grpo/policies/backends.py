@@ -7,8 +7,6 @@ and pull request 191576). FLUX makes such calls: in its single blocks attention 
 gradient is a strided part of a larger one; in its double blocks it is contiguous.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -101,8 +99,7 @@ def with_contiguous_gradients(attention: Callable[..., Any]) -> Callable[..., An
     @wraps(attention)
     def compute(*args: Any, **kwargs: Any) -> Any:
         found = attention(*args, **kwargs)
-        function: Any = _ContiguousGradient
-        return function.apply(found) if isinstance(found, Tensor) else found
+        return _ContiguousGradient.apply(found) if isinstance(found, Tensor) else found
 
     return compute
 

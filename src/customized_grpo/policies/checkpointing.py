@@ -1,7 +1,5 @@
 """Gradient checkpointing: a block stores its inputs only and is computed again in the backward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -51,8 +49,7 @@ def checkpointing(
                 # Copies of mappings, because FLUX.2 gives all of its blocks one, which it changes for each.
                 inputs = tree_unflatten(leaves, spec)
                 return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), inside()))
-            function: Any = _Recomputed
-            return function.apply(block, inside, spec, len(leaves), *leaves, *weights)
+            return _Recomputed.apply(block, inside, spec, len(leaves), *leaves, *weights)
 
     return compute
 

@@ -1,7 +1,7 @@
-"""Memory formats and devices of a policy's models."""
+"""Memory formats and devices of a policy's models, and memory that a CPU frees."""
 
-from __future__ import annotations
-
+import ctypes
+import platform
 from typing import Any
 
 import torch
@@ -59,3 +59,19 @@ class Placement:
                     part.to("cpu")
             self._pipeline.transformer.to(self._device)
             self._alone = True
+
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # parameters of glibc's mallopt(3)
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep freed memory for the whole process; False with another C library.
+
+    By default it returns large tensors to the system: an iteration of the embedded recipe then takes 10% longer.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    settings = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20, _MMAP_THRESHOLD: 32 << 20}  # the last is the maximum
+    accepted = [library.mallopt(key, value) for key, value in settings.items()]
+    return all(accepted)

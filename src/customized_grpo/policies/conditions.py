@@ -5,8 +5,6 @@ that encoding depends on. Files are never removed (FLUX.1 with 512 text tokens a
 4.4 MB a pair); the folder may be deleted at any time.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version

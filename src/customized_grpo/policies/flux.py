@@ -1,7 +1,5 @@
 """Base class of FLUX.1 policies: text encoders, transformer inputs and latents."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,8 +56,7 @@ class FluxPolicy(PipelinePolicy):
         height, width = (side * factor * PATCH for side in grid)
         unpacked = pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
         output = vae.decode(unpacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-        images: Tensor = pipeline.image_processor.postprocess(output, output_type="pt")
-        return images.float()
+        return pipeline.image_processor.postprocess(output, output_type="pt").float()
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """Return prompt embeddings, position ids and, for a distilled model, the guidance scale."""

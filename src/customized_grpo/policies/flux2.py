@@ -1,7 +1,5 @@
 """FLUX.2 as a policy; its Euler rollouts are images of `Flux2KleinPipeline` (klein) and `Flux2Pipeline` (dev)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -68,8 +66,7 @@ class Flux2Policy(PipelinePolicy):
         embeds, _ = self._pipeline.encode_prompt(
             prompt, device=self._device, max_sequence_length=self._config.max_sequence_length
         )
-        converted: Tensor = embeds.to(self._dtype)
-        return converted
+        return embeds.to(self._dtype)
 
     def prompt_tokens(self, prompts: Sequence[str]) -> tuple[list[int], int]:
         """Return the number of tokens of each prompt in its chat template, and the number that is read."""
@@ -93,8 +90,7 @@ class Flux2Policy(PipelinePolicy):
         mean = vae.bn.running_mean.view(1, -1, 1, 1).to(patches)
         deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(patches)
         output = vae.decode(pipeline._unpatchify_latents(patches * deviation + mean), return_dict=False)[0]
-        images: Tensor = pipeline.image_processor.postprocess(output, output_type="pt")
-        return images.float()
+        return pipeline.image_processor.postprocess(output, output_type="pt").float()
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """Return prompt embeddings, position ids and, for a dev model, the guidance scale."""
@@ -109,8 +105,7 @@ class Flux2Policy(PipelinePolicy):
 
     def shift(self, steps: int, tokens: int) -> float:
         """Return the scheduler's mu for these numbers of steps and image tokens, by the pipeline's empirical fit."""
-        shift: float = flux2.compute_empirical_mu(tokens, steps)
-        return shift
+        return flux2.compute_empirical_mu(tokens, steps)
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize, crop and encode a reference to tokens (1, rows, columns, channels)."""
@@ -127,8 +122,7 @@ class Flux2Policy(PipelinePolicy):
         rows, columns = self._tokens_of("policy.reference_sizes", image.height, image.width)
         pixels = processor.preprocess(image, height=rows * multiple, width=columns * multiple, resize_mode="crop")
         latents = self._pipeline._encode_vae_image(pixels.to(self._device, self._pipeline.vae.dtype), generator=None)
-        packed: Tensor = self._pipeline._pack_latents(latents)
-        return packed.to(self._dtype).reshape(1, rows, columns, -1)
+        return self._pipeline._pack_latents(latents).to(self._dtype).reshape(1, rows, columns, -1)
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Return position ids (1, tokens, 4) of image and references."""

@@ -1,7 +1,5 @@
 """FLUX.2 klein with cached reference keys and values as a policy; its Euler rollouts are `Flux2KleinKVPipeline`'s."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple

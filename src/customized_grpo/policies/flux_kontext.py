@@ -1,7 +1,5 @@
 """FLUX.1 Kontext (arXiv 2506.15742) as a policy; its Euler rollouts are images of `FluxKontextPipeline`."""
 
-from __future__ import annotations
-
 import torch
 from diffusers import FluxKontextPipeline
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
@@ -40,7 +38,7 @@ class FluxKontextPolicy(FluxPolicy):
         height, width = rows * multiple, columns * multiple
         pixels = processor.preprocess(processor.resize(image, height, width), height, width)
         latents = self._pipeline._encode_vae_image(pixels.to(self._device, self._pipeline.vae.dtype), generator=None)
-        packed: Tensor = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
+        packed = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
         return packed.to(self._dtype).reshape(1, rows, columns, -1)
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:

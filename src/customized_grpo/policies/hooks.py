@@ -1,7 +1,5 @@
 """The part of a policy that differs between models."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -55,14 +53,12 @@ class PipelineHooks(ABC):
     @property
     def token_channels(self) -> int:
         """Channels of a token's latents."""
-        channels: int = self._transformer.config.in_channels
-        return channels
+        return self._transformer.config.in_channels
 
     @property
     def token_pixels(self) -> int:
         """Side of a token's square in pixels."""
-        pixels: int = self._pipeline.vae_scale_factor * PATCH
-        return pixels
+        return self._pipeline.vae_scale_factor * PATCH
 
     @abstractmethod
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -135,8 +131,7 @@ def linear_shift(scheduler: Any, tokens: int) -> float:
     base, largest = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
     fewest, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     slope = (largest - base) / (most - fewest)
-    shift: float = tokens * slope + (base - slope * fewest)
-    return shift
+    return tokens * slope + (base - slope * fewest)
 
 
 def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -1,7 +1,5 @@
 """JoyAI-Image-Edit-Plus as a policy of `JoyImageEditPlusPipeline`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -61,14 +59,12 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
     @property
     def token_pixels(self) -> int:
         """Side of a token's square in pixels."""
-        pixels: int = self._pipeline.vae_scale_factor_spatial * self._patch
-        return pixels
+        return self._pipeline.vae_scale_factor_spatial * self._patch
 
     @property
     def _patch(self) -> int:
         """Side of a patch in latent pixels."""
-        side: int = self._transformer.config.patch_size[-1]
-        return side
+        return self._transformer.config.patch_size[-1]
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Encode a prompt together with its references to prompt_embeds (1, T, D)."""
@@ -102,8 +98,7 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         latents = pipeline.vae.encode(pixels.to(pipeline.vae.dtype)).latent_dist.mode().to(self._dtype)
         mean, std = self._statistics(latents)
         patches = ((latents - mean) / std).reshape(1, -1, 1, rows, self._patch, columns, self._patch)
-        tokens: Tensor = patches.permute(0, 3, 5, 1, 2, 4, 6).flatten(3)  # of (B, C, 1, rows, p, columns, p)
-        return tokens
+        return patches.permute(0, 3, 5, 1, 2, 4, 6).flatten(3)  # of (B, C, 1, rows, p, columns, p)
 
     def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
         """Decode patches (B, tokens, channels) to images, float32 (B, 3, H, W) in [0, 1]."""
@@ -112,8 +107,7 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         unpacked = patches.permute(0, 3, 4, 1, 5, 2, 6).flatten(5).flatten(3, 4)  # (B, C, 1, H, W)
         mean, std = self._statistics(unpacked)
         output = vae.decode((unpacked * std + mean).to(vae.dtype), return_dict=False)[0][:, :, 0]
-        images: Tensor = self._pipeline.image_processor.postprocess(output.float(), output_type="pt")
-        return images
+        return self._pipeline.image_processor.postprocess(output.float(), output_type="pt")
 
     def sigmas(self, steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
         """Return the scheduler's own noise levels (steps + 1,) on the CPU, with its fixed shift for every size."""
@@ -121,8 +115,7 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
             raise ValueError(f"steps must be at least 1 with this model's scheduler, not {steps}")
         scheduler = self._pipeline.scheduler
         scheduler.set_timesteps(steps)
-        shifted: Tensor = scheduler.sigmas.float().cpu().clone()
-        return shifted
+        return scheduler.sigmas.float().cpu().clone()
 
     def timestep(self, timesteps: Tensor) -> Tensor:
         """Return the scheduler's timesteps (B,), float32, which the transformer takes as they are."""
@@ -145,8 +138,7 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         shape = (*conditional.shape[:-1], self._transformer.config.in_channels, -1)
         pixels, own = super().guided(conditional, negative).reshape(shape), conditional.reshape(shape)
         scale = own.norm(dim=-2, keepdim=True) / pixels.norm(dim=-2, keepdim=True).clamp_min(1e-6)
-        rescaled: Tensor = (pixels * scale).flatten(-2)
-        return rescaled
+        return (pixels * scale).flatten(-2)
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the VAE's latents, for those of that type and device."""

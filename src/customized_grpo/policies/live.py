@@ -1,7 +1,5 @@
 """Count the bytes of tensors that live at the same time, on any device, including meta."""
 
-from __future__ import annotations
-
 import weakref
 from typing import Any
 
@@ -10,11 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+class LiveBytes(TorchDispatchMode):
     """Count the bytes of storages that operations inside the context make; `peak` is the most at one time."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.peak = 0
         self._bytes = 0
         self._known: set[int] = set()

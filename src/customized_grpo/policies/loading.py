@@ -1,7 +1,5 @@
 """Load diffusers pipelines and their parts: safetensors only, no remote code, no missing weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -144,8 +142,7 @@ def load_part(config: PolicyConfig, pipeline: Any, name: str) -> nn.Module:
     if absent := sorted(report["missing_keys"]):  # transformers leaves them at random values
         raise ModelError(f"policy.path: {name} of {config.path} lacks the weight {absent[0]}; download it again")
     unpacked_on_cpus(part)
-    encoder: nn.Module = part.requires_grad_(False).eval()
-    return encoder
+    return part.requires_grad_(False).eval()
 
 
 def load_transformer(kind: Any, config: PolicyConfig, prepare: Prepare | None) -> nn.Module:

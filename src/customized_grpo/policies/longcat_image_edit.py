@@ -1,7 +1,5 @@
 """LongCat-Image-Edit (arXiv 2512.07584) as a policy of `LongCatImageEditPipeline`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,8 +87,7 @@ class LongCatImageEditPolicy(FluxPolicy):
         image = pipeline.image_processor.resize(self._cropped(image, height, width), height, width)
         pixels = pipeline.image_processor.preprocess(image, height, width)
         latents = pipeline._encode_vae_image(pixels.to(self._device, pipeline.vae.dtype), generator=None)
-        packed: Tensor = pipeline._pack_latents(latents, 1, *latents.shape[1:])
-        return packed.to(self._dtype).reshape(1, rows, columns, -1)
+        return pipeline._pack_latents(latents, 1, *latents.shape[1:]).to(self._dtype).reshape(1, rows, columns, -1)
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """Return prompt embeddings and position ids of text and images."""
@@ -112,5 +109,4 @@ class LongCatImageEditPolicy(FluxPolicy):
 
 def _own_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height of the pipeline's images and references for a reference."""
-    size: tuple[int, int] = longcat.calculate_dimensions(_AREA, image.width / image.height)
-    return size
+    return longcat.calculate_dimensions(_AREA, image.width / image.height)

@@ -21,7 +21,7 @@ from customized_grpo.config.loading import make_section
 from customized_grpo.policies.adapters import adapter_file, fuse
 from customized_grpo.policies.backends import context_of, resolve_backend, use_backend
 from customized_grpo.policies.checkpointing import checkpointing
-from customized_grpo.policies.compute import Placement, takes_channels_last, use_channels_last
+from customized_grpo.policies.compute import Placement, keep_freed_memory, takes_channels_last, use_channels_last
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
 from customized_grpo.policies.hooks import Grid, PipelineHooks, nearest_size, token_grid
 from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
@@ -29,7 +29,6 @@ from customized_grpo.policies.sharding import sum_over_processes
 from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
 from customized_grpo.protocols import Conditions
 from customized_grpo.utils.devices import device_of
-from customized_grpo.utils.freed import keep_freed_memory
 from customized_grpo.utils.hub import ModelError
 from customized_grpo.utils.prompts import silence_truncation
 
@@ -199,8 +198,7 @@ class PipelinePolicy(PipelineHooks):
             )
         tokens = math.prod((latent_shape or self.latent_shape)[:-1])
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=self.shift(steps, tokens))
-        shifted: Tensor = scheduler.sigmas.float().cpu().clone()
-        return shifted
+        return scheduler.sigmas.float().cpu().clone()
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """Compute the velocity float32 of latents (B, *latent shape), in their shape, at noise levels (B,).

@@ -3,8 +3,6 @@
 int8 has a scale a row; nf4 quantises its scales again (arXiv 2305.14314). Both compute in the input's precision.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from typing import Any
 
@@ -85,9 +83,7 @@ def _nf4_linear() -> Any:
         """
 
         def forward(self, x: Tensor) -> Tensor:
-            product: Any = _Nf4Product
-            output: Tensor = product.apply(x, self.weight, self.bias, self.out_features)
-            return output
+            return _Nf4Product.apply(x, self.weight, self.bias, self.out_features)
 
     return Nf4Linear
 

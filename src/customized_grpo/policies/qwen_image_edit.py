@@ -1,7 +1,5 @@
 """Qwen-Image-Edit-2509 and -2511 (arXiv 2508.02324) as a policy of `QwenImageEditPlusPipeline`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -70,8 +68,7 @@ class QwenImageEditPolicy(PipelinePolicy):
         )
         # Divided by the inverse, as the pipeline does: the same bits in half precision too.
         output = vae.decode(unpacked / (1.0 / std) + mean, return_dict=False)[0][:, :, 0]
-        images: Tensor = pipeline.image_processor.postprocess(output, output_type="pt")
-        return images.float()
+        return pipeline.image_processor.postprocess(output, output_type="pt").float()
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """Return prompt embeddings and the grids of image and references."""
@@ -81,8 +78,7 @@ class QwenImageEditPolicy(PipelinePolicy):
     def guided(self, conditional: Tensor, negative: Tensor) -> Tensor:
         """Apply classifier-free guidance, and rescale each token's velocity to the norm of the conditional one."""
         guided = super().guided(conditional, negative)
-        scaled: Tensor = guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
-        return scaled
+        return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize and encode a reference to tokens (1, rows, columns, channels)."""
@@ -97,8 +93,7 @@ class QwenImageEditPolicy(PipelinePolicy):
         pixels = self._pipeline.image_processor.preprocess(image, height, width).unsqueeze(2)
         latents = self._pipeline._encode_vae_image(pixels.to(self._device, self._dtype), generator=None)
         channels, _, *sides = latents.shape[1:]
-        packed: Tensor = self._pipeline._pack_latents(latents, 1, channels, *sides)
-        return packed.to(self._dtype).reshape(1, rows, columns, -1)
+        return self._pipeline._pack_latents(latents, 1, channels, *sides).to(self._dtype).reshape(1, rows, columns, -1)
 
 
 def _with_token_types(text_encoder: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Weights that are sharded by FSDP2 (torch's `fully_shard`), or exchanged for a while."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 

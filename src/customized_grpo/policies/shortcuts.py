@@ -1,7 +1,5 @@
 """Switch between our kernels and the layers of diffusers and peft, to compare them in one process."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The trained part of a diffusers transformer: a LoRA, or all of its weights."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -204,8 +202,7 @@ class LoraTuning(Tuning):
     def _state(self) -> dict[str, Tensor]:
         """Return the LoRA's weights by the names of its file, which omit the adapter's name."""
         reshard(self._transformer)
-        state: dict[str, Tensor] = peft.get_peft_model_state_dict(self._transformer)
-        return state
+        return peft.get_peft_model_state_dict(self._transformer)
 
 
 def lora_metadata(path: Path) -> dict[str, Any]:

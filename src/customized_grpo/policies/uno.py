@@ -3,19 +3,22 @@
 Without references, its Euler rollouts are images of `FluxPipeline`.
 """
 
-from __future__ import annotations
-
+import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from customized_grpo.policies.adapters import Terms
+from customized_grpo.policies.adapters import Terms, adapter_file, fitting
 from customized_grpo.policies.flux import FluxPolicy
 from customized_grpo.policies.hooks import PATCH, Grid, nearest_size
-from customized_grpo.policies.uno_lora import uno_lora_by_layer
+from customized_grpo.utils.hub import ModelError, first_line
 
 #: Longer side of a reference in pixels in UNO's own inference: of a single one, and of several.
 _ALONE, _SEVERAL = 512, 320
@@ -24,7 +27,7 @@ _ALONE, _SEVERAL = 512, 320
 class UnoPolicy(FluxPolicy):
     """The transformer of a `FluxPipeline` with UNO's LoRA.
 
-    `config.adapter` is UNO's dit_lora.safetensors, see `uno_lora`; null is for a transformer that already takes
+    `config.adapter` is UNO's dit_lora.safetensors; null is for a transformer that already takes
     references. `config.adapter_as` is one of
 
     - fused: it is added to the weights before they are quantised, and training changes another LoRA on top. To use what
@@ -57,7 +60,7 @@ class UnoPolicy(FluxPolicy):
         vae = self._pipeline.vae
         pixels = processor.preprocess(image, image.height, image.width).to(self._device, vae.dtype)
         latents = (vae.encode(pixels).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
-        packed: Tensor = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
+        packed = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
         return packed.to(self._dtype).reshape(1, image.height // multiple, image.width // multiple, -1)
 
     def _crop(self, image: Image.Image, longer: int) -> Image.Image:
@@ -91,3 +94,41 @@ def position_ids(grids: Sequence[Grid]) -> Tensor:
         parts.append(ids.flatten(0, 1))
         row, column = row + rows, column + columns
     return torch.cat(parts)
+
+
+_KEY = re.compile(
+    r"(double_blocks\.\d+\.processor\.(qkv|proj)_lora[12]|single_blocks\.\d+\.processor\.(qkv|proj)_lora)"
+    r"\.(down|up)\.weight"
+)
+
+
+def uno_lora_by_layer(transformer: Any, path: str | Path) -> Terms:
+    """Return UNO's LoRA as (down (rank, inputs), up (outputs, rank)) by layer. Raises ModelError if it does not fit.
+
+    Its keys, in BFL's layout, are {double,single}_blocks.I.processor.PART.{down,up}.weight; PART is qkv_lora1,
+    proj_lora1 (image), qkv_lora2, proj_lora2 (text), or in single blocks qkv_lora, proj_lora. There is no alpha. A file
+    may lack blocks or parts.
+    """
+    path = adapter_file(path)
+    where = f"policy.adapter: {path}"
+    try:
+        saved = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{where}: not a safetensors file ({first_line(error)}); download it again") from error
+    if not saved:
+        raise ModelError(f"{where}: holds no weights; give UNO's dit_lora.safetensors")
+    for key, weight in saved.items():
+        if not (match := _KEY.fullmatch(key)):
+            raise ModelError(f"{where}: {key} is no key of UNO's LoRA; give its dit_lora.safetensors")
+        other = f"{match[1]}.{'up' if match[4] == 'down' else 'down'}.weight"
+        if other not in saved:
+            raise ModelError(f"{where}: has {key} but lacks {other}; download it again")
+        if not weight.isfinite().all():
+            raise ModelError(f"{where}: {key} holds values that are not finite; download it again")
+        if weight.ndim != 2 or (".qkv_" in key and match[4] == "up" and len(weight) % 3):
+            raise ModelError(f"{where}: {key} has shape {tuple(weight.shape)}; give UNO's dit_lora.safetensors")
+    converted = FluxPipeline.lora_state_dict(saved)
+    halves = {name.removeprefix("transformer."): weight for name, weight in converted.items()}
+    names = [name.removesuffix(".lora_A.weight") for name in halves if name.endswith(".lora_A.weight")]
+    found = {name: (halves[f"{name}.lora_A.weight"], halves[f"{name}.lora_B.weight"]) for name in names}
+    return fitting(transformer, found, where)

@@ -1,26 +1,30 @@
-"""The callback that stores what a run's report shows."""
+"""The callback that stores what a run's report shows, and the end of a run on the terminal."""
 
-from __future__ import annotations
-
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from customized_grpo.config import BALANCES
-from customized_grpo.evaluation import Evaluation, evaluation_grid
+from customized_grpo.config import BALANCES, Config
+from customized_grpo.evaluation import Evaluation, axes_of, evaluation_grid, guards_of
+from customized_grpo.figures.curves import training_curves
+from customized_grpo.figures.plane import identity_prompt_plane
 from customized_grpo.figures.schedule import schedule
+from customized_grpo.protocols import PairDataset
 from customized_grpo.reporting.collect import collect
-from customized_grpo.reporting.show import show, warning_line
+from customized_grpo.reporting.page import REPORT, write_report
 from customized_grpo.reporting.snapshots import keep_groups, keep_samples
-from customized_grpo.reporting.warnings import find_warnings
+from customized_grpo.reporting.warnings import Finding, find_warnings, notes_of
 from customized_grpo.trainer.base import BaseTrainer
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.credit import weights_of
+from customized_grpo.trainer.folder import LORA, METRICS, open_run
 from customized_grpo.trainer.groups import Groups
 from customized_grpo.trainer.rollout import noise_levels
 from customized_grpo.trainer.trackers import TrackerCallback
-from customized_grpo.utils.terminal import plain_console
+from customized_grpo.utils.terminal import plain_console, score_table
 
 
 class ReportCallback(TrainerCallback):
@@ -83,3 +87,36 @@ class ReportCallback(TrainerCallback):
         assert trainer.eval_dataset is not None
         images = trainer.config.evaluation.images
         keep_samples(trainer.output_dir, iteration, trainer.eval_dataset, images, evaluation)
+
+
+def show(
+    config: Config,
+    run: Path,
+    held_out: PairDataset,
+    base: Evaluation,
+    tuned: Evaluation,
+    console: Console,
+) -> None:
+    """Write the figures and the report of a run, and print its scores and warnings."""
+    evaluation_grid(run / "before-after.png", held_out, config.evaluation.images, {"base": base, "tuned": tuned})
+    guards, records = guards_of(config), collect(run, config).records
+    if (run / METRICS).exists():
+        start = {"iteration": 0, **{f"evaluation/{name}/mean": mean for name, mean in base.means.items()}}
+        training_curves(run / "curves.png", [start, *(r for r in records if r["iteration"] > 0)], guards=guards)
+    axes = axes_of(config)["rewards"]
+    points = {name: (one.mean(axes[0]), one.mean(axes[1])) for name, one in (("base", base), ("tuned", tuned))}
+    identity_prompt_plane(run / "plane.png", points, title=f"{len(held_out)} pairs of the evaluation", labels=axes)
+    findings = find_warnings(config, records)
+    rows = ((name, base.mean(name), tuned.mean(name)) for name in base.scores)
+    console.print(score_table(rows, guards=guards, notes=notes_of(config, findings)))
+    for finding in findings:
+        console.print(Text(warning_line(finding), style="yellow"), soft_wrap=True)
+    write_report(open_run(run), run)
+    shown = (REPORT, "before-after.png", "curves.png", "plane.png", LORA)
+    paths = ", ".join(os.path.relpath(run / name) for name in shown if (run / name).exists())
+    console.print(Text(f"look at {paths}"), soft_wrap=True)
+
+
+def warning_line(finding: Finding) -> str:
+    """Return a finding as one line."""
+    return f"warning: {finding.message} {finding.remedy}"

@@ -1,7 +1,5 @@
 """The model card of a LoRA. Decisions for a person, such as the license, are marked TODO."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read a run's folder for its report. Whatever an unfinished or older run lacks is empty here."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ block of FLUX.1) are one layer. Keys that a loader matches, by its source:
 Qwen-Image's layers have the same names in ComfyUI and diffusers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Literal
@@ -114,5 +112,5 @@ def _joined(halves: list[tuple[Tensor, Tensor] | None], parts: tuple[str, ...]) 
             outputs = inputs * (_MLP_RATIO if part == "proj_mlp" else 1)
             halves[i] = known[0].new_zeros(rank, inputs), known[1].new_zeros(outputs, rank)
     whole = [one for one in halves if one is not None]
-    up: Tensor = torch.block_diag(*(up for _, up in whole))  # type: ignore[no-untyped-call]
+    up: Tensor = torch.block_diag(*(up for _, up in whole))
     return torch.cat([down for down, _ in whole]), up

@@ -1,12 +1,12 @@
-"""A run's LoRA as a folder for the hub: the weights, a model card, the image of before and after."""
+"""A run's weights for others: its LoRA as a folder for the hub, or the whole pipeline with its changes merged in."""
 
-from __future__ import annotations
-
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +17,8 @@ from customized_grpo.reporting.formats import Format, convert
 from customized_grpo.reporting.snapshots import read_samples
 from customized_grpo.trainer.checkpoint import checkpointed_iterations
 from customized_grpo.trainer.folder import LORA, LORA_FILE, check_output, open_run
-from customized_grpo.utils.records import move_folder, temporary_folder, writing
+from customized_grpo.trainer.parts import policy_with_adapter
+from customized_grpo.utils.records import move_folder, temporary_folder, write_json, writing
 
 IMAGE_FILE = "before-after.png"
 _PROMPTS = 3
@@ -81,3 +82,34 @@ def new_folder(out: Path) -> Iterator[Path]:
             move_folder(temporary, out.resolve())
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+#: All parts on the CPU and as published, whatever the run needed to fit its memory.
+_WHOLE = {
+    "device": "cpu", "quantise": None, "quantise_text_encoders": None, "conditions": None, "offload": False,
+    "compile": False,
+}  # fmt: skip
+_PLACE = "_name_or_path"  #: key under which diffusers and transformers store the folder that a part was loaded from
+
+
+def merge_run(run: Path, out: Path, dtype: str | None = None) -> None:
+    """Write a run's pipeline with its LoRA or its tuned weights merged in, as safetensors only, to a new folder.
+
+    Weights are merged on the CPU, which needs memory for the whole pipeline. A LoRA that was trained on a quantised
+    base is merged into the published weights. Raises ConfigError if the run is not finished, the policy is no pipeline
+    of diffusers or `out` is not empty, and ModelError if weights cannot be loaded.
+    """
+    config = finished_run(run)
+    check_output(out, folder=True)
+    from customized_grpo.policies.pipelines import PipelinePolicy  # takes seconds, so errors come first
+
+    whole = config.policy.model_copy(update=_WHOLE)
+    policy = policy_with_adapter(config.model_copy(update={"policy": whole}), run)
+    if not isinstance(policy, PipelinePolicy):
+        raise ConfigError(f"policy.kind: {config.policy.kind} is no pipeline of diffusers; only those can be merged")
+    with new_folder(out) as folder:
+        policy.save_merged(folder, getattr(torch, dtype or config.policy.dtype))
+        for path in [folder / "model_index.json", *folder.glob("*/*.json")]:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(values, dict) and values.pop(_PLACE, None) is not None:  # a path of this machine
+                write_json(path, values)

@@ -1,7 +1,5 @@
 """The report's HTML: one file that loads nothing and is safe to open whatever a prompt contains."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """The result of a run: each score of the base and of the tuned model, with the uncertainty of its change."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ RUN/groups/iteration-000015/    the iteration's best and worst group, with every
 Each folder has an index.json, which is written last: a folder without it is incomplete.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal, TypeVar
 

@@ -4,8 +4,6 @@ They look for known failures of reinforcement learning of generators. A run with
 Records may begin with one of iteration 0, the evaluation of the base model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median

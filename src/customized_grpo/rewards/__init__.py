@@ -117,7 +117,7 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     arguments |= {"role": config.role} if "role" in parameters else {}
     reward: Any = built_in(**arguments)
     reward.given = {**reward.given, "device": config.device}
-    return reward  # type: ignore[no-any-return]
+    return reward
 
 
 def default_path(kind: str) -> str | None:
@@ -137,8 +137,7 @@ def default_option(kind: str, option: str) -> Any:
 def default_segmenter(kind: str, path: str) -> tuple[str, str] | tuple[None, None]:
     """Return the segmenter and detector that a built-in kind with the model at `path` loads for photos, if any."""
     default = getattr(_class_of(kind), "default_segmentation", None)
-    found: tuple[str, str] | tuple[None, None] = (None, None) if default is None else default(path)
-    return found
+    return (None, None) if default is None else default(path)
 
 
 def _class_of(kind: str) -> Any:

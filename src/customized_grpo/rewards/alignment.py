@@ -1,7 +1,5 @@
 """Prompt rewards of two encoders: CLIP, SigLIP, PickScore and HPS v2."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar

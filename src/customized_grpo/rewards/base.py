@@ -1,7 +1,5 @@
 """Base class of the built-in rewards, and the requirements and the event loop of all rewards."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """Bounded cache of values that are expensive to compute and do not change."""
 
-from __future__ import annotations
-
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence

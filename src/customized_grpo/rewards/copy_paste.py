@@ -1,7 +1,5 @@
 """Guard against copy-pasting: the share of the background that is the reference's own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """HTTP client of rewards that are computed elsewhere. Failed requests are retried; no message shows the key."""
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import json

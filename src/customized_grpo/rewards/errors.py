@@ -1,7 +1,5 @@
 """Error of the rewards."""
 
-from __future__ import annotations
-
 
 class RewardError(ValueError):
     """A reward that cannot be built or has no usable scores. The message is one line with the reward and the remedy."""

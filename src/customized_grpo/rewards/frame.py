@@ -1,7 +1,5 @@
 """Preprocessing of images as a model's preprocessor_config.json describes it, on tensors and whole batches."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +100,7 @@ def open_square(path: str, revision: str = "main", name: str = "") -> Frame:
 
 
 def _settings(path: str, revision: str) -> dict[str, Any]:
-    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(resolve(path), revision=revision)[0]
-    return settings
+    return ImageProcessingMixin.get_image_processor_dict(resolve(path), revision=revision)[0]
 
 
 def _centre(images: Tensor, crop: Size) -> Tensor:

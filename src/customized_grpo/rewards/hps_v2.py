@@ -4,8 +4,6 @@ This is the only place that reads a pickle, and only when a user asks for it: `t
 builds tensors and plain containers and refuses every other object. Rewards load the safetensors that are written here.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ The question, the head's shape and the number of pixels are those of training, a
 licence (github.com/MizzenAI/HPSv3).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -135,8 +133,7 @@ class HpsV3(BuiltinReward):
             use_cache=False,
         ).last_hidden_state
         rows, columns = (ids == self._reward).nonzero(as_tuple=True)
-        scores: Tensor = self.head(states[rows, columns].float())[:, 0]
-        return scores
+        return self.head(states[rows, columns].float())[:, 0]
 
     def _question(self, prompt: str, image_tokens: int) -> str:
         # A prompt must not end the question or add an image. What remains may form another special token.
@@ -148,8 +145,7 @@ class HpsV3(BuiltinReward):
 def _weights(path: str, revision: str, name: str) -> dict[str, Tensor]:
     try:
         file = path if path.endswith(".safetensors") else cached_file(loadable(path), FILE, revision=revision)
-        weights: dict[str, Tensor] = load_file(file)
-        return weights
+        return load_file(file)
     except LOADING_ERRORS as error:
         raise RewardError(
             f"reward {name!r}: no weights could be read from {path!r} ({error_text(error)}); "

@@ -1,7 +1,5 @@
 """Loading of a reward's own model from a folder or the hub: safetensors only, and no code of the model's own."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any
 

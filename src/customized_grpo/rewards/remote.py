@@ -1,7 +1,5 @@
 """Reward that is computed by `cgrpo serve-reward` in another process or on another machine."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Scores of several rewards for one set of images, checked before they are used."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

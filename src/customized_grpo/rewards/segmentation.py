@@ -11,8 +11,6 @@ All give candidates, and `choose` selects one. A model that needs code of its ow
 that code is never run, but a function or class of the user may call it, see `Segmenter`.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 import zlib

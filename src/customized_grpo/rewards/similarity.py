@@ -1,7 +1,5 @@
 """Identity rewards of one vision encoder: DINO, its patches, CLIP-I and SigLIP; with a guard against pasting."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -149,8 +147,7 @@ class SimilarityReward(BuiltinReward):
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """Return the model's features (B, ..., width) of a batch."""
-        features: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
-        return features
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def _marked(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Return unit features (B, ...) with what they need of the subject's mask, (B, 1, H, W) or None for all."""
@@ -247,8 +244,7 @@ class Dino(SimilarityReward):
     unused = frozenset({"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"})
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state[:, 0]
-        return tokens
+        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
 
 
 class DinoPatches(Dino):
@@ -264,8 +260,7 @@ class DinoPatches(Dino):
 
     def _encode(self, pixels: Tensor) -> Tensor:
         first = 1 + getattr(self.model.config, "num_register_tokens", 0)
-        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state[:, first:]
-        return tokens
+        return self.model(pixel_values=pixels).last_hidden_state[:, first:]
 
     def _marked(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Return patches (B, P, width + 1); the last value is the share of the patch, 0 to 1, that is the subject."""

@@ -1,7 +1,5 @@
 """Rewards of a training run, each with its role and weight."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reward of a vision-language model behind any endpoint with OpenAI's chat completions; its rubrics and questions."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

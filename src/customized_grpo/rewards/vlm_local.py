@@ -1,7 +1,5 @@
 """Reward of a vision-language model, Qwen3-VL, in this process: the rubrics of `vlm`, without a server."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 

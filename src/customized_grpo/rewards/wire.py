@@ -8,8 +8,6 @@ Every request has the token and the version of the protocol in its headers, ever
 named by a digest of their pixels: the server caches them, and asks with status 409 for those that it lacks.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

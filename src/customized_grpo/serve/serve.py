@@ -1,7 +1,5 @@
 """`cgrpo serve-reward`: build rewards and answer requests until interrupted."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Sequence
 

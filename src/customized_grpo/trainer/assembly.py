@@ -1,7 +1,5 @@
 """The parts of a training: objects that the caller gives, and those built from settings for the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Role weights that follow from what training has gained so far: `method.weighting` constrained or adaptive."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

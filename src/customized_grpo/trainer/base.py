@@ -1,7 +1,5 @@
 """The loop around a trainer's iterations: its folder, events, evaluations and stops."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext

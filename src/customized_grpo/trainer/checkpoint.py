@@ -8,8 +8,6 @@
 A checkpoint is written to a temporary folder, flushed and renamed. One whose hashes differ is skipped with a warning.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -128,8 +126,7 @@ def fault_of(folder: Path) -> str | None:
 
 def origin_of(folder: Path) -> dict[str, Any]:
     """Return the description of settings and data in a checkpoint; empty in those of earlier versions."""
-    found: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8")).get("origin", {})
-    return found
+    return json.loads((folder / _STATE).read_text(encoding="utf-8")).get("origin", {})
 
 
 def checkpointed_iterations(run: Path) -> int:

@@ -1,7 +1,5 @@
 """Conditioning of pairs, encoded once: cached in memory, or ahead of training in the folder `policy.conditions`."""
 
-from __future__ import annotations
-
 import itertools
 from collections import OrderedDict
 

@@ -3,8 +3,6 @@
 The noise of an image depends on (seed, pair, image) only: two policies evaluated alike start from the same noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ RUN/report.html        all of it on one page
 RUN/*.png              before and after, curves, identity-prompt plane, schedule of weights
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterable

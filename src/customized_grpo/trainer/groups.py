@@ -1,7 +1,5 @@
 """Images, scores and advantages of an iteration's groups, for callbacks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Exclusive use of a folder. The lock ends with its process, however that ends."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator

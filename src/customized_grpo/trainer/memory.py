@@ -4,8 +4,6 @@ A probe of one item measures its need: on a GPU by the allocator's peak, on a CP
 share of the free memory is left for buffers inside CPU kernels and for other programs.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import os
@@ -149,14 +147,14 @@ class PeakBytes:
             self._before = torch.cuda.memory_allocated(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
-            self._live.__enter__()  # type: ignore[no-untyped-call]
+            self._live.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self._device.type == "cuda":
             self.bytes = int(torch.cuda.max_memory_allocated(self._device) - self._before)
         else:
-            self._live.__exit__(*error)  # type: ignore[no-untyped-call]
+            self._live.__exit__(*error)
             self.bytes = self._live.peak
 
 

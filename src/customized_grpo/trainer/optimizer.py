@@ -1,7 +1,5 @@
 """Optimizer steps: backward passes, gradients summed over processes, AdamW."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

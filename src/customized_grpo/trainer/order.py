@@ -1,7 +1,5 @@
 """Pairs of each iteration and images of each update, as functions of the seed alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

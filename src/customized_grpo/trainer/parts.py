@@ -1,7 +1,5 @@
 """A run's policy and rewards, built from its configuration for evaluation, the demo and exports."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -4,8 +4,6 @@ Everything else depends on the seed and on scores that all processes have. The r
 depend on the number of processes, except for rounding.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import math

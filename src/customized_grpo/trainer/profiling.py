@@ -1,7 +1,5 @@
 """Time of an iteration's stages: logged by every run, and replaced by other measurements in benchmarks."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +18,6 @@ class Profiler(Protocol):
 
     def __call__(self, stage: str) -> AbstractContextManager[None]:
         """Return a context that measures a stage."""
-        ...
 
 
 class Clock:

@@ -1,7 +1,5 @@
 """Prompts that are longer than a model reads, found before anything is sampled."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 

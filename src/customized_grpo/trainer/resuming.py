@@ -1,7 +1,5 @@
 """Checks of a run before it is resumed: its folder, and what has changed since its checkpoint. Nothing is written."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch

@@ -1,7 +1,5 @@
 """Scores of sampled images: in a background thread while the next batch is sampled, or when they are needed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass

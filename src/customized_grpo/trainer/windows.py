@@ -4,8 +4,6 @@ Outside the window the policy takes deterministic Euler steps, which carry no po
 initial noise is one trajectory up to the window and branches there (Flow-GRPO-Fast is a window of one or two steps).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -4,8 +4,6 @@ DeepSpeed's engine gets the trained weights only, without a model. Its checkpoin
 state is read and written weight by weight with its public accessors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Devices of the policy and of reward models."""
 
-from __future__ import annotations
-
 import torch
 
 from customized_grpo.utils.hub import ModelError

@@ -1,7 +1,5 @@
 """Paths of models: embedded in the package, in a local folder, or on the Hub."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache

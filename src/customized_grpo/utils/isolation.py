@@ -1,7 +1,5 @@
 """Random states and settings of the process around calls of a user's own code."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ def seed_all(*key: int | str) -> None:
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     # Not torch.manual_seed, which queues a call each time until CUDA is initialised.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
 
 
@@ -30,7 +28,7 @@ def isolated(*key: int | str) -> Iterator[None]:
 
     Restored are random states, torch's defaults, gradient mode, threads and precision, and the working directory.
     """
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     folder = None
     with suppress(OSError):  # of a directory that was removed

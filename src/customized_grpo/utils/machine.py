@@ -1,7 +1,5 @@
 """Versions and hardware of a run."""
 
-from __future__ import annotations
-
 import os
 import platform
 from importlib.metadata import version

@@ -1,7 +1,5 @@
 """Errors of memory that ran out, by the CPU's allocator, an accelerator's, or Python's own."""
 
-from __future__ import annotations
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out; the CPU allocator raises a plain RuntimeError, accelerators a kind of it."""

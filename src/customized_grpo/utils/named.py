@@ -1,7 +1,5 @@
 """The user's own code by path: `package.module:Name` or `file.py:Name`. The module is executed."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import importlib.util

@@ -4,8 +4,6 @@ Images of a group therefore do not depend on batch sizes, the number of processe
 generated on the CPU, so that every device starts from the same ones.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

@@ -4,8 +4,6 @@ Configs come from a local folder, the Hub's local cache, known_models.json (publ
 licence), or the Hub itself (a few kilobytes), in this order.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Conversion between PIL images and tensors."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of prompts, from data sets, commands and the demo alike."""
 
-from __future__ import annotations
-
 import logging
 import unicodedata
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files of a run that survive a kill: JSON lines that are read back whole, files and folders replaced in one move."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

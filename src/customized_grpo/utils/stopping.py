@@ -4,8 +4,6 @@ A Python signal handler runs between two bytecode instructions, anywhere in the 
 there as long as the weights are those of whole iterations; otherwise it waits until they are.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Markdown tables, and text of users in Markdown and CSV."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

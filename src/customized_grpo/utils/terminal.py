@@ -1,7 +1,5 @@
 """Terminal output: training progress, the table of scores, errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os

@@ -115,7 +115,7 @@ def test_scores_are_those_of_the_reward_against_all_photos(
 def test_two_subjects_count_alike(
     tmp_path: Path, dreambench: Path, recipe: Path, open_it: Open, similarity: Callable[[Path, Path], float]
 ) -> None:
-    task = open_it(two_subjects=True, subjects=["rex+plush"], prompts=[0])
+    task = open_it(two_subjects=True, subject=["rex+plush"], prompt=[0])
     found = evaluated(recipe, task, tmp_path / "out")
     assert found is not None
     image, means = found.images.path(task.cases[0], 0), []
@@ -147,7 +147,7 @@ def test_means_over_subjects_by_kind_and_overall(whole: Path) -> None:
 def test_a_part_and_several_processes_generate_the_same(
     whole: Path, recipe: Path, tmp_path: Path, open_it: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert evaluated(recipe, open_it(subjects=["plush"], prompts=[1], images=3), tmp_path / "part") is not None
+    assert evaluated(recipe, open_it(subject=["plush"], prompt=[1], images=3), tmp_path / "part") is not None
     expected, part = images_of(whole), images_of(tmp_path / "part")
     assert len(part) == 3
     assert all(part[name] == expected[name] for name in ("plush/01_0.png", "plush/01_1.png"))
@@ -253,7 +253,7 @@ def test_images_of_several_sizes_and_an_exchanged_one(tmp_path: Path, open_it: O
     theirs.mkdir(parents=True)
     for index, (size, colour) in enumerate([((16, 16), "black"), ((24, 16), "red")]):
         Image.new("RGB", size, colour).save(theirs / f"00_{index}.png")
-    task = open_it(subjects=["rex"], prompts=[0])
+    task = open_it(subject=["rex"], prompt=[0])
     for expected in ([0.0, 100.0], [100.0, 100.0]):
         found = evaluated(theirs.parent, task, tmp_path / "out")
         assert found is not None and found.scores.values["redness"] == [pytest.approx(expected)]
@@ -265,7 +265,7 @@ def test_a_missing_score_is_reported_and_skipped(tmp_path: Path, recipe: Path, o
     (tmp_path / "odd.py").write_text(code, "utf-8")
     metric, own = f"{{name: odd, kind: '{tmp_path}/odd.py:odd', role: prompt}}", tmp_path / "own.yaml"
     own.write_text(f"{{title: odd, images: 1, steps: 1, metrics: [{metric}]}}", "utf-8")
-    task = open_it(protocol=str(own), subjects=["plush", "brolly"])
+    task = open_it(protocol=str(own), subject=["plush", "brolly"])
     assert evaluated(recipe, task, tmp_path / "out") is not None
     summary = summary_of(tmp_path / "out")
     assert summary["missing"] == {"odd": 2}
@@ -285,7 +285,7 @@ def test_problems_before_anything_is_generated(tmp_path: Path, recipe: Path, ope
 
 
 def test_the_built_in_world_has_masks_for_the_subject(tmp_path: Path, recipe: Path) -> None:
-    task = open_task("world", protocol="embedded", images=2, steps=1, subjects=["00003"])
+    task = open_task("world", protocol="embedded", images=2, steps=1, subject=["00003"])
     assert not task.skipped
     found = evaluated(recipe, task, tmp_path / "out")
     assert found is not None

@@ -26,7 +26,7 @@ FILE = "pytorch_lora_weights.safetensors"
 @pytest.fixture
 def draw(dreambench: Path, protocol: Path, tmp_path: Path) -> Callable[..., bytes]:
     """One image by the system that a word and files stand for."""
-    task = open_task(str(dreambench), protocol=str(protocol), images=1, subjects=["rex"], prompts=[0])
+    task = open_task(str(dreambench), protocol=str(protocol), images=1, subject=["rex"], prompt=[0])
 
     def make(given: str, *files: Path) -> bytes:
         out = tmp_path / "drawn" / str(len(list(tmp_path.glob("drawn/*"))))
@@ -107,7 +107,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path, recipe: Path) -> None:
 def test_an_earlier_evaluation_is_read_and_by_other_measures_scored_anew(
     dreambench: Path, protocol: Path, recipe: Path, tmp_path: Path
 ) -> None:
-    task = open_task(str(dreambench), protocol=str(protocol), subjects=["rex"])
+    task = open_task(str(dreambench), protocol=str(protocol), subject=["rex"])
     first = evaluate_system(find_system(str(recipe)), task, tmp_path / "first", Console(file=io.StringIO()))
     assert first is not None
     system = find_system(str(tmp_path / "first"))
@@ -116,7 +116,7 @@ def test_an_earlier_evaluation_is_read_and_by_other_measures_scored_anew(
     assert not (tmp_path / "again").exists()
     other = tmp_path / "other.yaml"
     other.write_text("{title: other, images: 2, metrics: [{name: DINO-I, kind: copy-paste, role: guard}]}", "utf-8")
-    task = open_task(str(dreambench), protocol=str(other), subjects=["rex"])
+    task = open_task(str(dreambench), protocol=str(other), subject=["rex"])
     anew = evaluate_system(system, task, tmp_path / "again", Console(file=io.StringIO()))
     assert anew is not None and anew.scores.values["DINO-I"] == first.scores.values["copy-paste"]
     message = json.loads((tmp_path / "again" / "settings.json").read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from customized_grpo.config import ConfigError, TrainConfig
 from customized_grpo.config.loading import load_config
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
-from customized_grpo.reporting.merge import merge_run
+from customized_grpo.reporting.lora import merge_run
 from customized_grpo.trainer.checkpoint import save_checkpoint
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.parts import policy_with_adapter

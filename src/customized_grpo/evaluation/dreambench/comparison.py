@@ -1,7 +1,5 @@
 """Comparison of systems on one benchmark: a table with paired differences, the plane, a grid of images."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

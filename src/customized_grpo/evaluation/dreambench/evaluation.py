@@ -5,8 +5,6 @@ even rounding depends on the others, on the number of processes or on an interru
 without waiting for each other; the one that finds nothing left to do anywhere writes the summary.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Sequence
@@ -102,9 +100,9 @@ def open_task(
     benchmark: str,
     *,
     two_subjects: bool = False,
-    combined: Path | None = None,
-    subjects: Sequence[str] = (),
-    prompts: Sequence[int] = (),
+    combinations: Path | None = None,
+    subject: Sequence[str] | None = None,
+    prompt: Sequence[int] | None = None,
     protocol: str = "published",
     images: int | None = None,
     steps: int | None = None,
@@ -112,8 +110,8 @@ def open_task(
 ) -> Task:
     """Read the protocol and the benchmark; no model is loaded. Raises ConfigError, DataError or ModelError."""
     read = load_protocol(protocol, images=images, steps=steps, seed=seed)
-    opened = open_benchmark(benchmark, two_subjects=two_subjects, combined=combined)
-    cases = select(opened, subjects, prompts)
+    opened = open_benchmark(benchmark, two_subjects=two_subjects, combined=combinations)
+    cases = select(opened, subject or (), prompt or ())
     return Task(opened, cases, read, *read.measured(opened.masked), *_share())
 
 
@@ -263,8 +261,7 @@ def measure(
     by_photos = metric.role == "identity" and metric.against == "photos"
     views = benchmark.views(case) if by_photos else [benchmark.shown(case)]
     scores = [score_loaded(reward, images, [view] * len(images)) for view in views]
-    found: list[float] = torch.tensor(scores).mean(0).tolist()
-    return found
+    return torch.tensor(scores).mean(0).tolist()
 
 
 def _share() -> tuple[int, int]:

@@ -8,8 +8,6 @@ OUT/summary.json      means and intervals: overall, by kind of prompt, by subjec
 A process may be killed at any moment: an image or record is complete or absent.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Systems that can be evaluated: a model, a run, a LoRA, or images that another system made."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

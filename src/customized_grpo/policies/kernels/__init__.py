@@ -5,8 +5,6 @@ source, the library's own layers are used, and one line in the log says so. `pol
 off.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import logging

@@ -4,8 +4,6 @@ Norms and rotary embeddings of queries and keys are fused, and so are scale and 
 sum. The last block computes the image's tokens only: of prompt and references it needs keys and values alone.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -155,8 +153,7 @@ def _add_gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
     """Compute diffusers' `FeedForward` with GELU in its tanh form and no dropout."""
-    output: Tensor = layer.net[2](functional.gelu(layer.net[0].proj(x), approximate="tanh"))
-    return output
+    return layer.net[2](functional.gelu(layer.net[0].proj(x), approximate="tanh"))
 
 
 def _clip(x: Tensor) -> Tensor:

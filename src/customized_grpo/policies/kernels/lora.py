@@ -6,8 +6,6 @@ pass. In float32, with more rows than the weight has, it multiplies by W + s B A
 precision, where that sum would lose the small update, the low-rank term is added in the second of two products.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -32,12 +30,9 @@ class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
             return linear(x.reshape(-1, x.shape[-1]), base.weight, base.bias).view(*x.shape[:-1], -1)
         name = self._single_adapter()
         if name is None or not plain:
-            result: Tensor = super().forward(x, *args, **kwargs)
-            return result
-        low_rank: Any = _LowRankProduct
+            return super().forward(x, *args, **kwargs)
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        output: Tensor = low_rank.apply(x, base.weight, base.bias, down, up, self.scaling[name])
-        return output
+        return _LowRankProduct.apply(x, base.weight, base.bias, down, up, self.scaling[name])
 
     def _single_adapter(self) -> str | None:
         """Return the active adapter if it is the only one, without dropout, variant (DoRA), bias or merging."""

@@ -1,7 +1,5 @@
 """RMS norm and rotary embeddings of queries and keys in few passes, in float32 within and equal within rounding."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -25,11 +23,9 @@ def norm_and_rotate(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None, tokens: 
     `tokens` are those of all tokens that x has. If the norm's weight is trained, torch computes the norm.
     """
     if rotary is None:
-        normed: Tensor = norm(x)
-        return normed
+        return norm(x)
     if not USABLE or x.device.type not in _COMPLEX or not shortcuts.taken():
-        own: Tensor = apply_rotary_emb(norm(x), (rotary[0][tokens], rotary[1][tokens]), sequence_dim=1)
-        return own
+        return apply_rotary_emb(norm(x), (rotary[0][tokens], rotary[1][tokens]), sequence_dim=1)
     rotation = _rotation(rotary, x.device)
     if tokens != _ALL:
         rotation = rotation[tokens]
@@ -37,9 +33,7 @@ def norm_and_rotate(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None, tokens: 
     if weight is not None and weight.requires_grad:
         return torch.view_as_real(_pairs(norm(x).float()) * rotation).flatten(3).to(x.dtype)
     epsilon = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-    function: Any = _NormAndRotate
-    output: Tensor = function.apply(x, weight, epsilon, rotation)
-    return output
+    return _NormAndRotate.apply(x, weight, epsilon, rotation)
 
 
 class _NormAndRotate(torch.autograd.Function):

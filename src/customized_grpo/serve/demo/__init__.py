@@ -1,7 +1,5 @@
 """A page to try a model on: photos, a prompt, base and tuned model side by side with their scores."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Middleware that checks who may use the page and limits requests, before Gradio reads them."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import os

@@ -1,7 +1,5 @@
 """The page, made with Gradio. It loads nothing from other hosts and generates for one request at a time."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal

@@ -1,7 +1,5 @@
 """Images of a subject by the base and the tuned model, from the same noise, with scores."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
