@@ -44,7 +44,7 @@ def _of(section: type[BaseModel], chosen: BaseModel | None, prefix: str) -> Iter
             next(iter(get_args(field.annotation)), None)
         )  # of its entries
         if inner is None or isinstance(default, list) or type(None) in get_args(field.annotation):
-            yield Setting(key, _values(field), _shown(field, default), field.description or "")
+            yield Setting(key, _values(field), _shown(field, default), " ".join((field.description or "").split()))
         if inner is not None:
             listed = isinstance(default, list)
             if listed and name != "rewards":

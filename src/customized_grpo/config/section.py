@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A group of settings. Unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""

@@ -36,21 +36,16 @@ GeneratedSide = Annotated[int, Field(ge=16, le=LARGEST_SIDE, multiple_of=8)]
 class LoraConfig(Section):
     """LoRA of the transformer."""
 
-    rank: int = Field(
-        DEFAULT["policy.lora.rank"],
-        ge=1,
-        le=4096,
-        description="LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; 512 "
-        "takes 33 GB for weights, gradients and Adam states, and 19 GB on the paper's layers (recipes/paper.yaml).",
-    )
-    alpha: float | None = Field(
-        None, gt=0, description="LoRA alpha: updates are scaled by alpha / rank. null: equal to the rank."
-    )
-    targets: list[str] | None = Field(
-        None,
-        description="Names of the linear layers that get a LoRA; each stands for all whose full name ends with it, "
-        "except the model's last layer. null: the default layers of the model.",
-    )
+    rank: int = Field(DEFAULT["policy.lora.rank"], ge=1, le=4096)
+    """LoRA rank. 128 fits a GPU of 80 GB with FLUX.1 at 1024 x 1024 pixels without offloading; 512 takes 33 GB for
+    weights, gradients and Adam states, and 19 GB on the paper's layers (recipes/paper.yaml).
+    """
+    alpha: float | None = Field(None, gt=0)
+    """LoRA alpha: updates are scaled by alpha / rank. null: equal to the rank."""
+    targets: list[str] | None = None
+    """Names of the linear layers that get a LoRA; each stands for all whose full name ends with it, except the model's
+    last layer. null: the default layers of the model.
+    """
 
 
 class PolicyConfig(Section):
@@ -60,104 +55,76 @@ class PolicyConfig(Section):
         KIND,
         description=f"Model family: {', '.join(POLICIES)}; or your own class as package.module:Class or file.py:Class.",
     )
-    path: str = Field(PATH, description="Hub id or local folder of a diffusers pipeline.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub. null: the main branch.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "bfloat16", description="Data type of frozen weights and of computation. LoRA weights are always float32."
-    )
-    device: str | None = Field(None, description="Device, such as cuda:1. null: the accelerator if any, else the CPU.")
-    height: GeneratedSide = Field(
-        DEFAULT["policy.height"],
-        description="Height of generated images in pixels; with sizes, only of pairs without references.",
-    )
-    width: GeneratedSide = Field(
-        DEFAULT["policy.width"],
-        description="Width of generated images in pixels; with sizes, only of pairs without references.",
-    )
-    sizes: list[TupleOrList[tuple[GeneratedSide, GeneratedSide]]] | None = Field(
-        None,
-        min_length=1,
-        description="Sizes (height, width) in pixels of generated images (buckets): each pair has the one with the "
-        "aspect ratio nearest to its first reference's. One of them is height and width. null: height and width for "
-        "all pairs.",
-    )
-    reference_sizes: list[TupleOrList[tuple[Side, Side]]] | None = Field(
-        DEFAULT["policy.reference_sizes"],
-        description="Sizes (height, width) in pixels that references are resized to, by the nearest aspect ratio. "
-        "To a single one they are stretched, to one of several cropped (Kontext stretches, as its pipeline). null: the "
-        "rule of the model's pipeline.",
-    )
-    max_sequence_length: int = Field(
-        DEFAULT["policy.max_sequence_length"],
-        ge=1,
-        le=4096,
-        description="Maximum number of text tokens of a prompt; longer prompts are cut.",
-    )
-    guidance: float = Field(
-        DEFAULT["policy.guidance"],
-        ge=0,
-        description="Guidance scale of guidance-distilled models (guidance_scale in diffusers).",
-    )
-    true_cfg: float = Field(
-        DEFAULT["policy.true_cfg"],
-        ge=1,
-        description="Scale of classifier-free guidance, which doubles the model evaluations. 1: no such guidance.",
-    )
-    negative_prompt: str = Field(
-        DEFAULT["policy.negative_prompt"], description="Negative prompt of classifier-free guidance (true_cfg above 1)."
-    )
-    lora: LoraConfig | None = Field(LoraConfig(), description="LoRA settings. null: train all transformer weights.")
-    options: dict[str, Any] = Field({}, description="Options for a policy class of your own.")
-    gradient_checkpointing: bool = Field(
-        True, description="Recompute activations in the backward pass: less memory, more time."
-    )
-    offload_activations: bool = Field(
-        False, description="Store the checkpointed activations in host memory; needs gradient_checkpointing."
-    )
-    quantise: Literal["int8", "nf4"] | None = Field(
-        None,
-        description="Quantise the frozen transformer's linear layers: int8 (torchao) or nf4 (bitsandbytes). Needs a "
-        "LoRA. null: no quantisation.",
-    )
-    quantise_text_encoders: Literal["int8", "nf4"] | None = Field(
-        None, description="Quantise the text encoders' linear layers, as quantise does. null: no quantisation."
-    )
-    offload: bool = Field(
-        False,
-        description="Store idle models in host memory: text encoders and VAE while the transformer works, and the "
-        "transformer while prompts and references are encoded.",
-    )
-    conditions: PathOrText | None = Field(
-        None,
-        description="Directory for cached prompt and reference embeddings. If set, text encoders are only loaded for "
-        "pairs that are not cached. null: no cache on disk.",
-    )
-    attention: str = Field(
-        "auto",
-        description="Attention backend: auto, native, flash, cudnn, flash-3 (from the kernels package), efficient, "
-        "math, or another name that diffusers knows. auto is safe for training on every device; native lets torch "
-        "choose, whose backward pass can crash on Hopper GPUs.",
-    )
-    compile: bool = Field(
-        False,
-        description="Compile the transformer's blocks with torch.compile. Ratios of later updates then contain its "
-        "rounding differences.",
-    )
-    kernels: Literal["auto", "off"] = Field(
-        "auto",
-        description="Fused layers for LoRA, FLUX.1's blocks and gradient checkpointing (auto), or only those of "
-        "diffusers, peft and torch (off). A layer that differs from the release that its kernel was written for is "
-        "always the library's.",
-    )
-    adapter: str | None = Field(
-        None,
-        description="LoRA to start from: a .safetensors file that diffusers reads for the model, its folder, or a run; "
-        "for kind uno UNO's published file. null: none.",
-    )
-    adapter_as: Literal["fused", "start"] = Field(
-        "fused",
-        description="fused: merge the adapter into the base weights and train a new LoRA; start: train the adapter.",
-    )
+    path: str = PATH
+    """Hub id or local folder of a diffusers pipeline."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub. null: the main branch."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Data type of frozen weights and of computation. LoRA weights are always float32."""
+    device: str | None = None
+    """Device, such as cuda:1. null: the accelerator if any, else the CPU."""
+    height: GeneratedSide = DEFAULT["policy.height"]
+    """Height of generated images in pixels; with sizes, only of pairs without references."""
+    width: GeneratedSide = DEFAULT["policy.width"]
+    """Width of generated images in pixels; with sizes, only of pairs without references."""
+    sizes: list[TupleOrList[tuple[GeneratedSide, GeneratedSide]]] | None = Field(None, min_length=1)
+    """Sizes (height, width) in pixels of generated images (buckets): each pair has the one with the aspect ratio
+    nearest to its first reference's. One of them is height and width. null: height and width for all pairs.
+    """
+    reference_sizes: list[TupleOrList[tuple[Side, Side]]] | None = DEFAULT["policy.reference_sizes"]
+    """Sizes (height, width) in pixels that references are resized to, by the nearest aspect ratio. To a single one they
+    are stretched, to one of several cropped (Kontext stretches, as its pipeline). null: the rule of the model's
+    pipeline.
+    """
+    max_sequence_length: int = Field(DEFAULT["policy.max_sequence_length"], ge=1, le=4096)
+    """Maximum number of text tokens of a prompt; longer prompts are cut."""
+    guidance: float = Field(DEFAULT["policy.guidance"], ge=0)
+    """Guidance scale of guidance-distilled models (guidance_scale in diffusers)."""
+    true_cfg: float = Field(DEFAULT["policy.true_cfg"], ge=1)
+    """Scale of classifier-free guidance, which doubles the model evaluations. 1: no such guidance."""
+    negative_prompt: str = DEFAULT["policy.negative_prompt"]
+    """Negative prompt of classifier-free guidance (true_cfg above 1)."""
+    lora: LoraConfig | None = LoraConfig()
+    """LoRA settings. null: train all transformer weights."""
+    options: dict[str, Any] = Field({})
+    """Options for a policy class of your own."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, more time."""
+    offload_activations: bool = False
+    """Store the checkpointed activations in host memory; needs gradient_checkpointing."""
+    quantise: Literal["int8", "nf4"] | None = None
+    """Quantise the frozen transformer's linear layers: int8 (torchao) or nf4 (bitsandbytes). Needs a LoRA. null: no
+    quantisation.
+    """
+    quantise_text_encoders: Literal["int8", "nf4"] | None = None
+    """Quantise the text encoders' linear layers, as quantise does. null: no quantisation."""
+    offload: bool = False
+    """Store idle models in host memory: text encoders and VAE while the transformer works, and the transformer while
+    prompts and references are encoded.
+    """
+    conditions: PathOrText | None = None
+    """Directory for cached prompt and reference embeddings. If set, text encoders are only loaded for pairs that are
+    not cached. null: no cache on disk.
+    """
+    attention: str = "auto"
+    """Attention backend: auto, native, flash, cudnn, flash-3 (from the kernels package), efficient, math, or another
+    name that diffusers knows. auto is safe for training on every device; native lets torch choose, whose backward pass
+    can crash on Hopper GPUs.
+    """
+    compile: bool = False
+    """Compile the transformer's blocks with torch.compile. Ratios of later updates then contain its rounding
+    differences.
+    """
+    kernels: Literal["auto", "off"] = "auto"
+    """Fused layers for LoRA, FLUX.1's blocks and gradient checkpointing (auto), or only those of diffusers, peft and
+    torch (off). A layer that differs from the release that its kernel was written for is always the library's.
+    """
+    adapter: str | None = None
+    """LoRA to start from: a .safetensors file that diffusers reads for the model, its folder, or a run; for kind uno
+    UNO's published file. null: none.
+    """
+    adapter_as: Literal["fused", "start"] = "fused"
+    """fused: merge the adapter into the base weights and train a new LoRA; start: train the adapter."""
 
     @model_validator(mode="before")
     @classmethod
@@ -196,131 +163,103 @@ class PolicyConfig(Section):
 class DataConfig(Section):
     """Source of (reference images, prompt) pairs."""
 
-    path: str | None = Field(
-        None,
-        description="A .jsonl file, a SynCD-style .json, a folder (DreamBench, images with metadata.jsonl or with .txt "
-        "captions), or the built-in data set world or world-recoloured. Training needs one.",
-    )
-    long_prompts: Literal["warn", "error"] = Field(
-        "warn",
-        description="Prompts that the policy's text encoder or a prompt reward cuts at its maximum length: warn "
-        "before the training, or refuse them (error).",
-    )
-    split: Literal["train", "held-out"] = Field(
-        "train", description="Split of the built-in data set; held-out has other subjects and prompts."
-    )
-    size: int | None = Field(
-        None, ge=1, le=10_000_000, description="Number of pairs. null: 4096 of the built-in data set, or all of a file."
-    )
-    seed: int = Field(0, ge=0, description="Random seed of the built-in data set; each gives other pairs.")
-    root: PathOrText | None = Field(
-        None, description="Folder that relative image paths start from. null: the folder of the file."
-    )
+    path: str | None = None
+    """A .jsonl file, a SynCD-style .json, a folder (DreamBench, images with metadata.jsonl or with .txt captions), or
+    the built-in data set world or world-recoloured. Training needs one.
+    """
+    long_prompts: Literal["warn", "error"] = "warn"
+    """Prompts that the policy's text encoder or a prompt reward cuts at its maximum length: warn before the training,
+    or refuse them (error).
+    """
+    split: Literal["train", "held-out"] = "train"
+    """Split of the built-in data set; held-out has other subjects and prompts."""
+    size: int | None = Field(None, ge=1, le=10_000_000)
+    """Number of pairs. null: 4096 of the built-in data set, or all of a file."""
+    seed: int = Field(0, ge=0)
+    """Random seed of the built-in data set; each gives other pairs."""
+    root: PathOrText | None = None
+    """Folder that relative image paths start from. null: the folder of the file."""
 
 
 class RewardConfig(Section):
     """A reward model or monitor."""
 
-    kind: str = Field(
-        description="dino, dino-patches, clip-image, siglip-image (identity), clip, siglip, pickscore, hps-v2, hps-v3 "
-        "(prompt), vlm, vlm-local, remote (either), copy-paste (guard); or your own as package.module:Class or "
-        "file.py:function."
-    )
-    role: Literal["identity", "prompt", "guard"] = Field(
-        description="Role in the method. A guard has no advantage: as a reward it removes images that score above its "
-        "limit, as a monitor it is only logged."
-    )
-    name: str | None = Field(None, description="Name in logs, tables and figures. null: the kind.")
-    path: str | None = Field(
-        None, description="Hub id or local folder of the reward model. null: the default model of the kind."
-    )
-    device: str | None = Field(
-        None, description="Device of the reward model. null: the policy's; cpu saves memory of the accelerator."
-    )
-    weight: Weight = Field(
-        1.0, description="Weight within its role (see method.combine). 0: only logged, not trained on."
-    )
-    limit: float | None = Field(
-        None,
-        allow_inf_nan=False,
-        description="Highest allowed score of a guard under rewards; images above it are removed from their group.",
-    )
-    options: dict[str, Any] = Field({}, description="Options of the kind; docs/rewards.md lists them.")
+    kind: str
+    """dino, dino-patches, clip-image, siglip-image (identity), clip, siglip, pickscore, hps-v2, hps-v3 (prompt), vlm,
+    vlm-local, remote (either), copy-paste (guard); or your own as package.module:Class or file.py:function.
+    """
+    role: Literal["identity", "prompt", "guard"]
+    """Role in the method. A guard has no advantage: as a reward it removes images that score above its limit, as a
+    monitor it is only logged.
+    """
+    name: str | None = None
+    """Name in logs, tables and figures. null: the kind."""
+    path: str | None = None
+    """Hub id or local folder of the reward model. null: the default model of the kind."""
+    device: str | None = None
+    """Device of the reward model. null: the policy's; cpu saves memory of the accelerator."""
+    weight: Weight = 1.0
+    """Weight within its role (see method.combine). 0: only logged, not trained on."""
+    limit: float | None = Field(None, allow_inf_nan=False)
+    """Highest allowed score of a guard under rewards; images above it are removed from their group."""
+    options: dict[str, Any] = Field({})
+    """Options of the kind; docs/rewards.md lists them."""
 
 
 class MethodConfig(Section):
     """From scores to advantages: SARS, TDW and baselines; and the objective."""
 
-    objective: str = Field(
-        "grpo",
-        description="Training objective: grpo (the paper's, on stochastic trajectories), awm or nft (on noised copies "
-        "of images that few deterministic steps sample); or your own function as package.module:function or "
-        "file.py:function. docs/method.md compares them.",
-    )
-    shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = Field(
-        "sars",
-        description="Reward shaping term added to the weighted advantages: the paper's sars, none, or a baseline.",
-    )
-    gamma: Weight = Field(0.4, description="Weight of the shaping term.")
-    gamma_last: float | None = Field(
-        None,
-        ge=0,
-        le=LARGEST_WEIGHT,
-        description="Weight of the shaping term at the last iteration, reached linearly. null: gamma.",
-    )
-    weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table", "constrained", "adaptive"] = Field(
-        "tdw",
-        description="Role weights by denoising step: tdw (the paper's), tdw-reversed, static (the same at all steps), "
-        "table (your own), or tdw-shuffled, an ablation whose weights are read at shuffled steps. Or by training so "
-        "far, the same at all steps: constrained (satisfies keep) or adaptive (balances the gains of both roles).",
-    )
-    keep: dict[Literal["identity", "prompt"], float] = Field(
-        {},
-        description="With weighting constrained: least relative gain over the untuned model by role. {prompt: 0}: as "
-        "much identity as possible with a prompt score not below the untuned model's; {identity: 0.1}: as much prompt "
-        "as possible with 10% more identity.",
-    )
-    pid: TupleOrList[tuple[float, float, float]] = Field(
-        (10.0, 1.0, 20.0),
-        description="Gains of the multipliers with weighting constrained: proportional, integral (per iteration) and "
-        "derivative, per unit of violation; see docs/method.md.",
-    )
-    base_images: int = Field(
-        2,
-        ge=1,
-        description="Images per group that the untuned model samples too, from the same noise, with weighting "
-        "constrained or adaptive.",
-    )
-    normalise: Literal["roles", "sum"] = Field(
-        "roles",
-        description="roles: normalise each role within its group, then weight them. sum: normalise the weighted sum of "
-        "raw rewards, a baseline that ignores combine and std_floor.",
-    )
-    prompt_weight: Weight = Field(0.5, description="Weight of the prompt role with weighting static.")
-    identity_weight: Weight = Field(0.5, description="Weight of the identity role with weighting static.")
-    prompt_table: Weights = Field(
-        [], description="Weights of the prompt role with weighting table, one per rollout step, the noisiest first."
-    )
-    identity_table: Weights = Field(
-        [], description="Weights of the identity role with weighting table, one per rollout step, the noisiest first."
-    )
-    combine: Literal["rewards", "advantages"] = Field(
-        "rewards",
-        description="Several rewards of one role: rewards normalises their weighted sum, advantages sums their "
-        "normalised values.",
-    )
-    spread: Literal["group", "batch"] = Field(
-        "group", description="Standard deviation that advantages are divided by: of each group, or of all groups."
-    )
-    std_floor: dict[Literal["identity", "prompt"], Annotated[float, Field(ge=0)]] = Field(
-        {}, description="Lower bound of the standard deviation of a group's rewards, by role. Empty: no bound."
-    )
-    advantage_clip: float = Field(5.0, gt=0, description="Advantages are clipped to this absolute value.")
-    surgery: Literal["none", "pcgrad"] = Field(
-        "none",
-        description="pcgrad: compute one gradient per role and project out conflicts (arXiv 2001.06782); needs a "
-        "second backward pass.",
-    )
+    objective: str = "grpo"
+    """Training objective: grpo (the paper's, on stochastic trajectories), awm or nft (on noised copies of images that
+    few deterministic steps sample); or your own function as package.module:function or file.py:function. docs/method.md
+    compares them.
+    """
+    shaping: Literal["sars", "none", "bonus", "min", "max", "harmonic", "product"] = "sars"
+    """Reward shaping term added to the weighted advantages: the paper's sars, none, or a baseline."""
+    gamma: Weight = 0.4
+    """Weight of the shaping term."""
+    gamma_last: float | None = Field(None, ge=0, le=LARGEST_WEIGHT)
+    """Weight of the shaping term at the last iteration, reached linearly. null: gamma."""
+    weighting: Literal["tdw", "tdw-reversed", "tdw-shuffled", "static", "table", "constrained", "adaptive"] = "tdw"
+    """Role weights by denoising step: tdw (the paper's), tdw-reversed, static (the same at all steps), table (your
+    own), or tdw-shuffled, an ablation whose weights are read at shuffled steps. Or by training so far, the same at all
+    steps: constrained (satisfies keep) or adaptive (balances the gains of both roles).
+    """
+    keep: dict[Literal["identity", "prompt"], float] = Field({})
+    """With weighting constrained: least relative gain over the untuned model by role. {prompt: 0}: as much identity as
+    possible with a prompt score not below the untuned model's; {identity: 0.1}: as much prompt as possible with 10%
+    more identity.
+    """
+    pid: TupleOrList[tuple[float, float, float]] = (10.0, 1.0, 20.0)
+    """Gains of the multipliers with weighting constrained: proportional, integral (per iteration) and derivative, per
+    unit of violation; see docs/method.md.
+    """
+    base_images: int = Field(2, ge=1)
+    """Images per group that the untuned model samples too, from the same noise, with weighting constrained or adaptive.
+    """
+    normalise: Literal["roles", "sum"] = "roles"
+    """roles: normalise each role within its group, then weight them. sum: normalise the weighted sum of raw rewards, a
+    baseline that ignores combine and std_floor.
+    """
+    prompt_weight: Weight = 0.5
+    """Weight of the prompt role with weighting static."""
+    identity_weight: Weight = 0.5
+    """Weight of the identity role with weighting static."""
+    prompt_table: Weights = Field([])
+    """Weights of the prompt role with weighting table, one per rollout step, the noisiest first."""
+    identity_table: Weights = Field([])
+    """Weights of the identity role with weighting table, one per rollout step, the noisiest first."""
+    combine: Literal["rewards", "advantages"] = "rewards"
+    """Several rewards of one role: rewards normalises their weighted sum, advantages sums their normalised values."""
+    spread: Literal["group", "batch"] = "group"
+    """Standard deviation that advantages are divided by: of each group, or of all groups."""
+    std_floor: dict[Literal["identity", "prompt"], Annotated[float, Field(ge=0)]] = Field({})
+    """Lower bound of the standard deviation of a group's rewards, by role. Empty: no bound."""
+    advantage_clip: float = Field(5.0, gt=0)
+    """Advantages are clipped to this absolute value."""
+    surgery: Literal["none", "pcgrad"] = "none"
+    """pcgrad: compute one gradient per role and project out conflicts (arXiv 2001.06782); needs a second backward pass.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -364,87 +303,79 @@ class MethodConfig(Section):
 class ForwardConfig(Section):
     """Objectives on noised copies of sampled images: `method.objective` awm, nft or your own."""
 
-    levels: int = Field(
-        3,
-        ge=1,
-        description="Noise levels that are trained per image, each inside another step of the rollout's schedule. The "
-        "last step is not trained.",
-    )
-    pull: float = Field(
-        0.3,
-        ge=0,
-        description="Weight of the squared distance of the velocity from that of the policy's moving average: the "
-        "trust region. 0: none.",
-    )
-    old_decay: float = Field(
-        0.7,
-        ge=0,
-        lt=1,
-        description="Decay per iteration of the policy's moving average, which pull, nft and your own function use. 0: "
-        "the policy of this iteration's start.",
-    )
-    scale: Literal["none", "level", "error", "x0"] = Field(
-        "none",
-        description="Normalisation of the squared error at each noise level: none, level (divided by the squared "
-        "level, so that gradients of all levels are of a like size), error (divided by its own size), or x0 (the same "
-        "for the clean latents' error, as in DiffusionNFT).",
-    )
-    beta: float = Field(
-        1.0, gt=0, description="Guidance strength of objective nft; a lower one moves the policy further."
-    )
-    options: dict[str, Any] = Field({}, description="Further arguments of an objective function of your own.")
+    levels: int = Field(3, ge=1)
+    """Noise levels that are trained per image, each inside another step of the rollout's schedule. The last step is not
+    trained.
+    """
+    pull: float = Field(0.3, ge=0)
+    """Weight of the squared distance of the velocity from that of the policy's moving average: the trust region. 0:
+    none.
+    """
+    old_decay: float = Field(0.7, ge=0, lt=1)
+    """Decay per iteration of the policy's moving average, which pull, nft and your own function use. 0: the policy of
+    this iteration's start.
+    """
+    scale: Literal["none", "level", "error", "x0"] = "none"
+    """Normalisation of the squared error at each noise level: none, level (divided by the squared level, so that
+    gradients of all levels are of a like size), error (divided by its own size), or x0 (the same for the clean latents'
+    error, as in DiffusionNFT).
+    """
+    beta: float = Field(1.0, gt=0)
+    """Guidance strength of objective nft; a lower one moves the policy further."""
+    options: dict[str, Any] = Field({})
+    """Further arguments of an objective function of your own."""
 
 
 class WindowConfig(Section):
     """Moving window of stochastic steps (MixGRPO, arXiv 2507.21802); all other steps are deterministic."""
 
-    size: int = Field(4, ge=1, description="Number of stochastic steps of an image.")
-    order: Literal["progressive", "decaying", "random"] = Field(
-        "progressive",
-        description="progressive: move from noisy to clean steps; decaying: the same, with ever shorter stays; random: "
-        "a random position each time.",
-    )
-    stay: int = Field(25, ge=1, description="Iterations at one position.")
-    stride: int = Field(1, ge=1, description="Steps from one position to the next.")
-    start: int = Field(0, ge=0, description="First position, in denoising steps.")
-    roll_back: bool = Field(False, description="Return to the first position after the last one, instead of staying.")
-    decay: float = Field(0.1, ge=0, description="How fast stays get shorter with order decaying.")
-    decay_from: int = Field(13, ge=0, description="Position from which stays get shorter with order decaying.")
+    size: int = Field(4, ge=1)
+    """Number of stochastic steps of an image."""
+    order: Literal["progressive", "decaying", "random"] = "progressive"
+    """progressive: move from noisy to clean steps; decaying: the same, with ever shorter stays; random: a random
+    position each time.
+    """
+    stay: int = Field(25, ge=1)
+    """Iterations at one position."""
+    stride: int = Field(1, ge=1)
+    """Steps from one position to the next."""
+    start: int = Field(0, ge=0)
+    """First position, in denoising steps."""
+    roll_back: bool = False
+    """Return to the first position after the last one, instead of staying."""
+    decay: float = Field(0.1, ge=0)
+    """How fast stays get shorter with order decaying."""
+    decay_from: int = Field(13, ge=0)
+    """Position from which stays get shorter with order decaying."""
 
 
 class RolloutConfig(Section):
     """How groups of images are sampled."""
 
-    sampler: Literal["dance", "flow", "cps"] = Field(
-        "dance", description="Stochastic sampler: dance (DanceGRPO), flow (Flow-GRPO) or cps; see docs/options.md."
-    )
-    eta: float = Field(0.4, gt=0, description="Noise level of stochastic steps, in the sampler's own unit.")
-    steps: int = Field(
-        DEFAULT["rollout.steps"],
-        ge=2,
-        le=MOST_STEPS,
-        description="Denoising steps per image; the last one is deterministic.",
-    )
-    shift: float | None = Field(
-        DEFAULT["rollout.shift"],
-        gt=0,
-        description="Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule, at the "
-        "largest of policy.sizes (evaluations: at each image's own).",
-    )
-    group_size: int = Field(12, ge=2, le=4096, description="Images per group; advantages are computed within a group.")
-    pairs: int = Field(8, ge=1, le=65536, description="Groups per iteration, over all processes.")
-    shared_noise: bool = Field(True, description="Start all images of a group from the same noise.")
-    layout: Literal["groups", "spread"] = Field(
-        "groups",
-        description="Distribution over processes: whole groups each, or an equal share of all images each (spread).",
-    )
-    batch_size: SizeOrAuto = Field(8, description="Images per forward pass. auto: as many as fit into free memory.")
-    overlap: bool | None = Field(
-        None, description="Score a batch while the next one is sampled. null: only if the policy is on an accelerator."
-    )
-    window: WindowConfig | None = Field(
-        None, description="Moving window of stochastic steps. null: all steps but the last are stochastic."
-    )
+    sampler: Literal["dance", "flow", "cps"] = "dance"
+    """Stochastic sampler: dance (DanceGRPO), flow (Flow-GRPO) or cps; see docs/options.md."""
+    eta: float = Field(0.4, gt=0)
+    """Noise level of stochastic steps, in the sampler's own unit."""
+    steps: int = Field(DEFAULT["rollout.steps"], ge=2, le=MOST_STEPS)
+    """Denoising steps per image; the last one is deterministic."""
+    shift: float | None = Field(DEFAULT["rollout.shift"], gt=0)
+    """Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule, at the largest of policy.sizes
+    (evaluations: at each image's own).
+    """
+    group_size: int = Field(12, ge=2, le=4096)
+    """Images per group; advantages are computed within a group."""
+    pairs: int = Field(8, ge=1, le=65536)
+    """Groups per iteration, over all processes."""
+    shared_noise: bool = True
+    """Start all images of a group from the same noise."""
+    layout: Literal["groups", "spread"] = "groups"
+    """Distribution over processes: whole groups each, or an equal share of all images each (spread)."""
+    batch_size: SizeOrAuto = 8
+    """Images per forward pass. auto: as many as fit into free memory."""
+    overlap: bool | None = None
+    """Score a batch while the next one is sampled. null: only if the policy is on an accelerator."""
+    window: WindowConfig | None = None
+    """Moving window of stochastic steps. null: all steps but the last are stochastic."""
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
@@ -462,73 +393,58 @@ class RolloutConfig(Section):
 class TrainConfig(Section):
     """Optimisation, limits and checkpoints."""
 
-    iterations: int = Field(
-        300, ge=1, le=10_000_000, description="Iterations; each samples groups, scores them and updates the policy."
-    )
-    updates: int = Field(3, ge=1, le=1000, description="Optimizer steps per iteration.")
-    trained_fraction: float = Field(
-        0.6, gt=0, le=1, description="Fraction of the stochastic steps that are trained on, chosen at random per image."
-    )
-    learning_rate: float = Field(2e-5, gt=0, description="Learning rate of AdamW.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant",
-        description="Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the end.",
-    )
-    warmup_iterations: int = Field(
-        0, ge=0, description="Iterations over which the learning rate rises linearly to its value. 0: no warm-up."
-    )
-    betas: TupleOrList[tuple[float, float]] = Field((0.9, 0.999), description="Betas of AdamW, each in [0, 1).")
-    weight_decay: float = Field(1.1e-4, ge=0, description="Weight decay of AdamW.")
-    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    clip_range: float = Field(
-        1e-4,
-        gt=0,
-        description="Clip range of the importance ratio around 1. It is small because log-densities are means over "
-        "latent elements.",
-    )
-    clip_range_high: float | None = Field(
-        None, gt=0, description="Clip range above a ratio of 1 (DAPO). null: clip_range."
-    )
-    ratio: Literal["plain", "guard"] = Field(
-        "plain", description="Importance ratio: plain, or normalised over steps as in GRPO-Guard (arXiv 2510.22319)."
-    )
-    kl_weight: float = Field(
-        0.0, ge=0, description="Weight of the KL divergence from the untuned model in the loss. 0: no KL term."
-    )
-    ema: float = Field(
-        0.0, ge=0, lt=1, description="Decay per optimizer step of an average of the weights (EMA). 0: no average."
-    )
-    batch_size: SizeOrAuto = Field(
-        4, description="(image, step) samples per forward and backward pass. auto: as many as fit into free memory."
-    )
-    threads: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="CPU threads of torch. null: OMP_NUM_THREADS, or one for each core. On cores that other processes "
-        "keep busy, 1 is several times faster.",
-    )
-    timeout: float = Field(
-        30.0, gt=0, le=1e6, description="Minutes that a process waits for the others before it fails."
-    )
-    max_missing: float = Field(
-        0.1, ge=0, le=1, description="Fraction of an iteration's images that may lack a score; above it the run stops."
-    )
-    max_skipped: int = Field(
-        3, ge=0, description="Updates in a row that may be skipped for a non-finite gradient; then the run stops."
-    )
-    max_drift: float | None = Field(
-        1.0,
-        gt=0,
-        description="Squared change of the velocities relative to the untuned model's squared velocities; above it the "
-        "run stops. null: no limit.",
-    )
-    checkpoint_every: int = Field(10, ge=1, description="Save a checkpoint every N iterations.")
-    keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints to retain.")
-    sample_every: int = Field(15, ge=1, description="Generate sample images every N iterations.")
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        ["tensorboard"], description="Trackers to log to, in addition to metrics.jsonl. []: none."
-    )
+    iterations: int = Field(300, ge=1, le=10_000_000)
+    """Iterations; each samples groups, scores them and updates the policy."""
+    updates: int = Field(3, ge=1, le=1000)
+    """Optimizer steps per iteration."""
+    trained_fraction: float = Field(0.6, gt=0, le=1)
+    """Fraction of the stochastic steps that are trained on, chosen at random per image."""
+    learning_rate: float = Field(2e-5, gt=0)
+    """Learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the end."""
+    warmup_iterations: int = Field(0, ge=0)
+    """Iterations over which the learning rate rises linearly to its value. 0: no warm-up."""
+    betas: TupleOrList[tuple[float, float]] = (0.9, 0.999)
+    """Betas of AdamW, each in [0, 1)."""
+    weight_decay: float = Field(1.1e-4, ge=0)
+    """Weight decay of AdamW."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    clip_range: float = Field(1e-4, gt=0)
+    """Clip range of the importance ratio around 1. It is small because log-densities are means over latent elements."""
+    clip_range_high: float | None = Field(None, gt=0)
+    """Clip range above a ratio of 1 (DAPO). null: clip_range."""
+    ratio: Literal["plain", "guard"] = "plain"
+    """Importance ratio: plain, or normalised over steps as in GRPO-Guard (arXiv 2510.22319)."""
+    kl_weight: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the untuned model in the loss. 0: no KL term."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay per optimizer step of an average of the weights (EMA). 0: no average."""
+    batch_size: SizeOrAuto = 4
+    """(image, step) samples per forward and backward pass. auto: as many as fit into free memory."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads of torch. null: OMP_NUM_THREADS, or one for each core. On cores that other processes keep busy, 1 is
+    several times faster.
+    """
+    timeout: float = Field(30.0, gt=0, le=1e6)
+    """Minutes that a process waits for the others before it fails."""
+    max_missing: float = Field(0.1, ge=0, le=1)
+    """Fraction of an iteration's images that may lack a score; above it the run stops."""
+    max_skipped: int = Field(3, ge=0)
+    """Updates in a row that may be skipped for a non-finite gradient; then the run stops."""
+    max_drift: float | None = Field(1.0, gt=0)
+    """Squared change of the velocities relative to the untuned model's squared velocities; above it the run stops.
+    null: no limit.
+    """
+    checkpoint_every: int = Field(10, ge=1)
+    """Save a checkpoint every N iterations."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Number of newest checkpoints to retain."""
+    sample_every: int = Field(15, ge=1)
+    """Generate sample images every N iterations."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(["tensorboard"])
+    """Trackers to log to, in addition to metrics.jsonl. []: none."""
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
@@ -543,37 +459,34 @@ class TrainConfig(Section):
 class EvaluationConfig(Section):
     """Held-out images that are generated and scored before and after training."""
 
-    data: DataConfig = Field(
-        DataConfig(split="held-out", size=96, seed=1), description="Held-out pairs; the path defaults to data.path."
-    )
-    steps: int = Field(
-        DEFAULT["evaluation.steps"],
-        ge=1,
-        le=MOST_STEPS,
-        description="Denoising steps, by deterministic Euler sampling.",
-    )
-    images: int = Field(1, ge=1, le=10_000, description="Images per pair.")
-    seed: int = Field(0, description="Random seed of the initial noise.")
-    monitors: list[RewardConfig] = Field(
-        [RewardConfig(kind="copy-paste", role="guard", name="copy-paste")],
-        description="Scorers that are logged and never trained on; entries as under rewards.",
-    )
+    data: DataConfig = DataConfig(split="held-out", size=96, seed=1)
+    """Held-out pairs; the path defaults to data.path."""
+    steps: int = Field(DEFAULT["evaluation.steps"], ge=1, le=MOST_STEPS)
+    """Denoising steps, by deterministic Euler sampling."""
+    images: int = Field(1, ge=1, le=10_000)
+    """Images per pair."""
+    seed: int = 0
+    """Random seed of the initial noise."""
+    monitors: list[RewardConfig] = Field([RewardConfig(kind="copy-paste", role="guard", name="copy-paste")])
+    """Scorers that are logged and never trained on; entries as under rewards."""
 
 
 class Config(Section):
     """All settings of a run. The defaults are the paper's, for FLUX.1-Kontext-dev."""
 
-    version: int = Field(VERSION, description="Version of the settings' format. Files of another version are refused.")
-    seed: int = Field(0, ge=0, description="Random seed of noise, order of pairs and choice of trained steps.")
+    version: int = VERSION
+    """Version of the settings' format. Files of another version are refused."""
+    seed: int = Field(0, ge=0)
+    """Random seed of noise, order of pairs and choice of trained steps."""
     policy: PolicyConfig = PolicyConfig()
     data: DataConfig = DataConfig()
     rewards: list[RewardConfig] = Field(
         [
             RewardConfig(kind="dino", role="identity", name="identity", path="facebook/dinov2-base"),
             RewardConfig(kind="clip", role="prompt", name="prompt", path="openai/clip-vit-large-patch14"),
-        ],
-        description="Reward models used for training. At least one must have role identity and one role prompt.",
+        ]
     )
+    """Reward models used for training. At least one must have role identity and one role prompt."""
     method: MethodConfig = MethodConfig()
     forward: ForwardConfig = ForwardConfig()
     rollout: RolloutConfig = RolloutConfig()

@@ -27,14 +27,12 @@ class Metric(Section):
     role: Literal["identity", "prompt", "guard"]
     path: str | None = None
     options: dict[str, Any] = Field({})
-    against: Literal["photos", "shown", "others"] = Field(
-        "photos",
-        description="For identity: compare with all photos of each subject, or with those that the model was shown. "
-        "`others` gives 100 minus the similarity to the other images of the prompt.",
-    )
-    only_if: Literal["masks", "at-hand"] | None = Field(
-        None, description="Skip the metric if the photos have no masks, or if its model is not on this machine."
-    )
+    against: Literal["photos", "shown", "others"] = "photos"
+    """For identity: compare with all photos of each subject, or with those that the model was shown. `others` gives 100
+    minus the similarity to the other images of the prompt.
+    """
+    only_if: Literal["masks", "at-hand"] | None = None
+    """Skip the metric if the photos have no masks, or if its model is not on this machine."""
 
     def reward(self) -> RewardConfig:
         """Return the settings of the reward that computes the metric."""
@@ -45,18 +43,19 @@ class EvaluationProtocol(Section):
     """Content of a protocol's YAML file."""
 
     title: str
-    images: int = Field(4, ge=1, description="Images per prompt.")
-    steps: int = Field(25, ge=1, description="Steps of deterministic Euler sampling.")
-    seed: int = Field(0, ge=0, description="Seed of the initial noise.")
+    images: int = Field(4, ge=1)
+    """Images per prompt."""
+    steps: int = Field(25, ge=1)
+    """Steps of deterministic Euler sampling."""
+    seed: int = Field(0, ge=0)
+    """Seed of the initial noise."""
     metrics: list[Metric] = Field(min_length=1)
-    diversity: str | None = Field(
-        None,
-        description="Metric of identity for diversity: 100 minus the similarity of a prompt's images to each other.",
-    )
-    identity_axis: list[str] = Field(
-        [], description="Metrics for the plane's identity axis; the first measured is used."
-    )
-    prompt_axis: list[str] = Field([], description="Metrics for the plane's prompt axis; the first measured is used.")
+    diversity: str | None = None
+    """Metric of identity for diversity: 100 minus the similarity of a prompt's images to each other."""
+    identity_axis: list[str] = Field([])
+    """Metrics for the plane's identity axis; the first measured is used."""
+    prompt_axis: list[str] = Field([])
+    """Metrics for the plane's prompt axis; the first measured is used."""
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationProtocol:
