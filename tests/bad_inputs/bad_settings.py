@@ -93,11 +93,11 @@ def values() -> Iterator[Case]:
     )
     yield case("train.betas=[0.9]", "train.betas.1: field required")
     yield case("train.betas=[1, 2, 3]", "train.betas: tuple should have at most 2 items")
-    yield case("train.betas=[2, 3]", "train.betas: should be two numbers from 0 to below 1; given [2")
+    yield case("train.betas=[2, 3]", "train.betas.0: input should be less than 1; given 2")
     yield case("policy.sizes=[]", "policy.sizes: list should have at least 1 item")
     yield case("policy.sizes=[[64, 9]]", "policy.sizes.0.1: input should be a multiple of 8")
     yield case("policy.sizes=[[64, 96]]", "policy.sizes: should contain policy.height and policy.width, [64, 64]")
-    yield case("policy.reference_sizes=[]", "policy.reference_sizes: should list sizes")
+    yield case("policy.reference_sizes=[]", "policy.reference_sizes: list should have at least 1 item")
     yield case(
         "policy.reference_sizes=[[0, 64]]", "policy.reference_sizes.0.0: input should be greater than or equal to 1"
     )

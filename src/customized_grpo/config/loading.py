@@ -21,7 +21,6 @@ from customized_grpo.config.reading import (
     dotted,
     dump_yaml,
     flow_yaml,
-    nearest,
     parse,
     read_file,
     type_at,
@@ -30,18 +29,6 @@ from customized_grpo.config.section import ConfigError, Location, section_in
 from customized_grpo.config.settings import Config, PolicyConfig
 from customized_grpo.utils.hub import EMBEDDED
 from customized_grpo.utils.records import write_bytes
-
-__all__ = [
-    "EMBEDDED_RECIPE",
-    "Resolved",
-    "base_config",
-    "dump_yaml",
-    "load_config",
-    "make_section",
-    "nearest",
-    "resolve_config",
-    "save_config",
-]
 
 _Section = TypeVar("_Section", bound=BaseModel)
 

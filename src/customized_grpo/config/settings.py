@@ -29,6 +29,8 @@ Weight = Annotated[float, Field(ge=0, le=LARGEST_WEIGHT)]
 Weights = Annotated[list[Weight], Field(max_length=MOST_STEPS)]
 #: Side of an image in pixels.
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 #: Side of a generated image in pixels.
 GeneratedSide = Annotated[int, Field(ge=16, le=LARGEST_SIDE, multiple_of=8)]
 
@@ -71,7 +73,9 @@ class PolicyConfig(Section):
     """Sizes (height, width) in pixels of generated images (buckets): each pair has the one with the aspect ratio
     nearest to its first reference's. One of them is height and width. null: height and width for all pairs.
     """
-    reference_sizes: list[TupleOrList[tuple[Side, Side]]] | None = DEFAULT["policy.reference_sizes"]
+    reference_sizes: list[TupleOrList[tuple[Side, Side]]] | None = Field(
+        DEFAULT["policy.reference_sizes"], min_length=1
+    )
     """Sizes (height, width) in pixels that references are resized to, by the nearest aspect ratio. To a single one they
     are stretched, to one of several cropped (Kontext stretches, as its pipeline). null: the rule of the model's
     pipeline.
@@ -148,8 +152,6 @@ class PolicyConfig(Section):
                 f"should contain policy.height and policy.width, [{self.height}, {self.width}], the size without "
                 "references; add it, set them to one of the sizes, or set sizes to null",
             )
-        if self.reference_sizes is not None and not self.reference_sizes:
-            yield ("reference_sizes",), "should list sizes (height, width), or be null"
         if self.options and self.kind in POLICIES:
             yield ("options",), f"are only for a policy class of your own, not for {self.kind}; remove them"
         if self.offload_activations and not self.gradient_checkpointing:
@@ -230,7 +232,7 @@ class MethodConfig(Section):
     possible with a prompt score not below the untuned model's; {identity: 0.1}: as much prompt as possible with 10%
     more identity.
     """
-    pid: TupleOrList[tuple[float, float, float]] = (10.0, 1.0, 20.0)
+    pid: TupleOrList[tuple[NotNegative, NotNegative, NotNegative]] = (10.0, 1.0, 20.0)
     """Gains of the multipliers with weighting constrained: proportional, integral (per iteration) and derivative, per
     unit of violation; see docs/method.md.
     """
@@ -253,7 +255,7 @@ class MethodConfig(Section):
     """Several rewards of one role: rewards normalises their weighted sum, advantages sums their normalised values."""
     spread: Literal["group", "batch"] = "group"
     """Standard deviation that advantages are divided by: of each group, or of all groups."""
-    std_floor: dict[Literal["identity", "prompt"], Annotated[float, Field(ge=0)]] = Field({})
+    std_floor: dict[Literal["identity", "prompt"], NotNegative] = Field({})
     """Lower bound of the standard deviation of a group's rewards, by role. Empty: no bound."""
     advantage_clip: float = Field(5.0, gt=0)
     """Advantages are clipped to this absolute value."""
@@ -286,8 +288,6 @@ class MethodConfig(Section):
                 ("keep",),
                 need if self.keep else "is empty; with method.weighting=constrained give a role's least gain",
             )
-        if min(self.pid) < 0:
-            yield ("pid",), "should be three numbers of at least 0"
         if self.objective != "grpo" and self.surgery != "none":
             yield ("surgery",), f"pcgrad needs method.objective=grpo, not {self.objective}; set one of them"
         if self.objective != "grpo" and self.weighting == "tdw-shuffled":
@@ -405,7 +405,7 @@ class TrainConfig(Section):
     """Learning rate after the warm-up: constant, or a linear or cosine decay to 0 at the end."""
     warmup_iterations: int = Field(0, ge=0)
     """Iterations over which the learning rate rises linearly to its value. 0: no warm-up."""
-    betas: TupleOrList[tuple[float, float]] = (0.9, 0.999)
+    betas: TupleOrList[tuple[Decay, Decay]] = (0.9, 0.999)
     """Betas of AdamW, each in [0, 1)."""
     weight_decay: float = Field(1.1e-4, ge=0)
     """Weight decay of AdamW."""
@@ -448,8 +448,6 @@ class TrainConfig(Section):
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
-        if not all(0 <= beta < 1 for beta in self.betas):
-            yield ("betas",), "should be two numbers from 0 to below 1"
         if self.warmup_iterations and self.warmup_iterations >= self.iterations:
             yield ("warmup_iterations",), f"should be less than train.iterations={self.iterations}"
         if repeated := next((name for name in self.trackers if self.trackers.count(name) > 1), None):

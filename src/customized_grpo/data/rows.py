@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from customized_grpo.config import DataConfig
-from customized_grpo.config.loading import nearest
+from customized_grpo.config.reading import nearest
 from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.data.records import clean_text, shown

@@ -41,9 +41,10 @@ _QUADRANTS = {
     "share/both_negative": ("both negative", BOTH_NEGATIVE),
 }
 _STAGES = {
-    "seconds/sampling": ("sampling", BLUE),
-    "seconds/scoring": ("scoring", ORANGE),
-    "seconds/updating": ("updating", GREEN),
+    "seconds/sampling": ("sampling", BLUE, "-"),
+    "seconds/scoring": ("scoring", ORANGE, "-"),
+    "seconds/updating": ("updating", GREEN, "-"),
+    "seconds/total": ("total", INK, "--"),
 }
 _WEIGHTS = {"weight/identity": ("identity", IDENTITY, "-"), "weight/prompt": ("prompt", PROMPT, "-")}
 _MULTIPLIERS = {
@@ -109,7 +110,8 @@ def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[P
         if f"{role}/mean" in keys:
             add(f"{role.capitalize()} reward", [f"{role}/mean", f"{role}/std"], _reward, role, color)
     add("Scores of the evaluation", evaluated, _changes, evaluated)
-    add("Guards", guarded, _guards, guarded)
+    looks = zip(guarded, cycle(_OTHER_COLORS), strict=False)
+    add("Guards", guarded, _lines, {key: (_name(key), color, "-") for key, color in looks}, "score")
     if len(rewards) > 2:  # the panels of the two roles show one reward each
         add("Rewards, one by one", rewards, _changes, rewards)
     if _complete(records, _QUADRANTS):
@@ -122,7 +124,7 @@ def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[P
     add("Error of the velocity", _ERRORS, _lines, _ERRORS, "mean squared error")
     add("Gradient norm", ["gradient_norm"], _gradient_norm)
     add("Learning rate", ["learning_rate"], _line, "learning_rate", "learning rate", INK)
-    add("Time of an iteration", [*_STAGES, "seconds/total"], _seconds)
+    add("Time of an iteration", _STAGES, _lines, _STAGES, "seconds")
     return panels
 
 
@@ -146,6 +148,10 @@ def _complete(records: Records, keys: Iterable[str]) -> Records:
 def _names(keys: Iterable[str], prefix: str) -> list[str]:
     """Return NAME of each key of the form prefix + NAME + "/mean"."""
     return sorted(key[len(prefix) : -len("/mean")] for key in keys if key.startswith(prefix) and key.endswith("/mean"))
+
+
+def _name(key: str) -> str:
+    return key.partition("/")[2].removesuffix("/mean")
 
 
 def _marker(xs: Values) -> str:
@@ -207,7 +213,7 @@ def _changes(axes: Axes, records: Records, keys: Sequence[str]) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
     others, used = cycle(_OTHER_COLORS), dict[str, int]()
     for key in keys:
-        name = key.partition("/")[2].removesuffix("/mean")
+        name = _name(key)
         xs, ys = _series(records, key)
         finite = ys[np.isfinite(ys)]
         first, last = finite[[0, -1]]
@@ -231,44 +237,24 @@ def _changes(axes: Axes, records: Records, keys: Sequence[str]) -> None:
     legend_above(axes)
 
 
-def _guards(axes: Axes, records: Records, keys: Sequence[str]) -> None:
-    axes.set_ylabel("score")
-    for key, color in zip(keys, cycle(_OTHER_COLORS), strict=False):
-        name = key.partition("/")[2].removesuffix("/mean")
-        axes.plot(*_series(records, key), color=color, marker="o", markersize=4, label=name)
-    legend_above(axes)
-
-
 def _quadrants(axes: Axes, records: Records) -> None:
-    axes.set_ylabel("share of images (%)")
-    shares = _areas(axes, records, _QUADRANTS, 100)
+    complete = _complete(records, _QUADRANTS)
+    xs = np.array([record["iteration"] for record in complete], dtype=np.float64)
+    stack = np.array([[100 * record[key] for record in complete] for key in _QUADRANTS])
+    if len(xs) == 1:  # an area needs a width
+        xs, stack = np.array([xs[0] - 0.5, xs[0] + 0.5]), np.repeat(stack, 2, axis=1)
+    labels, colors = zip(*_QUADRANTS.values(), strict=True)
+    axes.stackplot(xs, stack, labels=labels, colors=colors, linewidth=0)
     for level, label in ((50, "noise only: 50 / 25 / 25"), (75, None)):
         axes.axhline(level, color=INK, linestyle="--", linewidth=1, label=label)
     for role, style in (("identity", "-."), ("prompt", ":")):
         xs, ys = _series(records, f"share/no_signal_{role}")
         if np.nansum(ys) > 0:
             axes.plot(xs, 100 * ys, color=INK, linestyle=style, marker=_marker(xs), label=f"no signal, {role}")
-    axes.set_ylim(0, 100)
-    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-    axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 0.06))
-    # The areas have their names on them, at the height they have in the first fifth of the run.
-    early = shares[:, : math.ceil(shares.shape[1] / 5)].mean(axis=1)
-    for (label, color), middle in zip(_QUADRANTS.values(), np.cumsum(early) - early / 2, strict=True):
-        background = {"facecolor": color, "edgecolor": "none", "pad": 1}
-        axes.text(0.03, middle, label, transform=axes.get_yaxis_transform(), va="center", bbox=background)
-
-
-def _areas(axes: Axes, records: Records, parts: Mapping[str, tuple[str, str]], factor: float = 1.0) -> Values:
-    """Stack areas of key -> (label, color), and return their heights, (parts, records)."""
-    complete = _complete(records, parts)
-    xs = np.array([record["iteration"] for record in complete], dtype=np.float64)
-    stack = factor * np.array([[record[key] for record in complete] for key in parts])
-    if len(xs) == 1:  # an area needs a width
-        xs, stack = np.array([xs[0] - 0.5, xs[0] + 0.5]), np.repeat(stack, 2, axis=1)
-    labels, colors = zip(*parts.values(), strict=True)
-    axes.stackplot(xs, stack, labels=labels, colors=colors, linewidth=0)
+    axes.set_ylabel("share of images (%)")
     axes.margins(x=0)
-    return stack
+    axes.set_ylim(0, 100)
+    axes.legend(loc="lower right")
 
 
 def _gradient_norm(axes: Axes, records: Records) -> None:
@@ -280,14 +266,3 @@ def _gradient_norm(axes: Axes, records: Records) -> None:
         axes.autoscale(axis="y")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _seconds(axes: Axes, records: Records) -> None:
-    if _complete(records, _STAGES):
-        _areas(axes, records, _STAGES)
-    if len(_series(records, "seconds/total")[0]):
-        _line(axes, records, "seconds/total", "seconds", INK)
-        axes.get_lines()[-1].set(linewidth=1, label="total")
-    axes.set_ylabel("seconds")
-    axes.set_ylim(bottom=0)
-    legend_above(axes)

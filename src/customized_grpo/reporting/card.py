@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from customized_grpo.config import KINDS, Config, PolicyConfig
-from customized_grpo.config.loading import dump_yaml
+from customized_grpo.config.reading import dump_yaml
 from customized_grpo.config.redaction import redact, redact_text
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.trainer.credit import reward_name

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from customized_grpo.config import BALANCES, Config
-from customized_grpo.config.loading import dump_yaml
+from customized_grpo.config.reading import dump_yaml
 from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.evaluation import axes_of, guards_of
 from customized_grpo.figures.curves import QUADRANTS, Panel, training_panels

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.config.loading import nearest
+from customized_grpo.config.reading import nearest
 from customized_grpo.protocols import Reward
 from customized_grpo.rewards.base import KEYS
 from customized_grpo.rewards.callables import as_reward, describe, load_custom

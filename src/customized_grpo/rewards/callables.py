@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.config.loading import nearest
+from customized_grpo.config.reading import nearest
 from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.base import KEYS, BuiltinReward, event_loop, needs_of

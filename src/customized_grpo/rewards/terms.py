@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, TypeGuard, get_args
 
-from customized_grpo.config.loading import nearest
+from customized_grpo.config.reading import nearest
 from customized_grpo.protocols import ROLES, Pair, Reward
 from customized_grpo.rewards.base import check_needs
 from customized_grpo.rewards.callables import CallableReward, as_reward

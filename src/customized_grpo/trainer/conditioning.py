@@ -1,10 +1,10 @@
 """Conditioning of pairs, encoded once: cached in memory, or ahead of training in the folder `policy.conditions`."""
 
 import itertools
-from collections import OrderedDict
 
 from customized_grpo.config import Config
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy
+from customized_grpo.rewards.cache import LruCache
 from customized_grpo.trainer.order import pairs_of_iteration
 from customized_grpo.trainer.processes import Processes
 
@@ -20,16 +20,12 @@ class ConditionCache:
     """Caches the conditioning of the `size` most recent pairs."""
 
     def __init__(self, policy: Policy, size: int) -> None:
-        self._policy, self._size = policy, size
-        self._cached: OrderedDict[str, Conditions] = OrderedDict()
+        self._policy = policy
+        self._cached: LruCache[str, Conditions] = LruCache(size)
 
     def __call__(self, pair: Pair) -> Conditions:
         """Return the conditioning of a pair, one row."""
-        if pair.key not in self._cached:
-            self._cached[pair.key] = self._policy.encode(pair.prompt, pair.references)
-            if len(self._cached) > self._size:
-                self._cached.popitem(last=False)
-        return self._cached[pair.key]
+        return self._cached.fill([pair.key], lambda _: self._policy.encode(pair.prompt, pair.references))[pair.key]
 
 
 def encode_ahead(
