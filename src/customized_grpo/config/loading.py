@@ -144,13 +144,13 @@ def _resolve(layers: Sequence[_Layer], *, embedded: bool = False) -> Resolved:
     except ValidationError:  # no such model or objective, which is reported below
         base = Config()
     values: dict[str, Any] = base.model_dump(mode="json")
-    places = _Places(layers)
+    places: Places = {}
     for layer in layers:
-        _apply(values, layer)
+        _apply(values, places, layer)
     try:
         config = Config.model_validate(values, strict=True)  # no "3" for 3, no true for 1
     except ValidationError as error:
-        raise describe(error, Config, places.nearest) from None
+        raise describe(error, Config, lambda location: _nearest(places, location)) from None
     dumped, preset = config.model_dump(mode="json"), preset_of(config.policy)
     usual = {key: f"preset of {preset.model}" for key, value in preset.values.items() if _at(dumped, key) == value}
     usual |= {
@@ -158,14 +158,14 @@ def _resolve(layers: Sequence[_Layer], *, embedded: bool = False) -> Resolved:
         for key, value in objective_defaults(config.method).items()
         if _at(dumped, key) == value
     }
-    if places.of(("evaluation", "data", "path")) is None:
+    if ("evaluation", "data", "path") not in places:
         usual |= {f"evaluation.data.{key}": f"data.{key}" for key in ("path", "root")}
-    found = {dotted(at): places.of(at) for at in _leaves(dumped, ())}
+    found = {dotted(at): places.get(at) for at in _leaves(dumped, ())}
     return Resolved(config, {key: place or usual.get(key, "default") for key, place in found.items()}, embedded)
 
 
-def _apply(values: dict[str, Any], layer: _Layer) -> None:
-    """Lay a layer over `values`, in place."""
+def _apply(values: dict[str, Any], places: Places, layer: _Layer) -> None:
+    """Lay a layer over `values` and their `places`."""
     target: Any = values
     for depth, part in enumerate(layer.location):
         around = f"{layer.places[layer.location]}: {dotted(layer.location[:depth])}"
@@ -176,16 +176,16 @@ def _apply(values: dict[str, Any], layer: _Layer) -> None:
             raise ConfigError(f"{around} has no parts; set it as a whole")
         key = part if isinstance(target, list) else str(part)
         if depth == len(layer.location) - 1:
-            _merge(target, {key: layer.value}, layer.location[:-1])
+            _merge(target, {key: layer.value}, layer.location[:-1], layer.places, places)
             return
         if isinstance(target, dict) and target.get(key) is None:
             target[key] = {}  # a section that was null, such as policy.lora
         target = target[key]
-    _merge(target, layer.value, ())
+    _merge(target, layer.value, (), layer.places, places)
 
 
-def _merge(into: Any, changes: Mapping[Any, Any], location: Location) -> None:
-    """Lay `changes` over a mapping or list: sections key by key, everything else replaced."""
+def _merge(into: Any, changes: Mapping[Any, Any], location: Location, new: Places, places: Places) -> None:
+    """Lay `changes`, given at `new` places, over a mapping or list: sections key by key, everything else replaced."""
     for key, value in changes.items():
         here = (*location, key)
         annotation = type_at(Config, here)
@@ -194,35 +194,22 @@ def _merge(into: Any, changes: Mapping[Any, Any], location: Location) -> None:
             if value is None and NoneType not in get_args(annotation):
                 continue  # a section without keys, as where all of them are commented out
             if isinstance(value, dict) and isinstance(before, dict):
-                _merge(before, value, here)
+                places |= {here: new[here]} if here in new else {}
+                _merge(before, value, here, new, places)
                 continue
         into[key] = value
+        for at in [at for at in places if at[: len(here)] == here]:
+            del places[at]
+        places |= {at: place for at, place in new.items() if at[: len(here)] == here}
 
 
-class _Places:
-    """Finds the layer that gave a value."""
-
-    def __init__(self, layers: Sequence[_Layer]) -> None:
-        self._layers = [layer.places for layer in layers]
-
-    def nearest(self, location: Location) -> str | None:
-        """Return where the value, or the nearest part around it, was given; None if nowhere."""
-        depth, inner = len(location), (item for places in self._layers for item in places.items())
-        # An unknown section that an override made has a place only for what is inside it.
-        return self._find(location)[1] or next((place for at, place in inner if at[:depth] == location), None)
-
-    def of(self, location: Location) -> str | None:
-        """Return where the value itself was given; None if nowhere."""
-        at, place = self._find(location)
-        return place if at == location else None
-
-    def _find(self, location: Location) -> tuple[Location, str | None]:
-        for places in reversed(self._layers):
-            given = [location[:end] for end in range(len(location), 0, -1) if location[:end] in places]
-            # A list is replaced as a whole, so that earlier layers do not count for its entries.
-            if given and (given[0] == location or any(section_in(type_at(Config, at)) is None for at in given)):
-                return given[0], places[given[0]]
-        return location, None
+def _nearest(places: Places, location: Location) -> str | None:
+    """Return where the value, or the list or mapping around it, or a part of it was given; None if nowhere."""
+    given = [location[:end] for end in range(len(location), 0, -1) if location[:end] in places]
+    if given and (given[0] == location or any(section_in(type_at(Config, at)) is None for at in given)):
+        return places[given[0]]
+    # An unknown section that an override made has a place only for what is inside it.
+    return next((place for at, place in places.items() if at[: len(location)] == location), None)
 
 
 def _leaves(value: Any, location: Location) -> Iterator[Location]:

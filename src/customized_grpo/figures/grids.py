@@ -1,6 +1,5 @@
 """Images side by side, with a prompt beside each row and a heading above each column."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ from customized_grpo.utils.pixels import to_image
 ImageLike = Image.Image | Tensor
 """A PIL image of any mode and size, or a floating-point tensor (3, H, W) in [0, 1]."""
 
-_SMALLEST, _LARGEST = 192, 512  # pixels of a cell's longer side
-_DPI = 144
+_SMALLEST, _LARGEST = 1.5, 3.5  # inches of a cell's longer side
 
 
 def image_grid(
@@ -25,62 +23,38 @@ def image_grid(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
 ) -> None:
-    """Write images as a table. All cells have the size of the largest image, scaled to 192 to 512 pixels.
+    """Write images to a PNG file as a table. None, or a short row, leaves a cell empty.
 
-    An image that needs no scaling is copied pixel by pixel, one that grows by an integer factor keeps square pixels,
-    and any other is resampled with Lanczos. None, or a short row, leaves a cell empty. FigureError without any image.
+    Labels, such as prompts, and headings are one for each row and column, or none at all. FigureError without an image.
     """
     images = [[None if image is None else _image(image) for image in row] for row in rows]
-    sizes = [image.size for row in images for image in row if image is not None]
-    if not sizes:
+    sizes = np.array([image.size for row in images for image in row if image is not None])
+    if not len(sizes):
         raise FigureError(f"{path}: there is no image to show")
-    largest = np.array(sizes).max(0)
-    side = int(largest.max())
-    scale = math.ceil(_SMALLEST / side) if side < _SMALLEST else min(1.0, _LARGEST / side)
-    cell_width, cell_height = (max(1, round(length * scale)) for length in largest.tolist())
-
-    side = max(cell_width, cell_height)
-    text = min(32, max(13, side // 12))  # pixels
-    gap, margin, line = max(4, side // 32), max(8, side // 16), text * 1.25
-    label_width = round(1.5 * side) if row_labels else 0
-    letters = 0.58 * text  # mean width of a letter
-    headings = [textwrap.wrap(label, max(1, int(cell_width / letters))) for label in column_labels]
-    top = margin + round(line * max(map(len, headings), default=0)) + gap
-    columns = max(len(row) for row in images)
-    width = 2 * margin + label_width + columns * (cell_width + gap)
-    height = top + len(images) * (cell_height + gap) + margin
-    with drawing(path, width / _DPI, height / _DPI) as figure:
-        place = {"fontsize": text * 72 / _DPI, "linespacing": 1.1, "transform": None}
-        for j, lines in enumerate(headings):
-            x = margin + label_width + j * (cell_width + gap) + cell_width / 2
-            figure.text(x, height - top + gap, "\n".join(lines), weight="bold", ha="center", va="bottom", **place)
-        for i, row in enumerate(images):
-            bottom = height - top - i * (cell_height + gap) - cell_height
-            if row_labels:
-                wrapped = textwrap.wrap(
-                    row_labels[i],
-                    int(label_width / letters),
-                    max_lines=max(1, int(cell_height / line)),
-                    placeholder="…",
-                )
-                figure.text(margin, bottom + cell_height / 2, "\n".join(wrapped), va="center", **place)
-            for j, image in enumerate(row):
+    side = float(np.clip(sizes.max() / 144, _SMALLEST, _LARGEST))
+    width, height = (sizes.max(0) / sizes.max() * side).tolist()
+    columns = max(map(len, images))
+    with drawing(
+        path, (1.8 if row_labels else 0.0) + columns * (width + 0.1), len(images) * (height + 0.1) + 0.3
+    ) as figure:
+        cells = figure.subplots(len(images), columns, squeeze=False)
+        for axes in cells.flat:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        for row, line in zip(cells, images, strict=True):
+            for axes, image in zip(row, line, strict=False):
                 if image is not None:
-                    fitted = _fit(image, cell_width, cell_height)
-                    x = margin + label_width + j * (cell_width + gap) + (cell_width - fitted.width) // 2
-                    figure.figimage(np.asarray(fitted), x, bottom + (cell_height - fitted.height) // 2)
+                    axes.imshow(image)
+        for axes, heading in zip(cells[0], column_labels, strict=False):
+            axes.set_title(textwrap.fill(heading, 24), loc="center")
+        for axes, label in zip(cells[:, 0], row_labels, strict=False):
+            text = textwrap.fill(label, 24, max_lines=8, placeholder="…")
+            axes.set_ylabel(text, rotation=0, horizontalalignment="right", verticalalignment="center")
 
 
 def _image(image: ImageLike) -> Image.Image:
     """Convert to RGB, with transparent pixels on white."""
-    if isinstance(image, Image.Image):
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return to_image(image.detach().float())
-
-
-def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    factor = min(width / image.width, height / image.height)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    whole = size[0] % image.width == 0 and size[1] % image.height == 0
-    return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+    if isinstance(image, Tensor):
+        return to_image(image.detach().float())
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -20,7 +20,7 @@ class RewardModel:
 
     part: str
     path: str
-    revision: str
+    revision: str | None
     weights: bool = True
     file: str = "config.json"
 

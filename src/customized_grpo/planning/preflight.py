@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from customized_grpo.config import Config
-from customized_grpo.planning.models import reward_models
+from customized_grpo.planning.models import RewardModel, reward_models
 from customized_grpo.trainer.credit import reward_name
 from customized_grpo.utils.hub import ModelError, first_line, local_path, resolve
 
@@ -19,23 +18,12 @@ _SECONDS = 20.0  # for an answer of the Hub
 _PIPELINE, _MODEL, _NO_WEIGHTS = ("*/*.safetensors",), ("model*.safetensors", "HPSv3.safetensors"), ()
 
 
-@dataclass(frozen=True)
-class _Repository:
-    """A model of the Hub: the setting that names it, its id and revision, a file that it has, its weights' patterns."""
-
-    key: str
-    path: str
-    revision: str | None
-    file: str
-    weights: tuple[str, ...]
-
-
 def check_models(config: Config) -> None:
     """Check that the Hub gives access to the models of a run and that they fit on the disk. Nothing is downloaded.
 
     Raises ModelError for the first model that cannot be had, or if the disk has less space than the downloads need.
     """
-    missing = {one.path: _bytes_to_download(one) for one in _repositories(config)}
+    missing = {model.path: _bytes_to_download(key, model, weights) for key, model, weights in _repositories(config)}
     folder = Path(constants.HF_HUB_CACHE)
     needed = sum(missing.values())
     free = shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
@@ -47,12 +35,12 @@ def check_models(config: Config) -> None:
         )
 
 
-def _repositories(config: Config) -> Iterator[_Repository]:
-    """Yield the models of the run that are on the Hub."""
+def _repositories(config: Config) -> Iterator[tuple[str, RewardModel, tuple[str, ...]]]:
+    """Yield the models of the run that are on the Hub: the setting that names each, and its weights' patterns."""
     policy = config.policy
     try:
         if ":" not in policy.kind and isinstance(resolve(policy.path), str):
-            yield _Repository("policy.path", policy.path, policy.revision, "model_index.json", _PIPELINE)
+            yield "policy.path", RewardModel("path", policy.path, policy.revision, file="model_index.json"), _PIPELINE
     except ModelError as error:
         raise ModelError(f"policy.path: {error}") from None
     for reward in (*config.rewards, *config.evaluation.monitors):
@@ -63,11 +51,10 @@ def _repositories(config: Config) -> Iterator[_Repository]:
             except ModelError as error:
                 raise ModelError(f"{key}: {error}") from None
             if hub:
-                weights = _MODEL if model.weights else _NO_WEIGHTS
-                yield _Repository(key, model.path, model.revision, model.file, weights)
+                yield key, model, _MODEL if model.weights else _NO_WEIGHTS
 
 
-def _bytes_to_download(one: _Repository) -> int:
+def _bytes_to_download(key: str, one: RewardModel, weights: tuple[str, ...]) -> int:
     """Return the bytes of weights that the local cache lacks. Raises ModelError if the model cannot be had."""
 
     def cached(file: str) -> bool:
@@ -81,8 +68,8 @@ def _bytes_to_download(one: _Repository) -> int:
         absent = {
             file: size
             for file, size in listed.items()
-            if any(fnmatch(file, pattern) for pattern in one.weights)
-            and file.count("/") == one.weights[0].count("/")
+            if any(fnmatch(file, pattern) for pattern in weights)
+            and file.count("/") == weights[0].count("/")
             and not cached(file)
         }
         if found.gated and (absent or not cached(one.file)):
@@ -90,19 +77,19 @@ def _bytes_to_download(one: _Repository) -> int:
         return sum(absent.values())
     except GatedRepoError as error:
         raise ModelError(
-            f"{one.key}: {one.path} is gated, and this account has not accepted its licence; accept it on "
+            f"{key}: {one.path} is gated, and this account has not accepted its licence; accept it on "
             f"{constants.ENDPOINT}/{one.path}, then {login}"
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelError(f"{one.key}: {one.path} has no revision {one.revision!r}; correct it") from error
+        raise ModelError(f"{key}: {one.path} has no revision {one.revision!r}; correct it") from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"{one.key}: the Hub has no model {one.path}, or it is private; correct the id, or {login}"
+            f"{key}: the Hub has no model {one.path}, or it is private; correct the id, or {login}"
         ) from error
     except Exception as error:  # no connection: of the Hub's client, and of what it is built on
         if cached(one.file):
             return 0
         raise ModelError(
-            f"{one.key}: {one.path} is not in the local cache, and the Hub cannot be reached ({first_line(error)}); "
+            f"{key}: {one.path} is not in the local cache, and the Hub cannot be reached ({first_line(error)}); "
             "connect, or give a folder with the model"
         ) from error
