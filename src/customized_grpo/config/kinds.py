@@ -10,12 +10,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults of a model.
+    """Defaults of a model: its name, and values that differ from `presets.COMMON`, by dotted key.
 
-    Attributes:
-        model: Name of the model.
-        values: Values that differ from `presets.COMMON`, by dotted key.
-        path: Regular expression that is searched in `policy.path`, whatever its case; "" matches any path.
+    `path` is a regular expression that is searched in `policy.path`, whatever its case; "" matches any path.
     """
 
     model: str
@@ -30,12 +27,9 @@ class Preset:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of policy.
+    """A kind of policy: its class or `module:Class`, the names of the pipelines that it loads, presets of its models.
 
-    Attributes:
-        policy: Its class, or `module:Class` within `customized_grpo.policies`, imported when it is first used.
-        pipelines: Names of the diffusers pipelines that it loads.
-        presets: Defaults of its models; the first that matches `policy.path` is used.
+    The module is within `customized_grpo.policies`. The first preset that matches `policy.path` is used.
     """
 
     policy: type | str

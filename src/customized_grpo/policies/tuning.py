@@ -206,11 +206,7 @@ class LoraTuning(Tuning):
 
 
 def lora_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a LoRA's file without its weights.
-
-    Raises:
-        ModelError: The file is missing or not a whole safetensors file.
-    """
+    """Read the metadata of a LoRA's file without its weights. ModelError if it is no whole safetensors file."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the folder of a saved LoRA")
     try:

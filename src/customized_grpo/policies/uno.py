@@ -82,8 +82,7 @@ class UnoPolicy(FluxPolicy):
 def position_ids(grids: Sequence[Grid]) -> Tensor:
     """Return UNO's position ids, float32 (tokens, 3), of the grids of image and references ("pe='d'").
 
-    The grids stand on one diagonal: rows and columns of each begin where those of the one before it end. The first
-    coordinate is 0 for all.
+    The grids stand on one diagonal: rows and columns of each begin where those of the one before it end.
     """
     row = column = 0
     parts = []
