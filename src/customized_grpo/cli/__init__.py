@@ -1,5 +1,7 @@
 """The command `cgrpo`. Bad input ends in one line and exit code 2."""
 
+from __future__ import annotations
+
 from customized_grpo.cli.app import app, note_interrupts
 
 # isort: off

@@ -1,5 +1,7 @@
 """Random states and settings of the process around calls of a user's own code."""
 
+from __future__ import annotations
+
 import os
 import random
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ def seed_all(*key: int | str) -> None:
 def isolated(*key: int | str) -> Iterator[None]:
     """Seed random numbers by `key` inside the block, and undo what it changes for the rest of the process.
 
-    Restored are random states, torch's defaults, gradient mode, threads and precision, and the working directory.
+    Restored are the random states of Python, NumPy and torch, torch's default dtype and device, gradient mode, number
+    of threads, deterministic flags and precision of matrix products, and the working directory.
     """
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
