@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.base import BuiltinReward, Count
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.rewards.loading import LOADING_ERRORS, check_missing, check_type, load_tokenizer
+from customized_grpo.rewards.loading import LOADING_ERRORS, check_missing, check_type, load_tokenizer, without_tokens
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.hub import loadable, resolve
 from customized_grpo.utils.named import error_text
@@ -71,7 +71,6 @@ class HpsV3(BuiltinReward):
             ) from error
         self._tokenizer = load_tokenizer(base, base_revision, name, config.text_config.vocab_size)
         self._tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
-        self._special = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
         self._reward = self._tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
         path = str(path)
         weights = _weights(path, revision, name)
@@ -104,13 +103,10 @@ class HpsV3(BuiltinReward):
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores float32 (B,), without bounds, of images (B, 3, H, W) in [0, 1]."""
-        scores = []
-        for start in range(0, len(images), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            scores.append(self._scores(images[part], [pair.prompt for pair in pairs[part]]))
-        return torch.cat(scores)
+        size = self._batch_size
+        return torch.cat([self._scores(images[i : i + size], pairs[i : i + size]) for i in range(0, len(images), size)])
 
-    def _scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def _scores(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         pixels = (images.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
         seen = self._processor(
             list(pixels.numpy()),
@@ -119,7 +115,7 @@ class HpsV3(BuiltinReward):
             return_tensors="pt",
         )
         count = int(seen["image_grid_thw"][0].prod()) // self._processor.merge_size**2
-        texts = [self._question(prompt, count) for prompt in prompts]
+        texts = [self._question(pair.prompt, count) for pair in pairs]
         tokens = self._tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(self._device)
         ids: Tensor = tokens["input_ids"]
         # The authors number the image's tokens like those of text, in training and inference: no M-RoPE.
@@ -136,10 +132,7 @@ class HpsV3(BuiltinReward):
         return self.head(states[rows, columns].float())[:, 0]
 
     def _question(self, prompt: str, image_tokens: int) -> str:
-        # A prompt must not end the question or add an image. What remains may form another special token.
-        while met := [token for token in self._special if token in prompt]:
-            prompt = prompt.replace(met[0], "")
-        return _QUESTION.format(picture=_IMAGE_TOKEN * image_tokens, prompt=prompt)
+        return _QUESTION.format(picture=_IMAGE_TOKEN * image_tokens, prompt=without_tokens(prompt, self._tokenizer))
 
 
 def _weights(path: str, revision: str, name: str) -> dict[str, Tensor]:

@@ -98,6 +98,14 @@ def load_tokenizer(path: str, revision: str, name: str, vocabulary: int) -> Any:
     )
 
 
+def without_tokens(text: str, tokenizer: Any) -> str:
+    """Return a text without a tokenizer's special tokens: a prompt must not end the question or add an image."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    while met := next((token for token in special if token in text), None):  # what remains may form another
+        text = text.replace(met, "")
+    return text
+
+
 def unloadable(path: str, name: str, error: BaseException) -> RewardError:
     """Return the error for a model that cannot be loaded."""
     return RewardError(

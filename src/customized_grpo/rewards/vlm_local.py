@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.base import BuiltinReward, Count
-from customized_grpo.rewards.loading import LOADING_ERRORS, load_model, load_tokenizer, unloadable
+from customized_grpo.rewards.loading import LOADING_ERRORS, load_model, load_tokenizer, unloadable, without_tokens
 from customized_grpo.rewards.vlm import FORMS, LEAST_MASS, ask, references_of, rubric
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.hub import resolve
@@ -63,18 +63,14 @@ class VlmLocal(BuiltinReward):
             self._processor = Qwen2VLImageProcessorPil.from_pretrained(resolve(where), revision=revision)
         except LOADING_ERRORS as error:
             raise unloadable(where, name, error) from error
-        self._special = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
         self._digits = self._tokenizer.convert_tokens_to_ids(list("01234"))
         self.model = model.to(self._device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores float32 (B,), 0 to 4 or NaN, of images (B, 3, H, W) in [0, 1]."""
-        scores = []
-        for start in range(0, len(images), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            scores.append(self._scores(images[part], pairs[part]))
-        return torch.cat(scores)
+        size = self._batch_size
+        return torch.cat([self._scores(images[i : i + size], pairs[i : i + size]) for i in range(0, len(images), size)])
 
     def _scores(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         shown = [self._shown(image, pair) for image, pair in zip(images, pairs, strict=True)]
@@ -109,12 +105,8 @@ class VlmLocal(BuiltinReward):
         """Return the chat about images of these numbers of tokens, the generated one last."""
         *references, image = (_IMAGE.format(_PAD * count) for count in counts)
         parts = [f"Reference {i}:{reference}" for i, reference in enumerate(references, start=1)]
-        question = ask(self._question, self._plain(pair.prompt), self._plain(pair.subject or ""))
+        question = ask(
+            self._question, *(without_tokens(text, self._tokenizer) for text in (pair.prompt, pair.subject or ""))
+        )
         parts += [f"Generated picture:{image}", f"{question}\n\n{FORMS['logprobs']}"]
         return _CHAT.format(instruction=self._instruction, content="".join(parts))
-
-    def _plain(self, text: str) -> str:
-        """Return a text without special tokens: a prompt must not end the turn or add an image."""
-        while met := [token for token in self._special if token in text]:
-            text = text.replace(met[0], "")
-        return text
