@@ -18,12 +18,12 @@ from customized_grpo.data import DataError
 from customized_grpo.data.image_files import load
 from customized_grpo.evaluation.dreambench import evaluate_on, evaluation, open_task
 from customized_grpo.evaluation.dreambench.evaluation import Evaluated, Task, evaluate_system
-from customized_grpo.evaluation.dreambench.folder import EvaluationFolder, ImageFolder
+from customized_grpo.evaluation.dreambench.folder import EvaluationFolder
 from customized_grpo.evaluation.dreambench.systems import find_system
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import build_reward
 from customized_grpo.utils.noise import normal
-from customized_grpo.utils.pixels import to_tensor
+from customized_grpo.utils.pixels import save_image, to_tensor
 from customized_grpo.utils.records import read_records
 
 CASES = [f"{subject}/0{prompt}" for subject in ("rex", "plush", "brolly") for prompt in range(3)]
@@ -192,13 +192,12 @@ def test_damaged_missing_and_exchanged_images_are_generated_again(
     (copied / "images/rex/01_0.png").write_bytes((copied / "images/rex/01_0.png").read_bytes()[:-40])
     Image.new("RGB", (16, 16), "red").save(copied / "images/plush/02_0.png")
     again: list[str] = []
-    write = ImageFolder.write
 
-    def noted(self: ImageFolder, case: object, index: int, image: Image.Image) -> None:
-        again.append(str(self.path(case, index).relative_to(self.root)))  # type: ignore[arg-type]
-        write(self, case, index, image)  # type: ignore[arg-type]
+    def noted(image: Image.Image, path: Path) -> None:
+        again.append(str(path.relative_to(copied / "images")))
+        save_image(image, path)
 
-    monkeypatch.setattr(ImageFolder, "write", noted)
+    monkeypatch.setattr("customized_grpo.evaluation.dreambench.evaluation.save_image", noted)
     assert evaluated(recipe, open_it(), copied) is not None
     assert again == ["rex/00_1.png", "rex/01_0.png", "plush/02_0.png"]
     assert images_of(copied) == images_of(whole)
