@@ -26,6 +26,13 @@ _BATCH = 2  # images that are timed together
 #: repository or package.
 MODELS = (
     ("dino, dino-patches", "facebook/dinov2-base", 4, "Apache-2.0", "github.com/facebookresearch/dinov2"),
+    (
+        "dino, dino-patches",
+        "facebook/dinov3-vitb16-pretrain-lvd1689m",
+        4,
+        "DINOv3 License",
+        "github.com/facebookresearch/dinov3/blob/main/LICENSE.md",
+    ),
     ("clip, clip-image", "openai/clip-vit-large-patch14", 4, "MIT", "github.com/openai/CLIP"),
     (
         "siglip, siglip-image",
@@ -56,7 +63,7 @@ _TEXT = {"qwen2_vl": 620, "qwen3_vl": 275}
 
 def encoder_of(model: Any) -> Any:
     """Return the image encoder of a model that has one of its own or is one; None for others."""
-    return getattr(model, "vision_model", model if model.config.model_type == "dinov2" else None)
+    return getattr(model, "vision_model", model if model.config.model_type in ("dinov2", "dinov3_vit") else None)
 
 
 @torch.no_grad()
