@@ -1,6 +1,6 @@
 """Every recipe trains two iterations on a tiny pipeline of its classes, with only paths and sizes replaced.
 
-Some are evaluated too, before and after: one with UNO's LoRA and one with guidance and images of several sizes.
+Some are evaluated too, before and after: one with UNO's LoRA, and one in four steps with images of several sizes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from customized_grpo.utils.outlines import config_reader
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 GROUP = 3
-EVALUATED = ("paper", "qwen-image-edit")
+EVALUATED = ("paper", "flux2-klein-distilled")
 #: Tiny models by the kind of reward.
 REWARDS = {"dino": tiny_rewards.dinov3, "clip": tiny_rewards.clip}
 
