@@ -81,7 +81,8 @@ def operations(model: Any) -> float:
             model(pixel_values=torch.zeros(1, 3, 800, 800), input_ids=torch.ones(1, 4, dtype=torch.long))
         else:
             _answer(getattr(model, "model", model), _TEXT[kind])
-    return counter.get_total_flops() / 1e9
+    total: int = counter.get_total_flops()
+    return total / 1e9
 
 
 def _answer(model: Any, text: int) -> None:
