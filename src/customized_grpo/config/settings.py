@@ -359,8 +359,8 @@ class RolloutConfig(Section):
     steps: int = Field(DEFAULT["rollout.steps"], ge=2, le=MOST_STEPS)
     """Denoising steps per image; the last one is deterministic."""
     shift: float | None = Field(DEFAULT["rollout.shift"], gt=0)
-    """Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule, at the largest of policy.sizes
-    (evaluations: at each image's own).
+    """Timestep shift; 1 gives evenly spaced noise levels. null: the rule of the model's own scheduler, for each size of
+    images.
     """
     group_size: int = Field(12, ge=2, le=4096)
     """Images per group; advantages are computed within a group."""
