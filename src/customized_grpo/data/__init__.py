@@ -22,10 +22,18 @@ WORLD_SIZE = 4096  #: default number of pairs of the built-in world
 
 
 def open_dataset(config: DataConfig) -> PairDataset:
-    """Open the dataset that `config.path` names and check it. Its attribute `config` is the given one.
+    """Open the dataset that `config.path` names and check it.
 
-    `split` and `seed` apply to the built-in world, `root` to the two kinds of file. Of files, `size` takes that many
-    pairs, evenly spread. Raises DataError, one line for each problem.
+    Args:
+        config: `path` is `world`, `world-recoloured`, a .jsonl file, a SynCD-style .json, a DreamBench folder, or a
+            folder of images with metadata.jsonl or with a caption NAME.txt beside each. `split` and `seed` apply to the
+            built-in world, `root` to the two kinds of file. Of files, `size` takes that many pairs, evenly spread.
+
+    Returns:
+        The pairs. Their attribute `config` is the given one.
+
+    Raises:
+        DataError: The path or its content cannot be used; one line for each problem.
     """
     if config.path is None:
         raise DataError(["data.path is not set; give --data pairs.jsonl, a DreamBench folder, or world (built in)"])

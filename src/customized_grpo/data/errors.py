@@ -4,7 +4,11 @@ from collections.abc import Iterable
 
 
 class DataError(ValueError):
-    """Data that cannot be used, with every problem found: one line each, with file and line, fault and remedy."""
+    """Data that cannot be used, with every problem found.
+
+    Args:
+        problems: One line each: file and line, what is wrong, and the remedy.
+    """
 
     def __init__(self, problems: Iterable[str]) -> None:
         # A file name may contain a line break; a problem may not.

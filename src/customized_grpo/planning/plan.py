@@ -53,9 +53,21 @@ class Download:
 class Plan:
     """Needs of a run, for each of `processes`.
 
-    `parameters` are by model, bytes on the `device` by phase and part, in `host` memory by part. `needed` includes
-    overhead. Images, model evaluations (sampling; forward and backward; forward by the moving average and the untuned
-    model) and `flops` are per iteration, over all processes. `uncounted` are models whose memory is unknown, in words.
+    Attributes:
+        processes: Number of processes.
+        parameters: Number of parameters by model.
+        trainable: Number of trained parameters.
+        device: Bytes on the device by phase and part.
+        host: Bytes in host memory by part, with an accelerator.
+        needed: Bytes that the device must have, with overhead.
+        images: Images per iteration, over all processes.
+        sampling_evaluations: Model evaluations per iteration to sample them, at most.
+        training_evaluations: Model evaluations, forward and backward, per iteration.
+        reference_evaluations: Model evaluations forward per iteration to train, by the moving average and the untuned
+            model.
+        flops: Floating-point operations of the transformer per iteration, over all processes.
+        downloads: Files to download.
+        uncounted: Models whose memory is unknown, in words.
     """
 
     processes: int
@@ -89,7 +101,11 @@ class _Scorer:
 
 
 def make_plan(config: Config, *, processes: int = 1, references: int = 1, accelerator: bool = True) -> Plan:
-    """Plan a run without weights. Raises ConfigError or ModelError if the shapes of a model cannot be found."""
+    """Plan a run for pairs with that number of references. No weights are loaded or downloaded.
+
+    Raises:
+        ConfigError, ModelError: The shapes of a model cannot be found.
+    """
     policy, rollout, train = config.policy, config.rollout, config.train
     shapes = shapes_of(policy, references)
     scorers, uncounted = _scorers(config)

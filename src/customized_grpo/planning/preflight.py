@@ -21,7 +21,9 @@ _PIPELINE, _MODEL, _NO_WEIGHTS = ("*/*.safetensors",), ("model*.safetensors", "H
 def check_models(config: Config) -> None:
     """Check that the Hub gives access to the models of a run and that they fit on the disk. Nothing is downloaded.
 
-    Raises ModelError for the first model that cannot be had, or if the disk has less space than the downloads need.
+    Raises:
+        ModelError: The Hub has no such model, or gives no access to it; a model is not cached and the Hub cannot be
+            reached; or the disk has less space than the downloads need.
     """
     missing = {model.path: _bytes_to_download(key, model, weights) for key, model, weights in _repositories(config)}
     folder = Path(constants.HF_HUB_CACHE)

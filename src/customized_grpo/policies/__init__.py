@@ -66,7 +66,11 @@ def name_of(policy: type[PipelinePolicy]) -> str:
 
 
 def kind_of(path: str, revision: str | None = None) -> str:
-    """Return the kind for the diffusers pipeline at a hub id or in a folder. Raises ModelError if there is none."""
+    """Return the kind of policy for the diffusers pipeline at a hub id or in a folder, by its model_index.json.
+
+    Raises:
+        ModelError: There is no pipeline, or no kind for it.
+    """
     from customized_grpo.policies.loading import pipeline_name
 
     name = pipeline_name(path, revision)
@@ -78,10 +82,18 @@ def kind_of(path: str, revision: str | None = None) -> str:
 
 
 def build_policy(config: PolicyConfig, pipeline: Any = None) -> Policy:
-    """Load the policy of `config.kind`. A class of the user's own, `module:Class`, is called with `config`.
+    """Load the policy of `config.kind`.
 
-    For other kinds `pipeline` is a diffusers pipeline in memory to use instead of `config.path`, changed in place.
-    Raises ModelError if the model is missing or of another kind, or the user's class is no policy.
+    A kind `package.module:Class` or `file.py:Class` is a class of the user's own, a `protocols.Policy` that is called
+    with `config`. The code that is named is run.
+
+    Args:
+        config: Model, size, precision and what to train.
+        pipeline: A diffusers pipeline in memory to use instead of the one at `config.path`, for registered and built-in
+            kinds. Its models are changed in place.
+
+    Raises:
+        ModelError: The model is missing or of another kind, or the user's class is no policy.
     """
     if ":" not in config.kind:
         return class_of(config.kind)(config, pipeline)

@@ -74,7 +74,12 @@ class PipelineHooks(ABC):
 
     @abstractmethod
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
-        """Return the transformer's arguments besides tokens and timestep, for token grids of image and references."""
+        """Return arguments of the transformer besides tokens and timestep.
+
+        Args:
+            rows: Those of `Conditions`.
+            grids: Rows and columns of tokens of the image and of each reference.
+        """
 
     def timestep(self, timesteps: Tensor) -> Tensor:
         """Return the scheduler's timesteps (B,), float32, as the transformer takes them."""
@@ -84,8 +89,10 @@ class PipelineHooks(ABC):
     def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Compute the transformer's output (B, at least the image's tokens, channels), the image's tokens first.
 
-        `tokens` are those of the image and of each reference, (B, tokens, channels); `inputs` come from
-        `transformer_inputs`.
+        Args:
+            tokens: Those of the image and of each reference, (B, tokens, channels).
+            timestep: Noise levels (B,) as the transformer takes them.
+            inputs: Its other arguments, from `transformer_inputs`.
         """
         output: Tensor = self._transformer(
             hidden_states=torch.cat(tuple(tokens), dim=1), timestep=timestep, return_dict=False, **inputs

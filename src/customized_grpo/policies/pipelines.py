@@ -170,7 +170,11 @@ class PipelinePolicy(PipelineHooks):
         return len(self._grids) > 1
 
     def encode(self, prompt: str, references: Sequence[Image.Image]) -> Conditions:
-        """Encode a pair to one row of conditioning, in the model's precision and on its device. Raises ModelError."""
+        """Encode a pair to one row of conditioning, in the model's precision and on its device.
+
+        Raises:
+            ModelError: The model does not take this prompt or these references.
+        """
         images = [image.convert("RGB") for image in references]
         if self._stored is None:
             conditions = self._encode(prompt, images)
@@ -189,7 +193,11 @@ class PipelinePolicy(PipelineHooks):
         return self.decode_latents(latents.flatten(1, -2), self._grid_of(latents))
 
     def sigmas(self, steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
-        """Return the scheduler's noise levels (steps + 1,) on the CPU, shifted as the pipeline does for the size."""
+        """Return the scheduler's noise levels (steps + 1,) on the CPU, shifted as the pipeline does for the size.
+
+        Raises:
+            ValueError: `steps` is below 1, or is 1 with a scheduler that has a shift_terminal.
+        """
         scheduler = self._pipeline.scheduler
         least = 2 if scheduler.config.get("shift_terminal") else 1
         if steps < least:
@@ -203,8 +211,10 @@ class PipelinePolicy(PipelineHooks):
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """Compute the velocity float32 of latents (B, *latent shape), in their shape, at noise levels (B,).
 
-        It carries a gradient to `trainable()` where gradients are enabled, except inside `reference()`. ValueError if
-        shapes disagree.
+        It carries a gradient to `trainable()` where gradients are enabled, except inside `reference()`.
+
+        Raises:
+            ValueError: Shapes disagree.
         """
         expected = conditions.latent_shape or self.latent_shape
         if latents.shape[1:] != expected or not len(latents) == len(sigma) == len(conditions):
@@ -243,9 +253,12 @@ class PipelinePolicy(PipelineHooks):
         return self._tuning.trainable()
 
     def shard(self, fully_shard: Callable[[nn.Module], object]) -> None:
-        """Shard the transformer's weights by `fully_shard` (FSDP2); from then on processes call methods together.
+        """Shard the transformer's weights over processes by `fully_shard` (FSDP2).
 
-        Raises ModelError if a setting is not supported with shards.
+        From then on all processes call `velocity`, `reference`, `save` and `load` together.
+
+        Raises:
+            ModelError: A setting is not supported with shards.
         """
         for name in ("offload", "quantise", "compile"):
             if getattr(self._config, name):
@@ -262,7 +275,11 @@ class PipelinePolicy(PipelineHooks):
         self._tuning.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, bit for bit. ModelError, and no change, if it is damaged or of another model."""
+        """Read what `save` wrote, bit for bit, into the parameters of `trainable()`.
+
+        Raises:
+            ModelError: The file is missing, damaged, or of another model; nothing is changed then.
+        """
         self._tuning.load(folder)
 
     def save_merged(self, folder: Path, dtype: torch.dtype) -> None:

@@ -29,9 +29,13 @@ def model_card(
     prompts: Sequence[str] = (),
     image: str | None = None,
 ) -> ModelCard:
-    """Build the card of a run's LoRA, with evaluations of (base, tuned), example prompts and an image beside it.
+    """Build the card of a run's LoRA.
 
-    Local paths, addresses and secrets are removed from the configuration.
+    Args:
+        config: Configuration of the run. Local paths, addresses and secrets are removed from it.
+        evaluations: Evaluations of the base and of the tuned model.
+        prompts: Examples of prompts.
+        image: Name of an image file beside the card.
     """
     policy = config.policy
     base, embedded = _base_model(policy), policy.path.startswith(f"{EMBEDDED}/")

@@ -25,13 +25,19 @@ _PROMPTS = 3
 
 
 def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
-    """Write a run's LoRA in diffusers' format, README.md and, if the run has it, before-after.png to a new folder.
+    """Write a run's LoRA in diffusers' format, README.md and, if the run has it, before-after.png to a folder.
 
-    With another format than diffusers', FORMAT.safetensors is written too, see `formats`. The card contains the run's
-    configuration without local paths, addresses and secrets; its image and prompts are held-out data of the run.
+    The card contains the run's configuration without local paths, addresses and secrets. Its image and prompts are
+    held-out data of the run.
 
-    Raises ConfigError if the run is not finished or has no LoRA, `out` is not empty or belongs to a run, or the format
-    has no names for the LoRA.
+    Args:
+        run: Folder of a finished run.
+        out: Folder to write; it must be empty or absent.
+        form: With another format than diffusers', that file is written too: FORMAT.safetensors, see `formats`.
+
+    Raises:
+        ConfigError: The run is not finished or has no LoRA, `out` is not empty or belongs to a run, or the format has
+            no names for it.
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE

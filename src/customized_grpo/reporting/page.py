@@ -42,7 +42,17 @@ _HERE = Path(__file__).parent
 
 
 def write_report(config: Config, run: Path, out: Path | None = None) -> Path:
-    """Write the report of a run, by default RUN/report.html, and return its path. Raises RecordError or OSError."""
+    """Write the report of a run, and return the file's path.
+
+    Args:
+        config: Configuration of the run.
+        run: Folder of the run.
+        out: HTML file to write. Default: RUN/report.html.
+
+    Raises:
+        RecordError: The run's records are damaged.
+        OSError: The file cannot be written.
+    """
     path = out or run / REPORT
     write_bytes(path, render(collect(run, config)).encode("utf-8"))
     return path

@@ -87,10 +87,15 @@ def __dir__() -> list[str]:
 
 
 def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
-    """Return the reward of a config, whose options are the arguments of the reward's own constructor or function.
+    """Return the reward of a config.
 
-    `device` is that of a reward whose config names none. Raises RewardError if the kind, the path or an option cannot
-    be used, and ModelError for the device.
+    Args:
+        config: Its options are the keyword arguments of the reward's own constructor or function.
+        device: Device of a reward whose config names none.
+
+    Raises:
+        RewardError: The kind, the path or an option cannot be used.
+        ModelError: The device cannot be used.
     """
     name = config.name or config.kind
     if config.device is not None:

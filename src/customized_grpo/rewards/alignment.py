@@ -19,10 +19,21 @@ from customized_grpo.utils.devices import device_of
 
 
 class AlignmentReward(BuiltinReward):
-    """Cosine of the image and text features of one model, times `scale`; docs/rewards.md describes the arguments.
+    """Cosine of the image and text features of one model, times `scale`.
 
     Models work in float32, whatever the precision of their weights. Prompts longer than the model's context are cut.
-    Raises RewardError if the model cannot be loaded or is of another type.
+
+    Args:
+        path: Hub id or folder of the model.
+        name: Name in logs, tables and figures.
+        device: Device of the model. Default: the accelerator, if there is one.
+        processor: Hub id or folder of tokenizer and image processor, if they are not with the model.
+        batch_size: Images per forward pass.
+        cache_size: Number of prompts whose features are cached.
+        revision: Revision of `path` on the hub.
+
+    Raises:
+        RewardError: The model cannot be loaded or is of another type.
     """
 
     kind: ClassVar[str]

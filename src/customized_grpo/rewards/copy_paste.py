@@ -28,7 +28,12 @@ class CopyPaste(BuiltinReward):
 
     Pearson correlation over the pixels outside the reference's mask and a margin (all pixels if there is no mask). Each
     channel is centred by itself, so that neither brightness nor contrast nor a colour cast hides a copy. Of several
-    references the largest value counts. High is bad. A cached pair takes 64 KiB.
+    references the largest value counts. High is bad.
+
+    Args:
+        name: Name in logs, tables and figures.
+        device: Device of the computation. Default: the accelerator, if there is one.
+        cache_size: Number of pairs whose references are cached, 64 KiB each.
     """
 
     kind: ClassVar[str] = "copy-paste"
@@ -45,7 +50,10 @@ class CopyPaste(BuiltinReward):
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores float32 (B,), -100 to 100, of images (B, 3, H, W) in [0, 1].
 
-        The score is 0 if the mask leaves no background, or either background is flat. RewardError without references.
+        The score is 0 if the mask leaves no background, or either background is flat.
+
+        Raises:
+            RewardError: A pair has no references.
         """
         keys = pair_keys(pairs)
         by_key = dict(zip(keys, pairs, strict=True))

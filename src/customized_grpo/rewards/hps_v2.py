@@ -51,10 +51,16 @@ _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27
 
 
 def convert_hps_v2(file: Path, out: Path, tokenizer: str) -> None:
-    """Write a CLIPModel of transformers with tokenizer and preprocessing to a new folder, for the kind hps-v2.
+    """Write a CLIPModel of transformers with tokenizer and preprocessing, as the kind hps-v2 loads it.
 
-    `file` is HPS_v2_compressed.pt or HPS_v2.1_compressed.pt of xswu/HPSv2. Raises RewardError if it is missing,
-    damaged, holds anything but tensors or the weights of another model, or if the tokenizer cannot be loaded.
+    Args:
+        file: HPS_v2_compressed.pt or HPS_v2.1_compressed.pt of xswu/HPSv2.
+        out: New or empty folder.
+        tokenizer: Hub id or folder of the tokenizer.
+
+    Raises:
+        RewardError: The file is not there, is damaged, holds anything but tensors, or the weights of another model; or
+            the tokenizer cannot be loaded.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RewardError(f"{out}: is not an empty folder; name a new one")

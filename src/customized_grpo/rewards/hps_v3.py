@@ -37,9 +37,20 @@ class HpsV3(BuiltinReward):
     """Human Preference Score v3 (arXiv 2508.03789): the mean of the preference that Qwen2-VL 7B with a head predicts.
 
     Scores have no bounds and no unit: only differences count. Published means of subject-driven generators on
-    DreamBench lie between 3 and 8.4. The model takes 16 GB in bfloat16; the head works in float32. Of `base`, a
-    Qwen2-VL, configuration, tokenizer and image processor are used, and no weights. Raises RewardError if a file is
-    missing, or the weights do not fit the base. docs/rewards.md describes the arguments.
+    DreamBench lie between 3 and 8.4. The model takes 16 GB in bfloat16; the head works in float32.
+
+    Args:
+        path: Hub id, folder or file of HPSv3.safetensors.
+        name: Name in logs, tables and figures.
+        device: Device of the model. Default: the accelerator, if there is one.
+        base: Qwen2-VL, of which configuration, tokenizer and image processor are used, and no weights.
+        dtype: Precision of the model.
+        batch_size: Images per forward pass.
+        revision: Revision of `path` on the hub.
+        base_revision: Revision of `base` on the hub.
+
+    Raises:
+        RewardError: A file is missing, or the weights do not fit the base.
     """
 
     kind: ClassVar[str] = "hps-v3"

@@ -31,12 +31,28 @@ _ATTEMPTS = 3  # of one request, each with the references that the server lacked
 
 
 class Remote(BuiltinReward):
-    """Reward of a server; docs/remote-rewards.md describes the arguments.
+    """Reward of a server.
 
     Images travel with 8 bits per channel: scores are those of the same reward on `round(255 * x) / 255`. References and
-    masks are sent once and cached by the server. An image has the score NaN if its request fails, or the server has no
-    score for it. Raises RewardError if the server does not answer, refuses the token, speaks another version of the
-    protocol, or has no such reward.
+    masks are sent once and cached by the server. An image has the score NaN if its request fails, or the server has
+    no score for it.
+
+    Args:
+        url: Address of the server.
+        reward: Name of the reward on the server. Default: `name`.
+        name: Name in logs, tables and figures.
+        device: Device of the scores.
+        batch_size: Largest number of images per request.
+        concurrency: Largest number of requests at the same time. The server scores one request after the other; more
+            than one hides the time of sending.
+        timeout: Seconds per attempt.
+        retries: Attempts after the first one.
+        backoff: Seconds before the first retry, doubled for each further one.
+        token_variable: Environment variable of the shared token.
+
+    Raises:
+        RewardError: The server does not answer, refuses the token, speaks another version of the protocol, or has no
+            such reward.
     """
 
     kind: ClassVar[str] = "remote"

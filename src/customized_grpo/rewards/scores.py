@@ -25,13 +25,25 @@ def score(
     batch_size: int = 64,
     seed: Sequence[int | str] = (),
 ) -> dict[str, Tensor]:
-    """Score images (B, 3, H, W) in [0, 1] by all rewards; float32 (B,) on the CPU by the reward's name.
+    """Score images by all rewards. A score that is not finite becomes NaN, with a warning.
 
-    A score that is not finite becomes NaN, with a warning. Each call of a reward, on `batch_size` images at most, is
-    isolated: global random numbers are seeded by `seed`, the reward's name and the pairs, and what it changes in
-    torch's settings, random states and the working directory is undone (of asynchronous rewards, what they change
-    before they return their awaitable). Raises RewardError, which names reward and pairs, if a reward fails or returns
-    another number of scores.
+    Each call of a reward is isolated: global random numbers are seeded by `seed`, the reward's name and the pairs, and
+    what it changes in torch's settings, random states and the working directory is undone (of asynchronous rewards,
+    what they change before they return their awaitable).
+
+    Args:
+        rewards: Rewards with distinct names.
+        images: Tensor (B, 3, H, W) in [0, 1].
+        pairs: The pair of each image.
+        batch_size: Largest number of images that a reward gets at a time.
+        seed: Key of the random numbers that a reward may use.
+
+    Returns:
+        Scores float32 (B,) on the CPU by the reward's name.
+
+    Raises:
+        RewardError: A reward fails or returns another number of scores; names reward and pairs.
+        ValueError: The arguments do not fit together.
     """
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(pairs):
         raise ValueError(f"scores need images (B, 3, H, W) and B pairs, not {tuple(images.shape)} and {len(pairs)}")

@@ -160,10 +160,22 @@ MODEL_TYPES = tuple(kind for _, kinds, _ in _FAMILIES for kind in kinds)
 class Segmenter:
     """Masks of the subjects of images; masks of references are cached.
 
-    `path` is a model, for which images are resized to the square of its image processor; or a function or class,
-    `file.py:Name` or `package.module:Name`, see docs/rewards.md. An image without a word for its subject, or in which
-    the `detector`, for a model by points, does not find it, is prompted with points. Raises RewardError if a model is
-    of no known type or cannot be loaded; later, if a function returns other values.
+    Images are resized to the square of the model's image processor.
+
+    Args:
+        path: Hub id or folder of a model. Or a function or class, `file.py:Name` or `package.module:Name`: called with
+            images (B, 3, H, W) in [0, 1] on the device and a list of the words for their subjects (None if there is
+            none), it returns masks (B, h, w) or (B, 1, h, w), above 0.5 on the subject. A class is constructed with
+            `device`, if it takes that.
+        name: Name of the reward, for messages.
+        device: Device of the model.
+        revision: Revision on the hub.
+        detector: Hub id or folder of a `Detector`, only for a model by points. An image without a word for its subject,
+            or in which it is not found, is prompted with points.
+        detector_revision: Revision of `detector` on the hub.
+
+    Raises:
+        RewardError: The model is of no known type or cannot be loaded; later, a function returns other values.
     """
 
     model: Any = None

@@ -31,9 +31,31 @@ class SimilarityReward(BuiltinReward):
     """Cosine of the features of an image and of its references, times 100. Several references count by their mean.
 
     The reference's subject is cut out by its mask and the rest filled with the processor's mean colour. Models work in
-    float32, whatever the precision of their weights. docs/rewards.md describes the arguments. The default segmenter is
-    loaded when the first reference without a mask is met; embedded models have none. Raises RewardError if a model
-    cannot be loaded or is of another type, or options contradict each other.
+    float32, whatever the precision of their weights.
+
+    Args:
+        path: Hub id or folder of the model.
+        name: Name in logs, tables and figures.
+        device: Device of the model. Default: the accelerator, if there is one.
+        segmented: Cut out the subject of references that have a mask.
+        segmenter: Model that makes masks for references without one: a hub id, folder or Python path (see `Segmenter`);
+            None for none. Default: for DINO, `DEFAULT_SEGMENTER` with `DEFAULT_DETECTOR`, loaded when the first
+            reference without a mask is met; none for the other models and for embedded ones.
+        detector: Model that finds the subject by its word, for a segmenter by points (see `Segmenter`).
+        segment_images: Cut out the subject of generated images by the segmenter, too.
+        paste_tolerance: Guard against pasted references: the score is multiplied by (100 - c) / (100 - paste_tolerance)
+            for images whose `CopyPaste` score c is above this, 0 to below 100, so that a whole paste scores 0. None: no
+            guard. Other photos of one subject in DreamBench have scores c of 69 at most.
+        resize: Length of the shorter side (bicubic) in place of the processor's framing; `crop` must be set, too.
+        crop: Side of the centre crop.
+        batch_size: Images per forward pass.
+        cache_size: Number of pairs whose reference features are cached.
+        revision: Revision of `path` on the hub.
+        segmenter_revision: Revision of `segmenter` on the hub.
+        detector_revision: Revision of `detector` on the hub.
+
+    Raises:
+        RewardError: A model cannot be loaded or is of another type, or options contradict each other.
     """
 
     kind: ClassVar[str]
@@ -126,7 +148,11 @@ class SimilarityReward(BuiltinReward):
 
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        """Return scores float32 (B,), -100 to 100, of images (B, 3, H, W) in [0, 1]; RewardError for a bad pair."""
+        """Return scores float32 (B,), -100 to 100, of images (B, 3, H, W) in [0, 1].
+
+        Raises:
+            RewardError: A pair has no references, or a mask of another size than its reference.
+        """
         keys = pair_keys(pairs)
         by_key = dict(zip(keys, pairs, strict=True))
         references = self._cache.fill(keys, lambda key: self._references(by_key[key]))

@@ -123,8 +123,33 @@ class Vlm(BuiltinReward):
 
     For identity the model sees the references and the image, for the prompt the image alone. Images are sent with 8
     bits per channel. An image without a usable answer has the score NaN. Answers are cached on disk by a hash of the
-    whole request, without the address. docs/remote-rewards.md describes the arguments. Raises RewardError if an option
-    cannot be used, or the endpoint does not answer or refuses the key.
+    whole request, without the address.
+
+    Args:
+        path: Name of the model at the endpoint.
+        role: identity or prompt; in a config, the reward's `role`.
+        url: Address of the API, up to and with /v1.
+        name: Name in logs, tables and figures.
+        device: Device of the scores.
+        answer: json asks for a JSON schema by `response_format` (vLLM, Ollama, vendors) and reads its score; logprobs
+            returns the expectation over the digits 0 to 4 by the probabilities of the first token, which is finer
+            (vLLM, vendors with logprobs); text reads one digit from free text (any server: `transformers serve`).
+        instruction: Replaces the rubric.
+        question: Replaces the question; `{prompt}` and `{subject}` stand for those of the pair.
+        segmented: Show the reference's subject on white, if it has a mask.
+        longest: Longest side of the images that are sent, in pixels.
+        request: More fields of the request, such as `{chat_template_kwargs: {enable_thinking: false}}`; null removes a
+            field, as in `{max_tokens: null, max_completion_tokens: 64}`.
+        cache: Directory of the answers, None for no cache. Default: ~/.cache/customized-grpo/vlm.
+        key_variable: Environment variable of the API key. If it is not set, no key is sent.
+        concurrency: Largest number of requests at the same time.
+        requests_per_minute: Largest number of requests per minute; None for no limit.
+        timeout: Seconds per attempt.
+        retries: Attempts after the first one.
+        backoff: Seconds before the first retry, doubled for each further one.
+
+    Raises:
+        RewardError: An option cannot be used, or the endpoint does not answer or refuses the key.
     """
 
     kind: ClassVar[str] = "vlm"
@@ -184,7 +209,8 @@ class Vlm(BuiltinReward):
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores float32 (B,), 0 to 4, of images (B, 3, H, W) in [0, 1]; NaN if there is no answer.
 
-        Raises RewardError if the server answers no request, or, for identity, a pair has no references.
+        Raises:
+            RewardError: The server answers no request; for identity, a pair has no references.
         """
         distinct = {id(pair): pair for pair in pairs}
         shown = {key: self._references(pair) if self._identity else [] for key, pair in distinct.items()}

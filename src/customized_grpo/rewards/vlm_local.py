@@ -28,8 +28,23 @@ class VlmLocal(BuiltinReward):
 
     It is the expectation over the digits 0 to 4 by the probabilities of the first token of the answer, in one forward
     pass. An image has the score NaN if these digits have less than a tenth of the probability. The instructions are
-    those of `Vlm` with `answer: logprobs`; docs/rewards.md describes the arguments. Raises RewardError if the model
-    cannot be loaded or is of another type, or an option cannot be used.
+    those of `Vlm` with `answer: logprobs`.
+
+    Args:
+        path: Hub id or folder of the model.
+        role: identity or prompt; in a config, the reward's `role`.
+        name: Name in logs, tables and figures.
+        device: Device of the model. Default: the accelerator, if there is one.
+        instruction: Replaces the rubric.
+        question: Replaces the question; `{prompt}` and `{subject}` stand for those of the pair.
+        segmented: Show the reference's subject on white, if it has a mask.
+        pixels: Largest number of pixels of an image; larger ones are reduced. 1024 pixels are one token.
+        dtype: Precision of the model.
+        batch_size: Images per forward pass.
+        revision: Revision of `path` on the hub.
+
+    Raises:
+        RewardError: The model cannot be loaded or is of another type, or an option cannot be used.
     """
 
     kind: ClassVar[str] = "vlm-local"
@@ -68,7 +83,11 @@ class VlmLocal(BuiltinReward):
 
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        """Return scores float32 (B,), 0 to 4 or NaN, of images (B, 3, H, W) in [0, 1]."""
+        """Return scores float32 (B,), 0 to 4 or NaN, of images (B, 3, H, W) in [0, 1].
+
+        Raises:
+            RewardError: For identity, a pair has no references.
+        """
         size = self._batch_size
         return torch.cat([self._scores(images[i : i + size], pairs[i : i + size]) for i in range(0, len(images), size)])
 

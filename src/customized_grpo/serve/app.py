@@ -38,9 +38,14 @@ _log = logging.getLogger(__name__)
 def build_app(
     rewards: Sequence[tuple[Offer, Reward]], token: str, limits: Limits, keep: int, arrival: float = 60.0
 ) -> FastAPI:
-    """Return the application that serves rewards to requests with the token.
+    """Return the application that serves rewards.
 
-    At most `keep` bytes of references and masks are cached. The body of a request must arrive within `arrival` seconds.
+    Args:
+        rewards: Rewards and their descriptions.
+        token: Shared token that every request must have.
+        limits: Largest request.
+        keep: Bytes of references and masks that are cached.
+        arrival: Seconds within which the body of a request must arrive.
     """
     by_name = {offer.name: reward for offer, reward in rewards}
     bearer = f"Bearer {token}".encode()

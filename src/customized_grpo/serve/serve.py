@@ -29,8 +29,19 @@ def serve(
 ) -> None:
     """Serve rewards until interrupted. Plain HTTP: between machines use a tunnel or a proxy with TLS.
 
-    Raises ConfigError if a library is missing or the address cannot be used, and RewardError if the token is missing or
-    short, or a reward cannot be built.
+    Args:
+        rewards: Rewards to build.
+        device: Device of rewards whose config names none.
+        console: Console for the address.
+        host: Address to listen on.
+        port: Port to listen on, 0 for any.
+        token_variable: Environment variable of the shared token.
+        limits: Largest request.
+        keep: Bytes of references and masks that are cached.
+
+    Raises:
+        ConfigError: A library is missing, or the address cannot be used.
+        RewardError: The token is missing or short, or a reward cannot be built.
     """
     try:
         import uvicorn

@@ -169,9 +169,13 @@ class BaseTrainer(ABC):
             self.save_checkpoint()
 
     def evaluate(self) -> Evaluation | None:
-        """Generate and score the held-out pairs with the present weights, into `output_dir`/evaluation/tuned, if any.
+        """Generate and score the held-out pairs with the present weights, into `output_dir`/evaluation/tuned.
 
-        Raises RewardError if a reward or monitor failed, or has no score for any image.
+        Returns:
+            The evaluation; None without an evaluation dataset.
+
+        Raises:
+            RewardError: A reward or monitor failed, or has no score for any image.
         """
         if self.eval_dataset is None:
             return None
@@ -227,7 +231,11 @@ class BaseTrainer(ABC):
 
     @contextmanager
     def profile(self, profiler: Profiler | None = None) -> Iterator[dict[str, float]]:
-        """Measure the stages of the iterations inside the block, by default in seconds; yields totals by stage."""
+        """Measure the stages of the iterations inside the block; yields totals by stage.
+
+        Args:
+            profiler: Measurement; by default seconds, synchronising the device at each stage.
+        """
         before, self._profiler = self._profiler, profiler or Clock(self.policy.device)
         try:
             yield self._profiler.totals
