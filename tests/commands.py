@@ -119,10 +119,10 @@ def _serve() -> None:
 
     quiet()  # before the libraries are imported
     import_libraries()
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.figure import Figure
 
-    # Placing labels is half of the time of a figure; tests/figures show it.
-    ConstrainedLayoutEngine.execute = lambda self, fig: None
+    # Placing labels is most of a figure's time, which is then drawn twice; tests/figures show it.
+    Figure.set_layout_engine = lambda self, layout=None, **options: None
     # This folder, and the clone's, with `experiments` and `benchmarks`.
     sys.path += map(str, Path(__file__).parents[:2])
 

@@ -85,8 +85,8 @@ def registries() -> Iterator[None]:
 
 @pytest.fixture
 def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels of figures are not placed, which is half of a figure's time, nor in processes of `commands`."""
-    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, fig: None)
+    """Labels of figures are not placed, which is most of a figure's time, nor in processes of `commands`."""
+    monkeypatch.setattr("matplotlib.figure.Figure.set_layout_engine", lambda self, layout=None, **options: None)
 
 
 @pytest.fixture

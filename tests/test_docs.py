@@ -165,23 +165,6 @@ def test_local_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
-def test_recipes_are_valid(recipe: Path) -> None:
-    load_config(recipe)
-
-
-@pytest.mark.parametrize(("recipe", "guidance"), [("kontext-dev.yaml", 2.5), ("paper.yaml", 3.5)])
-def test_the_papers_recipe_holds_its_published_constants(recipe: str, guidance: float) -> None:
-    config = load_config(ROOT / "recipes" / recipe)
-    rollout, train, method = config.rollout, config.train, config.method
-    assert (rollout.steps, rollout.shift, rollout.eta, rollout.group_size) == (25, 3.0, 0.4, 12)
-    assert (train.learning_rate, train.betas, train.weight_decay) == (2e-5, (0.9, 0.999), 1.1e-4)
-    assert (train.clip_range, train.max_gradient_norm, train.trained_fraction) == (1e-4, 1.0, 0.6)
-    assert (method.shaping, method.gamma, method.weighting, method.advantage_clip) == ("sars", 0.4, "tdw", 5.0)
-    assert config.policy.lora is not None
-    assert (config.policy.lora.rank, config.policy.guidance, rollout.window) == (512, guidance, None)
-
-
 def test_the_snippet_that_loads_a_lora_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the embedded model: its name, size, number of steps and the device are replaced."""
     save_random_run(tmp_path / "run", load_config(), 0.1)
