@@ -93,12 +93,13 @@ def outline_reward(path: str, revision: str | None = None, *, answers: bool = Fa
     try:
         with torch.device("meta"), no_init_weights():  # ties none either
             kind = transformers.AutoConfig.for_model(**config)
-            model: transformers.PreTrainedModel = auto.from_config(kind, dtype=torch.float32)
+            model: Any = auto.from_config(kind, dtype=torch.float32)
         model.tie_weights()
     except Exception as error:
         raise ModelError(
             f"{path}: config.json is not of a known model ({first_line(error)}); correct the path"
         ) from error
+    assert isinstance(model, nn.Module)
     return model
 
 
