@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import commands
 import pytest
 
 # Before tqdm is imported: bars of other libraries would stand before the one line that an error is.
@@ -86,8 +87,8 @@ def registries() -> Iterator[None]:
 
 @pytest.fixture
 def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels of figures are not placed, which is most of a figure's time, nor in processes of `commands`."""
-    monkeypatch.setattr("matplotlib.figure.Figure.set_layout_engine", lambda self, layout=None, **options: None)
+    """Figures have no ticks, as in processes of `commands`."""
+    commands.quick_figures(monkeypatch.setattr)
 
 
 @pytest.fixture
