@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import commands
 import pytest
 
 # Before tqdm is imported: bars of other libraries would stand before the one line that an error is.
@@ -22,10 +23,11 @@ if SHARED_OUT:  # Before torch is imported: there is a process for each core, an
 
 #: The files that take longest, the longest first; one of them begun last would be waited for by all.
 LONGEST = (
-    "tests/benchmarks/test_gpu_benchmark.py", "tests/test_docs.py", "tests/trainer/test_processes.py",
-    "tests/test_cli.py", "tests/planning/test_recipes.py", "tests/planning/test_plan_command.py",
-    "tests/faults/test_faults.py", "tests/benchmarks/test_bench.py", "tests/bad_inputs/test_bad_inputs.py",
-    "tests/experiments/test_study.py", "tests/rewards/test_vlm.py", "tests/reporting/test_report.py",
+    "tests/test_docs.py", "tests/faults/test_faults.py", "tests/benchmarks/test_gpu_benchmark.py",
+    "tests/planning/test_memory.py", "tests/trainer/test_processes.py", "tests/experiments/test_study.py",
+    "tests/test_cli.py", "tests/bad_inputs/test_bad_inputs.py", "tests/planning/test_plan_command.py",
+    "tests/benchmarks/test_bench.py", "tests/planning/test_recipes.py", "tests/rewards/test_vlm.py",
+    "tests/reporting/test_report.py",
 )  # fmt: skip
 
 
@@ -85,8 +87,8 @@ def registries() -> Iterator[None]:
 
 @pytest.fixture
 def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels of figures are not placed, which is half of a figure's time, nor in processes of `commands`."""
-    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, fig: None)
+    """Figures have no ticks, as in processes of `commands`."""
+    commands.quick_figures(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -128,14 +126,6 @@ def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[st
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "error: run.yaml: key [bold]x[/bold] is " + " ".join(["long"] * 40) + "\n"
-
-
-def test_the_terminal_needs_no_torch() -> None:
-    program = (
-        "import sys, customized_grpo.utils.terminal, customized_grpo.utils.records\n"
-        "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_text_is_never_markup(capsys: pytest.CaptureFixture[str]) -> None:

@@ -243,12 +243,12 @@ def difference(planned: int, measured: int | None) -> float | None:
 def model_flops(policy: PipelinePolicy, work: Work) -> int:
     """Count the operations of the work by diffusers' and peft's layers and torch's own attention kernels."""
 
-    def count() -> int:
+    def count() -> tuple[int]:
         with libraries_own(), _countable_attention(policy._transformer), flop_counter() as counter:
             work()
-        return int(counter.get_total_flops())
+        return (int(counter.get_total_flops()),)
 
-    return of_all_blocks(policy._transformer, count)
+    return of_all_blocks(policy._transformer, count)[0]
 
 
 def _policy(context: Context, rank: int = 16, **more: Any) -> PipelinePolicy:

@@ -245,12 +245,6 @@ def used() -> Iterator[Case]:
     ):  # fmt: skip
         content = encoded(kind, halves(), save_all=True, append_images=frames, **options)
         yield case(f"{kind} of several frames", f"a.{suffix}", content, size)
-    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
-    for orientation, turn in turns.items():
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        content = encoded("PNG", halves().transpose(Image.Transpose(turn)), exif=exif)
-        yield case(f"turned by EXIF {orientation}", "a.png", content, size)
     exif = Image.Exif()
     exif[0x0112] = 65535
     yield case("EXIF of no known orientation", "a.png", encoded("PNG", halves(), exif=exif), size)

@@ -56,9 +56,6 @@ def files() -> Iterator[Case]:
     yield case("a key that nothing is like", "qqqq: 1\n", "run.yaml:1: qqqq: unknown key; known are data, ")
     yield case("a key of dots", "train.seed: 1\n", "run.yaml:1: train.seed: unknown key")
     yield case("a number as key", "1: 1\n", "run.yaml:1: 1: unknown key")
-    yield case("five mistakes", "seed: -1\ntrain:\n  updates: many\n  lerning_rate: 1\nmethods: {}\nrewards: 5\n",
-               "run.yaml:1: seed", "run.yaml:6: rewards", "run.yaml:3: train.updates", "run.yaml:4: train.lerning_rate",
-               "run.yaml:5: methods: unknown key; did you mean method?")  # fmt: skip
     yield case("comments alone", "# nothing\n")
     yield case("a byte order mark and Windows lines", "\ufeffseed: 1\r\ntrain:\r\n  updates: 2\r\n")
     yield case("flow style, as JSON", '{"seed": 1, "train": {"updates": 2}}')

@@ -1,4 +1,4 @@
-"""Files of pairs, JSON lines and SynCD's JSON: their content, and problems with their lines."""
+"""Files of pairs, JSON lines and SynCD's JSON: their content; tests/bad_inputs has the problems."""
 
 from __future__ import annotations
 
@@ -40,13 +40,6 @@ def write(folder: Path, *lines: Any, ending: str = "\n", start: bytes = b"") -> 
 def write_json(folder: Path, content: Any) -> DataConfig:
     (folder / "data.json").write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
     return DataConfig(path=str(folder / "data.json"))
-
-
-def problems(config: DataConfig) -> list[str]:
-    with pytest.raises(DataError) as caught:
-        open_dataset(config)
-    assert all("\n" not in problem for problem in caught.value.problems)
-    return [problem.removeprefix(f"{Path(str(config.path)).parent}/") for problem in caught.value.problems]
 
 
 @pytest.mark.parametrize(("start", "ending"), [(b"", "\n"), (b"\xef\xbb\xbf", "\r\n")])
@@ -102,71 +95,11 @@ def test_a_folder_of_images_with_captions_beside_them(folder: Path) -> None:
         assert words in problem, problem
 
 
-def test_all_problems_are_reported_at_once(folder: Path) -> None:
-    (folder / "broken.png").write_bytes(b"x")
-    lines: list[tuple[Any, list[str]]] = [
-        (GOOD, []),
-        ("{not json", ["not valid JSON"]),
-        ("[1]", ["not a JSON object"]),
-        ({"promt": "a cat", "reference": "a.jpg"}, ["unknown key 'promt'; did you mean 'prompt'?"]),
-        ({"prompt": "  ", "references": []}, ["'prompt' is '  '; give a text", "'references' is an empty list"]),
-        ({**GOOD, "references": ["a.jpg"]}, ["'references' and 'reference' are both given"]),
-        ({"prompt": "a", "references": ["a.jpg", "red.png"], "masks": ["m.png"]}, ["'masks' has 1 for 2"]),
-        ({"prompt": 5, "reference": 6}, ["'prompt' is 5; give a text", "'reference' holds 6; give the path"]),
-        ({}, ["no 'prompt'; add it", "no 'references'; add it"]),
-        ({"prompt": "a", "reference": "missing.png"}, ["missing.png: no such file; correct the path"]),
-        ({"prompt": "a", "reference": "broken.png"}, ["broken.png: not an image"]),
-        ('{"prompt": "a", "prompt": "b", "reference": "a.jpg"}', ["the key 'prompt' is given twice"]),
-        ({"prompt": "\ud800", "reference": "a.jpg"}, ["'prompt' holds half a surrogate pair"]),
-        ({"prompt": "a", "reference": "../outside.png"}, ["'reference' is '../outside.png', which leaves the folder"]),
-        ({"prompt": "a", "reference": "/etc/hostname"}, ["leaves the folder"]),
-        ({"prompt": "a", "reference": "a\0.jpg"}, ["'reference' holds"]),
-        ({**GOOD, "key": "k"}, []),
-        ({**GOOD, "key": "k"}, ["the key 'k' is that of "]),
-        ("[" * 200_000, ["nested too deeply"]),
-    ]
-    found = problems(write(folder, *(line for line, _ in lines)))
-    expected = [(number, text) for number, (_, texts) in enumerate(lines, start=1) for text in texts]
-    assert len(found) == len(expected)
-    for number, text in expected:
-        assert any(problem.startswith(f"pairs.jsonl:{number}: ") and text in problem for problem in found), text
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [("refrences", "references"), ("Prompt", "prompt"), ("subjects", "subject"), ("maks", "masks"), ("keys", "key")],
-)
-def test_a_key_that_is_nearly_a_known_one_is_no_column(folder: Path, name: str, meant: str) -> None:
-    (found,) = problems(write(folder, {**GOOD, name: "a.jpg"}))
-    assert f"unknown key {name!r}; did you mean {meant!r}? If not, give the column another name" in found
-
-
 def test_root_is_where_paths_start(folder: Path) -> None:
     config = write(folder, {"prompt": "a", "reference": "outside.png"})
     assert len(open_dataset(config.model_copy(update={"root": folder.parent}))) == 1
     with pytest.raises(DataError, match=r"data\.root: no folder"):
         open_dataset(config.model_copy(update={"root": folder / "nowhere"}))
-
-
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
-def test_an_empty_file(folder: Path, content: bytes) -> None:
-    (folder / "pairs.jsonl").write_bytes(content)
-    assert problems(DataConfig(path=str(folder / "pairs.jsonl"))) == ["pairs.jsonl: holds no pairs; add one"]
-
-
-def test_another_encoding(folder: Path) -> None:
-    (folder / "pairs.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')
-    assert problems(DataConfig(path=str(folder / "pairs.jsonl")))[0].startswith("pairs.jsonl:1: not UTF-8")
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("nowhere", "no file or folder"), ("pairs.csv", "no known kind"), (".", "has no prompts")],
-)
-def test_paths_of_no_known_kind(folder: Path, name: str, text: str) -> None:
-    (folder / "pairs.csv").write_text("x")
-    with pytest.raises(DataError, match=text):
-        open_dataset(DataConfig(path=str(folder / name)))
 
 
 def test_a_size_takes_pairs_of_a_file_evenly_spread(folder: Path) -> None:
@@ -206,41 +139,6 @@ def test_spellings_of_one_pair(folder: Path, prompt: str, references: str, wrapp
     pair = open_dataset(write_json(folder, {"version": 1, "data": [record]} if wrapped else [record]))[0]
     assert (pair.key, pair.prompt, pair.columns) == ("data.json[0]", "a toy", {"image_tgt_path": "nowhere.png"})
     assert [mask is not None for mask in pair.masks] == ([True] if isinstance(value, str) else [True, False])
-
-
-def test_problems_of_json_name_the_record(folder: Path) -> None:
-    found = problems(write_json(folder, [
-        {"prompt": "a", "references": ["red.png"]},
-        3,
-        {"filenames": ["red.png"], "prompts": ["a"]},
-        {"filenames": ["red.png", "blue.png"], "prompts": ["a"]},
-        {"filenames": ["red.png", "none.png"], "prompts": ["a", "b"]},
-        {"prompt": "a", "mask": "m.png", "masks": ["m.png"], "images": ["red.png"]},
-    ]))  # fmt: skip
-    expected = [
-        "[1]: not a JSON object",
-        "[2]: 1 prompts for 1",
-        "[3]: 1 prompts for 2",
-        "[4].0: ",
-        "[5]: 'masks' and",
-    ]
-    assert len(found) == 5
-    assert all(any(problem.startswith(f"data.json{start}") for problem in found) for start in expected)
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        ("{", "not valid JSON (Expecting property name enclosed in double quotes: line 1"),
-        ("[]", "holds no pairs"),
-        ('{"a": [], "b": []}', "neither a list"),
-        ('"x"', "neither a list"),
-        ("[" * 100_000, "not valid JSON"),
-    ],
-)
-def test_json_of_another_form(folder: Path, content: str, text: str) -> None:
-    (found,) = problems(write_json(folder, content))
-    assert found.startswith("data.json: ") and text in found
 
 
 def test_a_problem_is_a_line() -> None:

@@ -217,14 +217,6 @@ def test_a_sum_that_is_the_same_for_a_group_moves_nothing() -> None:
     torch.testing.assert_close(advantages[3:, 0], group_advantages(torch.tensor([4.0, 4.0, 5.0])))
 
 
-@pytest.mark.parametrize("changed", [{"shaping": "sars"}, {"weighting": "tdw"}, {"weighting": "tdw-shuffled"}])
-def test_a_sum_goes_with_neither_shaping_nor_time(changed: dict[str, str]) -> None:
-    values = {"shaping": "none", "weighting": "static", "normalise": "sum"}
-    assert MethodConfig.model_validate(values) == MethodConfig(shaping="none", weighting="static", normalise="sum")
-    with pytest.raises(ValueError, match=r"sum needs method\.shaping=none and method\.weighting=static"):
-        MethodConfig.model_validate(values | changed)
-
-
 @pytest.mark.parametrize("combine", ["rewards", "advantages"])
 def test_scores_beyond_the_range_of_numbers_are_an_error(combine: str) -> None:
     method = MethodConfig(combine=combine)

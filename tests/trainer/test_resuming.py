@@ -15,13 +15,12 @@ from PIL import Image
 from running import make_trainer, metrics_of
 
 from customized_grpo.config import Config, ConfigError, DataConfig
-from customized_grpo.config.loading import save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.data.fingerprints import difference, fingerprint
 from customized_grpo.protocols import Policy
 from customized_grpo.trainer.checkpoint import CheckpointError
 from customized_grpo.trainer.evaluation import read_evaluation
-from customized_grpo.trainer.folder import check_unused, open_run
+from customized_grpo.trainer.folder import check_unused
 from customized_grpo.trainer.resuming import check_resumable, origin
 from customized_grpo.utils.records import RecordError
 
@@ -146,15 +145,6 @@ def test_a_run_continues_with_changes_that_were_accepted(run: Path, make_config:
     trainer.train(resume_from_checkpoint=True, allow_changes=True)
     assert [record["iteration"] for record in metrics_of(run)] == [1, 2, 3, 4, 5]
     assert resume(run, changed) is not None
-
-
-def test_an_empty_configuration_is_not_that_of_a_run(run: Path, make_config: Make) -> None:
-    save_config(make_config(), run / "config.yaml")
-    open_run(run)
-    for text in ("", "{}", "# nothing\n"):
-        (run / "config.yaml").write_text(text)
-        with pytest.raises(ConfigError, match=r"config\.yaml: is empty; restore it"):
-            open_run(run)
 
 
 def pairs_file(folder: Path, *prompts: str) -> DataConfig:

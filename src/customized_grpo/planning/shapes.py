@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
-from typing import Any, Self
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.module_tracker import ModuleTracker
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from customized_grpo.config import ConfigError, PolicyConfig
 from customized_grpo.policies import build_policy
@@ -51,11 +50,20 @@ class Model:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of a policy that its memory depends on: parameters, of the transformer without the LoRA.
+    """Sizes of a policy that its memory depends on.
 
-    `latent` is in elements of one image, `condition` in bytes of one pair. Bytes of activations are those of one image:
-    `forward`, `training` (forward and backward), `encode` and `decode` of the VAE, `waiting` in host memory. Operations
-    are those of one image too, in training with what gradient checkpointing repeats.
+    Attributes:
+        transformer: Parameters without the LoRA.
+        text_encoders: Parameters by name.
+        vae: Parameters of the VAE.
+        trained: Number of trained parameters, in `trained_tensors` tensors of `trained_bytes` bytes.
+        largest_linear: Parameters of the transformer's largest linear layer.
+        latent: Elements of one image's latents.
+        condition: Bytes of one pair's conditioning.
+        forward: Bytes of activations of a forward pass for one image; likewise `training` (forward and backward),
+            `encode` and `decode` (of the VAE), and `waiting` (activations that are offloaded to host memory).
+        forward_flops: Floating-point operations of a forward pass for one image; so is `training_flops` (forward
+            and backward, with what gradient checkpointing repeats).
     """
 
     transformer: Model
@@ -77,7 +85,12 @@ class Shapes:
 
 
 def shapes_of(config: PolicyConfig, references: int) -> Shapes:
-    """Return the shapes of a policy for pairs with that number of references. Raises ConfigError or ModelError."""
+    """Return the shapes of a policy for pairs with that number of references.
+
+    Raises:
+        ConfigError: The policy is a class of the user's own that is no `PipelinePolicy`.
+        ModelError: There are no configs of the model.
+    """
     if ":" in config.kind:
         try:
             found = find(config.kind)
@@ -112,12 +125,12 @@ def _shapes(config_json: str, references: int) -> Shapes:
         torch.autograd.backward(policy.velocity(latents, sigma, conditions).square().mean())
 
     # Without gradients, each block frees its activations; only keys and values of references may stay.
-    forward_bytes = of_all_blocks(transformer, partial(peak_bytes, forward))
-    training_bytes = of_all_blocks(transformer, partial(peak_bytes, training))
+    forward_bytes, forward_flops = of_all_blocks(transformer, partial(measure, forward))
+    training_bytes, training_flops = of_all_blocks(transformer, partial(measure, training))
     waiting = 0
     if config.offload_activations:
         transformer.enable_gradient_checkpointing(checkpointing(policy.device, on_host=False))
-        waiting = of_all_blocks(transformer, partial(peak_bytes, training)) - training_bytes
+        waiting = of_all_blocks(transformer, partial(measure, training))[0] - training_bytes
     encode, decode = _vae_activations(pipeline.vae, config)
     linear, rows = sum(m.weight.numel() for m in adapted), sum(m.out_features for m in adapted)
     return Shapes(
@@ -135,8 +148,8 @@ def _shapes(config_json: str, references: int) -> Shapes:
         encode=encode,
         decode=decode,
         waiting=waiting,
-        forward_flops=of_all_blocks(transformer, partial(_flops, forward)),
-        training_flops=of_all_blocks(transformer, partial(_flops, training)),
+        forward_flops=forward_flops,
+        training_flops=training_flops,
     )
 
 
@@ -169,11 +182,16 @@ def _vae_activations(vae: Any, config: PolicyConfig) -> tuple[int, int]:
     pixels = torch.empty(1, 3, *frames, *config.largest_size, dtype=vae.dtype, device="meta")
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mode()
-        return peak_bytes(lambda: vae.encode(pixels)), peak_bytes(lambda: vae.decode(latents))
+        return measure(lambda: vae.encode(pixels))[0], measure(lambda: vae.decode(latents))[0]
 
 
-def of_all_blocks(transformer: nn.Module, count: Callable[[], int]) -> int:
-    """Extrapolate `count()`, which grows with the transformer's blocks by equal amounts, from a few of them to all."""
+def of_all_blocks(transformer: nn.Module, count: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """Extrapolate `count()` to the whole transformer from few blocks, since each more of a kind adds as much.
+
+    Args:
+        transformer: A diffusers model; it has fewer blocks while `count` is called.
+        count: Computes with the transformer, and counts things that grow with its blocks by equal amounts.
+    """
     few = _few(transformer)
     with _cut(transformer, few):
         total = base = count()
@@ -181,7 +199,8 @@ def of_all_blocks(transformer: nn.Module, count: Callable[[], int]) -> int:
         left = len(getattr(transformer, name)) - blocks
         if left:
             with _cut(transformer, {**few, name: blocks + 1}):
-                total += left * (count() - base)
+                more = count()
+            total = tuple(t + left * (m - b) for t, m, b in zip(total, more, base, strict=True))
     return total
 
 
@@ -205,56 +224,88 @@ def _cut(transformer: nn.Module, counts: dict[str, int]) -> Iterator[None]:
             setattr(transformer, name, blocks)
 
 
-def peak_bytes(compute: Callable[[], object]) -> int:
-    """Return the peak bytes of tensors created inside `compute`, those of autograd's graph included.
+def measure(compute: Callable[[], object]) -> tuple[int, int]:
+    """Return peak bytes of tensors created inside `compute`, and floating-point operations of products and attention.
 
-    Attention counts as a fused kernel needs it: queries, keys, values, output and one number per query.
+    Bytes include those of autograd's graph. A multiplication counts as two operations. Attention counts as a fused
+    kernel (flash or memory-efficient) needs it: queries, keys, values, output and one number per query, but no matrix
+    of all pairs of tokens.
     """
-    live, functional = LiveBytes(), torch.nn.functional
+    counted, functional = _Counted(), torch.nn.functional
     # Not by a TorchFunctionMode, which is off where gradient checkpointing recomputes a block.
     own = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = _fused_attention
+    functional.scaled_dot_product_attention = partial(_fused_attention, counted)
     try:
-        with live:
+        with counted:
             compute()
     finally:
         functional.scaled_dot_product_attention = own
-    return live.peak
+    return counted.peak, counted.flops
 
 
-class _NoModules(ModuleTracker):
-    """Counts for no module in particular: torch's hooks on modules fail in gradient checkpointing."""
+class _Counted(LiveBytes):  # type: ignore[no-untyped-call, unused-ignore]
+    """Counts operations beside bytes. FlopCounterMode would dispatch each one again; its formulas are used here."""
 
-    def __enter__(self) -> Self:
-        return self
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
 
-    def __exit__(self, *error: object) -> None:
-        pass
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = super().__torch_dispatch__(func, types, args, kwargs)
+        if formula := flop_registry.get(func._overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=output)
+        return output
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Find the layout of a result once: torch does that in Python on meta, and blocks repeat operations."""
+        given = [one for one in args if isinstance(one, Tensor)]
+        if not given or not given[0].is_meta:
+            return func(*args, **kwargs)
+        key = (func, _layout(args), _layout(tuple(kwargs.items())))
+        changes = func._schema.is_mutable
+        if (known := _LAYOUTS.get(key)) is not None:
+            return given[0] if changes else torch.empty_strided(*known[:2], dtype=known[2], device="meta")
+        storages = [one.untyped_storage()._cdata for one in given]
+        made = func(*args, **kwargs)
+        if isinstance(made, Tensor):
+            storage = made.untyped_storage()._cdata
+            as_before = made is given[0] and storage == storages[0] and _layout(args) == key[1]
+            if as_before if changes else storage not in storages:
+                _LAYOUTS[key] = _layout(made)
+        return made
 
 
-def _flops(compute: Callable[[], object]) -> int:
-    """Return the floating-point operations of products and attention inside `compute`, two per multiplication."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
-    with counter:
-        compute()
-    return int(counter.get_total_flops())
+#: Shape, strides and dtype of the new tensor that an operation returns, or of the first one, which it changes in place,
+#: by the operation and the layouts of its arguments.
+_LAYOUTS: dict[Any, Any] = {}
 
 
-def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    return _Fused.apply(query, key, value)
+def _layout(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_layout, value))
+    return type(value), value
+
+
+def _fused_attention(counted: _Counted, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    return _Fused.apply(query, key, value, counted)
 
 
 class _Fused(torch.autograd.Function):
     """Tensors that a fused kernel creates and saves, without numbers; on meta torch would materialise the scores."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, counted: _Counted) -> Tensor:
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        ctx.counted = counted
+        ctx.flops = sdpa_flop_count(query.shape, key.shape, value.shape)
+        counted.flops += ctx.flops
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors[:3]
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        ctx.counted.flops += 2 * ctx.flops
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None

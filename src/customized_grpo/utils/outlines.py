@@ -14,6 +14,7 @@ import torch
 import transformers
 from huggingface_hub import hf_hub_download
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from customized_grpo.utils.hub import ModelError, first_line, loadable, resolve
 
@@ -78,13 +79,15 @@ def outline_reward(path: str, revision: str | None = None, *, answers: bool = Fa
     config = config_reader(path, revision, first="config.json")("config.json")
     auto = transformers.AutoModelForImageTextToText if answers else transformers.AutoModel
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():  # ties none either
             kind = transformers.AutoConfig.for_model(**config)
-            model: nn.Module = auto.from_config(kind, dtype=torch.float32)
+            model: Any = auto.from_config(kind, dtype=torch.float32)
+        model.tie_weights()
     except Exception as error:
         raise ModelError(
             f"{path}: config.json is not of a known model ({first_line(error)}); correct the path"
         ) from error
+    assert isinstance(model, nn.Module)
     return model
 
 
@@ -108,11 +111,12 @@ def _outline_part(path: str, read: ReadConfig, name: str, kind: str, dtype: torc
         if not issubclass(found, nn.Module):
             return None
         config = read(f"{name}/config.json")
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             if issubclass(found, diffusers.ModelMixin):
                 model = build.from_config(config)
             else:
                 model = build._from_config(build.config_class.from_dict(config), dtype=dtype)
+                model.tie_weights()
         # Not the model's own `to`, which warns about dtypes that from_pretrained would keep.
         return nn.Module.to(model, dtype).requires_grad_(False).eval()
     except ModelError:
