@@ -64,7 +64,7 @@ def side_by_side(
 
 def run_typed(arguments: list[str]) -> int:
     """Run `cgrpo`, `python -m MODULE ...` or `python FILE.py ...` in this process, and return the exit code."""
-    import customized_grpo.cli
+    from customized_grpo.__main__ import main
 
     try:
         if arguments[:1] == ["-m"]:
@@ -75,7 +75,7 @@ def run_typed(arguments: list[str]) -> int:
             runpy.run_path(arguments[0], run_name="__main__")
         else:
             sys.argv = ["cgrpo", *arguments]
-            customized_grpo.cli.main()
+            main()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0

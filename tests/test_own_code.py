@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,86 @@ def test_whatever_a_reward_changes_is_undone(tmp_path: Path) -> None:
     with isolated("key"):
         disturb(tmp_path)
     assert settings() == before
+
+
+def test_whatever_an_asynchronous_reward_changes_is_undone_whenever_it_waits(tmp_path: Path) -> None:
+    inside: list[bool] = []
+    beside: list[bool] = []
+
+    async def reward(images: torch.Tensor) -> list[float]:
+        await asyncio.sleep(0)
+        disturb(tmp_path)
+        changed = settings()
+        while not beside:
+            await asyncio.sleep(0.01)
+        inside.append(settings() == changed)
+        await asyncio.gather(*(child() for _ in images))
+        return [1.0] * len(images)
+
+    async def child() -> None:
+        await asyncio.sleep(0)
+        torch.set_default_dtype(torch.float16)
+        await asyncio.sleep(0.01)
+        inside.append(torch.get_default_dtype() == torch.float16)
+
+    def other(images: torch.Tensor) -> list[float]:
+        until = time.monotonic() + 5
+        while settings()[:8] != before[:8] and time.monotonic() < until:  # a step may be running
+            time.sleep(0.002)
+        beside.append(settings()[:8] == before[:8])
+        return [2.0] * len(images)
+
+    async def failing(images: torch.Tensor) -> list[float]:
+        await asyncio.sleep(0)
+        disturb(tmp_path)
+        raise KeyError("score")
+
+    with torch.no_grad():
+        before = settings()
+        score([as_reward(reward), as_reward(other, name="other")], IMAGES, PAIRS)
+        assert beside == [True] and inside == [True] * 4 and settings() == before
+        with pytest.raises(RewardError, match="KeyError"):
+            score([as_reward(failing)], IMAGES, PAIRS)
+        assert settings() == before
+
+
+def test_random_numbers_of_an_asynchronous_reward_depend_on_the_seed_alone() -> None:
+    async def one(wait: float) -> float:
+        await asyncio.sleep(wait)
+        return float(torch.rand(())) + random.random()  # noqa: S311
+
+    def scores(seed: int, *waits: float) -> list[float]:
+        async def reward(images: torch.Tensor) -> list[float]:
+            first = await one(waits[0])
+            return [first, *await asyncio.gather(*map(one, waits[1:]))]
+
+        return score([as_reward(reward)], IMAGES, PAIRS, seed=[seed])["reward"].tolist()
+
+    first = scores(0, 0, 0, 0.02)
+    torch.rand(5)
+    assert scores(0, 0.01, 0.02, 0) == first, "in whichever order its tasks end"
+    assert len(set(first)) == 3 and scores(1, 0, 0, 0) != first
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "KeyboardInterrupt", "GeneratorExit", "BaseException('x')"])
+def test_an_exit_in_a_task_of_an_asynchronous_reward_is_an_error(raised: str, tmp_path: Path) -> None:
+    code = f"import asyncio\nasync def part():\n    raise {raised}\n"
+    code += "async def f(images):\n    await asyncio.gather(part(), part())\n"
+    (tmp_path / "own.py").write_text(code)
+    reward = build_reward(RewardConfig(kind=f"{tmp_path / 'own.py'}:f", role="prompt"), "cpu")
+    for _ in range(2):  # the loop still runs
+        with pytest.raises(RewardError, match=rf"reward .*{raised.partition('(')[0]}.*own\.py:[35] in"):
+            score([reward], IMAGES, PAIRS)
+
+
+def test_signal_handlers_that_a_reward_sets_are_undone() -> None:
+    def reward(images: torch.Tensor) -> list[float]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return [1.0] * len(images)
+
+    before = signal.getsignal(signal.SIGTERM)
+    score([as_reward(reward)], IMAGES, PAIRS)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_a_module_changes_on_import_is_undone(tmp_path: Path) -> None:

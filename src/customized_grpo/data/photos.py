@@ -30,7 +30,7 @@ def write_pairs(photos: Path, subject: str, prompts: str, out: Path, held_out: P
         subject: Class word of the subject, such as "corgi".
         prompts: "object" or "live", a built-in list, or the path of a text file with one prompt per line, in which
             `{subject}` is replaced by the class word and its article.
-        out: File to write, in `photos` or a folder above it.
+        out: File to write or replace, in `photos` or a folder above it.
         held_out: File for every fifth prompt, which `out` then lacks.
 
     Returns:
@@ -54,8 +54,6 @@ def write_pairs(photos: Path, subject: str, prompts: str, out: Path, held_out: P
     used = [text for text in texts if text not in kept_apart]
     files_to_write = [(out, used), *([(held_out, kept_apart)] if held_out is not None else [])]
     for path, _ in files_to_write:
-        if path.exists():
-            raise DataError([f"{path}: exists; remove it or give another file"])
         if not photos.resolve().is_relative_to(path.resolve().parent):
             raise DataError([f"{path}: must be in {photos} or a folder above it, because paths are relative to it"])
     for path, lines in files_to_write:

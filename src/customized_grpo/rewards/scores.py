@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -30,8 +31,8 @@ def score(
     """Score images by all rewards. A score that is not finite becomes NaN, with a warning.
 
     Each call of a reward is isolated: global random numbers are seeded by `seed`, the reward's name and the pairs, and
-    what it changes in torch's settings, random states and the working directory is undone (of asynchronous rewards,
-    what they change before they return their awaitable).
+    what it changes in torch's settings, random states and the working directory is undone; of asynchronous rewards
+    whenever they wait.
 
     Args:
         rewards: Rewards with distinct names.
@@ -97,7 +98,9 @@ def _errors_of(reward: Reward, pairs: Sequence[Pair]) -> Iterator[None]:
         if str(error).startswith(f"reward {reward.name!r}"):
             raise
         raise RewardError(f"reward {reward.name!r}: {error}") from error
-    except (Exception, SystemExit) as error:  # sys.exit(0) in a reward would pass for success
+    except BaseException as error:  # sys.exit(0) in a reward would pass for success
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, which no other thread gets
         raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {error_text(error)}") from error
 
 

@@ -81,11 +81,11 @@ def _load(place: str) -> ModuleType:
         with isolated("import", path.stem):
             spec.loader.exec_module(module)
         return module
-    except NamedError:
+    except (NamedError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
         raise NamedError(
             f"{place} cannot be imported, because there is no module {error.name!r}; install it or correct the name"
         ) from error
-    except (Exception, SystemExit) as error:  # sys.exit(0) would pass for success
+    except BaseException as error:  # sys.exit(0) would pass for success
         raise NamedError(f"{place} cannot be imported ({error_text(error)}); correct it") from error
