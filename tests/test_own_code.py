@@ -150,6 +150,18 @@ def test_an_exit_in_a_task_of_an_asynchronous_reward_is_an_error(raised: str, tm
             score([reward], IMAGES, PAIRS)
 
 
+def test_a_reward_that_changes_its_images_in_place_changes_no_others() -> None:
+    def darkens(images: torch.Tensor) -> torch.Tensor:
+        return images.mul_(0).flatten(1).mean(1)
+
+    def mean(images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).mean(1)
+
+    images = IMAGES.clone()
+    scores = score([as_reward(darkens), as_reward(mean)], images, PAIRS)
+    assert images.equal(IMAGES) and scores["mean"].equal(IMAGES.flatten(1).mean(1)) and not scores["darkens"].any()
+
+
 def test_signal_handlers_that_a_reward_sets_are_undone() -> None:
     def reward(images: torch.Tensor) -> list[float]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -100,6 +100,7 @@ def _places(options: argparse.Namespace, bench: Bench, whole: Reference, chance:
     shares = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97)
     full = [places.full_disk(bench, whole, share) for share in shares]
     yield _row("place", "a full disk, at 2% to 97% of what a run takes", full)
+    yield _row("place", "generate, export and merge to a full disk", [places.full_output(bench, whole)])
     yield _row("place", "files that may not grow", [places.too_large_file(bench, whole)])
     yield _row("place", "a read-only folder", [places.read_only(bench, whole)])
     yield _row("place", "a folder in use", [places.in_use(bench, whole)])

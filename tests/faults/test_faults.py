@@ -50,6 +50,10 @@ def test_a_full_disk_is_one_line_and_costs_nothing(bench: Bench, whole: Referenc
     assert not (places.too_large_file(bench, whole) if wrong is None else wrong)
 
 
+def test_nothing_is_left_of_what_a_full_disk_cannot_hold(bench: Bench, whole: Reference) -> None:
+    assert not places.full_output(bench, whole)
+
+
 def test_two_processes_cannot_have_one_run(bench: Bench, whole: Reference) -> None:
     assert not places.in_use(bench, whole)
 

@@ -78,7 +78,8 @@ def _begin(
     """Call a reward and return a function that waits for its scores; only asynchronous ones are still at work."""
     check_needs(reward, reward.name, pairs)
     with _errors_of(reward, pairs), isolated(*seed, reward.name, *(pair.key for pair in pairs)):
-        begun = reward.begin(images, pairs) if isinstance(reward, CallableReward) else None
+        # A copy, since a user's own code may change it in place.
+        begun = reward.begin(images.clone(), pairs) if isinstance(reward, CallableReward) else None
         scores = reward(images, pairs) if begun is None else None
 
     def finish() -> Tensor:
