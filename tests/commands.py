@@ -18,6 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
@@ -88,8 +89,9 @@ def leave_with(run: Callable[[], int]) -> NoReturn:
         code = run()
     except BaseException:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(AttributeError, ValueError):  # user code has removed or closed it
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,38 @@ def test_a_reward_that_changes_its_images_in_place_changes_no_others() -> None:
     images = IMAGES.clone()
     scores = score([as_reward(darkens), as_reward(mean)], images, PAIRS)
     assert images.equal(IMAGES) and scores["mean"].equal(IMAGES.flatten(1).mean(1)) and not scores["darkens"].any()
+
+
+def test_streams_and_a_recursion_limit_that_a_reward_takes_away_are_put_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def reward(images: torch.Tensor) -> list[float]:
+        sys.setrecursionlimit(300)
+        sys.stderr.close()
+        sys.stdout = None  # type: ignore[assignment]
+        return [1.0] * len(images)
+
+    limit = sys.getrecursionlimit()
+    with (tmp_path / "out").open("w") as out, (tmp_path / "error").open("w") as error:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", error)
+        score([as_reward(reward)], IMAGES, PAIRS)
+        assert sys.stdout is out and not sys.stderr.closed and sys.getrecursionlimit() == limit
+        sys.stderr.close()
+
+
+def test_an_error_that_cannot_be_shown_is_named_by_its_type() -> None:
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    def reward(images: torch.Tensor) -> None:
+        raise Unprintable
+
+    with pytest.raises(
+        RewardError, match=r"reward 'reward' failed on pairs 'a', 'b', 'c': Unprintable, at .*in reward"
+    ):
+        score([as_reward(reward)], IMAGES, PAIRS)
 
 
 def test_signal_handlers_that_a_reward_sets_are_undone() -> None:

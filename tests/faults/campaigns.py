@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections import Counter
@@ -112,18 +113,21 @@ def set_options(**changes: object) -> list[str]:
 _IMAGE, _PROMPT = "photo.png", ["--prompt", "a cat"]
 _GENERATE = ["generate", *_PROMPT, "--steps", "1"]
 _SCORE = ["score", "--reward", "copy-paste", "--role", "guard", *_PROMPT]
-_COMPARE = ["compare", "--protocol", "embedded", "--images", "1", "--steps", "1"]
+_NO_MODEL = ["--data=pairs.jsonl", "--set", "policy.path=./nowhere"]
+_PAIRS = ["pairs", "--subject=cat"]
+_ONE = ["--images=1", "--steps=1", "--benchmark=pairs.jsonl"]
+_COMPARE = ["compare", "--protocol=embedded", *_ONE]
 #: Commands by the place of a path, "{}" in them; RUN is a finished run. Without a model where the path is only read.
 PLACES = {
-    "train --config": ["train", "--config={}", "--out=new", "--set", "policy.path=./nowhere"],
+    "train --config": ["train", "--config={}", "--out=new", *_NO_MODEL],
     "train --data": ["train", "--data={}", "--out=new", "--set", "policy.path=./nowhere"],
-    "train --held-out": ["train", "--held-out={}", "--out=new", "--set", "policy.path=./nowhere"],
+    "train --held-out": ["train", "--held-out={}", "--out=new", *_NO_MODEL],
     "train --resume": ["train", "--resume={}"],
-    "train --out": ["train", "--out={}", "--set", "policy.path=./nowhere"],
+    "train --out": ["train", "--out={}", *_NO_MODEL],
     "train --out, trained": ["train", "--out={}", *set_options()],
     "train adapter": ["train", "--out=new", *set_options(policy__adapter="{}")],
     "train conditions": ["train", "--out=new", *set_options(policy__conditions="{}")],
-    "train policy.path": ["train", "--out=new", *set_options(policy__path="{}")],
+    "train policy.path": ["train", "--out=new", *set_options(policy__path="{}"), "--data=world"],
     "train reward": ["train", "--out=new", *set_options(rewards=[{"kind": "{}:f", "role": "prompt"}])],
     "generate --reference": [*_GENERATE, "--reference={}", "--out=new.png"],
     "generate --prompts": ["generate", "--steps=1", "--reference", _IMAGE, "--prompts={}", "--out=new.png"],
@@ -139,21 +143,19 @@ PLACES = {
     "score --run": ["score", *_PROMPT, "--image", _IMAGE, "--run={}"],
     "score --reward": ["score", *_PROMPT, "--image", _IMAGE, "--reward={}:f"],
     "score --path": ["score", *_PROMPT, "--image", _IMAGE, "--reference", _IMAGE, "--reward", "dino", "--path={}"],
-    "pairs PHOTOS": ["pairs", "--subject=cat", "--", "{}"],
-    "pairs --prompts": ["pairs", "photos", "--subject=cat", "--prompts={}"],
-    "pairs --out": ["pairs", "photos", "--subject=cat", "--out={}"],
-    "pairs --held-out": ["pairs", "photos", "--subject=cat", "--held-out={}"],
+    "pairs PHOTOS": [*_PAIRS, "--out=new.jsonl", "--", "{}"],
+    "pairs --prompts": [*_PAIRS, "photos", "--prompts={}", "--out=new.jsonl"],
+    "pairs --out": [*_PAIRS, "photos", "--out={}"],
+    "pairs --held-out": [*_PAIRS, "photos", "--held-out={}", "--out=new.jsonl"],
     "evaluate SYSTEM": ["evaluate", "--", "{}"],
-    "evaluate SYSTEM --benchmark": ["evaluate", "--benchmark=world", "--protocol=embedded", "--out=new", "--", "{}"],
-    "evaluate --benchmark": ["evaluate", "--benchmark={}", "--protocol=embedded", "--out=new", "--", "RUN"],
-    "evaluate --protocol": ["evaluate", "--benchmark=world", "--protocol={}", "--out=new", "--", "photos"],
-    "evaluate --out": ["evaluate", "--benchmark=pairs.jsonl", "--protocol=embedded", "--out={}", "--", "photos"],
-    "compare SYSTEM": [*_COMPARE, "--benchmark=world", "--out=new", "--", "a={}", "b=photos"],
-    "compare --benchmark": [*_COMPARE, "--benchmark={}", "--out=new", "a=photos", "b=photos"],
-    "compare --combinations": [
-        *_COMPARE, "--benchmark=world", "--two-subjects", "--combinations={}", "--out=new", "a=photos", "b=photos",
-    ],
-    "compare --out": [*_COMPARE, "--benchmark=pairs.jsonl", "--out={}", "a=photos", "b=photos"],
+    "evaluate SYSTEM --benchmark": ["evaluate", *_ONE, "--protocol=embedded", "--out=new", "--", "{}"],
+    "evaluate --benchmark": ["evaluate", *_ONE, "--benchmark={}", "--protocol=embedded", "--out=new", "--", "RUN"],
+    "evaluate --protocol": ["evaluate", *_ONE, "--protocol={}", "--out=new", "--", "RUN"],
+    "evaluate --out": ["evaluate", *_ONE, "--protocol=embedded", "--out={}", "--", "RUN"],
+    "compare SYSTEM": [*_COMPARE, "--out=new", "--", "a={}", "b=RUN"],
+    "compare --benchmark": [*_COMPARE, "--benchmark={}", "--out=new", "a=RUN", "b=RUN"],
+    "compare --combinations": [*_COMPARE, "--two-subjects", "--combinations={}", "--out=new", "a=RUN", "b=RUN"],
+    "compare --out": [*_COMPARE, "--out={}", "a=RUN", "b=embedded/pipeline"],
     "report RUN": ["report", "--out=new.html", "--", "{}"],
     "report --out": ["report", "--out={}", "RUN"],
     "export RUN": ["export", "--out=new", "--", "{}"],
@@ -167,12 +169,13 @@ PLACES = {
 }  # fmt: skip
 #: As it is, nothing is made there.
 _AS_THEY_ARE = [
-    "", ".", "..", "/", "~", "-", "photo.png/x", "loop", "loop/x", "dangling", "to-zero", "pipe", "socket", "/dev/null",
-    "/dev/zero", "/dev/full", "/dev/stdin", "/proc/self/mem", "/proc/self/fd/0", "photos", "RUN", "RUN/config.yaml",
-    "RUN/lora", "RUN/checkpoints", "RUN/metrics.jsonl", "photo.png", "pairs.jsonl", "https://127.0.0.1:1/x",
-    "embedded", "embedded/pipeline", "embedded/../..", "world", "name=photo.png", "x" * 256, "x/" * 2100,
-    "[red]x[/red]", "[/b]", "{}", "{0.x}", "%s", "$HOME", "a\nb.png", "a\tb", "\x1b[31mx", "a:b", "a,b", "con.png",
-    "ü/\u202e.png", "\u0085.png", "😀.yaml", "\udcff.png", " ", " x", "x.", "...", "*", "?", "--help", "@x", "#x",
+    "", ".", "..", "/", "~", "-", "photo.png/x", "loop", "loop/x", "dangling", "to-zero", "pipe", "socket",
+    "/dev/null", "/dev/zero", "/dev/full", "/dev/stdin", "/proc/self/mem", "/proc/self/fd/0", "photos", "RUN",
+    "RUN/config.yaml", "RUN/lora", "RUN/checkpoints", "RUN/metrics.jsonl", "photo.png", "pairs.jsonl",
+    "https://127.0.0.1:1/x", "embedded", "embedded/pipeline", "embedded/../..", "name=photo.png", "x" * 256,
+    "x/" * 2100, "[red]x[/red]", "[/b]", "{}", "{0.x}", "%s", "$HOME", "a\nb.png", "a\tb", "\x1b[31mx", "a:b", "a,b",
+    "con.png", "ü/\u202e.png", "\u0085.png", "😀.yaml", "\udcff.png", " ", " x", "x.", "...", "*", "?", "--help", "@x",
+    "#x",
 ]  # fmt: skip
 _NAMES = st.text(st.characters(blacklist_characters="\0/", blacklist_categories=["Cs"]), min_size=1, max_size=12)
 _SUFFIXES = st.sampled_from(["", ".png", ".jsonl", ".json", ".yaml", ".py", ".txt", ".html", ".safetensors"])
@@ -180,7 +183,8 @@ _CONTENTS = {
     "empty": b"", "garbage": bytes(range(256)) * 4, "text": b"a {subject} on Mars\n", "yaml": b"train: {seed: 3}\n",
     "list": b"[]\n", "object": b"{}\n", "code": b"def f(images):\n    return [1.0] * len(images)\n", "null": b"null",
     "deep": b"[" * 5000, "pairs": b'{"prompt": "a cat", "references": ["photo.png"]}\n', "utf-16": "ä".encode("utf-16"),
-    "number": b"1e999999\n", "safetensors": (2**62).to_bytes(8, "little") + b"{}", "png": b"\x89PNG\r\n\x1a\n" + bytes(9),
+    "number": b"1e999999\n", "safetensors": (2**62).to_bytes(8, "little") + b"{}",
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(9),
 }  # fmt: skip
 _KINDS = st.sampled_from(["missing", "folder", "pipe", "loop", "photo", "photos", "run", *_CONTENTS])
 
@@ -217,14 +221,10 @@ def _try_path(bench: Bench, folder: Path, run: Path, place: str, name: str, kind
         for part in PLACES[place]
     ]
     before, of_run = digests(folder), digests(run)
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(path.split()))
-    command, option = place.split()[:2]
-    # The line names the path, the option, or what lacks in the path's place.
-    names = [
-        n
-        for n in (shown[:40].strip(), str(Path(path))[:40].strip(), option, "no such command", "policy.path", "nowhere")
-        if n
-    ] or [command]
+    # The line names the path, at least its longest part of plain letters, the option, or what lacks in its place.
+    option = place.split()[1]
+    plain = max(re.findall(r"[\w./-]+", path[:200], re.ASCII) or [option], key=len)[:40]
+    names = [plain, str(Path(path)) if len(path) < 3 else option, option, "nowhere", "Gradio", "two subjects need"]
     try:
         return ends(bench, folder, arguments, *names)
     finally:
@@ -278,45 +278,49 @@ _SIGNATURES = [
     "images, pairs, /", "prompts", "images: 'torch.Tensor' = None",
 ]  # fmt: skip
 _EFFECTS = [
-    "print('x' * 1000)", "print('own: \\x1b[31m[/b]', file=sys.stderr)", "time.sleep(0.05)", "warnings.warn('careful')",
-    "warnings.simplefilter('error')", "logging.disable()", "logging.getLogger().addHandler(logging.StreamHandler())",
-    "torch.set_default_dtype(torch.float64)", "torch.set_default_dtype(torch.bfloat16)",
-    "torch.set_default_device('meta')", "torch.set_grad_enabled(True)", "torch.inference_mode().__enter__()",
-    "torch.use_deterministic_algorithms(True)", "torch.set_num_threads(3)", "torch.manual_seed(0)", "random.seed(0)",
-    "np.random.seed(0)", "os.chdir('/')", "os.environ['OMP_NUM_THREADS'] = '7'", "os.environ.pop('HOME', None)",
-    "os.environ.clear()", "signal.signal(signal.SIGINT, signal.SIG_IGN)", "signal.signal(signal.SIGTERM, signal.SIG_DFL)",
-    "gc.disable()", "sys.setrecursionlimit(400)", "sys.setswitchinterval(1e-6)", "sys.argv.clear()", "sys.path.clear()",
-    "sys.stdout = None", "sys.stdout.close()", "os.remove(__file__)", "shutil.rmtree('run', ignore_errors=True)",
-    "torch.backends.cudnn.benchmark = True", "np.seterr(all='raise')", "torch.autograd.set_detect_anomaly(True)",
-    "asyncio.new_event_loop()", "time.sleep = None", "threading = None", "random.random = lambda: 2", "del builtins.open",
+    "print('x' * 1000)", "print('own: \\x1b[31m[/b]', file=sys.stderr)", "time.sleep(0.05)",
+    "warnings.warn('careful')", "warnings.simplefilter('error')", "logging.disable()",
+    "logging.getLogger().addHandler(logging.StreamHandler())", "torch.set_default_dtype(torch.float64)",
+    "torch.set_default_dtype(torch.bfloat16)", "torch.set_default_device('meta')", "torch.set_grad_enabled(True)",
+    "torch.inference_mode().__enter__()", "torch.use_deterministic_algorithms(True)", "torch.set_num_threads(3)",
+    "torch.manual_seed(0)", "random.seed(0)", "np.random.seed(0)", "os.chdir('/')",
+    "os.environ['OMP_NUM_THREADS'] = '7'", "os.environ.pop('HOME', None)", "os.environ.clear()",
+    "signal.signal(signal.SIGINT, signal.SIG_IGN)", "signal.signal(signal.SIGTERM, signal.SIG_DFL)", "gc.disable()",
+    "sys.setrecursionlimit(400)", "sys.setswitchinterval(1e-6)", "sys.argv.clear()", "sys.stdout = None",
+    "sys.stdout.close()", "shutil.rmtree('run', ignore_errors=True)", "torch.backends.cudnn.benchmark = True",
+    "np.seterr(all='raise')", "torch.autograd.set_detect_anomaly(True)", "asyncio.new_event_loop()",
+    "time.sleep = None", "threading = None", "random.random = lambda: 2", "del builtins.open",
 ]  # fmt: skip
 _CHANGES_ARGUMENTS = [
     "images.zero_()", "images.mul_(float('nan'))", "images.requires_grad_()", "images.resize_(0)", "del images",
     "prompts.clear()", "pairs.clear()", "kwargs.clear()",
 ]  # fmt: skip
 _RETURNED = [
-    "[1.0] * n", "[0.5 + i for i in range(n)]", "torch.rand(n)", "np.random.rand(n)", "torch.rand(n, 1)", "torch.rand(())",
-    "torch.rand(n, requires_grad=True)", "torch.rand(n, device='meta')", "torch.ones(n, dtype=torch.int64)",
-    "torch.ones(n, dtype=torch.bool)", "torch.ones(n, dtype=torch.complex64)", "torch.eye(n).to_sparse()",
-    "torch.rand(n).to(torch.float8_e4m3fn)", "torch.tensor([])", "np.ones(n, 'f2')", "np.ones((n, 2))", "np.array(['a'] * n)",
-    "np.array([None] * n)", "np.float64(1)", "[]", "[1.0]", "[1.0] * (n + 1)", "None", "{}", "{'scores': [1.0] * n}",
-    "'1.0'", "['1.0'] * n", "[b'1'] * n", "(1.0 for _ in range(n))", "(1 / 0 for _ in range(n))", "iter(int, 1)",
-    "itertools.repeat(1.0)", "[float('nan')] * n", "[float('inf')] * n", "[float('nan')] + [1.0] * (n - 1)", "[-1e308] * n",
+    "[1.0] * n", "[0.5 + i for i in range(n)]", "torch.rand(n)", "np.random.rand(n)", "torch.rand(n, 1)",
+    "torch.rand(())", "torch.rand(n, requires_grad=True)", "torch.rand(n, device='meta')",
+    "torch.ones(n, dtype=torch.int64)", "torch.ones(n, dtype=torch.bool)", "torch.ones(n, dtype=torch.complex64)",
+    "torch.eye(n).to_sparse()", "torch.rand(n).to(torch.float8_e4m3fn)", "torch.tensor([])", "np.ones(n, 'f2')",
+    "np.ones((n, 2))", "np.array(['a'] * n)", "np.array([None] * n)", "np.float64(1)", "[]", "[1.0]",
+    "[1.0] * (n + 1)", "None", "{}", "{'scores': [1.0] * n}", "'1.0'", "['1.0'] * n", "[b'1'] * n",
+    "(1.0 for _ in range(n))", "(1 / 0 for _ in range(n))", "iter(int, 1)", "itertools.repeat(1.0)",
+    "[float('nan')] * n", "[float('inf')] * n", "[float('nan')] + [1.0] * (n - 1)", "[-1e308] * n",
     "[3e38 * (i % 2) for i in range(n)]", "[True] * n", "[10**400] * n", "[10**30] * n", "[decimal.Decimal(1)] * n",
-    "[fractions.Fraction(1, 3)] * n", "[1j] * n", "[None] * n", "[[1.0]] * n", "tuple([1.0] * n)", "{1.0, 2.0}", "range(n)",
-    "map(float, range(n))", "object()", "images", "[torch.tensor(1.0)] * n", "[torch.ones(1)] * n", "[torch.ones(2)] * n",
-    "[np.float32(1)] * n", "NotImplemented", "Ellipsis", "ValueError('no')", "f", "[[]] * n", "asyncio.sleep(0, [1.0] * n)",
-    "asyncio.sleep(0)", "[object()] * n", "torch.Tensor", "[slice(1)] * n", "1.0", "len", "[-0.0, 1e-320] * (n // 2)",
+    "[fractions.Fraction(1, 3)] * n", "[1j] * n", "[None] * n", "[[1.0]] * n", "tuple([1.0] * n)", "{1.0, 2.0}",
+    "range(n)", "map(float, range(n))", "object()", "images", "[torch.tensor(1.0)] * n", "[torch.ones(1)] * n",
+    "[torch.ones(2)] * n", "[np.float32(1)] * n", "NotImplemented", "Ellipsis", "ValueError('no')", "f", "[[]] * n",
+    "asyncio.sleep(0, [1.0] * n)", "asyncio.sleep(0)", "[object()] * n", "torch.Tensor", "[slice(1)] * n", "1.0",
+    "len", "[-0.0, 1e-320] * (n // 2)",
 ]  # fmt: skip
 _RAISED = [
-    "ValueError('no')", "ValueError()", "ValueError('a\\nb\\x00\\x1b[31m[/b]')", "ValueError('x' * 10**6)", "ValueError('\\udcff')",
-    "KeyError('k')", "SystemExit(0)", "SystemExit('bye')", "SystemExit", "KeyboardInterrupt", "MemoryError", "RecursionError",
-    "StopIteration", "StopAsyncIteration", "GeneratorExit", "asyncio.CancelledError", "OSError(28, 'No space left on device')",
-    "BrokenPipeError(32, 'Broken pipe')", "FileNotFoundError(2, 'no', 'x')", "TimeoutError()", "EOFError()", "Unprintable()",
-    "Odd()", "ExceptionGroup('two', [ValueError(1), KeyError(2)])", "BaseExceptionGroup('two', [Odd(), KeyError(2)])",
-    "Warning('w')", "torch.OutOfMemoryError('CUDA out of memory')", "RuntimeError('CUDA error: an illegal access')",
-    "UnicodeDecodeError('utf-8', b'x', 0, 1, 'bad')", "AssertionError()", "NotImplementedError", "ImportError('no', name='m')",
-    "LookupError(Unprintable())", "type('Own', (Exception,), {})()", "SyntaxError('x')", "1", "None",
+    "ValueError('no')", "ValueError()", "ValueError('a\\nb\\x00\\x1b[31m[/b]')", "ValueError('x' * 10**6)",
+    "ValueError('\\udcff')", "KeyError('k')", "SystemExit(0)", "SystemExit('bye')", "SystemExit", "KeyboardInterrupt",
+    "MemoryError", "RecursionError", "StopIteration", "StopAsyncIteration", "GeneratorExit", "asyncio.CancelledError",
+    "OSError(28, 'No space left on device')", "BrokenPipeError(32, 'Broken pipe')", "FileNotFoundError(2, 'no', 'x')",
+    "TimeoutError()", "EOFError()", "Unprintable()", "Odd()", "ExceptionGroup('two', [ValueError(1), KeyError(2)])",
+    "BaseExceptionGroup('two', [Odd(), KeyError(2)])", "Warning('w')", "torch.OutOfMemoryError('CUDA out of memory')",
+    "RuntimeError('CUDA error: an illegal access')", "UnicodeDecodeError('utf-8', b'x', 0, 1, 'bad')",
+    "AssertionError()", "NotImplementedError", "ImportError('no', name='m')", "LookupError(Unprintable())",
+    "type('Own', (Exception,), {})()", "SyntaxError('x')", "1", "None",
 ]  # fmt: skip
 
 
@@ -329,7 +333,15 @@ def rewards() -> st.SearchStrategy[Trial]:
     signature = st.just("images, **kwargs") | st.sampled_from(_SIGNATURES)
     changes = st.lists(st.sampled_from(_CHANGES_ARGUMENTS), max_size=1)
     at_import = st.just("") | st.sampled_from([*_EFFECTS, *(f"raise {one}" for one in _RAISED)])
-    drawn = st.tuples(at_import, st.sampled_from(["", "async "]), signature, effects, changes, end, st.booleans())
+    drawn = st.tuples(
+        at_import,
+        st.sampled_from(["", "async "]),
+        signature,
+        effects,
+        changes,
+        end,
+        st.integers(0, 3).map(lambda number: not number),
+    )
     return drawn.map(_reward_trial)
 
 
@@ -364,8 +376,8 @@ def _reward_trial(drawn: tuple[str, str, str, list[str], list[str], str, bool]) 
 # --- any damage to a run --------------------------------------------------------------------------------------------
 
 _DAMAGES = [
-    "missing", "empty", "cut", "garbage", "folder", "link", "loop", "pipe", "bit", "null", "list", "number", "deep", "text",
-    "line gone", "line twice", "value",
+    "missing", "empty", "cut", "garbage", "folder", "link", "loop", "pipe", "bit", "null", "list", "number", "deep",
+    "text", "line gone", "line twice", "value",
 ]  # fmt: skip
 AFTER = {
     "train --resume": ["train", "--resume", "run"],
@@ -376,12 +388,12 @@ AFTER = {
     "export": ["export", "run", "--out", "new"],
     "merge": ["merge", "run", "--out", "new"],
     "evaluate": ["evaluate", "run"],
-    "compare": [*_COMPARE, "--benchmark", "pairs.jsonl", "--out", "new", "a=run", "b=run/lora"],
+    "compare": [*_COMPARE, "--out", "new", "a=run", "b=run/lora"],
     "score": ["score", *_PROMPT, "--image", _IMAGE, "--reference", _IMAGE, "--run", "run"],
-    "demo": ["demo", "--run", "run", "--port=1"],
 }
 #: What commands may write anew.
 _WRITTEN = (
+    ".lock",
     "report.html",
     "evaluation",
     "before-after.png",

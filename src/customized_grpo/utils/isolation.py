@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import threading
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterator
@@ -51,6 +52,8 @@ class _State:
     precision: str
     folder: str | None
     handlers: dict[int, Any]
+    streams: tuple[Any, Any]
+    recursion: int
 
     @staticmethod
     def now() -> _State:
@@ -72,6 +75,8 @@ class _State:
             precision=torch.get_float32_matmul_precision(),
             folder=folder,
             handlers={number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
+            streams=(sys.stdout, sys.stderr),
+            recursion=sys.getrecursionlimit(),
         )
 
     def restore(self) -> None:
@@ -93,6 +98,10 @@ class _State:
         if self.folder is not None:
             with suppress(FileNotFoundError):  # of a directory that user code removed
                 os.chdir(self.folder)
+        # One that was closed cannot be opened again; a new one takes its number before another file does.
+        sys.stdout, sys.stderr = (open(os.devnull, "w") if _is_closed(one) else one for one in self.streams)  # noqa: SIM115
+        if sys.getrecursionlimit() < self.recursion:
+            sys.setrecursionlimit(self.recursion)
         for number, handler in self.handlers.items() if _on_main() else ():
             if handler is not None and signal.getsignal(number) is not handler:  # None: not set by Python
                 signal.signal(number, handler)
@@ -103,8 +112,8 @@ def isolated(*key: int | str) -> Iterator[None]:
     """Seed random numbers by `key` inside the block, and undo what it changes for the rest of the process.
 
     Restored are the random states of Python, NumPy and torch, torch's default dtype and device, gradient mode, number
-    of threads, deterministic flags and precision of matrix products, the working directory, and on the main thread the
-    handlers of SIGINT and SIGTERM.
+    of threads, deterministic flags and precision of matrix products, the working directory, standard output and error,
+    a recursion limit that was lowered, and on the main thread the handlers of SIGINT and SIGTERM.
     """
     with _SWITCHING:
         outside = _State.now()
@@ -165,6 +174,10 @@ def isolated_task(loop: asyncio.AbstractEventLoop, body: Any, **options: Any) ->
         with isolated("task", random.getrandbits(63)):
             body = isolated_coroutine(body)
     return asyncio.Task(body, loop=loop, **options)
+
+
+def _is_closed(stream: Any) -> bool:
+    return bool(getattr(stream, "closed", False))
 
 
 def _on_main() -> bool:

@@ -42,7 +42,10 @@ def find(path: str) -> Any:
 
 def error_text(error: BaseException) -> str:
     """Return an exception's type and message as one line of at most 300 letters, and where the user's code failed."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    try:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    except Exception:  # of a type that cannot be shown
+        text = type(error).__name__
     place = own_place(error)
     return f"{text}, at {place}" if place else text
 
