@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -21,6 +22,8 @@ from typing import Any, Literal
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from customized_grpo.trainer.checkpoint import newest_checkpoint
 
 from .bench import ITERATIONS, SETTINGS, Bench
 from .generated import SECONDS
@@ -223,8 +226,16 @@ def _try_path(bench: Bench, folder: Path, run: Path, place: str, name: str, kind
     before, of_run = digests(folder), digests(run)
     # The line names the path, at least its longest part of plain letters, the option, or what lacks in its place.
     option = place.split()[1]
-    plain = max(re.findall(r"[\w./-]+", path[:200], re.ASCII) or [option], key=len)[:40]
-    names = [plain, str(Path(path)) if len(path) < 3 else option, option, "nowhere", "Gradio", "two subjects need"]
+    plain = max(re.findall(r"[\w./-]+", path[:200]) or [option], key=len)[:40]
+    names = [
+        plain,
+        str(Path(path)) if len(path) < 3 else option,
+        option,
+        "nowhere",
+        "Gradio",
+        "two subjects need",
+        "the run needs",
+    ]
     try:
         return ends(bench, folder, arguments, *names)
     finally:
@@ -407,19 +418,21 @@ _WRITTEN = (
 
 def damages() -> st.SearchStrategy[Trial]:
     """A file or folder of a finished run that is damaged, before a command that uses the run."""
-    place, number = st.floats(0, 1, exclude_max=True), st.integers(0, 2**30)
-    return st.tuples(st.sampled_from(list(AFTER)), st.sampled_from(_DAMAGES), place, number).map(
+    number = st.integers(0, 2**30)
+    return st.tuples(st.sampled_from(list(AFTER)), st.sampled_from(_DAMAGES), number, number).map(
         lambda drawn: (f"{drawn}", lambda bench, folder, run: _try_damage(bench, folder, run, *drawn))
     )
 
 
-def _try_damage(bench: Bench, folder: Path, run: Path, command: str, damage: str, place: float, number: int) -> Outcome:
+def _try_damage(bench: Bench, folder: Path, run: Path, command: str, damage: str, place: int, number: int) -> Outcome:
     copied = folder / "run"
     shutil.copytree(run, copied)
     Image.linear_gradient("L").resize((24, 18)).convert("RGB").save(folder / _IMAGE)
     (folder / "pairs.jsonl").write_bytes(_CONTENTS["pairs"])
-    parts = sorted(path for path in copied.rglob("*") if path.name != "events" and not path.name.startswith(".lock"))
-    target = parts[int(place * len(parts))]
+    # First one of the folder's entries, of which some have many files, then one of its parts.
+    chance = random.Random(place)
+    entry = chance.choice(sorted(path for path in copied.iterdir() if not path.name.startswith(".lock")))
+    target = chance.choice(sorted([entry, *entry.rglob("*")]))
     _damage(target, damage, number)
     name, before = str(target.relative_to(folder)), digests(copied)
     try:
@@ -434,10 +447,12 @@ def _try_damage(bench: Bench, folder: Path, run: Path, command: str, damage: str
 
 
 def _kept(copied: Path, name: str, target: Path) -> bool:
-    """Return whether a resumed run may change this file: it appends records, and renames damaged checkpoints."""
-    if name.startswith(("metrics.jsonl", "starts.jsonl", "config.yaml", "lora/")):
-        return (copied / name).exists()
-    return name.startswith("checkpoints/") and target.is_relative_to(copied / Path(*Path(name).parts[:2]))
+    """Return whether a resumed run may change this file: it appends records, and removes older checkpoints."""
+    newest = newest_checkpoint(copied / "checkpoints", warns=False)
+    assert newest is not None and int(newest.name) >= ITERATIONS, "no checkpoint of the end"
+    if name.startswith("checkpoints/"):
+        return newest.name not in name or target.is_relative_to(newest)
+    return name.startswith(("metrics.jsonl", "starts.jsonl", "config.yaml", "lora/")) and (copied / name).exists()
 
 
 def _damage(target: Path, damage: str, number: int) -> None:

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from customized_grpo import __version__
 from customized_grpo.utils.hub import first_line
-from customized_grpo.utils.interrupts import CODE, INTERRUPTED, interrupts
+from customized_grpo.utils.interrupts import CODE, interrupts
 from customized_grpo.utils.memory import is_out_of_memory
 from customized_grpo.utils.named import own_place
 from customized_grpo.utils.stopping import Stopped
@@ -176,7 +176,7 @@ def one_line_errors(debug: bool | None = None) -> Iterator[None]:
 
 
 def _leave_interrupted() -> NoReturn:
-    print_notice(INTERRUPTED)
+    print_notice("interrupted; saved files remain")
     raise SystemExit(CODE)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found] # which `signal` wraps in enumerations that take long to import
 import os
-import signal
 import sys
-from contextlib import suppress
-from types import FrameType
 
-#: The line that an interrupted command ends with, and its exit code.
-INTERRUPTED, CODE = "interrupted; saved files remain", 130
+TYPE_CHECKING = False  # the module typing takes longer to import than all of this
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
+
+#: Exit code of an interrupted command.
+CODE = 130
 #: Filled when Ctrl-C was pressed: a library may turn it into an error of its own.
 interrupts: list[int] = []
 
@@ -21,17 +24,25 @@ def note_interrupts() -> None:
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
-    with suppress(ValueError):  # not on the main thread
+    try:
         signal.signal(signal.SIGINT, _note)
+    except ValueError:  # not on the main thread
+        return
+
+
+def leave_at_once() -> NoReturn:
+    """End an interrupted process, with one line, without what Python does at an exit."""
+    try:
+        sys.stdout.flush()
+    finally:
+        os.write(2, b"interrupted; saved files remain\n")
+        os._exit(CODE)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
     interrupts.append(number)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            with suppress(Exception):
-                sys.stdout.flush()
-            os.write(2, f"{INTERRUPTED}\n".encode())
-            os._exit(CODE)
+            leave_at_once()
         frame = frame.f_back
     raise KeyboardInterrupt

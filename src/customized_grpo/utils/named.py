@@ -28,7 +28,7 @@ def find(path: str) -> Any:
     """Import the class or function at `package.module:Name` or `file.py:Name`. Raises NamedError."""
     place, _, name = path.rpartition(":")
     if not place or not name:
-        raise NamedError(f"{path!r} is not package.module:Class or file.py:function")
+        raise NamedError(f"{path!r} is not package.module:Class or file.py:function; give either")
     module = _load(place)
     found = getattr(module, name, None)
     if found is None:
