@@ -51,6 +51,7 @@ def test_own_prompts(photos: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"prompts": "none.txt"}, "--prompts none.txt: cannot be read .* give object or live"),
+        ({"prompts": "/dev/zero"}, "--prompts /dev/zero: cannot be read .* is a pipe or device"),
         ({"prompts": "text"}, "'a dog on Mars' does not contain {subject}; add it"),
         ({"subject": " "}, "--subject"),
         ({"out": "elsewhere/pairs.jsonl"}, "must be in .* or a folder above it"),

@@ -170,6 +170,8 @@ PLACES = {
     "info --config": ["info", "--config={}"],
     "demo --run": ["demo", "--run={}", "--port=1"],
 }  # fmt: skip
+#: Parts of lines about something else: the path would do, and what else the command needs is not there.
+_OTHER_REASONS = ["nowhere", "Gradio", "two subjects need", "the run needs", "policy.path"]
 #: As it is, nothing is made there.
 _AS_THEY_ARE = [
     "", ".", "..", "/", "~", "-", "photo.png/x", "loop", "loop/x", "dangling", "to-zero", "pipe", "socket",
@@ -224,18 +226,10 @@ def _try_path(bench: Bench, folder: Path, run: Path, place: str, name: str, kind
         for part in PLACES[place]
     ]
     before, of_run = digests(folder), digests(run)
-    # The line names the path, at least its longest part of plain letters, the option, or what lacks in its place.
+    # The line names the path, at least its longest part of letters, or the option, or what lacks in its place.
     option = place.split()[1]
     plain = max(re.findall(r"[\w./-]+", path[:200]) or [option], key=len)[:40]
-    names = [
-        plain,
-        str(Path(path)) if len(path) < 3 else option,
-        option,
-        "nowhere",
-        "Gradio",
-        "two subjects need",
-        "the run needs",
-    ]
+    names = [plain, str(Path(path)) if len(path) < 3 else option, option, *_OTHER_REASONS]
     try:
         return ends(bench, folder, arguments, *names)
     finally:
@@ -284,9 +278,10 @@ class Odd(BaseException): pass
 def deep(n=0): return deep(n + 1)
 """
 _SIGNATURES = [
-    "images", "images, pairs", "x, y", "prompts, images, **kwargs", "images, prompts, references, masks, subjects",
-    "**kwargs", "*arguments", "images, *, threshold=1", "completions, prompts", "images, unknown", "self", "",
-    "images, pairs, /", "prompts", "images: 'torch.Tensor' = None",
+    "images", "image", "prompt, image", "images, pairs", "x, y", "prompts, images, **kwargs",
+    "images, prompts, references, masks, subjects", "**kwargs", "*arguments", "images, *, threshold=1",
+    "completions, prompts", "images, unknown", "self", "", "images, pairs, /", "prompts",
+    "images: 'torch.Tensor' = None",
 ]  # fmt: skip
 _EFFECTS = [
     "print('x' * 1000)", "print('own: \\x1b[31m[/b]', file=sys.stderr)", "time.sleep(0.05)",

@@ -11,11 +11,12 @@ from pathlib import Path
 from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.utils.prompts import check_prompt
-from customized_grpo.utils.records import write_bytes
+from customized_grpo.utils.records import read_regular, write_bytes
 
 #: Names of the built-in lists of prompts.
 PROMPT_LISTS = ("object", "live")
 _SUBJECT = "{subject}"
+_LARGEST_FILE = 2**20  # bytes of a list of prompts
 _EACH = 5  # every fifth prompt is held out
 
 
@@ -75,8 +76,8 @@ def _templates(prompts: str) -> list[str]:
         text = files("customized_grpo.data").joinpath("prompts", f"{prompts}.txt").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(prompts).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_regular(Path(prompts), _LARGEST_FILE).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             known = " or ".join(PROMPT_LISTS)
             raise DataError([f"--prompts {prompts}: cannot be read ({error}); give {known}, or a text file"]) from error
     templates = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
