@@ -41,6 +41,8 @@ def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
+    if not weights.is_file() and config.policy.lora is not None:
+        raise ConfigError(f"{weights}: no such file; put it back, or train further: cgrpo train --resume {run}")
     if not weights.is_file():
         raise ConfigError(
             f"{run}: there is no LoRA, because all weights were trained (policy.lora is null); use cgrpo merge"

@@ -39,7 +39,7 @@ def seed_all(*key: int | str) -> None:
 
 @dataclass(frozen=True)
 class _State:
-    """What user code may change in the process, as it is at one moment."""
+    """State of the process, at one moment, that user code may change."""
 
     random: tuple[Any, Any, torch.Tensor]
     cuda: list[torch.Tensor] | None
