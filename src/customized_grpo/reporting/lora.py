@@ -41,7 +41,7 @@ def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
-    if not weights.is_file() and config.policy.lora is not None:
+    if not weights.is_file() and not (run / LORA / "transformer").is_dir():
         raise ConfigError(f"{weights}: no such file; put it back, or train further: cgrpo train --resume {run}")
     if not weights.is_file():
         raise ConfigError(
