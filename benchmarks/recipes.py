@@ -15,19 +15,25 @@ from customized_grpo.planning import Plan, make_plan
 from customized_grpo.utils.tables import markdown_table
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-#: Licence of a model's weights, by a pattern of `policy.path`, from the model cards; the first that matches.
+#: Licence of a model's weights and where it is stated, by a pattern of `policy.path`; the first that matches.
 LICENCES = {
-    r"^embedded/": "Apache-2.0",
-    r"FLUX\.2-klein-(base-)?4B": "Apache-2.0",
-    r"FLUX\.2-klein": "FLUX non-commercial",
-    r"FLUX\.2-dev": "FLUX [dev] non-commercial",
-    r"FLUX\.1-(Kontext-)?dev": "FLUX.1 [dev] non-commercial",
-    r"^Qwen/": "Apache-2.0",
-    r"LongCat-Image": "Apache-2.0",
-    r"JoyAI-Image": "Apache-2.0",
+    r"^embedded/": ("Apache-2.0", "../LICENSE"),
+    r"FLUX\.2-klein-(base-)?4B": ("Apache-2.0", "https://huggingface.co/black-forest-labs/FLUX.2-klein-4B"),
+    r"FLUX\.2-klein": ("FLUX non-commercial", "https://huggingface.co/black-forest-labs/FLUX.2-klein-9b-kv"),
+    r"FLUX\.2-dev": (
+        "FLUX dev non-commercial",
+        "https://github.com/black-forest-labs/flux2/blob/main/model_licenses/LICENSE-FLUX-DEV",
+    ),
+    r"FLUX\.1-(Kontext-)?dev": (
+        "FLUX.1 dev non-commercial",
+        "https://github.com/black-forest-labs/flux/blob/main/model_licenses/LICENSE-FLUX1-dev",
+    ),
+    r"^Qwen/": ("Apache-2.0", "https://github.com/QwenLM/Qwen-Image"),
+    r"LongCat-Image": ("Apache-2.0", "https://github.com/meituan-longcat/LongCat-Image"),
+    r"JoyAI-Image": ("Apache-2.0", "https://github.com/jd-opensource/JoyAI-Image"),
 }
 #: Of UNO's LoRA, which `policy.adapter` names.
-UNO = "UNO's LoRA: CC BY-NC 4.0"
+UNO = "UNO's LoRA: [CC BY-NC 4.0](https://github.com/bytedance/UNO)"
 #: Files that are applied on top of a recipe, and the memory that each is for; the first that fits is used.
 HARDWARE = {"80gb": [["80gb"]], "24gb": [["24gb"], ["24gb", "24gb-32b"]]}
 #: Measured runs: seconds per iteration and GB at its peak, with the hardware and the page that has the command.
@@ -50,9 +56,10 @@ a result.
 def licence_of(config: Config) -> str:
     """Return the licence of a recipe's model. Raises KeyError if none is known."""
     path = config.policy.path
-    for pattern, name in LICENCES.items():
+    for pattern, (name, source) in LICENCES.items():
         if re.search(pattern, path):
-            return f"{name}; {UNO}" if config.policy.adapter is not None else name
+            link = f"[{name}]({source})"
+            return f"{link}; {UNO}" if config.policy.adapter is not None else link
     raise KeyError(f"benchmarks/recipes.py: LICENCES has no licence for {path}; add the one of its model card")
 
 

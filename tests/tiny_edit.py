@@ -16,7 +16,6 @@ from diffusers import (
     LongCatImageTransformer2DModel,
 )
 from transformers import (
-    Qwen2Tokenizer,
     Qwen2VLProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -70,7 +69,14 @@ def joyimage(*, width: int = 32, layers: int = 2, seed: int = 0) -> JoyImageEdit
             latents_std=[0.5, 1.6, 2.0, 0.8],
             scale_factor_spatial=4,
         ),
-        text_encoder=Qwen3VLForConditionalGeneration(_qwen3(spelling)),
+        text_encoder=Qwen3VLForConditionalGeneration(
+            tiny_qwen.config_of(
+                Qwen3VLConfig,
+                spelling,
+                {"head_dim": 8, **tiny_qwen.rope(2, 1, 1)},
+                {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+            )
+        ),
         tokenizer=spelling,
         processor=Qwen3VLProcessor(
             Qwen2VLImageProcessorPil(patch_size=16, size={"shortest_edge": 64 * 64, "longest_edge": 96 * 96}), spelling
@@ -86,35 +92,6 @@ def joyimage(*, width: int = 32, layers: int = 2, seed: int = 0) -> JoyImageEdit
     )
     tiny.randomise(pipeline, seed)
     return pipeline
-
-
-def _qwen3(spelling: Qwen2Tokenizer) -> Qwen3VLConfig:
-    end = spelling.eos_token_id
-    return Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(spelling),
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
-            "bos_token_id": end,
-            "eos_token_id": end,
-            "pad_token_id": end,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 16,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0],
-        },
-        **tiny_qwen.marks(spelling),
-    )
 
 
 def save(pipeline: Any, folder: Path) -> Path:

@@ -61,33 +61,27 @@ def marks(spelling: Qwen2Tokenizer) -> dict[str, int]:
     return dict(zip(names, spelling.convert_tokens_to_ids(SPECIAL[2:]), strict=True))
 
 
+def config_of(kind: Any, spelling: Qwen2Tokenizer, text: dict[str, Any], vision: dict[str, Any]) -> Any:
+    """The config of a small vision-language model of Qwen's for that tokenizer, with what is its class's own."""
+    small = {"hidden_size": 16, "intermediate_size": 32}
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), spelling.eos_token_id)
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return kind(
+        text_config={"vocab_size": len(spelling), **small, **layers, **ends, **text},
+        vision_config={"depth": 2, **small, "num_heads": 2, "out_hidden_size": 16, **vision},
+        **marks(spelling),
+    )
+
+
+def rope(*sections: int) -> dict[str, Any]:
+    """Rotary position embeddings with so many frequencies for time, rows and columns."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(sections)}}
+
+
 def text_encoder(spelling: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL for that tokenizer."""
-    end = spelling.eos_token_id
     return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            text_config={
-                "vocab_size": len(spelling),
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
-                "bos_token_id": end,
-                "eos_token_id": end,
-                "pad_token_id": end,
-            },
-            vision_config={
-                "depth": 2,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_heads": 2,
-                "out_hidden_size": 16,
-                "fullatt_block_indexes": [1],
-            },
-            **marks(spelling),
-        )
+        config_of(Qwen2_5_VLConfig, spelling, rope(1, 1, 2), {"fullatt_block_indexes": [1]})
     )
 
 

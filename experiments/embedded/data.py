@@ -64,11 +64,13 @@ class Prompt:
 
 
 class Rendered:
-    """A folder that render.py wrote."""
+    """A folder that render.py wrote. Its images are read as they are needed, or are all moved to a GPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         names = ("reference", "target", "reference_mask", "target_mask")
-        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        self._arrays = {
+            name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")).to(device) for name in names
+        }
         entries = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
         self.subjects = [Subject(**entry["subject"]) for entry in entries]
         self.prompts = [
@@ -78,21 +80,21 @@ class Rendered:
     def __len__(self) -> int:
         return len(self.subjects)
 
-    def images(self, name: str, rows: np.ndarray) -> Tensor:
+    def images(self, name: str, rows: np.ndarray | Tensor) -> Tensor:
         """Return `reference` or `target` images (B, 3, 64, 64) in [0, 1]."""
-        return torch.from_numpy(self._arrays[name][rows]).permute(0, 3, 1, 2).float().div(255)
+        return self._arrays[name][torch.as_tensor(rows)].permute(0, 3, 1, 2).float().div(255)
 
-    def masks(self, name: str, rows: np.ndarray) -> Tensor:
+    def masks(self, name: str, rows: np.ndarray | Tensor) -> Tensor:
         """Return their subjects' masks (B, 1, 64, 64), 1 on the subject."""
-        return torch.from_numpy(self._arrays[f"{name}_mask"][rows])[:, None].float()
+        return self._arrays[f"{name}_mask"][torch.as_tensor(rows)][:, None].float()
 
     def position(self, row: int) -> str:
         """Return the position of a target's subject, also if its prompt leaves it open."""
         named = self.prompts[row].attributes.position
         if named is not None:
             return named
-        columns = np.nonzero(self._arrays["target_mask"][row])[1]
-        middle = (columns.min() + columns.max()) / 2 - 16
+        columns = self._arrays["target_mask"][row].nonzero()[:, 1]
+        middle = int(columns.min() + columns.max()) / 2 - 16
         return min(POSITIONS, key=lambda name: abs(POSITIONS[name][0] - middle))
 
     def rows_by_sprite(self) -> dict[int, list[int]]:

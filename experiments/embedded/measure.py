@@ -1,6 +1,7 @@
-"""Measure the embedded encoders and the generator on held-out subjects.
+"""Measure the embedded encoders, the autoencoder and the generator on held-out subjects.
 
     python experiments/embedded/measure.py encoders --seed 11
+    python experiments/embedded/measure.py vae --grid reconstructions.png
     python experiments/embedded/measure.py policy
 
 Encoders, through the rewards that use them. Identity: is a held-out subject's reference nearest to its own image, of
@@ -9,7 +10,11 @@ held-out combinations.
 
 Policy, by the monitors that are never used as rewards. Three kinds of images answer the same prompts: the world's own (the
 ceiling), the generator's, and the reference itself, copied. Reported is how often the monitor finds the right place,
-accessory, colour and position, how often it finds the subject, and the generator's share of the ceiling over a guess.
+accessory, colour and position, how often it finds the subject, how often the image is a copy, and the generator's share of
+the ceiling over a guess.
+
+VAE: peak signal-to-noise ratio of reconstructions, the mean difference of neighbouring pixels' differences (edges), and
+seconds per decoded image.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +32,8 @@ from data import CHOICES, Prompt
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.config import Config, PolicyConfig, RewardConfig
+from customized_grpo.config import RewardConfig
+from customized_grpo.config.loading import load_config
 from customized_grpo.embedded.scenes import POSITIONS, Scene, sample_attributes, sample_pair
 from customized_grpo.embedded.subjects import sample_subject
 from customized_grpo.figures.grids import image_grid
@@ -34,13 +41,17 @@ from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, Pair, Policy, Reward
 from customized_grpo.rewards import build_reward
 from customized_grpo.trainer.rollout import image_noise, sample_images
+from customized_grpo.utils.hub import resolve
 
 CANDIDATES = 96
+EMBEDDED = load_config()
 ENCODERS = ("reward-identity", "monitor-identity", "reward-prompt", "monitor-prompt")
 #: Choices of each kind that a sample can have; its position is always given.
 NAMED = {kind: [c for c in choices if (kind, c) != ("position", None)] for kind, choices in CHOICES.items()}
 FOUR = ("place", "accessory", "colour", "position")
 GUESSES = {kind: 1 / len(NAMED[kind]) for kind in FOUR} | {"subject": 1 / CANDIDATES}
+#: Correlation, times 100, with the reference's background from which on an image is a copy.
+COPIED = 70
 GUESSES["all four"] = math.prod(GUESSES[kind] for kind in FOUR)
 Results = dict[str, float]
 
@@ -153,6 +164,9 @@ def right_answers(bare: list[Sample], known: list[Sample], unseen: list[Sample])
     coloured = [sample for sample in known if sample.prompt.attributes.colour is not None]
     found = identity("embedded/monitor-identity", bare, coloured)["segmented reference"]
     results = {"subject": found[f"top-1 of {CANDIDATES}"], "identity score": found["true image mean"]}
+    guard = build_reward(RewardConfig(kind="copy-paste", role="guard"), "cpu")
+    correlation = guard(tensors(bare, "target"), [sample.pair(str(i)) for i, sample in enumerate(bare)])
+    results["copied"] = float((correlation > COPIED).float().mean())
     for name, part in prompt("embedded/monitor-prompt", known, unseen).items():
         for key, value in part.items():
             kind = key.split(",")[0]
@@ -174,7 +188,7 @@ def measure_encoders(
 
 
 def measure_policy(options: argparse.Namespace, *sets: list[Sample]) -> object:
-    policy = build_policy(PolicyConfig(path=options.policy, lora=None))
+    policy = build_policy(EMBEDDED.policy.model_copy(update={"path": options.policy, "lora": None}))
     made = [generated(policy, samples, options.steps, options.seed) for samples in sets]
     copied = [[replace(s, target=s.reference) for s in samples] for samples in sets]
     ways = {"real images": sets, "generator": made, "copied reference": copied}
@@ -195,14 +209,42 @@ def measure_policy(options: argparse.Namespace, *sets: list[Sample]) -> object:
     return results
 
 
+@torch.no_grad()
+def measure_vae(options: argparse.Namespace, *sets: list[Sample]) -> object:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(resolve(options.policy), subfolder=options.subfolder, torch_dtype=torch.float32)
+    pixels = 2 * torch.cat([tensors(samples, name) for samples in sets for name in ("reference", "target")]) - 1
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(48)])
+    began = time.perf_counter()
+    decoded = torch.cat([vae.decode(part).sample for part in latents.split(48)]).clamp(-1, 1)
+    seconds = time.perf_counter() - began
+    errors = ((decoded - pixels) / 2).square().flatten(1).mean(1)
+    edges = sum((decoded.diff(dim=d) - pixels.diff(dim=d)).abs().mean() for d in (2, 3)) / 4
+    if options.grid:
+        chosen = torch.linspace(0, len(pixels) - 1, 12).long()
+        rows = [
+            [Image.fromarray(((one.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()) for one in pair]
+            for pair in zip(pixels[chosen], decoded[chosen], strict=True)
+        ]
+        image_grid(options.grid, rows, (), ("original", "reconstruction"))
+    return {
+        "images": len(pixels),
+        "PSNR": float(-10 * errors.mean().log10()),
+        "edge error": float(edges),
+        "ms per decoded image": 1000 * seconds / len(pixels),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("encoders", "policy"))
+    parser.add_argument("what", choices=("encoders", "vae", "policy"))
     parser.add_argument("--only", nargs="*", choices=ENCODERS, default=ENCODERS, help="some of the encoders")
-    parser.add_argument("--policy", default=PolicyConfig().path)
-    parser.add_argument("--grid", type=Path, help="PNG of the policy's first images")
+    parser.add_argument("--policy", default=EMBEDDED.policy.path)
+    parser.add_argument("--grid", type=Path, help="PNG of reconstructions, or of the policy's images")
+    parser.add_argument("--subfolder", default="vae", help="of the autoencoder in the folder --policy")
     parser.add_argument("--samples", type=int, default=CANDIDATES, help=f"a multiple of {CANDIDATES}")
-    parser.add_argument("--steps", type=int, default=Config().evaluation.steps)
+    parser.add_argument("--steps", type=int, default=EMBEDDED.evaluation.steps)
     parser.add_argument("--seed", type=int, default=12)
     options = parser.parse_args()
     if options.samples % CANDIDATES:
@@ -211,7 +253,8 @@ def main() -> None:
         draw(options.samples, coloured=coloured, held_out=held_out, seed=options.seed)
         for coloured, held_out in ((False, False), (True, False), (True, True))
     ]
-    results = (measure_encoders if options.what == "encoders" else measure_policy)(options, *sets)
+    measure = {"encoders": measure_encoders, "vae": measure_vae, "policy": measure_policy}[options.what]
+    results = measure(options, *sets)
     print(json.dumps(results, indent=1))
 
 

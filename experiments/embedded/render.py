@@ -6,7 +6,8 @@
 Writes reference.npy and target.npy (uint8, pairs x 64 x 64 x 3), the subjects' masks and prompts.jsonl.
 
 `--imperfect` makes the pairs as faulty as those that real subject-driven generators are trained on: some targets lack
-a part of the prompt, or show a subject that has drifted. The generator learns the same faults, which tuning can mend.
+a part of the prompt, show a subject that has drifted, or are the reference itself, copied. The generator learns the same
+faults, which tuning can mend or, where only identity is rewarded, make worse.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from customized_grpo.embedded.subjects import Subject, sample_subject, sprites
 CHUNK = 1000
 UNKNOWN = 0.3  # share of held-out combinations, with --combinations all
 #: Shares of imperfect targets among those that could have the fault. The first four are against the prompt (of the
-#: missing accessories, one in four is another one; of the wrong places, half are the reference's own: copy-paste),
-#: the last two against the reference.
-FAULTS = {"accessory": 0.45, "colour": 0.4, "position": 0.4, "place": 0.18, "hue": 0.15, "subject": 0.12}
+#: missing accessories, one in four is another one; of the wrong places, half are the reference's own), the last two
+#: against the reference.
+FAULTS = {"accessory": 0.16, "colour": 0.12, "position": 0.10, "place": 0.08, "hue": 0.10, "subject": 0.04}
+COPIED = 0.12  # share of imperfect targets that are the reference itself: place, position and pose
 
 
 def with_faults(
@@ -76,8 +78,11 @@ def render_chunk(
         other = str(rng.choice([place for place in PLACES if place != attributes.place]))
         stray = sample_offset(rng)
         reference = render_reference(subject, other, rng, stray)
-        shown = with_faults(subject, attributes, other, rng) if imperfect else (subject, attributes)
-        target = render_target(*shown, rng, stray)
+        if imperfect and rng.random() < COPIED:
+            target = reference
+        else:
+            shown = with_faults(subject, attributes, other, rng) if imperfect else (subject, attributes)
+            target = render_target(*shown, rng, stray)
         arrays["reference"][i], arrays["reference_mask"][i] = reference.image, reference.mask
         arrays["target"][i], arrays["target_mask"][i] = target.image, target.mask
         entry = {

@@ -5,13 +5,14 @@
     python experiments/embedded/train_policy.py --data build/pairs --vae build/vae --out build/policy \
         --start src/customized_grpo/embedded/models/pipeline --steps 4000 --rate 1.5e-3
 
-Latents and token ids are computed once and cached beside the images. Transformer, CLIP and T5 text encoders are trained
+Latents and token ids are computed once and cached in the output folder. Transformer, CLIP and T5 text encoders are trained
 together; weights are averaged. Started again with the same arguments, the training resumes. The result is a folder that
 `FluxKontextPipeline.from_pretrained` loads.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import random
 from pathlib import Path
@@ -22,7 +23,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontex
 from safetensors.torch import load_file, save_file
 from text import CLIP_LENGTH, DREAMBENCH_CLASSES, T5_LENGTH, clip_tokenizer, t5_tokenizer
 from torch import Tensor, nn
-from training import Losses, parser, train
+from training import Losses, autocast, parser, train
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from customized_grpo.embedded.subjects import Subject, sprites
@@ -84,25 +85,26 @@ class Generator(nn.Module):
 
 
 @torch.no_grad()
-def prepare(folder: Path, vae: AutoencoderKL, device: torch.device) -> dict[str, Tensor]:
+def prepare(options: argparse.Namespace, vae: AutoencoderKL) -> dict[str, Tensor]:
     """Return packed, normalised latents of references and targets, token ids and loss weights, cached in a file."""
-    file = folder / "prepared.safetensors"
+    file = options.out / "prepared.safetensors"
     if file.exists():
         return load_file(file)
-    data, made = Rendered(folder), {}
-    parts = torch.arange(len(data)).split(50)
+    options.out.mkdir(parents=True, exist_ok=True)
+    data, made = Rendered(options.data), {}
+    parts = torch.arange(len(data)).split(200)
     for name in ("reference", "target"):
         packed = []
         for rows in parts:
-            pixels = 2 * data.images(name, rows.numpy()).to(device) - 1
-            with torch.autocast(device.type, torch.bfloat16):
+            pixels = 2 * data.images(name, rows).to(options.device) - 1
+            with autocast(options):
                 latents = vae.encode(pixels).latent_dist.mode().float()
             latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
             packed.append(FluxKontextPipeline._pack_latents(latents, *latents.shape).half().cpu())
         made[name] = torch.cat(packed)
         print("encoded", name, flush=True)
     patch = 64 // int(made["target"].shape[1] ** 0.5)
-    masks = [nn.functional.avg_pool2d(data.masks("target", rows.numpy()), patch).flatten(1) for rows in parts]
+    masks = [nn.functional.avg_pool2d(data.masks("target", rows), patch).flatten(1) for rows in parts]
     made["weight"] = (1 + 2 * torch.cat(masks)).half()
     # Some subjects get a foreign class word, so that the model reads the reference and not the word.
     chance = random.Random(0)
@@ -129,7 +131,9 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device = options.device
     vae = AutoencoderKL.from_pretrained(options.vae).eval().to(device)
-    data = prepare(options.data, vae, device)
+    data = prepare(options, vae)
+    if device.type == "cuda":
+        data = {name: values.to(device) for name, values in data.items()}
     model = Generator(vae.config.latent_channels)
     if options.start is not None:
         model.load(options.start)
@@ -142,17 +146,10 @@ def main() -> None:
         torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.01),
     ]
     parts = {"model": model, "average": average, "muon": optimizers[0], "adamw": optimizers[1]}
-    state, first = options.out / "state.pt", 0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        first = saved.pop("step")
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-    options.out.mkdir(parents=True, exist_ok=True)
     compiled = torch.compile(model)
 
     def losses() -> Losses:
-        rows = torch.randint(len(data["target"]), (options.batch,))
+        rows = torch.randint(len(data["target"]), (options.batch,), device=data["target"].device)
         batch = {name: values[rows].to(device) for name, values in data.items()}
         clean, reference = batch["target"].float(), batch["reference"].float()
         sigma = torch.sigmoid(0.4 + 1.2 * torch.randn(options.batch, device=device))
@@ -170,12 +167,10 @@ def main() -> None:
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - retained)
         if done % options.save_every == 0 or done == options.steps:
-            temporary = state.with_suffix(".tmp")
-            torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": done}, temporary)
-            temporary.rename(state)
             average.save(vae, options.out / "pipeline")
 
-    train(list(model.parameters()), optimizers, losses, schedule, options, first=first, after=after)
+    weights = list(model.parameters())
+    train(weights, optimizers, losses, schedule, options, parts=parts, after=after, save_every=options.save_every)
 
 
 if __name__ == "__main__":

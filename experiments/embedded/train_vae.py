@@ -1,10 +1,10 @@
-"""Train the embedded AutoencoderKL (64x64 pixels to 16x16x8 latents) on rendered images.
+"""Train the embedded AutoencoderKL (64x64 pixels to 16x16x12 latents) on rendered images.
 
-    python experiments/embedded/train_vae.py --data build/world --out build/vae --steps 2500
-    python experiments/embedded/train_vae.py --data build/world --out build/vae --steps 2000 --decoder-only
+    python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 12000
+    python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 2000 --decoder-only
 
-`--decoder-only` continues from the folder `--out` and leaves the encoder unchanged, so that a transformer trained on its
-latents stays valid.
+Started again with the same arguments, the training resumes. `--decoder-only` continues from the folder `--out` and leaves
+the encoder unchanged, so that a transformer trained on its latents stays valid.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from torch.nn import functional
 from training import Losses, one_cycle, parser, train
 
 
-def new_vae() -> AutoencoderKL:
+def new_vae(channels: int) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(24, 48, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8, sample_size=64,
+        block_out_channels=(24, 48, 64), layers_per_block=1, latent_channels=channels, norm_num_groups=8, sample_size=64,
         use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
     )  # fmt: skip
 
 
 def main() -> None:
-    arguments = parser(__doc__, steps=2500, batch=32, rate=2e-3, seed=0)
+    arguments = parser(__doc__, steps=12000, batch=64, rate=2e-3, seed=0, channels=12)
     arguments.add_argument("--decoder-only", action="store_true")
     options = arguments.parse_args()
     torch.manual_seed(options.seed)
-    vae = AutoencoderKL.from_pretrained(options.out) if options.decoder_only else new_vae()
-    vae.train().to(options.device)
+    vae = AutoencoderKL.from_pretrained(options.out) if options.decoder_only else new_vae(options.channels)
+    vae.train().to(options.device, memory_format=torch.channels_last)
     vae.encoder.requires_grad_(not options.decoder_only)
     weights = [weight for weight in vae.parameters() if weight.requires_grad]
-    data = Rendered(options.data)
+    data = Rendered(options.data, options.device)
 
     def batch(size: int) -> Tensor:
-        rows = torch.randint(len(data), (size // 2,)).numpy()
+        rows = torch.randint(len(data), (size // 2,))
         images = torch.cat([data.images(name, rows) for name in ("reference", "target")])
-        return images.to(options.device) * 2 - 1
+        return (images.to(options.device) * 2 - 1).contiguous(memory_format=torch.channels_last)
 
     def losses() -> Losses:
         pixels = batch(options.batch)
@@ -49,13 +49,16 @@ def main() -> None:
             latents = latents + 0.05 * latents.std() * torch.randn_like(latents)
         output = vae.decode(latents).sample.float()
         l1 = functional.l1_loss(output, pixels)
+        mse = functional.mse_loss(output, pixels)
         edges = sum(functional.l1_loss(output.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = l1 + functional.mse_loss(output, pixels) + 0.5 * edges + (0 if options.decoder_only else 1e-3) * kl
-        return {"loss": loss, "l1": l1, "kl": kl, "latent std": posterior.mean.float().std()}
+        loss = l1 + mse + 0.5 * edges + (0 if options.decoder_only else 1e-3) * kl
+        psnr = -10 * (mse / 4).log10()
+        return {"loss": loss, "l1": l1, "psnr": psnr, "kl": kl, "latent std": posterior.mean.float().std()}
 
     optimizer = torch.optim.AdamW(weights, weight_decay=1e-3)
-    train(weights, [optimizer], losses, one_cycle(0.05), options)
+    parts = None if options.decoder_only else {"vae": vae, "adamw": optimizer}
+    train(weights, [optimizer], losses, one_cycle(0.05), options, parts=parts)
     vae.eval()
     if not options.decoder_only:
         with torch.no_grad():

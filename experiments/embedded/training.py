@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,19 @@ def parser(doc: str | None, **defaults: float | None) -> argparse.ArgumentParser
     made.add_argument("--data", type=Path, required=True, help="folder that render.py wrote")
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    made.add_argument(
+        "--precision", choices=("bfloat16", "float32"), help="of autocast; default: bfloat16 where the hardware has it"
+    )
     for name, value in defaults.items():
         made.add_argument(f"--{name}", type=int if isinstance(value, int) else float, default=value)
     return made
+
+
+def autocast(options: argparse.Namespace) -> torch.autocast:
+    """Return the autocast that `--precision` asks for. A CPU without bfloat16 instructions is many times slower in it."""
+    fast = options.device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    wanted = options.precision or ("bfloat16" if fast else "float32")
+    return torch.autocast(options.device.type, torch.bfloat16, enabled=wanted == "bfloat16")
 
 
 def one_cycle(warm: float) -> Callable[[float], float]:
@@ -40,29 +51,48 @@ def train(
     schedule: Callable[[float], float],
     options: argparse.Namespace,
     *,
-    first: int = 0,
+    parts: Mapping[str, Any] | None = None,
     after: Callable[[int], object] = lambda done: None,
+    save_every: int = 250,
 ) -> None:
-    """Train in bfloat16 autocast, with gradients clipped to a norm of 1.
+    """Train in the precision that was asked for, with gradients clipped to a norm of 1.
+
+    Every step has its own seed, so a resumed training sees the same batches.
 
     Args:
         weights: All trained weights.
         optimizers: Optimizers of the weights; their learning rate is set for every step.
         losses: Compute the losses of a batch.
         schedule: Map the share of steps done to a factor of the learning rate.
-        options: Arguments `steps`, `rate`, `seed` and `device`.
-        first: Step to begin with. Every step has its own seed, so a resumed training sees the same batches.
+        options: Arguments `steps`, `rate`, `seed`, `device`, `precision` and `out`.
+        parts: Modules and optimizers to store in `out/state.pt` and to go on from, by name; None: not stored.
         after: Called after every step with the number of steps done.
+        save_every: Steps between two stored states.
+
+    Raises:
+        ArithmeticError: A gradient is not finite; the message names the operation that made it so, if it can be found.
     """
     began = time.monotonic()
-    for step in range(first, options.steps):
+    state = options.out / "state.pt"
+    first = _restore(state, parts) if parts is not None and state.exists() else 0
+
+    def gradients(step: int) -> Losses:
         torch.manual_seed(options.seed * 1_000_003 + step)
         # A CPU's flash attention has a slow backward pass at this size.
         with sdpa_kernel(SDPBackend.MATH) if options.device.type == "cpu" else nullcontext():
-            with torch.autocast(options.device.type, torch.bfloat16):
+            with autocast(options):
                 found = losses()
             found["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        return found
+
+    for step in range(first, options.steps):
+        found = gradients(step)
+        if not torch.nn.utils.clip_grad_norm_(weights, 1.0).isfinite():
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            with torch.compiler.set_stance("force_eager"), torch.autograd.detect_anomaly():
+                gradients(step)  # the same batch; raises where the first NaN arises
+            raise ArithmeticError(f"step {step}: a gradient is not finite, but only when compiled: {found}")
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = options.rate * schedule((step + 1) / options.steps)
@@ -72,3 +102,20 @@ def train(
             values = " ".join(f"{name} {float(value.detach()):.4f}" for name, value in found.items())
             print(f"step {step} {values} {time.monotonic() - began:.0f} s", flush=True)
         after(step + 1)
+        if parts is not None and ((step + 1) % save_every == 0 or step + 1 == options.steps):
+            _store(state, parts, step + 1)
+
+
+def _store(state: Path, parts: Mapping[str, Any], done: int) -> None:
+    state.parent.mkdir(parents=True, exist_ok=True)
+    temporary = state.with_suffix(".tmp")
+    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": done}, temporary)
+    temporary.rename(state)
+
+
+def _restore(state: Path, parts: Mapping[str, Any]) -> int:
+    saved = torch.load(state, weights_only=True, map_location="cpu")
+    done: int = saved.pop("step")
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return done

@@ -95,7 +95,7 @@ def gradient_evidence(
     sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
     gathered = []
     for number in range(batches):
-        gathered.append(_gradients(config, policy, dataset, rewards, sigmas, number))
+        gathered.append(_gradients(config, policy, dataset, rewards, number))
         progress()
     identity, prompt, bonus = torch.stack(gathered, 1)  # each (batches, steps, parameters)
     pulls = {"naive": (identity, prompt), "shaped": (identity + bonus, prompt + bonus)}
@@ -175,7 +175,7 @@ def _measured(config: Config) -> Config:
 
 
 def _gradients(
-    config: Config, policy: Policy, dataset: PairDataset, rewards: Sequence[RewardTerm], sigmas: Tensor, number: int
+    config: Config, policy: Policy, dataset: PairDataset, rewards: Sequence[RewardTerm], number: int
 ) -> Tensor:
     """Return gradients (3, steps, parameters) of one batch for A_id, A_p and the bonus alone, on the CPU."""
     rollout = config.rollout.model_copy(update={"window": None})  # all steps, also where training moves a window
@@ -189,12 +189,10 @@ def _gradients(
     bonus = SHAPINGS["sars"](identity, prompt, config.method.gamma)
     kinds = torch.stack([identity.flatten(), prompt.flatten(), bonus.flatten()])
     steps = rollouts.batch.stochastic
-    return torch.stack([_at_step(config, policy, rollouts.trajectories, kinds, sigmas, t) for t in steps], 1)
+    return torch.stack([_at_step(config, policy, rollouts.trajectories, kinds, t) for t in steps], 1)
 
 
-def _at_step(
-    config: Config, policy: Policy, trajectories: list[Trajectories], kinds: Tensor, sigmas: Tensor, t: int
-) -> Tensor:
+def _at_step(config: Config, policy: Policy, trajectories: list[Trajectories], kinds: Tensor, t: int) -> Tensor:
     """Return gradients (3, parameters) at step t of the mean of each kind's advantage times the log-density."""
     weights = list(policy.trainable().values())
     total = torch.zeros(len(kinds), sum(weight.numel() for weight in weights))
@@ -202,10 +200,10 @@ def _at_step(
     step = SAMPLERS[config.rollout.sampler]
     for batch in trajectories:
         rows = torch.arange(len(batch))
-        items = Items.of(batch, rows, torch.full_like(rows, t), torch.zeros(len(rows)), sigmas)
+        items = Items.of(batch, rows, torch.full_like(rows, t), torch.zeros(len(rows)))
         start = 0
         for micro in items.split(len(items) if size == "auto" else size):
-            _, _, log_density = replay(policy, micro, step, config.rollout.eta, sigmas[1])
+            _, _, log_density = replay(policy, micro, step, config.rollout.eta)
             images = batch.images[start : start + len(micro)]
             start += len(micro)
             for k, advantages in enumerate(kinds):

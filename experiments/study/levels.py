@@ -30,7 +30,7 @@ def main() -> None:
     (part,) = rollouts.trajectories
     print("sigma", "error", *(f"{scale}/{role}" for scale in SCALES for role in ROLES))
     for step in range(config.rollout.steps - 1):
-        sigma = at_places(trainer.sigmas, torch.full((len(part),), step + 0.5))
+        sigma = at_places(part.sigmas, torch.full((len(part),), step + 0.5))
         noise = torch.stack([normal(tuple(part.clean.shape[1:]), "levels", step, i) for i in range(len(part))])
         latents, target = noised(part.clean, noise, sigma), noise - part.clean
         velocity = policy.velocity(latents, sigma, part.conditions.select(part.condition_rows))

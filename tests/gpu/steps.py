@@ -14,7 +14,7 @@ from customized_grpo.method import SAMPLERS
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import ALONE
-from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
+from customized_grpo.trainer.rollout import Trajectories, sample_groups
 from customized_grpo.trainer.update import Items, Updater, sample_trained_steps
 
 SAMPLER, ETA = "dance", 0.4
@@ -24,16 +24,15 @@ GROUP = 2
 
 @dataclass(frozen=True)
 class Sampled:
-    """Images of two groups, the steps of each that are trained, and the noise levels."""
+    """Images of two groups, and the steps of each that are trained."""
 
     batches: list[Trajectories]
     trained: Tensor
-    sigmas: Tensor
 
     def items(self, advantages: Tensor) -> list[Items]:
         """The trained steps of all images."""
         everyone = set(range(len(self.trained)))
-        return [Items.chosen(batch, everyone, self.trained, advantages, self.sigmas) for batch in self.batches]
+        return [Items.chosen(batch, everyone, self.trained, advantages) for batch in self.batches]
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,13 @@ class Updated:
 def sample(model: Model, policy: PipelinePolicy, batch_size: int = 4) -> Sampled:
     """Two groups of images, in batches of at most `batch_size`."""
     config = RolloutConfig(sampler=SAMPLER, eta=ETA, steps=STEPS, batch_size=batch_size, group_size=GROUP, pairs=2)
-    sigmas, stochastic = noise_levels(policy, config.steps, config.shift), range(STEPS - 1)
+    stochastic = range(STEPS - 1)
     keys = [(prompt, number) for prompt in PROMPTS for number in range(GROUP)]
     encoded = {prompt: model.encode(policy, prompt) for prompt in PROMPTS}
     conditions = [encoded[prompt] for prompt, _ in keys]
     trained = sample_trained_steps(stochastic, 1.0, 0, 0, keys)
-    batches = sample_groups(policy, conditions, keys, config, sigmas, stochastic, seed=0, iteration=0)
-    return Sampled(list(batches), trained, sigmas)
+    batches = sample_groups(policy, conditions, keys, config, stochastic, seed=0, iteration=0)
+    return Sampled(list(batches), trained)
 
 
 def update(policy: PipelinePolicy, sampled: Sampled, batch_size: int = 3, **settings: object) -> Updated:
@@ -80,7 +79,7 @@ def update(policy: PipelinePolicy, sampled: Sampled, batch_size: int = 3, **sett
     updater = Updater(policy, optimizer, config, SAMPLERS[SAMPLER], ETA, before_step=keep_gradients)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     advantages = torch.randn(sampled.trained.shape, generator=torch.Generator().manual_seed(0))
-    record = updater.update(sampled.items(advantages), sampled.sigmas[1])
+    record = updater.update(sampled.items(advantages))
     after = {name: weight.detach().clone() for name, weight in weights.items()}
     return Updated(record, gradients, before, after, advantages)
 

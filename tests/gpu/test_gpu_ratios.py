@@ -19,7 +19,7 @@ def test_a_replay_in_the_same_batches_has_the_bits_of_its_rollout(
     tune(policy)
     sampled = sample(model, policy)
     for batch in sampled.batches:
-        ratios_are_one(policy, batch, SAMPLER, ETA, sampled.sigmas)
+        ratios_are_one(policy, batch, SAMPLER, ETA)
 
 
 @each_model("uno")

@@ -20,7 +20,7 @@ from customized_grpo.planning.plan import objective_plans
 from customized_grpo.planning.shapes import Model, count, peak_bytes, shapes_of
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.pipelines import PipelinePolicy
-from customized_grpo.trainer.rollout import noise_levels, sample_groups
+from customized_grpo.trainer.rollout import sample_groups
 from customized_grpo.trainer.update import Items, sample_trained_steps
 from customized_grpo.trainer.windows import stochastic_steps
 
@@ -88,12 +88,11 @@ def test_rollouts_and_transitions_are_exact(
     one = conditions(policy)
     rollout, updates = embedded(RolloutConfig, steps=5, group_size=6, pairs=1, batch_size=4, window=window), 3
     keys = [("pair", number) for number in range(6)]
-    sigmas = noise_levels(policy, rollout.steps, None)
     stochastic = stochastic_steps(rollout, 0, 0)
     trained = sample_trained_steps(stochastic, 0.6, 2, 0, keys)  # some in each batch are apart, as the plan assumes
     kept = {"trained": trained, "means": ratio == "guard"}
-    sampled = list(sample_groups(policy, [one] * 6, keys, rollout, sigmas, stochastic, seed=0, iteration=0, **kept))
-    items = Items.chosen(sampled[0], {0, 3}, trained, torch.zeros(6, trained.shape[1]), sigmas)
+    sampled = list(sample_groups(policy, [one] * 6, keys, rollout, stochastic, seed=0, iteration=0, **kept))
+    items = Items.chosen(sampled[0], {0, 3}, trained, torch.zeros(6, trained.shape[1]))
     numbers = ("same", "condition_rows")
     tensors = [value for name, value in vars(items).items() if isinstance(value, torch.Tensor) and name not in numbers]
     train = embedded(TrainConfig, updates=updates, trained_fraction=0.6, ratio=ratio)

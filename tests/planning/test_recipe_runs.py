@@ -1,4 +1,7 @@
-"""Every recipe trains two iterations on a tiny pipeline of its classes, with only paths and sizes replaced."""
+"""Every recipe trains two iterations on a tiny pipeline of its classes, with only paths and sizes replaced.
+
+Some are evaluated too, before and after: one with UNO's LoRA, and one in four steps with images of several sizes.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from tiny_models import models, small_qwen  # noqa: F401
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
+from customized_grpo.data import open_dataset
 from customized_grpo.planning.remedies import changed
 from customized_grpo.trainer.folder import LORA
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
@@ -24,6 +28,7 @@ from customized_grpo.utils.outlines import config_reader
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 GROUP = 3
+EVALUATED = ("paper", "flux2-klein-distilled")
 #: Tiny models by the kind of reward.
 REWARDS = {"dino": tiny_rewards.dinov3, "clip": tiny_rewards.clip}
 
@@ -87,7 +92,7 @@ def tiny_config(recipe: Path, models: Callable[[str], Any], reward: Callable[[st
         for i, one in enumerate(rewards):
             if one.kind in REWARDS and not str(one.path).startswith("embedded/"):
                 changes[f"{place}.{i}.path"] = reward(one.kind)
-    changes |= {"data.path": "world", "data.size": 2}
+    changes |= {"data.path": "world", "data.size": 2, "evaluation.data.path": "world", "evaluation.data.size": 2}
     changes |= {"rollout.pairs": 1, "rollout.group_size": GROUP, "rollout.batch_size": GROUP, "train.batch_size": 64}
     changes |= {"train.iterations": 2}
     return changed(config, changes)
@@ -101,8 +106,13 @@ def test_a_recipe_trains(
     tmp_path: Path,
 ) -> None:
     config = tiny_config(recipe, models, reward)
-    CustomizedGRPOTrainer(args=config, output_dir=tmp_path / "run").train()
+    held_out = open_dataset(config.evaluation.data) if recipe.stem in EVALUATED else None
+    CustomizedGRPOTrainer(args=config, eval_dataset=held_out, output_dir=tmp_path / "run").train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]
     assert len(trained) == 2 and all(line["gradient_norm"] > 0 for line in trained), lines
     assert any((tmp_path / "run" / LORA).glob("*.safetensors"))
+    names = {reward.name or reward.kind for reward in (*config.rewards, *config.evaluation.monitors)}
+    for when in () if held_out is None else ("base", "tuned"):
+        found = json.loads((tmp_path / "run" / "evaluation" / when / "scores.json").read_text())
+        assert found["scores"].keys() == names and all(len(scores) == 2 for scores in found["scores"].values())

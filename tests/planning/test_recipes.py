@@ -86,6 +86,15 @@ def test_hardware_changes_neither_method_nor_model(hardware: str) -> None:
     assert settings["num_processes"] == load_config(RECIPES / "hardware" / "8gpu.yaml").rollout.pairs
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_photos_keep_their_shape(model: str) -> None:
+    policy = load_config(RECIPES / f"{model}.yaml").policy
+    assert policy.reference_sizes is None or len(policy.reference_sizes) > 10
+    assert policy.kind == "uno" or (policy.sizes is not None and len(policy.sizes) > 10), (
+        "the paper's images are square"
+    )
+
+
 def test_kontext_has_its_own_resolutions_and_guidance() -> None:
     policy = load_config(RECIPES / "kontext-dev.yaml").policy
     assert policy.sizes is not None and policy.reference_sizes is None, "references by the pipeline's rule"

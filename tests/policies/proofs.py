@@ -127,12 +127,12 @@ def frozen_row(conditions: Conditions) -> None:
     assert not any(row.requires_grad for row in conditions.rows.values())
 
 
-def ratios_are_one(policy: Policy, batch: Trajectories, sampler: str, eta: float, sigmas: Tensor) -> None:
+def ratios_are_one(policy: Policy, batch: Trajectories, sampler: str, eta: float) -> None:
     """A replay with gradients of each stochastic step has the very log-density of the rollout."""
     rows = torch.arange(len(batch))
     for t in range(STEPS - 1):
-        items = Items.of(batch, rows, torch.full((len(batch),), t), torch.zeros(len(batch)), sigmas)
-        _, _, density = replay(policy, items, SAMPLERS[sampler], eta, sigmas[1])
+        items = Items.of(batch, rows, torch.full((len(batch),), t), torch.zeros(len(batch)))
+        _, _, density = replay(policy, items, SAMPLERS[sampler], eta)
         assert density.requires_grad
         assert torch.equal((density - items.log_density).exp(), torch.ones_like(density))
 

@@ -86,17 +86,16 @@ def test_references_are_computed_once_for_a_rollout_and_once_for_a_micro_batch(m
     first, second = two_pairs(model, policy)
     config = embedded(RolloutConfig, steps=STEPS, batch_size=4, shift=None)
     keys = [(pair, number) for pair in ("a", "b") for number in range(2)]
-    sigmas = policy.sigmas(STEPS)
     with counted(policy) as calls:
         (batch,) = sample_groups(
-            policy, [first, first, second, second], keys, config, sigmas, range(STEPS - 1), seed=0, iteration=0
+            policy, [first, first, second, second], keys, config, range(STEPS - 1), seed=0, iteration=0
         )
     # The first step is of the two noises that the groups share.
     assert calls == [("extract", 2), ("cached", 2), *[("cached", 4)] * (STEPS - 1)]
     rows = torch.tensor([0, 1])  # of one pair
-    items = Items.of(batch, rows, torch.tensor([1, 2]), torch.zeros(2), sigmas)
+    items = Items.of(batch, rows, torch.tensor([1, 2]), torch.zeros(2))
     with counted(policy) as calls:
-        replay(policy, items, dance_step, config.eta, sigmas[1])
+        replay(policy, items, dance_step, config.eta)
     assert calls == [("extract", 1), ("cached", 2)]
 
 

@@ -25,7 +25,7 @@ from customized_grpo.policies import build_policy, register_policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.reporting.card import model_card
 from customized_grpo.trainer.assembly import reward_terms
-from customized_grpo.trainer.rollout import noise_levels, sample_groups
+from customized_grpo.trainer.rollout import sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.records import read_records
 
@@ -130,11 +130,10 @@ def test_the_guides_model_stands_the_proofs(own: Callable[..., PolicyConfig], sd
     assert policy.latent_shape == (4, 8, 6)
     proofs.frozen_row(conditions)
     proofs.tune(policy)
-    sigmas = noise_levels(policy, 4, None)
     rollout = embedded(RolloutConfig, steps=4, group_size=2, pairs=1)
     keys, every = [("a", 0), ("a", 1)], range(rollout.steps - 1)
-    (drawn,) = sample_groups(policy, [conditions] * 2, keys, rollout, sigmas, every, seed=0, iteration=0)
-    proofs.ratios_are_one(policy, drawn, rollout.sampler, rollout.eta, sigmas)
+    (drawn,) = sample_groups(policy, [conditions] * 2, keys, rollout, every, seed=0, iteration=0)
+    proofs.ratios_are_one(policy, drawn, rollout.sampler, rollout.eta)
     other = build_policy(own())
     policy.save(tmp_path / "lora")
     other.load(tmp_path / "lora")

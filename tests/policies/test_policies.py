@@ -20,7 +20,7 @@ from customized_grpo.data import open_dataset
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.protocols import Conditions
 from customized_grpo.trainer.assembly import reward_terms
-from customized_grpo.trainer.rollout import noise_levels, sample_groups
+from customized_grpo.trainer.rollout import sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.records import read_records
 
@@ -125,16 +125,13 @@ def test_on_policy_ratios_are_exactly_one(model: Model, sampler: Any, checkpoint
     policy = model.policy(gradient_checkpointing=checkpointing)
     tune(policy)
     config = embedded(RolloutConfig, sampler=sampler, steps=proofs.STEPS, batch_size=4, shift=None)
-    sigmas = noise_levels(policy, config.steps, config.shift)
     keys = [(prompt, number) for prompt in ("a red bird", "a big bird") for number in range(3)]
     encoded = {prompt: model.encode(policy, prompt) for prompt, _ in keys}
     conditions = [encoded[prompt] for prompt, _ in keys]
-    batches = list(
-        sample_groups(policy, conditions, keys, config, sigmas, range(config.steps - 1), seed=0, iteration=0)
-    )
+    batches = list(sample_groups(policy, conditions, keys, config, range(config.steps - 1), seed=0, iteration=0))
     assert sum(len(batch) for batch in batches) == 6
     for batch in batches:
-        proofs.ratios_are_one(policy, batch, sampler, config.eta, sigmas)
+        proofs.ratios_are_one(policy, batch, sampler, config.eta)
 
 
 # Training

@@ -21,7 +21,7 @@ from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.callbacks import ProgressCallback, TrainerCallback
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.memory import BatchSize
-from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
+from customized_grpo.trainer.rollout import Trajectories, sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.trainer.update import sample_trained_steps
 from customized_grpo.utils.records import read_records
@@ -83,13 +83,12 @@ def draw(
     batch_size: BatchSize | None = None,
     sparse: bool = False,
     **options: Any,
-) -> tuple[list[Trajectories], Tensor, Tensor]:
-    """Sample some of the six images of two groups: their batches, trained steps (rows, S) and the noise levels."""
+) -> tuple[list[Trajectories], Tensor]:
+    """Sample some of the six images of two groups: their batches and trained steps (rows, S)."""
     dataset, rollout = open_dataset(config.data), config.rollout
     pairs = [dataset[row // 3] for row in rows]
     encoded = {pair.key: policy.encode(pair.prompt, pair.references) for pair in pairs}
     keys = [(pair.key, row % 3) for pair, row in zip(pairs, rows, strict=True)]
-    sigmas = noise_levels(policy, rollout.steps, rollout.shift)
     stochastic = stochastic or range(rollout.steps - 1)
     trained = sample_trained_steps(stochastic, config.train.trained_fraction, 0, 0, keys)
     if sparse:
@@ -97,9 +96,9 @@ def draw(
     rollout = rollout if size is None else rollout.model_copy(update={"batch_size": size})
     conditions = [encoded[pair.key] for pair in pairs]
     batches = sample_groups(
-        policy, conditions, keys, rollout, sigmas, stochastic, seed=0, iteration=0, size=batch_size, **options
+        policy, conditions, keys, rollout, stochastic, seed=0, iteration=0, size=batch_size, **options
     )
-    return list(batches), trained, sigmas
+    return list(batches), trained
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:

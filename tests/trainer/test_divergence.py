@@ -98,7 +98,7 @@ def test_drift_is_the_change_of_the_velocity_over_its_own_size(
 ) -> None:
     """By any sampler, for a policy whose velocity is 1.5 times the base model's."""
     config = make_config(sampler=sampler)
-    batches, trained, sigmas = draw(policy, config)
+    batches, trained = draw(policy, config)
     velocity, factor = policy.velocity, [1.5]
 
     @contextmanager
@@ -109,21 +109,21 @@ def test_drift_is_the_change_of_the_velocity_over_its_own_size(
 
     monkeypatch.setattr(policy, "velocity", lambda *given: factor[0] * velocity(*given))
     monkeypatch.setattr(policy, "reference", reference)
-    probed, _ = updater_of(policy, config).probe(batches, trained, sigmas)
+    probed, _ = updater_of(policy, config).probe(batches, trained)
     assert probed["drift"] == pytest.approx(0.25, rel=1e-3)
 
 
 def test_images_that_are_not_finite_are_not_probed(policy: Policy, make_config: Make) -> None:
-    batches, trained, sigmas = draw(policy, make_config(), size=3, means=True)
+    batches, trained = draw(policy, make_config(), size=3, means=True)
     for batch, rows in ((batches[0], slice(None)), (batches[1], slice(0, 1))):
         batch.latents[rows] = torch.nan
         batch.log_density[rows] = torch.nan
     updater = updater_of(policy, make_config())
-    probed, count = updater.probe(batches, trained, sigmas)
+    probed, count = updater.probe(batches, trained)
     assert count == 2, "the second batch's other two"
     assert probed == {"kl": pytest.approx(0.0, abs=1e-6), "drift": pytest.approx(0.0, abs=1e-6)}
-    assert Items.idle(batches, sigmas).latents.isfinite().all()
-    probed, count = updater.probe(batches[:1], trained, sigmas)
+    assert Items.idle(batches).latents.isfinite().all()
+    probed, count = updater.probe(batches[:1], trained)
     assert count == 0
     assert all(math.isnan(value) for value in ALONE.mean(probed, count).values()), "nothing is known"
 

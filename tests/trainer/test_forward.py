@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_objective_on_all_items_at_once(
     assert isinstance(updater, ForwardUpdater)
     total = torch.zeros(())
     for part in rollouts.trajectories:
-        items = updater.items(part, set(range(9)), rollouts.batch.trained, advantages.trained, trainer.sigmas)
+        items = updater.items(part, set(range(9)), rollouts.batch.trained, advantages.trained)
         clean, noise = items.latents_and_noise()
         velocity = policy.velocity(
             noised(clean, noise, items.sigma), items.sigma, items.conditions.select(items.condition_rows)

@@ -100,8 +100,7 @@ def test_they_are_the_gradients_of_the_surrogate(make_config: Callable[..., Conf
     config = config.model_copy(update={"method": MethodConfig(shaping="none", weighting="static")})
     dataset, policy = open_dataset(config.data), build_policy(config.policy)
     rewards = reward_terms(config.rewards, policy.device)
-    sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
-    identity, prompt, _ = gradients._gradients(config, policy, dataset, rewards, sigmas, 0)
+    identity, prompt, _ = gradients._gradients(config, policy, dataset, rewards, 0)
     expected = -(0.5 * identity + 0.5 * prompt).mean(0)
 
     taken: list[torch.Tensor] = []

@@ -59,12 +59,12 @@ def test_groups_of_several_sizes_train_and_resume_bit_for_bit(photos_config: Mak
 def test_a_batch_has_one_size_and_images_do_not_depend_on_it(photos_config: Make) -> None:
     config = photos_config()
     policy = build_policy(config.policy)
-    parts, _, _ = draw(policy, config)
+    parts, _ = draw(policy, config)
     assert [(tuple(part.clean.shape), part.images.tolist()) for part in parts] == [
         ((3, 2, 2, 16), [0, 1, 2]), ((3, 2, 3, 16), [3, 4, 5]),
     ]  # fmt: skip
     for part in parts:
-        (alone,), _, _ = draw(policy, config, part.images.tolist())
+        (alone,), _ = draw(policy, config, part.images.tolist())
         torch.testing.assert_close(alone.clean, part.clean, rtol=1e-4, atol=1e-4)
 
 

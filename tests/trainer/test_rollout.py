@@ -37,36 +37,36 @@ def policy(make_config: Make) -> Policy:
 @pytest.mark.parametrize("window", [range(3), range(1, 3), range(2, 3)], ids=str)
 def test_on_policy_ratios_are_exactly_one(policy: Policy, make_config: Make, sampler: str, window: range) -> None:
     config = make_config(sampler=sampler)
-    (batch,), _, sigmas = draw(policy, config, stochastic=window)
+    (batch,), _ = draw(policy, config, stochastic=window)
     assert batch.latents.shape[1] == len(window) + 1, "nothing is stored of the steps outside"
     for t in window:
-        items = Items.of(batch, EVERYONE, torch.full((6,), t), torch.zeros(6), sigmas)
-        _, _, density = replay(policy, items, SAMPLERS[sampler], config.rollout.eta, sigmas[1])
+        items = Items.of(batch, EVERYONE, torch.full((6,), t), torch.zeros(6))
+        _, _, density = replay(policy, items, SAMPLERS[sampler], config.rollout.eta)
         assert density.requires_grad
         assert torch.equal((density - items.log_density).exp(), torch.ones(6))
     rows, steps = torch.tensor([0, 3, 3, 5, 1]), torch.tensor([window[-1], *[window[0]] * 4])
-    items = Items.of(batch, rows, steps, torch.zeros(5), sigmas)
-    _, _, density = replay(policy, items, SAMPLERS[sampler], config.rollout.eta, sigmas[1])
+    items = Items.of(batch, rows, steps, torch.zeros(5))
+    _, _, density = replay(policy, items, SAMPLERS[sampler], config.rollout.eta)
     assert (density - items.log_density).exp().sub(1).abs().max() < 1e-5, "mixed batches only round"
 
 
 @pytest.mark.parametrize("window", [range(3), range(1, 2)], ids=str)
 def test_images_do_not_depend_on_the_batch(policy: Policy, make_config: Make, window: range) -> None:
-    (whole,), _, _ = draw(policy, make_config(), stochastic=window)
+    (whole,), _ = draw(policy, make_config(), stochastic=window)
     for rows in ([4], [5, 0], [2, 3, 4]):
-        (part,), _, _ = draw(policy, make_config(), rows, stochastic=window)
+        (part,), _ = draw(policy, make_config(), rows, stochastic=window)
         torch.testing.assert_close(part.clean, whole.clean[rows], rtol=1e-4, atol=1e-4)
-    parts, _, _ = draw(policy, make_config(), stochastic=window, size=2)
+    parts, _ = draw(policy, make_config(), stochastic=window, size=2)
     assert [batch.images.tolist() for batch in parts] == [[0, 1], [2, 3], [4, 5]]
     torch.testing.assert_close(torch.cat([batch.clean for batch in parts]), whole.clean, rtol=1e-4, atol=1e-4)
     assert (whole.clean[0] - whole.clean[1]).abs().max() > 0.01, "images of a group must differ"
 
 
 def test_a_group_shares_its_initial_noise_when_requested(policy: Policy, make_config: Make) -> None:
-    (batch,), _, _ = draw(policy, make_config())
+    (batch,), _ = draw(policy, make_config())
     shared = batch.latents[:, 0]
     assert torch.equal(shared[0], shared[2]) and not torch.equal(shared[0], shared[3])
-    (batch,), _, _ = draw(policy, make_config(shared_noise=False))
+    (batch,), _ = draw(policy, make_config(shared_noise=False))
     assert not torch.equal(batch.latents[0, 0], batch.latents[2, 0])
 
 
@@ -95,17 +95,17 @@ def test_images_that_start_alike_share_one_velocity_forward_and_backward(
         return velocity(latents, sigma, conditions)
 
     monkeypatch.setattr(policy, "velocity", watched)
-    (batch,), _, sigmas = draw(policy, config, stochastic=range(first, config.rollout.steps - 1))
+    (batch,), _ = draw(policy, config, stochastic=range(first, config.rollout.steps - 1))
     assert seen == [2] * (first + 1) + [6] * (config.rollout.steps - first - 1), "two groups, then six images"
     advantages = torch.linspace(-1, 1, 12)
     found = []
     for together in (True, False):
         steps = torch.tensor([first, first + 1]).repeat(6)
-        items = Items.of(batch, EVERYONE.repeat_interleave(2), steps, advantages, sigmas)
+        items = Items.of(batch, EVERYONE.repeat_interleave(2), steps, advantages)
         if not together:
             items = dataclasses.replace(items, same=torch.arange(12))
         seen.clear()
-        _, _, density = replay(policy, items, SAMPLERS[config.rollout.sampler], config.rollout.eta, sigmas[1])
+        _, _, density = replay(policy, items, SAMPLERS[config.rollout.sampler], config.rollout.eta)
         assert seen == [8 if together else 12]
         found.append((density, *torch.autograd.grad((density * advantages).sum(), list(policy.trainable().values()))))
     for one, other in zip(*found, strict=True):
@@ -115,15 +115,15 @@ def test_images_that_start_alike_share_one_velocity_forward_and_backward(
 def test_a_group_is_one_trajectory_up_to_its_window(policy: Policy, make_config: Make) -> None:
     """The shared part is sampled once, and is what each image would have sampled by itself."""
     config = make_config()
-    (batch,), _, sigmas = draw(policy, config, stochastic=range(2, 3))
+    (batch,), _ = draw(policy, config, stochastic=range(2, 3))
     assert torch.equal(batch.latents[0, 0], batch.latents[2, 0])
     assert not torch.equal(batch.latents[0, 1], batch.latents[2, 1])
-    (whole,), _, _ = draw(policy, config)
+    (whole,), _ = draw(policy, config)
     dataset = open_dataset(config.data)
     encoded = [policy.encode(dataset[i].prompt, dataset[i].references) for i in (0, 0, 0, 1, 1, 1)]
-    each = euler(policy, Conditions.join(encoded), whole.latents[:, 0], sigmas[:3])
+    each = euler(policy, Conditions.join(encoded), whole.latents[:, 0], batch.sigmas[:3])
     torch.testing.assert_close(batch.latents[:, 0], each, rtol=1e-4, atol=1e-5)
-    assert torch.equal(batch.clean, euler(policy, Conditions.join(encoded), batch.latents[:, -1], sigmas[3:]))
+    assert torch.equal(batch.clean, euler(policy, Conditions.join(encoded), batch.latents[:, -1], batch.sigmas[3:]))
 
 
 def test_noise_levels_that_coincide_are_refused(policy: Policy) -> None:

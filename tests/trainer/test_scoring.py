@@ -69,7 +69,7 @@ def scores_of(parts: list[BatchScores], name: str) -> Tensor:
 
 def test_overlapped_scores_are_the_same(policy: Policy, make_config: Callable[..., Config], pairs: list[Pair]) -> None:
     one, other = Redness(), Redness()
-    batches, _, _ = draw(policy, make_config(), size=2)
+    batches, _ = draw(policy, make_config(), size=2)
     plain_images, plain = scored(policy, batches, [one], pairs)
     images, beside = scored(policy, batches, [other], pairs, overlap=True)
     assert one.threads == {"MainThread"} and "MainThread" not in other.threads
@@ -84,7 +84,7 @@ def test_sampling_does_not_run_ahead_of_the_scores(
     policy: Policy, make_config: Callable[..., Config], pairs: list[Pair]
 ) -> None:
     """At most two batches wait: the fourth is not sampled while the first has no score."""
-    batches, _, _ = draw(policy, make_config(), size=1)
+    batches, _ = draw(policy, make_config(), size=1)
     requested_fourth = threading.Event()
 
     def watched() -> Iterator[Trajectories]:
@@ -107,7 +107,7 @@ def test_sampling_does_not_run_ahead_of_the_scores(
 def test_a_reward_that_dies_leaves_its_batches_without_scores(
     policy: Policy, make_config: Callable[..., Config], pairs: list[Pair], overlap: bool
 ) -> None:
-    batches, _, _ = draw(policy, make_config(), size=2)
+    batches, _ = draw(policy, make_config(), size=2)
     _, parts = scored(policy, batches, [Redness(), Broken()], pairs, overlap=overlap)
     assert "reward 'broken' failed on pair" in str(parts[0].failure)
     assert bool(scores_of(parts, "broken").isnan().all())

@@ -51,11 +51,11 @@ def updater_of(policy: Policy, config: Config, objectives: int = 1) -> tuple[Upd
 
 def one_update(policy: Policy, config: Config, parts: Tensor | None = None) -> tuple[dict[str, float], Tensor]:
     """Metrics and gradient of an update with random advantages, or for two objectives `parts` of them."""
-    batches, trained, sigmas = draw(policy, config, sparse=True)
+    batches, trained = draw(policy, config, sparse=True)
     updater, spy = updater_of(policy, config, 1 if parts is None else len(parts))
     advantages = torch.randn(trained.shape, generator=torch.Generator().manual_seed(0))
     advantages = advantages if parts is None else advantages[..., None] * parts
-    record = updater.update([Items.chosen(b, set(range(6)), trained, advantages, sigmas) for b in batches], sigmas[1])
+    record = updater.update([Items.chosen(b, set(range(6)), trained, advantages) for b in batches])
     return record, spy.taken[0]
 
 
@@ -64,7 +64,7 @@ def test_first_update_ignores_rounding_between_replay_and_sampling(
     policy: Policy, make_config: Make, ratio: str
 ) -> None:
     config = make_config(ratio=ratio, clip_range=1e-9, batch_size=3)
-    (batch,), trained, sigmas = draw(policy, config, range(3), means=True)
+    (batch,), trained = draw(policy, config, range(3), means=True)
     noise = torch.empty_like(batch.log_density).uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
     noise.view(-1)[0] = 1.0
     assert batch.mean is not None
@@ -72,9 +72,9 @@ def test_first_update_ignores_rounding_between_replay_and_sampling(
     gradients, records = [], []
     for given in (batch, rounded):
         updater, spy = updater_of(policy, config)
-        items = Items.chosen(given, {0, 1, 2}, trained, torch.linspace(-1, 1, trained.numel()).view_as(trained), sigmas)
+        items = Items.chosen(given, {0, 1, 2}, trained, torch.linspace(-1, 1, trained.numel()).view_as(trained))
         for _ in range(2):  # in the second the weights count as changed: the stored densities are used
-            records.append(updater.update([items], sigmas[1]))
+            records.append(updater.update([items]))
             assert not updater.on_policy
         gradients.append(spy.taken[0])
     exact, exact_later, other, other_later = records
@@ -88,22 +88,22 @@ def test_first_update_ignores_rounding_between_replay_and_sampling(
 
 
 def test_skipped_update_stays_on_policy(policy: Policy, make_config: Make) -> None:
-    (batch,), trained, sigmas = draw(policy, make_config(), range(3))
+    (batch,), trained = draw(policy, make_config(), range(3))
     updater, _ = updater_of(policy, make_config())
-    items = Items.chosen(batch, {0, 1, 2}, trained, torch.full(trained.shape, torch.inf), sigmas)
-    assert updater.update([items], sigmas[1])["share/skipped"] == 1.0
+    items = Items.chosen(batch, {0, 1, 2}, trained, torch.full(trained.shape, torch.inf))
+    assert updater.update([items])["share/skipped"] == 1.0
     assert updater.on_policy
     assert mean_of_updates([{"loss": 1.0, "replay_error": 4.0}, {"loss": 3.0}]) == {"loss": 2.0, "replay_error": 4.0}
 
 
 def test_only_trained_steps_are_stored_and_with_the_same_bits(policy: Policy, make_config: Make) -> None:
     config = make_config(steps=11, trained_fraction=0.3)
-    (whole,), trained, sigmas = draw(policy, config, means=True)
-    (sparse,), _, _ = draw(policy, config, means=True, sparse=True)
-    (bare,), _, _ = draw(policy, config, sparse=True)
+    (whole,), trained = draw(policy, config, means=True)
+    (sparse,), _ = draw(policy, config, means=True, sparse=True)
+    (bare,), _ = draw(policy, config, sparse=True)
     assert torch.equal(sparse.clean, whole.clean)
     assert torch.equal(sparse.steps, trained) and trained.shape == (6, 3)
-    kept, of_all = (Items.chosen(b, {0, 2, 3, 5}, trained, torch.zeros(6, 3), sigmas) for b in (sparse, whole))
+    kept, of_all = (Items.chosen(b, {0, 2, 3, 5}, trained, torch.zeros(6, 3)) for b in (sparse, whole))
     assert len(kept) == 12
     for name in ("latents", "next_latents", "sigma", "sigma_next", "mean", "log_density"):
         assert torch.equal(getattr(kept, name), getattr(of_all, name)), name
@@ -173,10 +173,10 @@ def test_objectives_that_agree_are_their_sum_and_opposed_ones_cancel(policy: Pol
 def test_sampling_continues_with_smaller_batches_or_ends_in_one_line(
     policy: Policy, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (whole,), _, _ = draw(policy, make_config())
+    (whole,), _ = draw(policy, make_config())
     with monkeypatch.context() as patch:
         patch.setattr(policy, "velocity", failing(policy.velocity, 3, "gpu"))
-        parts, _, _ = draw(policy, make_config())
+        parts, _ = draw(policy, make_config())
     assert [batch.images.tolist() for batch in parts] == [[0, 1, 2], [3, 4, 5]]
     torch.testing.assert_close(torch.cat([batch.clean for batch in parts]), whole.clean, rtol=1e-4, atol=1e-4)
 
@@ -214,7 +214,7 @@ def test_the_peak_is_of_tensors_alive_at_the_same_time() -> None:
 def test_an_automatic_size_is_what_fits(policy: Policy, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes chosen for two amounts of free memory, and what batches of these sizes then really need."""
     config = make_config(batch_size="auto")
-    (batch,), trained, sigmas = draw(policy, config)
+    (batch,), trained = draw(policy, config)
     weights = list(policy.trainable().values())
     condition = batch.conditions.select(torch.tensor([0]))
     chosen = []
@@ -222,15 +222,15 @@ def test_an_automatic_size_is_what_fits(policy: Policy, make_config: Make, monke
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         optimizer = build_optimizer(weights, config.train, ALONE)
         updater = Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
-        updater.measure_size(condition, sigmas, most=10_000)
+        updater.measure_size(condition, batch.sigmas, most=10_000)
         assert all(weight.grad is None for weight in weights), "the probe leaves nothing"
         size = updater.size.size
         rows = torch.arange(size) % 6
-        items = Items.of(batch, rows, trained[rows, 0], torch.ones(size), sigmas)
+        items = Items.of(batch, rows, trained[rows, 0], torch.ones(size))
         items = replace(items, same=torch.arange(size))  # as if each were an image of its own
 
         def work(updater: Updater = updater, items: Items = items) -> None:
-            updater._accumulate([items], len(items), torch.ones(()), sigmas[1], None)
+            updater._accumulate([items], len(items), torch.ones(()), None)
 
         assert 0.2 * free < peak_bytes(CPU, work) <= free
         chosen.append(size)

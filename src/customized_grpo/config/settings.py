@@ -436,8 +436,8 @@ class RolloutConfig(Section):
     shift: float | None = Field(
         DEFAULT["rollout.shift"],
         gt=0,
-        description="Timestep shift; 1 gives evenly spaced noise levels. null: the model's own rule, at the "
-        "largest of policy.sizes (evaluations: at each image's own).",
+        description="Timestep shift; 1 gives evenly spaced noise levels. null: the rule of the model's "
+        "own scheduler, for each size of images.",
     )
     group_size: int = Field(12, ge=2, le=4096, description="Images per group; advantages are computed within a group.")
     pairs: int = Field(8, ge=1, le=65536, description="Groups per iteration, over all processes.")

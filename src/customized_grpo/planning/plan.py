@@ -204,7 +204,7 @@ def _device_memory(
     # Latents before and after each trained step (neighbours share them), means if needed, log-densities; clean latents.
     states = min(2 * trained, stochastic + 1) + means * trained if grpo else 0
     latents = images * _FLOAT32 * ((states + 1) * shapes.latent + (trained if grpo else 0))
-    # Of each transition two latents, the mean if needed, and four numbers.
+    # Of each transition two latents, the mean if needed, and five numbers.
     transitions = -(-images // min(train.updates, images)) * trained if grpo else 0
     # Of each noised image of a micro-batch its latents, target and old velocity.
     noised = 0 if grpo else 3 * shapes.latent * _FLOAT32
@@ -231,7 +231,7 @@ def _device_memory(
         },
         "training": {
             **kept,
-            "transitions": transitions * _FLOAT32 * ((2 + means) * shapes.latent + 4),
+            "transitions": transitions * _FLOAT32 * ((2 + means) * shapes.latent + 5),
             "gradients": shapes.trained_bytes,
             "untuned weights": weights["untuned weights"],  # loaded for the KL divergence
             "activations": training_batch * (shapes.training + shapes.condition + noised) + dequantised,

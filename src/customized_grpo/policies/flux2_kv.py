@@ -45,12 +45,17 @@ class Flux2KVPolicy(Flux2Policy):
                 self._last = None
 
     def shard(self, fully_shard: Callable[[nn.Module], object]) -> None:
-        """Refuse shards: FSDP gathers the last block's weights by the gradient of its output, which is not used.
+        """Refuse shards: FSDP needs equally many passes in all processes, and here references in common save some.
+
+        It also gathers the last block's weights by the gradient of its output, which the pass over references lacks.
 
         Raises:
             ModelError: Always.
         """
-        raise ModelError("policy.kind: flux2-klein-kv is not supported with FSDP; launch without it, or use flux2")
+        raise ModelError(
+            "policy.kind: flux2-klein-kv is not supported with FSDP; launch with recipes/accelerate/8gpu.yaml, or set "
+            "policy.kind=flux2 and policy.path=black-forest-labs/FLUX.2-klein-9B"
+        )
 
     def transform(self, tokens: Sequence[Tensor], timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Compute the transformer's output for the image's tokens, (B, tokens, channels)."""

@@ -115,9 +115,7 @@ class ForwardUpdater(Updater):
         """Return no step: only clean latents are needed."""
         return trained[:, :0].long()
 
-    def items(
-        self, batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor
-    ) -> NoisedItems:
+    def items(self, batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor) -> NoisedItems:
         """Return the noise levels of the batch's images among `images`.
 
         `trained` (images, levels) and `advantages`, as many, are those of all images of the iteration.
@@ -131,15 +129,14 @@ class ForwardUpdater(Updater):
             trained[which].flatten(),
             (which[:, None] * levels + torch.arange(levels)).flatten(),
             advantages[which].flatten(),
-            sigmas,
         )
 
-    def idle(self, batches: Sequence[Trajectories], sigmas: Tensor) -> NoisedItems:
+    def idle(self, batches: Sequence[Trajectories]) -> NoisedItems:
         """Return an item with advantage 0, of a finite image if there is any."""
         batch, rows = _first_finite(batches)
         row = rows[:1] if len(rows) else torch.zeros(1, dtype=torch.long)
         zero = torch.zeros(1)
-        return self._items(batch, row, zero, torch.zeros(1, dtype=torch.long), zero, sigmas)
+        return self._items(batch, row, zero, torch.zeros(1, dtype=torch.long), zero)
 
     def example(self, condition: Conditions, sigmas: Tensor) -> NoisedItems:
         """Return an item of zeros with this conditioning, to measure what one needs."""
@@ -149,13 +146,13 @@ class ForwardUpdater(Updater):
         return NoisedItems(zero, first, sigmas[:1], zero, first, first, (clean,), [("",)], condition)
 
     def _items(
-        self, batch: Trajectories, rows: Tensor, places: Tensor, numbers: Tensor, advantages: Tensor, sigmas: Tensor
+        self, batch: Trajectories, rows: Tensor, places: Tensor, numbers: Tensor, advantages: Tensor
     ) -> NoisedItems:
         device = batch.clean.device
         return NoisedItems(
             advantages.to(device),
             rows,
-            at_places(sigmas, places.to(device)),
+            at_places(batch.sigmas, places.to(device)),
             (places / (self._steps - 1)).to(device),
             numbers,
             batch.condition_rows[rows],
@@ -164,7 +161,7 @@ class ForwardUpdater(Updater):
             batch.conditions,
         )
 
-    def losses(self, items: NoisedItems, sigma_max: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self, items: NoisedItems) -> tuple[Tensor, Tensor, Tensor]:
         """Return the objective's loss of items, with the pull and the KL term, and measure it; see `Updater.losses`."""
         clean, noise = items.latents_and_noise()
         latents, target = noised(clean, noise, items.sigma), noise - clean
@@ -204,7 +201,7 @@ class ForwardUpdater(Updater):
         return losses.sum()[None], measured, error.new_zeros(())
 
     @torch.no_grad()
-    def probe(self, batches: Sequence[Trajectories], trained: Tensor, sigmas: Tensor) -> tuple[dict[str, float], int]:
+    def probe(self, batches: Sequence[Trajectories], trained: Tensor) -> tuple[dict[str, float], int]:
         """Estimate the velocity's drift from the reference policy at one noise level of a few finite images.
 
         Returns `drift` as `Updater.probe` does, and the number of images.
@@ -213,7 +210,7 @@ class ForwardUpdater(Updater):
         every = finite if len(finite) else torch.zeros(1, dtype=torch.long)  # a sharded model is called by all
         rows = every[torch.linspace(0, len(every) - 1, min(len(every), PROBED)).round().long()]
         which = batch.images[rows]
-        items = self._items(batch, rows, trained[which, 0], which * trained.shape[1], torch.zeros(len(rows)), sigmas)
+        items = self._items(batch, rows, trained[which, 0], which * trained.shape[1], torch.zeros(len(rows)))
         clean, noise = items.latents_and_noise()
         given = noised(clean, noise, items.sigma), items.sigma, items.conditions.select(items.condition_rows)
         velocity = self.policy.velocity(*given)

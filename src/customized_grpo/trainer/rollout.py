@@ -26,14 +26,16 @@ T = TypeVar("T")
 class Trajectories:
     """Trajectories of B images, enough to replay their stored steps. Deterministic steps carry no policy gradient.
 
-    `steps` (B, S) are the stored stochastic steps of each image, in rising order, with their `log_density` (B, S) and,
-    if stored, `mean` (B, S, ...). `latents` (B, K, ...) float32 are the states before and after them, each once: that
-    before the j-th is at `places[:, j]` (B, S), that after it follows. Images of equal `starts` (B,), numbers below B,
-    have one state and conditioning before the first stochastic step, `first`. `condition_rows` (B,) is each image's row
-    of `conditions`, which its group shares; `clean` (B, ...) are its clean latents, `images` (B,) its number.
+    `sigmas` (T + 1,) are the noise levels for this size of images. `steps` (B, S) are the stored stochastic steps of
+    each image, in rising order, with their `log_density` (B, S) and, if stored, `mean` (B, S, ...). `latents` (B, K,
+    ...) float32 are the states before and after them, each once: that before the j-th is at `places[:, j]` (B, S), that
+    after it follows. Images of equal `starts` (B,), numbers below B, have one state and conditioning before the first
+    stochastic step, `first`. `condition_rows` (B,) is each image's row of `conditions`, which its group shares; `clean`
+    (B, ...) are its clean latents, `images` (B,) its number.
     """
 
     images: Tensor
+    sigmas: Tensor
     first: int
     starts: Tensor
     steps: Tensor
@@ -55,13 +57,15 @@ class Trajectories:
         return sum(tensor.nbytes for tensor in stored)
 
 
-def noise_levels(policy: Policy, steps: int, shift: float | None) -> Tensor:
-    """Return the rollout's sigmas (steps + 1,): the model's own, or shifted ones if a shift is given.
+def noise_levels(policy: Policy, steps: int, shift: float | None, conditions: Conditions | None = None) -> Tensor:
+    """Return a rollout's sigmas (steps + 1,): the model's own, or shifted ones if a shift is given.
+
+    The model's own may depend on the size of images: that of `conditions`, or the largest.
 
     Raises:
         ConfigError: Two of them are the same number.
     """
-    levels = policy.sigmas(steps) if shift is None else flow_sigmas(steps, shift)
+    levels = own_noise_levels(policy, steps, conditions) if shift is None else flow_sigmas(steps, shift)
     if not bool((levels.diff() < 0).all()):
         value = "the model's own" if shift is None else f"{shift:g}"
         raise ConfigError(
@@ -71,9 +75,9 @@ def noise_levels(policy: Policy, steps: int, shift: float | None) -> Tensor:
     return levels.to(policy.device)
 
 
-def own_noise_levels(policy: Policy, steps: int, conditions: Conditions) -> Tensor:
-    """Return the model's own sigmas (steps + 1,) for the size of images of these conditions, on its device."""
-    shape = conditions.latent_shape
+def own_noise_levels(policy: Policy, steps: int, conditions: Conditions | None) -> Tensor:
+    """Return the model's own sigmas (steps + 1,) for the conditions' size of images, or the largest; on its device."""
+    shape = None if conditions is None else conditions.latent_shape
     return (policy.sigmas(steps) if shape is None else policy.sigmas(steps, shape)).to(policy.device)
 
 
@@ -131,7 +135,6 @@ def sample_groups(
     conditions: Sequence[Conditions],
     keys: Sequence[tuple[str, int]],
     config: RolloutConfig,
-    sigmas: Tensor,
     stochastic: range,
     *,
     seed: int,
@@ -149,8 +152,7 @@ def sample_groups(
         policy: Policy to sample from.
         conditions: Conditioning of each image, one row.
         keys: Pair key and number in the group of each image, which determine its noise with `seed` and `iteration`.
-        config: Settings of the sampler.
-        sigmas: Noise levels (T + 1,).
+        config: Settings of the sampler and the noise levels.
         stochastic: Numbers of the stochastic steps; all others are deterministic.
         seed: Seed of the run.
         iteration: Number of the iteration.
@@ -163,7 +165,9 @@ def sample_groups(
 
     def sample(images: Sequence[int]) -> Trajectories:
         starts, rows = _starts(images, keys, shared=config.shared_noise)
-        noise = partial(image_noise, policy, shape=conditions[images[0]].latent_shape)  # the same in a batch
+        one = conditions[images[0]]  # a batch has one size of images
+        sigmas = noise_levels(policy, config.steps, config.shift, one)
+        noise = partial(image_noise, policy, shape=one.latent_shape)
         initial = torch.cat([noise(1, seed, "initial", iteration, *start) for start in starts])
         steps = [noise(config.steps - 1 if stochastic else 0, seed, "steps", iteration, *keys[i]) for i in images]
         alone = Conditions.join([conditions[i] for i in starts.values()])
@@ -250,6 +254,7 @@ def sample_trajectories(
             averages.add(taken.mean)
     return Trajectories(
         images=images,
+        sigmas=sigmas,
         first=first,
         starts=starts,
         steps=steps,

@@ -188,7 +188,6 @@ class CustomizedGRPOTrainer(BaseTrainer):
             batch.conditions,
             batch.keys,
             rollout,
-            self.sigmas,
             batch.stochastic,
             seed=self.config.seed,
             iteration=batch.iteration,
@@ -276,17 +275,16 @@ class CustomizedGRPOTrainer(BaseTrainer):
             for numbers in images_of_updates(total, tuning.updates, self.config.seed, batch.iteration):
                 rows = {place[number] for number in numbers if number in place} - excluded
                 items = [
-                    self._updater.items(part, rows, batch.trained, advantages.trained, self.sigmas)
-                    for part in rollouts.trajectories
+                    self._updater.items(part, rows, batch.trained, advantages.trained) for part in rollouts.trajectories
                 ]
-                idle = self._updater.idle(rollouts.trajectories, self.sigmas)
-                updates.append(self._updater.update(items, self.sigmas[1], idle))
+                idle = self._updater.idle(rollouts.trajectories)
+                updates.append(self._updater.update(items, idle))
                 check_loss(updates[-1]["loss"], batch.iteration + 1, self.output_dir)
                 check_skipped(
                     self._updater.skipped, tuning.max_skipped, all_updates, batch.iteration + 1, self.output_dir
                 )
         with self._profiler("probe"):
-            probed, count = self._updater.probe(rollouts.trajectories, batch.trained, self.sigmas)
+            probed, count = self._updater.probe(rollouts.trajectories, batch.trained)
         metrics = self.processes.mean(probed, count) | mean_of_updates(updates)
         check_drift(metrics["drift"], tuning.max_drift, batch.iteration + 1, self.output_dir)
         return metrics | {"learning_rate": rate}
@@ -315,7 +313,6 @@ class CustomizedGRPOTrainer(BaseTrainer):
                 [batch.conditions[i] for i in chosen],
                 [batch.keys[i] for i in chosen],
                 rollout,
-                self.sigmas,
                 batch.stochastic,
                 seed=self.config.seed,
                 iteration=batch.iteration,

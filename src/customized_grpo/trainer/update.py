@@ -53,16 +53,17 @@ class Items(ItemBatch):
     """N transitions of equal shapes to evaluate under the present policy.
 
     `latents` and `next_latents` (N, ...) are the states before and after the step, `sigma` and `sigma_next` (N,) its
-    noise levels; `log_density` (N,) and, if stored, `mean` (N, ...) are those of sampling. `advantages` are (N,), or
-    (N, 2) with two objectives. `condition_rows` (N,) are rows of `conditions`, copied for one micro-batch at a time
-    because they can exceed the latents. Items of equal numbers in `same` (N,) have one velocity, and differ only in
-    what follows.
+    noise levels, `sigma_max` (N,) the second level of its schedule; `log_density` (N,) and, if stored, `mean` (N, ...)
+    are those of sampling. `advantages` are (N,), or (N, 2) with two objectives. `condition_rows` (N,) are rows of
+    `conditions`, copied for one micro-batch at a time because they can exceed the latents. Items of equal numbers in
+    `same` (N,) have one velocity, and differ only in what follows.
     """
 
     latents: Tensor
     next_latents: Tensor
     sigma: Tensor
     sigma_next: Tensor
+    sigma_max: Tensor
     mean: Tensor | None
     log_density: Tensor
     conditions: Conditions
@@ -70,7 +71,7 @@ class Items(ItemBatch):
     same: Tensor
 
     @staticmethod
-    def of(batch: Trajectories, rows: Tensor, steps: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
+    def of(batch: Trajectories, rows: Tensor, steps: Tensor, advantages: Tensor) -> Items:
         """Return the stored transitions `steps` (N,) of the batch's images `rows` (N,)."""
         stored = (batch.steps[rows] == steps[:, None]).int().argmax(1)
         before = batch.places[rows, stored]
@@ -78,8 +79,9 @@ class Items(ItemBatch):
             advantages.to(batch.latents.device),
             batch.latents[rows, before],
             batch.latents[rows, before + 1],
-            sigmas[steps],
-            sigmas[steps + 1],
+            batch.sigmas[steps],
+            batch.sigmas[steps + 1],
+            batch.sigmas[1].expand(len(steps)),
             None if batch.mean is None else batch.mean[rows, stored],
             batch.log_density[rows, stored],
             batch.conditions,
@@ -88,14 +90,14 @@ class Items(ItemBatch):
         )
 
     @staticmethod
-    def idle(batches: Sequence[Trajectories], sigmas: Tensor) -> Items:
+    def idle(batches: Sequence[Trajectories]) -> Items:
         """Return a transition with advantage 0: a finite one if there is any, because 0 times NaN is NaN."""
         batch, rows = _first_finite(batches)
         row = rows[:1] if len(rows) else torch.zeros(1, dtype=torch.long)
-        return Items.of(batch, row, batch.steps[row, 0], torch.zeros(1), sigmas)
+        return Items.of(batch, row, batch.steps[row, 0], torch.zeros(1))
 
     @staticmethod
-    def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor) -> Items:
+    def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor) -> Items:
         """Return the trained steps of the batch's images among `images`, ordered by step.
 
         `trained` and `advantages` (images, S), or (images, S, 2), are those of all images of the iteration.
@@ -104,7 +106,7 @@ class Items(ItemBatch):
         which = batch.images[rows]
         steps, order = trained[which].flatten().sort(stable=True)
         rows = rows.repeat_interleave(trained.shape[1])[order]
-        return Items.of(batch, rows, steps, advantages[which].flatten(0, 1)[order], sigmas)
+        return Items.of(batch, rows, steps, advantages[which].flatten(0, 1)[order])
 
 
 def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor]:
@@ -136,17 +138,15 @@ def sample_trained_steps(
     return torch.stack(rows)
 
 
-def replay(
-    policy: Policy, items: Items, step: StepFunction, eta: float, sigma_max: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def replay(policy: Policy, items: Items, step: StepFunction, eta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean (N, ...), standard deviation (N,) and log-density (N,) of transitions under the present policy."""
     conditions = items.conditions.select(items.condition_rows)
     velocity = velocity_once(policy, items.latents, items.sigma, conditions, items.same)
-    taken = _step(items, velocity, step, eta, sigma_max)
+    taken = _step(items, velocity, step, eta)
     return taken.mean, taken.std, taken.log_density
 
 
-def _step(items: Items, velocity: Tensor, step: StepFunction, eta: float, sigma_max: Tensor) -> Step:
+def _step(items: Items, velocity: Tensor, step: StepFunction, eta: float) -> Step:
     return step(
         items.latents,
         velocity,
@@ -154,7 +154,7 @@ def _step(items: Items, velocity: Tensor, step: StepFunction, eta: float, sigma_
         items.sigma_next,
         eta=eta,
         next_sample=items.next_latents,
-        sigma_max=sigma_max,
+        sigma_max=items.sigma_max,
     )
 
 
@@ -217,7 +217,7 @@ class Updater:
         one = self.example(replace(condition, latent_shape=self.policy.latent_shape), sigmas)
 
         def probe() -> None:
-            self._accumulate([one], 1, torch.ones(1, device=self.policy.device), sigmas[1], None)
+            self._accumulate([one], 1, torch.ones(1, device=self.policy.device), None)
 
         gradients = self.optimizer.objectives * sum(local(w).nbytes for w in self.policy.trainable().values())
         later = self.optimizer.awaited_bytes()
@@ -236,15 +236,13 @@ class Updater:
         """Return the steps whose transitions sampling has to store, (images, S')."""
         return trained
 
-    def items(
-        self, batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor, sigmas: Tensor
-    ) -> ItemBatch:
+    def items(self, batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor) -> ItemBatch:
         """Return the items to train of the batch's images among `images`; see `Items.chosen`."""
-        return Items.chosen(batch, images, trained, advantages, sigmas)
+        return Items.chosen(batch, images, trained, advantages)
 
-    def idle(self, batches: Sequence[Trajectories], sigmas: Tensor) -> ItemBatch:
+    def idle(self, batches: Sequence[Trajectories]) -> ItemBatch:
         """Return an item that may be processed without effect."""
-        return Items.idle(batches, sigmas)
+        return Items.idle(batches)
 
     def example(self, condition: Conditions, sigmas: Tensor) -> ItemBatch:
         """Return an item of zeros with this conditioning, to measure what one needs."""
@@ -253,9 +251,10 @@ class Updater:
         mean = latents if self.config.ratio == "guard" else None
         first = torch.zeros(1, dtype=torch.long)
         advantages = zero.expand(self.optimizer.objectives)[None]
-        return Items(advantages, latents, latents, sigmas[:1], sigmas[1:2], mean, zero, condition, first, first)
+        levels = sigmas[:1], sigmas[1:2], sigmas[1:2]
+        return Items(advantages, latents, latents, *levels, mean, zero, condition, first, first)
 
-    def update(self, groups: Sequence[ItemBatch], sigma_max: Tensor, idle: ItemBatch | None = None) -> dict[str, float]:
+    def update(self, groups: Sequence[ItemBatch], idle: ItemBatch | None = None) -> dict[str, float]:
         """Take one optimizer step on the mean over all items of all processes, and return its metrics.
 
         There is no step without items, nor where the gradient is not finite. If memory runs out, the update starts
@@ -266,7 +265,7 @@ class Updater:
             zeros = {"loss": 0.0, "gradient_norm": 0.0, "share/skipped": 0.0, **dict.fromkeys(self.measures, 0.0)}
             return zeros | ({"replay_error": 0.0} if self.replays and self.on_policy else {})
         most = max(map(len, groups), default=1)
-        sums, error = self.size.anew(most, lambda size: self._accumulate(groups, size, total, sigma_max, idle))
+        sums, error = self.size.anew(most, lambda size: self._accumulate(groups, size, total, idle))
         self._before_step()
         norm = self.optimizer.step()
         taken = math.isfinite(norm)
@@ -289,7 +288,7 @@ class Updater:
         }
 
     def _accumulate(
-        self, groups: Sequence[ItemBatch], size: int, total: Tensor, sigma_max: Tensor, idle: ItemBatch | None
+        self, groups: Sequence[ItemBatch], size: int, total: Tensor, idle: ItemBatch | None
     ) -> tuple[Tensor, float]:
         """Accumulate the gradients of this process's items, by micro-batches of `size`.
 
@@ -305,25 +304,25 @@ class Updater:
         micros = (part for group in groups for part in group.split(size))
         for micro in itertools.chain(micros, () if idle is None else itertools.repeat(idle, waits)):
             counts = float(micro is not idle)
-            losses, measured, difference = self.losses(micro, sigma_max)
+            losses, measured, difference = self.losses(micro)
             self.optimizer.backward(*(losses / total * counts))
             sums += counts * torch.cat([losses.detach().sum()[None], measured.flatten()])
             error = torch.maximum(error, counts * difference)
         return sums, float(error)
 
-    def losses(self, items: Any, sigma_max: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self, items: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of items, and measure it.
 
         Returns:
             The loss per objective, summed over items, (objectives,); sum and count of each of `measures`, (measures,
             2); the largest difference between a log-density and the one stored when sampling.
         """
-        mean, std, log_density = replay(self.policy, items, self.step, self.eta, sigma_max)
+        mean, std, log_density = replay(self.policy, items, self.step, self.eta)
         losses, clipped = self._surrogates(items, mean, std, log_density)
         count = torch.tensor(float(len(items)), device=clipped.device)
         measured = [clipped, count]
         if self.config.kl_weight > 0:
-            divergence = gaussian_kl(mean, self._reference_mean(items, sigma_max), std)
+            divergence = gaussian_kl(mean, self._reference_mean(items), std)
             losses = losses + self.config.kl_weight * divergence.sum() / len(losses)
             measured += [divergence.sum().detach(), count]
         difference = (log_density.detach() - items.log_density).abs().max()
@@ -354,7 +353,7 @@ class Updater:
         return loss.sum(0), surrogate.clipped.to(loss.dtype).mean(1).sum()
 
     @torch.no_grad()
-    def probe(self, batches: Sequence[Trajectories], trained: Tensor, sigmas: Tensor) -> tuple[dict[str, float], int]:
+    def probe(self, batches: Sequence[Trajectories], trained: Tensor) -> tuple[dict[str, float], int]:
         """Estimate KL divergence and velocity drift from the reference policy on one step of a few finite images.
 
         Returns `kl` in nats per latent element, `drift`, the squared change of the velocity over its square (1 for a
@@ -364,20 +363,20 @@ class Updater:
         every = finite if len(finite) else torch.zeros(1, dtype=torch.long)  # a sharded model is called by all
         rows = every[torch.linspace(0, len(every) - 1, min(len(every), PROBED)).round().long()]
         steps = trained[batch.images[rows], 0]
-        items = Items.of(batch, rows, steps, torch.zeros(len(rows)), sigmas)
-        mean, std, _ = replay(self.policy, items, self.step, self.eta, sigmas[1])
-        reference = self._reference_mean(items, sigmas[1])
+        items = Items.of(batch, rows, steps, torch.zeros(len(rows)))
+        mean, std, _ = replay(self.policy, items, self.step, self.eta)
+        reference = self._reference_mean(items)
         # A sampler's mean is linear in the velocity, so that differences of means are those of velocities, scaled.
-        still = _step(items, torch.zeros_like(items.latents), self.step, self.eta, sigmas[1]).mean
+        still = _step(items, torch.zeros_like(items.latents), self.step, self.eta).mean
         if not len(finite):
             return {"kl": 0.0, "drift": 0.0}, 0
         change, length = ((x - reference).double().square().mean() for x in (mean, still))
         return {"kl": float(gaussian_kl(mean, reference, std).mean()), "drift": float(change / length)}, len(rows)
 
     @torch.no_grad()
-    def _reference_mean(self, items: Items, sigma_max: Tensor) -> Tensor:
+    def _reference_mean(self, items: Items) -> Tensor:
         with self.policy.reference():
-            return replay(self.policy, items, self.step, self.eta, sigma_max)[0]
+            return replay(self.policy, items, self.step, self.eta)[0]
 
 
 def check_loss(loss: float, iteration: int, run: Path) -> None:
