@@ -195,6 +195,12 @@ def test_an_error_that_cannot_be_shown_is_named_by_its_type() -> None:
         score([as_reward(reward)], IMAGES, PAIRS)
 
 
+@pytest.mark.parametrize("made", [torch.rand(3, device="meta"), torch.ones(3).to_sparse()])
+def test_scores_that_cannot_be_read_are_an_error(made: torch.Tensor) -> None:
+    with pytest.raises(RewardError, match=r"^reward 'odd' failed on pairs 'a', 'b', 'c': NotImplementedError"):
+        score([as_reward(lambda images: made, name="odd")], IMAGES, PAIRS)
+
+
 def test_signal_handlers_that_a_reward_sets_are_undone() -> None:
     def reward(images: torch.Tensor) -> list[float]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -84,8 +84,7 @@ def _begin(
 
     def finish() -> Tensor:
         with _errors_of(reward, pairs):
-            made = scores if begun is None else begun()
-        return _checked(made, reward, pairs)
+            return _checked(scores if begun is None else begun(), reward, pairs)
 
     return finish
 
