@@ -18,6 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,7 +65,7 @@ def side_by_side(
 
 def run_typed(arguments: list[str]) -> int:
     """Run `cgrpo`, `python -m MODULE ...` or `python FILE.py ...` in this process, and return the exit code."""
-    import customized_grpo.cli
+    from customized_grpo.__main__ import main
 
     try:
         if arguments[:1] == ["-m"]:
@@ -75,7 +76,7 @@ def run_typed(arguments: list[str]) -> int:
             runpy.run_path(arguments[0], run_name="__main__")
         else:
             sys.argv = ["cgrpo", *arguments]
-            customized_grpo.cli.main()
+            main()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
@@ -88,8 +89,9 @@ def leave_with(run: Callable[[], int]) -> NoReturn:
         code = run()
     except BaseException:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(AttributeError, ValueError):  # user code has removed or closed it
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +79,136 @@ def test_whatever_a_reward_changes_is_undone(tmp_path: Path) -> None:
     with isolated("key"):
         disturb(tmp_path)
     assert settings() == before
+
+
+def test_whatever_an_asynchronous_reward_changes_is_undone_whenever_it_waits(tmp_path: Path) -> None:
+    inside: list[bool] = []
+    beside: list[bool] = []
+
+    async def reward(images: torch.Tensor) -> list[float]:
+        await asyncio.sleep(0)
+        disturb(tmp_path)
+        changed = settings()
+        while not beside:
+            await asyncio.sleep(0.01)
+        inside.append(settings() == changed)
+        await asyncio.gather(*(child() for _ in images))
+        return [1.0] * len(images)
+
+    async def child() -> None:
+        await asyncio.sleep(0)
+        torch.set_default_dtype(torch.float16)
+        await asyncio.sleep(0.01)
+        inside.append(torch.get_default_dtype() == torch.float16)
+
+    def other(images: torch.Tensor) -> list[float]:
+        until = time.monotonic() + 5
+        while settings()[:8] != before[:8] and time.monotonic() < until:  # a step may be running
+            time.sleep(0.002)
+        beside.append(settings()[:8] == before[:8])
+        return [2.0] * len(images)
+
+    async def failing(images: torch.Tensor) -> list[float]:
+        await asyncio.sleep(0)
+        disturb(tmp_path)
+        raise KeyError("score")
+
+    with torch.no_grad():
+        before = settings()
+        score([as_reward(reward), as_reward(other, name="other")], IMAGES, PAIRS)
+        assert beside == [True] and inside == [True] * 4 and settings() == before
+        with pytest.raises(RewardError, match="KeyError"):
+            score([as_reward(failing)], IMAGES, PAIRS)
+        assert settings() == before
+
+
+def test_random_numbers_of_an_asynchronous_reward_depend_on_the_seed_alone() -> None:
+    async def one(wait: float) -> float:
+        await asyncio.sleep(wait)
+        return float(torch.rand(())) + random.random()  # noqa: S311
+
+    def scores(seed: int, *waits: float) -> list[float]:
+        async def reward(images: torch.Tensor) -> list[float]:
+            first = await one(waits[0])
+            return [first, *await asyncio.gather(*map(one, waits[1:]))]
+
+        return score([as_reward(reward)], IMAGES, PAIRS, seed=[seed])["reward"].tolist()
+
+    first = scores(0, 0, 0, 0.02)
+    torch.rand(5)
+    assert scores(0, 0.01, 0.02, 0) == first, "in whichever order its tasks end"
+    assert len(set(first)) == 3 and scores(1, 0, 0, 0) != first
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "KeyboardInterrupt", "GeneratorExit", "BaseException('x')"])
+def test_an_exit_in_a_task_of_an_asynchronous_reward_is_an_error(raised: str, tmp_path: Path) -> None:
+    code = f"import asyncio\nasync def part():\n    raise {raised}\n"
+    code += "async def f(images):\n    await asyncio.gather(part(), part())\n"
+    (tmp_path / "own.py").write_text(code)
+    reward = build_reward(RewardConfig(kind=f"{tmp_path / 'own.py'}:f", role="prompt"), "cpu")
+    for _ in range(2):  # the loop still runs
+        with pytest.raises(RewardError, match=rf"reward .*{raised.partition('(')[0]}.*own\.py:[35] in"):
+            score([reward], IMAGES, PAIRS)
+
+
+def test_a_reward_that_changes_its_images_in_place_changes_no_others() -> None:
+    def darkens(images: torch.Tensor) -> torch.Tensor:
+        return images.mul_(0).flatten(1).mean(1)
+
+    def mean(images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).mean(1)
+
+    images = IMAGES.clone()
+    scores = score([as_reward(darkens), as_reward(mean)], images, PAIRS)
+    assert images.equal(IMAGES) and scores["mean"].equal(IMAGES.flatten(1).mean(1)) and not scores["darkens"].any()
+
+
+def test_streams_and_a_recursion_limit_that_a_reward_takes_away_are_put_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def reward(images: torch.Tensor) -> list[float]:
+        sys.setrecursionlimit(300)
+        sys.stderr.close()
+        sys.stdout = None  # type: ignore[assignment]
+        return [1.0] * len(images)
+
+    limit = sys.getrecursionlimit()
+    with (tmp_path / "out").open("w") as out, (tmp_path / "error").open("w") as error:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", error)
+        score([as_reward(reward)], IMAGES, PAIRS)
+        assert sys.stdout is out and not sys.stderr.closed and sys.getrecursionlimit() == limit
+        sys.stderr.close()
+
+
+def test_an_error_that_cannot_be_shown_is_named_by_its_type() -> None:
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    def reward(images: torch.Tensor) -> None:
+        raise Unprintable
+
+    with pytest.raises(
+        RewardError, match=r"reward 'reward' failed on pairs 'a', 'b', 'c': Unprintable, at .*in reward"
+    ):
+        score([as_reward(reward)], IMAGES, PAIRS)
+
+
+@pytest.mark.parametrize("made", [torch.rand(3, device="meta"), torch.ones(3).to_sparse()])
+def test_scores_that_cannot_be_read_are_an_error(made: torch.Tensor) -> None:
+    with pytest.raises(RewardError, match=r"^reward 'odd' failed on pairs 'a', 'b', 'c': NotImplementedError"):
+        score([as_reward(lambda images: made, name="odd")], IMAGES, PAIRS)
+
+
+def test_signal_handlers_that_a_reward_sets_are_undone() -> None:
+    def reward(images: torch.Tensor) -> list[float]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return [1.0] * len(images)
+
+    before = signal.getsignal(signal.SIGTERM)
+    score([as_reward(reward)], IMAGES, PAIRS)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_a_module_changes_on_import_is_undone(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ Names are imported when they are first used, so that importing the package is qu
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
@@ -45,7 +44,10 @@ _EXPORTS = {
 }
 _MODULES = {"datasets": "data.datasets", "method": "method", "rewards": "rewards"}
 
+TYPE_CHECKING = False  # the module typing takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from customized_grpo import method, rewards
     from customized_grpo.config import LoraConfig
     from customized_grpo.config.arguments import CustomizedGRPOConfig

@@ -51,10 +51,10 @@ def test_own_prompts(photos: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"prompts": "none.txt"}, "--prompts none.txt: cannot be read .* give object or live"),
+        ({"prompts": "/dev/zero"}, "--prompts /dev/zero: cannot be read .* is a pipe or device"),
         ({"prompts": "text"}, "'a dog on Mars' does not contain {subject}; add it"),
         ({"subject": " "}, "--subject"),
         ({"out": "elsewhere/pairs.jsonl"}, "must be in .* or a folder above it"),
-        ({"out": "text"}, "exists; remove it or give another file"),
         ({"photos": "elsewhere"}, "no photo in it"),
         ({"photos": "broken"}, "broken/a.png"),
     ],
@@ -70,3 +70,32 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(
     with pytest.raises((DataError, ValueError), match=message):
         write_pairs(Path(given["photos"]), given["subject"], given["prompts"], Path(given["out"]))
     assert not Path("pairs.jsonl").exists() and not Path("elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "old.jsonl"], "--out old.jsonl: exists; give another name, or --overwrite"),
+        (["--held-out", "old.jsonl"], "--held-out old.jsonl: exists; give another name, or --overwrite"),
+        (["--out", "photos/a.jpg", "--overwrite"], "--out photos/a.jpg: is an input of this command"),
+        (["--prompts", "old.jsonl", "--out", "old.jsonl", "--overwrite"], "is an input of this command"),
+        (["--out", "photos", "--overwrite"], "--out photos: cannot be written there"),
+        (["--out", "new.jsonl", "--held-out", "./new.jsonl"], "--held-out new.jsonl: is the file of --out, too"),
+    ],
+)
+def test_nothing_is_written_over_without_a_wish(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old.jsonl").write_text("a {subject}\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = CliRunner().invoke(app, ["pairs", "photos", "--subject", "owl", *options])
+    assert done.exit_code == 2 and message in done.stderr, done.output
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_existing_file_is_replaced_on_request(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old.jsonl").write_text("old\n")
+    done = CliRunner().invoke(app, ["pairs", "photos", "--subject", "owl", "--out", "old.jsonl", "--overwrite"])
+    assert done.exit_code == 0 and len(datasets.from_jsonl("old.jsonl")) > 10, done.output

@@ -145,7 +145,8 @@ class Bench:
         """Start `cgrpo` with the arguments.
 
         `how` may hold `fault` as `sites.arm` takes it, `largest`, the bytes that a file may have, `patience`, that of
-        `stopping.PATIENCE`, and `images`: without them a run ends before its report, which takes longest.
+        `stopping.PATIENCE`, `limit`, the seconds of processor time that it may use, and `images`: without them a run
+        ends before its report, which takes longest.
         """
         watch = folder / "watch"
         watch.mkdir(exist_ok=True)

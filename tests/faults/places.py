@@ -12,8 +12,10 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from PIL import Image
 
 from .bench import EVERY, ITERATIONS, Bench, broken_promises, new_run
 from .kills import Reference
@@ -36,6 +38,31 @@ def full_disk(bench: Bench, whole: Reference, share: float) -> list[str] | None:
             wrong.append("what is left of a checkpoint takes the room")
         subprocess.run(["mount", "-o", f"remount,size={4 * needed}", str(run)], check=True)
         return wrong + bench.ends_differently(folder, whole.result)
+
+
+def full_output(bench: Bench, whole: Reference) -> list[str]:
+    """Commands that write to a full file system, or where this process may not mount one, files that may not grow."""
+    folder = bench.place("output")
+    full, run = folder / "full", whole.folder / "run"
+    full.mkdir()
+    Image.linear_gradient("L").resize((24, 18)).convert("RGB").save(folder / "photo.png")
+    before, wrong = digest(run), []
+    with _mounted(["-t", "tmpfs", "-o", "size=64k"], full) as done:
+        if done:
+            with suppress(OSError), (full / "filler").open("wb", buffering=0) as file:
+                while file.write(bytes(1024)):
+                    pass
+        left = digest(full)
+        for command in (
+            ["generate", "--reference", "photo.png", "--prompt", "a cat", "--steps", "1", "--out", "full/new.png"],
+            ["export", str(run), "--out", "full/new"],
+            ["merge", str(run), "--out", "full/new"],
+        ):
+            ended = bench.start(command, folder, largest=None if done else 500).wait()
+            reason = "no space left on device; free some disk space" if done else "file too large; raise the limit"
+            wrong += ended.lacks_line(reason, "full/")
+            wrong += [f"{command[0]}: something is left"] * (digest(full) != left or any(full.rglob(".*")))
+    return wrong + ["the run has changed"] * (digest(run) != before)
 
 
 def too_large_file(bench: Bench, whole: Reference) -> list[str]:

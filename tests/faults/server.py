@@ -45,6 +45,7 @@ def _child(
     largest: int | None = None,
     images: bool = False,
     patience: float | None = None,
+    limit: int | None = None,
 ) -> None:
     """Run `cgrpo` with the arguments in a folder; never returns."""
 
@@ -54,6 +55,9 @@ def _child(
         for stream, file in enumerate((os.open(os.devnull, os.O_RDONLY), descriptor, descriptor)):
             os.dup2(file, stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+            signal.alarm(5 * limit)  # on the clock, of what only waits: other processes may keep the cores busy
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
         from customized_grpo.reporting import callbacks

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis.strategies import SearchStrategy
 
-from . import kills, numerics, places, stops
+from . import campaigns, kills, numerics, places, stops
 from .bench import Bench
+from .generated import EXAMPLES
 from .kills import Reference
 
 
@@ -48,6 +50,26 @@ def test_a_process_that_cannot_save_exits_all_the_same(bench: Bench, whole: Refe
 def test_a_full_disk_is_one_line_and_costs_nothing(bench: Bench, whole: Reference) -> None:
     wrong = places.full_disk(bench, whole, 0.5)
     assert not (places.too_large_file(bench, whole) if wrong is None else wrong)
+
+
+def test_nothing_is_left_of_what_a_full_disk_cannot_hold(bench: Bench, whole: Reference) -> None:
+    assert not places.full_output(bench, whole)
+
+
+@pytest.mark.parametrize(
+    ("trials", "share"), [(campaigns.paths, 1.0), (campaigns.rewards, 0.75), (campaigns.damages, 0.34)]
+)
+def test_any_path_reward_or_damage_is_answered_in_one_line_and_costs_nothing(
+    bench: Bench,
+    whole: Reference,
+    trials: Callable[[], SearchStrategy[campaigns.Trial]],
+    share: float,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = campaigns.tried(trials(), int(share * EXAMPLES), bench, whole.folder / "run")
+    with capsys.disabled():
+        print(f"\n{trials.__name__}: {found}")
+    assert not found.wrong and found.found
 
 
 def test_two_processes_cannot_have_one_run(bench: Bench, whole: Reference) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from customized_grpo.cli.app import app, note_interrupts
+from customized_grpo.cli.app import app
 
 # isort: off
 from customized_grpo.cli import (
@@ -20,5 +20,4 @@ __all__ = ["app", "data", "evaluation", "main", "planning", "rewards", "sharing"
 
 def main() -> None:
     """Run the `cgrpo` command."""
-    note_interrupts()
     app()

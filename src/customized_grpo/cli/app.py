@@ -3,9 +3,7 @@
 import inspect
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
@@ -21,6 +18,7 @@ from typer.core import TyperGroup
 
 from customized_grpo import __version__
 from customized_grpo.utils.hub import first_line
+from customized_grpo.utils.interrupts import CODE, interrupts
 from customized_grpo.utils.memory import is_out_of_memory
 from customized_grpo.utils.named import own_place
 from customized_grpo.utils.stopping import Stopped
@@ -37,7 +35,7 @@ class OneLineGroup(TyperGroup):
         try:
             code = super().main(*arguments, **{**further, "standalone_mode": False})
         except Exception as error:
-            if _interrupted:
+            if interrupts:
                 _leave_interrupted()
             # Not by type: some releases of Typer contain their own copy of Click, with errors of its own.
             message = getattr(error, "format_message", None)
@@ -48,7 +46,7 @@ class OneLineGroup(TyperGroup):
                 command = f"{context.command_path}: " if context is not None else ""
                 print_error(f"{command}{message().rstrip('.')}; see --help")
             sys.exit(getattr(error, "exit_code", 2))
-        if code == 130 and _interrupted:  # before the command itself began
+        if code == CODE and interrupts:  # before the command itself began
             _leave_interrupted()
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -173,27 +171,9 @@ def one_line_errors(debug: bool | None = None) -> Iterator[None]:
         _leave_interrupted()
 
 
-#: Filled when Ctrl-C was pressed: a library that is being imported may turn it into an error of its own.
-_interrupted: list[int] = []
-
-
 def _leave_interrupted() -> NoReturn:
     print_notice("interrupted; saved files remain")
-    raise SystemExit(130)
-
-
-def note_interrupts() -> None:
-    """Make Ctrl-C known to the command even if a library catches it; on the main thread, in place of Python's own."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        _interrupted.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
+    raise SystemExit(CODE)
 
 
 def _show_version(asked: bool) -> None:

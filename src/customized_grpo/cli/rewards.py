@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,8 +69,9 @@ class Rewards:
         """Read the options of a kind in the same way as `--set`."""
         from customized_grpo.config import ConfigError
         from customized_grpo.config.loading import load_config
+        from customized_grpo.config.reading import flow_yaml
 
-        described = json.dumps([{"kind": kind, "role": self.role or "identity", "path": self.path}])
+        described = flow_yaml([{"kind": kind, "role": self.role or "identity", "path": self.path}])
         options = [f"{_PLACE}.0.options.{option}" for option in self.option or []]
         try:
             return load_config(None, [f"{_PLACE}={described}", *options]).evaluation.monitors[0]

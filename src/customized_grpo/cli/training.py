@@ -1,7 +1,6 @@
 """Commands that train a model, and generate images with it."""
 
 import itertools
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +44,7 @@ def train(
     """
     from customized_grpo.config import ConfigError
     from customized_grpo.config.loading import load_config, resolve_config
+    from customized_grpo.config.reading import flow_yaml
     from customized_grpo.trainer.folder import CONFIG, check_unused, open_run
 
     if allow_changes and resume is None:
@@ -61,8 +61,7 @@ def train(
         run, config = resume, load_config(resume / CONFIG, overrides)
     else:
         paths = {"data.path": data, "evaluation.data.path": held_out}
-        # As JSON, so that they are text, whatever YAML would make of them.
-        given = [f"{key}={json.dumps(path, ensure_ascii=False)}" for key, path in paths.items() if path is not None]
+        given = [f"{key}={flow_yaml(path)}" for key, path in paths.items() if path is not None]
         found, run = resolve_config(settings.files, [*given, *overrides]), out
         if run is not None:
             check_unused(run)

@@ -3,7 +3,6 @@
 Keys that are not set keep their default or the preset of the model.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -78,7 +77,7 @@ def resolve_config(path: Path | Sequence[Path] | None = None, overrides: Sequenc
 
 def base_config(policy: PolicyConfig) -> Config:
     """Return the configuration of a run of this model with nothing else set."""
-    return load_config(None, [f"policy.{key}={json.dumps(getattr(policy, key))}" for key in ("kind", "path")])
+    return load_config(None, [f"policy.{key}={flow_yaml(getattr(policy, key))}" for key in ("kind", "path")])
 
 
 def make_section(section: type[_Section], name: str, settings: Mapping[str, Any]) -> _Section:

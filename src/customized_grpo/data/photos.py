@@ -9,11 +9,12 @@ from pathlib import Path
 from customized_grpo.data import image_files
 from customized_grpo.data.errors import DataError
 from customized_grpo.utils.prompts import check_prompt
-from customized_grpo.utils.records import write_bytes
+from customized_grpo.utils.records import read_regular, write_bytes
 
 #: Names of the built-in lists of prompts.
 PROMPT_LISTS = ("object", "live")
 _SUBJECT = "{subject}"
+_LARGEST_FILE = 2**20  # bytes of a list of prompts
 _EACH = 5  # every fifth prompt is held out
 
 
@@ -28,7 +29,7 @@ def write_pairs(photos: Path, subject: str, prompts: str, out: Path, held_out: P
         subject: Class word of the subject, such as "corgi".
         prompts: "object" or "live", a built-in list, or the path of a text file with one prompt per line, in which
             `{subject}` is replaced by the class word and its article.
-        out: File to write, in `photos` or a folder above it.
+        out: File to write or replace, in `photos` or a folder above it.
         held_out: File for every fifth prompt, which `out` then lacks.
 
     Returns:
@@ -52,8 +53,6 @@ def write_pairs(photos: Path, subject: str, prompts: str, out: Path, held_out: P
     used = [text for text in texts if text not in kept_apart]
     files_to_write = [(out, used), *([(held_out, kept_apart)] if held_out is not None else [])]
     for path, _ in files_to_write:
-        if path.exists():
-            raise DataError([f"{path}: exists; remove it or give another file"])
         if not photos.resolve().is_relative_to(path.resolve().parent):
             raise DataError([f"{path}: must be in {photos} or a folder above it, because paths are relative to it"])
     for path, lines in files_to_write:
@@ -75,8 +74,8 @@ def _templates(prompts: str) -> list[str]:
         text = files("customized_grpo.data").joinpath("prompts", f"{prompts}.txt").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(prompts).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_regular(Path(prompts), _LARGEST_FILE).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             known = " or ".join(PROMPT_LISTS)
             raise DataError([f"--prompts {prompts}: cannot be read ({error}); give {known}, or a text file"]) from error
     templates = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.config import Config, ConfigError
+from customized_grpo.data.image_files import check
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.reporting.card import model_card
 from customized_grpo.reporting.formats import Format, convert
@@ -41,6 +42,8 @@ def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
     """
     config = finished_run(run)
     weights, preview = run / LORA / LORA_FILE, run / IMAGE_FILE
+    if not weights.is_file() and not (run / LORA / "transformer").is_dir():
+        raise ConfigError(f"{weights}: no such file; put it back, or train further: cgrpo train --resume {run}")
     if not weights.is_file():
         raise ConfigError(
             f"{run}: there is no LoRA, because all weights were trained (policy.lora is null); use cgrpo merge"
@@ -58,6 +61,7 @@ def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
             alpha = float(lora_metadata(weights).get("transformer.lora_alpha", rank))
             save_file(convert(stored, alpha, config.policy.kind, form), folder / f"{form}.safetensors")
         if preview.is_file():
+            check(preview)
             with Image.open(preview) as image:
                 image.convert("RGB").save(folder / IMAGE_FILE)  # pixels only, without metadata
         evaluations = (base, tuned) if base is not None and tuned is not None else None

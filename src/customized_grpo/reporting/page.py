@@ -241,8 +241,11 @@ def _quadrant(identity: float, prompt: float) -> str:
 
 def _source(folder: Path, name: str) -> str | None:
     """Return a stored image as a data URI of limited size, or None if it is missing or damaged."""
+    file = folder / Path(name).name
     try:
-        with Image.open(folder / Path(name).name) as image:
+        if not file.is_file():  # a pipe would block
+            return None
+        with Image.open(file) as image:
             data = thumbnail(image)
     except (OSError, ValueError, Image.DecompressionBombError):
         return None

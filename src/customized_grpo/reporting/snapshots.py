@@ -11,13 +11,13 @@ from typing import Literal, TypeVar
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from customized_grpo.evaluation import Evaluation, shown_pairs
 from customized_grpo.protocols import ROLES, PairDataset
 from customized_grpo.trainer.groups import Groups
 from customized_grpo.utils.pixels import encoded, to_image
-from customized_grpo.utils.records import write_bytes, write_json
+from customized_grpo.utils.records import read_regular, write_bytes, write_json
 
 SAMPLES, GROUPS = "samples", "groups"
 SIDE = 192  #: pixels of an image's longer side, at most
@@ -151,7 +151,7 @@ def _read(folder: Path, kind: type[_Snapshot]) -> dict[Path, _Snapshot]:
     found: dict[Path, _Snapshot] = {}
     for index in sorted(folder.glob(f"iteration-*/{_INDEX}")):
         try:
-            found[index.parent] = kind.model_validate_json(index.read_bytes())
-        except (OSError, ValidationError):
+            found[index.parent] = kind.model_validate_json(read_regular(index))
+        except (OSError, ValueError):
             continue  # of a process that was killed, or of another version
     return dict(sorted(found.items(), key=lambda item: item[1].iteration))

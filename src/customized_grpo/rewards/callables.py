@@ -23,7 +23,7 @@ from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.base import KEYS, BuiltinReward, event_loop, needs_of
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.utils.isolation import isolated
+from customized_grpo.utils.isolation import isolated, isolated_coroutine, isolated_task
 from customized_grpo.utils.named import NamedError, error_text, find
 
 _BATCH: dict[str, Callable[[Tensor, Sequence[Pair]], Any]] = {
@@ -114,7 +114,9 @@ class CallableReward:
         result = self.function(*positional, **keywords)
         if not inspect.isawaitable(result):
             return lambda: _scores(result, len(images))
-        future = asyncio.run_coroutine_threadsafe(_awaited(result), event_loop("asynchronous rewards"))
+        loop = event_loop("asynchronous rewards")
+        loop.set_task_factory(isolated_task)
+        future = asyncio.run_coroutine_threadsafe(isolated_coroutine(_awaited(result)), loop)
         return lambda: _scores(future.result(), len(images))
 
     def check(self, pairs: Sequence[Pair]) -> None:
@@ -230,7 +232,9 @@ def load_own(
     try:
         with isolated("construct", name):
             made = found(**arguments)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit(0) would pass for success
         raise RewardError(
             f"reward {name!r}: {place} could not be constructed ({error_text(error)}); "
             "its options come from the reward's `options`"
@@ -284,7 +288,4 @@ def _scores(result: object, count: int) -> Tensor:
 
 
 async def _awaited(result: Any) -> Any:
-    try:
-        return await result
-    except (SystemExit, KeyboardInterrupt) as error:  # either would end the loop, and its waiters would wait for ever
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+    return await result

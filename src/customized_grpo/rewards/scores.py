@@ -1,6 +1,7 @@
 """Scores of several rewards for one set of images, checked before they are used."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,8 +29,8 @@ def score(
     """Score images by all rewards. A score that is not finite becomes NaN, with a warning.
 
     Each call of a reward is isolated: global random numbers are seeded by `seed`, the reward's name and the pairs, and
-    what it changes in torch's settings, random states and the working directory is undone (of asynchronous rewards,
-    what they change before they return their awaitable).
+    what it changes in torch's settings, random states and the working directory is undone; of asynchronous rewards
+    whenever they wait.
 
     Args:
         rewards: Rewards with distinct names.
@@ -75,13 +76,13 @@ def _begin(
     """Call a reward and return a function that waits for its scores; only asynchronous ones are still at work."""
     check_needs(reward, reward.name, pairs)
     with _errors_of(reward, pairs), isolated(*seed, reward.name, *(pair.key for pair in pairs)):
-        begun = reward.begin(images, pairs) if isinstance(reward, CallableReward) else None
+        # A copy, since a user's own code may change it in place.
+        begun = reward.begin(images.clone(), pairs) if isinstance(reward, CallableReward) else None
         scores = reward(images, pairs) if begun is None else None
 
     def finish() -> Tensor:
         with _errors_of(reward, pairs):
-            made = scores if begun is None else begun()
-        return _checked(made, reward, pairs)
+            return _checked(scores if begun is None else begun(), reward, pairs)
 
     return finish
 
@@ -95,7 +96,9 @@ def _errors_of(reward: Reward, pairs: Sequence[Pair]) -> Iterator[None]:
         if str(error).startswith(f"reward {reward.name!r}"):
             raise
         raise RewardError(f"reward {reward.name!r}: {error}") from error
-    except (Exception, SystemExit) as error:  # sys.exit(0) in a reward would pass for success
+    except BaseException as error:  # sys.exit(0) in a reward would pass for success
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, which no other thread gets
         raise RewardError(f"reward {reward.name!r} failed on {_keys(pairs)}: {error_text(error)}") from error
 
 

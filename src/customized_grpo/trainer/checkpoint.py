@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from customized_grpo.policies.sharding import any_sharded, like, whole
 from customized_grpo.protocols import Policy
 from customized_grpo.trainer.optimizer import Optimizer
-from customized_grpo.utils.records import drop_folder, move_folder, temporary_folder, writing
+from customized_grpo.utils.records import drop_folder, move_folder, read_regular, temporary_folder, writing
 
 _STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"
 _VERSION = 1  #: of the format
@@ -107,7 +107,7 @@ def newest_checkpoint(folder: Path, *, warns: bool = True) -> Path | None:
 def fault_of(folder: Path) -> str | None:
     """Return why a checkpoint cannot be read; None if it is intact."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(folder / _MANIFEST))
         version, hashes = manifest["version"], dict(manifest["sha256"])
     except FileNotFoundError:
         return f"lacks {_MANIFEST}, as those of older versions of this package do"
@@ -116,6 +116,8 @@ def fault_of(folder: Path) -> str | None:
     if version != _VERSION:
         return f"has format version {version!r}; this version of the package reads {_VERSION}"
     for name in (_STATE, _TENSORS, *hashes):
+        if (folder / name).exists() and not (folder / name).is_file():  # a pipe would block, a device never end
+            return f"damaged, {name} is not a file"
         try:
             if _hash(folder / name) != hashes.get(name):
                 return f"damaged, {name} is not what was written"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo.config import EvaluationConfig
@@ -25,7 +25,7 @@ from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import image_noise, in_batches, own_noise_levels, sample_images
 from customized_grpo.trainer.scoring import score_sizes, why_stop
 from customized_grpo.utils.pixels import save_image, to_image
-from customized_grpo.utils.records import write_json
+from customized_grpo.utils.records import read_regular, write_json
 
 _SCORES = "scores.json"
 
@@ -202,8 +202,8 @@ def read_evaluation(
     With the `dataset` also None if it was made of other data, or if an image is missing or damaged.
     """
     try:
-        stored = _Stored.model_validate_json((folder / _SCORES).read_bytes())
-    except (OSError, ValidationError):
+        stored = _Stored.model_validate_json(read_regular(folder / _SCORES))
+    except (OSError, ValueError):
         return None
     if config is not None and stored.settings != config.model_dump(mode="json"):
         return None

@@ -26,7 +26,7 @@ def find(path: str) -> Any:
     """Import the class or function at `package.module:Name` or `file.py:Name`. Raises NamedError."""
     place, _, name = path.rpartition(":")
     if not place or not name:
-        raise NamedError(f"{path!r} is not package.module:Class or file.py:function")
+        raise NamedError(f"{path!r} is not package.module:Class or file.py:function; give either")
     module = _load(place)
     found = getattr(module, name, None)
     if found is None:
@@ -40,7 +40,10 @@ def find(path: str) -> Any:
 
 def error_text(error: BaseException) -> str:
     """Return an exception's type and message as one line of at most 300 letters, and where the user's code failed."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    try:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    except Exception:  # of a type that cannot be shown
+        text = type(error).__name__
     place = own_place(error)
     return f"{text}, at {place}" if place else text
 
@@ -79,11 +82,11 @@ def _load(place: str) -> ModuleType:
         with isolated("import", path.stem):
             spec.loader.exec_module(module)
         return module
-    except NamedError:
+    except (NamedError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
         raise NamedError(
             f"{place} cannot be imported, because there is no module {error.name!r}; install it or correct the name"
         ) from error
-    except (Exception, SystemExit) as error:  # sys.exit(0) would pass for success
+    except BaseException as error:  # sys.exit(0) would pass for success
         raise NamedError(f"{place} cannot be imported ({error_text(error)}); correct it") from error

@@ -195,7 +195,10 @@ def test_unfinished_runs_full_tunings_and_full_folders_are_refused(
     (run / "lora").rename(run / "moved")
     with pytest.raises(ConfigError, match=r"not finished, 0 of 3 .* cgrpo train --resume"):
         export_run(run, tmp_path / "out")
-    (run / "lora" / "transformer").mkdir(parents=True)
+    (run / "lora").mkdir()
+    with pytest.raises(ConfigError, match=r"pytorch_lora_weights\.safetensors: no such file; put it back"):
+        export_run(run, tmp_path / "out")
+    (run / "lora" / "transformer").mkdir()
     with pytest.raises(ConfigError, match=r"use cgrpo merge"):
         export_run(run, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):

@@ -24,7 +24,7 @@ from customized_grpo.config import ConfigError
 from customized_grpo.data import image_files
 from customized_grpo.data.benchmark import Case
 from customized_grpo.data.errors import DataError
-from customized_grpo.utils.records import append_record, read_records, write_json
+from customized_grpo.utils.records import append_record, read_records, read_regular, write_json
 
 SETTINGS, IMAGES, SCORES = "settings.json", "images", "scores"
 #: Default names of images, also for those of other systems.
@@ -112,7 +112,7 @@ class EvaluationFolder:
     def settings(self) -> dict[str, Any] | None:
         """Return the settings that the evaluation was started with, or None if there is no evaluation."""
         try:
-            kept = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+            kept = json.loads(read_regular(self.path / SETTINGS))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -1,13 +1,13 @@
 """Systems that can be evaluated: a model, a run, a LoRA, or images that another system made."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
+from customized_grpo.config.reading import flow_yaml
 from customized_grpo.evaluation.dreambench.folder import IMAGES, SETTINGS, TEMPLATE, ImageFolder
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.adapters import lora_file, lora_settings
@@ -64,7 +64,7 @@ def find_system(
     if not sign or not name or Path(given).exists():
         name, rest = "", given
     path = Path(rest).expanduser()
-    pipeline = [*overrides, f"policy.path={json.dumps(rest if rest.startswith(f'{EMBEDDED}/') else str(path))}"]
+    pipeline = [*overrides, f"policy.path={flow_yaml(rest if rest.startswith(f'{EMBEDDED}/') else str(path))}"]
     name = name or (path.stem if path.is_file() else path.resolve().name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         system = System(name, load_config([*files, path], overrides))
