@@ -98,6 +98,18 @@ def test_kontext_has_its_own_resolutions_and_guidance() -> None:
     assert policy.guidance == 2.5
 
 
+@pytest.mark.parametrize(("recipe", "guidance"), [("kontext-dev.yaml", 2.5), ("paper.yaml", 3.5)])
+def test_the_papers_recipe_holds_its_published_constants(recipe: str, guidance: float) -> None:
+    config = load_config(RECIPES / recipe)
+    rollout, train, method = config.rollout, config.train, config.method
+    assert (rollout.steps, rollout.shift, rollout.eta, rollout.group_size) == (25, 3.0, 0.4, 12)
+    assert (train.learning_rate, train.betas, train.weight_decay) == (2e-5, (0.9, 0.999), 1.1e-4)
+    assert (train.clip_range, train.max_gradient_norm, train.trained_fraction) == (1e-4, 1.0, 0.6)
+    assert (method.shaping, method.gamma, method.weighting, method.advantage_clip) == ("sars", 0.4, "tdw", 5.0)
+    assert config.policy.lora is not None
+    assert (config.policy.lora.rank, config.policy.guidance, rollout.window) == (512, guidance, None)
+
+
 def test_the_papers_lora_has_the_layers_and_rank_of_the_released_script() -> None:
     paper, fast = (load_config(RECIPES / f"{name}.yaml") for name in ("paper", "paper-fast"))
     policy = build_policy(paper.policy.model_copy(update={"device": "meta"}))
