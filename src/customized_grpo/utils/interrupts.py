@@ -1,15 +1,10 @@
-"""Ctrl-C in a command, wherever it falls. Imports next to nothing, so that it can be set up before anything else."""
+"""Ctrl-C in a command, wherever it falls. It imports little, so that it can be set up before anything else."""
 
-from __future__ import annotations
-
-import _signal as signal  # type: ignore[import-not-found] # which `signal` wraps in enumerations that take long to import
 import os
+import signal
 import sys
-
-TYPE_CHECKING = False  # the module typing takes longer to import than all of this
-if TYPE_CHECKING:
-    from types import FrameType
-    from typing import NoReturn
+from types import FrameType
+from typing import NoReturn
 
 #: Exit code of an interrupted command.
 CODE = 130
