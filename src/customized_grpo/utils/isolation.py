@@ -54,6 +54,7 @@ class _State:
     handlers: dict[int, Any]
     streams: tuple[Any, Any]
     recursion: int
+    modules: tuple[str, ...]  # folders that modules are imported from
 
     @staticmethod
     def now() -> _State:
@@ -77,6 +78,7 @@ class _State:
             handlers={number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
             streams=(sys.stdout, sys.stderr),
             recursion=sys.getrecursionlimit(),
+            modules=tuple(sys.path),
         )
 
     def restore(self) -> None:
@@ -102,6 +104,7 @@ class _State:
         sys.stdout, sys.stderr = (open(os.devnull, "w") if _is_closed(one) else one for one in self.streams)  # noqa: SIM115
         if sys.getrecursionlimit() < self.recursion:
             sys.setrecursionlimit(self.recursion)
+        sys.path += [folder for folder in self.modules if folder not in sys.path]
         for number, handler in self.handlers.items() if _on_main() else ():
             if handler is not None and signal.getsignal(number) is not handler:  # None: not set by Python
                 signal.signal(number, handler)
@@ -113,7 +116,8 @@ def isolated(*key: int | str) -> Iterator[None]:
 
     Restored are the random states of Python, NumPy and torch, torch's default dtype and device, gradient mode, number
     of threads, deterministic flags and precision of matrix products, the working directory, standard output and error,
-    a recursion limit that was lowered, and on the main thread the handlers of SIGINT and SIGTERM.
+    a recursion limit that was lowered, folders that were removed from sys.path, and on the main thread the handlers of
+    SIGINT and SIGTERM.
     """
     with _SWITCHING:
         outside = _State.now()
