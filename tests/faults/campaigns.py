@@ -294,7 +294,8 @@ _EFFECTS = [
     "signal.signal(signal.SIGINT, signal.SIG_IGN)", "signal.signal(signal.SIGTERM, signal.SIG_DFL)", "gc.disable()",
     "sys.setrecursionlimit(400)", "sys.setswitchinterval(1e-6)", "sys.argv.clear()", "sys.stdout = None",
     "sys.path.clear()", "sys.stdout.close()", "shutil.rmtree('run', ignore_errors=True)",
-    "torch.backends.cudnn.benchmark = True", "np.seterr(all='raise')", "torch.autograd.set_detect_anomaly(True)", "asyncio.new_event_loop()",
+    "torch.backends.cudnn.benchmark = True", "np.seterr(all='raise')",
+    "torch.autograd.set_detect_anomaly(True)", "asyncio.new_event_loop()",
     "time.sleep = None", "threading = None", "random.random = lambda: 2", "del builtins.open",
 ]  # fmt: skip
 _CHANGES_ARGUMENTS = [
