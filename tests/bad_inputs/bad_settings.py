@@ -90,7 +90,7 @@ def values() -> Iterator[Case]:
     )
     yield case("train.betas=[0.9]", "train.betas.1: field required")
     yield case("train.betas=[1, 2, 3]", "train.betas: tuple should have at most 2 items")
-    yield case("train.betas=[2, 3]", "train.betas.0: input should be less than 1; given 2")
+    yield case("train.betas=[0.9, 3]", "train.betas.1: input should be less than 1; given 3")
     yield case("policy.sizes=[]", "policy.sizes: list should have at least 1 item")
     yield case("policy.sizes=[[64, 9]]", "policy.sizes.0.1: input should be a multiple of 8")
     yield case("policy.sizes=[[64, 96]]", "policy.sizes: should contain policy.height and policy.width, [64, 64]")

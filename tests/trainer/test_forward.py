@@ -208,7 +208,7 @@ def test_an_own_objective_is_a_function_by_path(policy: Policy, make_config: Mak
         (["method.keep.prompt=0"], r"method\.keep: needs method\.weighting=constrained"),
         (["method.weighting=adaptive", "rollout.layout=spread"], r"rollout\.layout: spread does not go with"),
         (["method.weighting=adaptive", "method.base_images=13"], r"method\.base_images: is above"),
-        (["method.pid=[-1, 0, 0]"], r"method\.pid: should be three numbers of at least 0"),
+        (["method.pid=[-1, 0, 0]"], r"method\.pid\.0: input should be greater than or equal to 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(settings: list[str], message: str) -> None:
