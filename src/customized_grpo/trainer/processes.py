@@ -243,7 +243,7 @@ ALONE = Processes()
 def _check_zero(config: Config) -> None:
     """Raise ConfigError if DeepSpeed is not installed, or asked for what is not supported."""
     if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError("accelerate: DeepSpeed is not installed; pip install 'customized-grpo[deepspeed]'")
+        raise ConfigError("accelerate: DeepSpeed is not installed; pip install -e '.[deepspeed]'")
     stage = _zero_of_launcher().get("stage")
     if stage not in (1, 2):
         raise ConfigError(
