@@ -25,6 +25,7 @@ def test_an_interrupt_during_imports_is_one_line(module: str, tmp_path: Path) ->
         text=True,
         cwd=tmp_path,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits that it is ignored
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
