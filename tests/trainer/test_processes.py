@@ -96,7 +96,7 @@ def test_a_zero_launch_without_deepspeed_names_what_to_install(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find(name))
-    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed; pip install 'customized-grpo\[deepspeed\]'"):
+    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed; pip install -e '\.\[deepspeed\]'"):
         start_processes(make_config())
 
 
