@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
-    """What a test or a document's code registers is gone after it, so that tests pass in any order."""
+    """Remove what a test or a document's code registers after it, so that tests pass in any order."""
     from customized_grpo.config.kinds import KINDS
     from customized_grpo.method import OBJECTIVES
 

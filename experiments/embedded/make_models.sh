@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make all embedded models from seeds:  experiments/embedded/make_models.sh [DEVICE] [BUILD FOLDER]
-# Interrupted, it goes on where it was when it is started again. Sizes are variables, for a smaller try.
+# Started again after an interruption, it continues where it stopped. Sizes are variables, for a smaller try.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 device=${1:-cpu} build=${2:-build}

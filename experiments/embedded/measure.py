@@ -50,9 +50,9 @@ ENCODERS = ("reward-identity", "monitor-identity", "reward-prompt", "monitor-pro
 NAMED = {kind: [c for c in choices if (kind, c) != ("position", None)] for kind, choices in CHOICES.items()}
 FOUR = ("place", "accessory", "colour", "position")
 GUESSES = {kind: 1 / len(NAMED[kind]) for kind in FOUR} | {"subject": 1 / CANDIDATES}
+GUESSES["all four"] = math.prod(GUESSES[kind] for kind in FOUR)
 #: Correlation, times 100, with the reference's background from which on an image is a copy.
 COPIED = 70
-GUESSES["all four"] = math.prod(GUESSES[kind] for kind in FOUR)
 Results = dict[str, float]
 
 

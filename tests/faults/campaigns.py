@@ -13,8 +13,8 @@ import re
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -215,7 +215,7 @@ def _try_path(bench: Bench, folder: Path, run: Path, place: str, name: str, kind
     for link, target in (("loop", "loop"), ("dangling", "nowhere"), ("to-zero", "/dev/zero")):
         (folder / link).symlink_to(target)
     os.mkfifo(folder / "pipe")
-    with socket.socket(socket.AF_UNIX) as made, _inside(folder):
+    with socket.socket(socket.AF_UNIX) as made, chdir(folder):
         made.bind("socket")
     if kind:
         _make(folder / name, kind, folder / _IMAGE, run)
@@ -226,6 +226,8 @@ def _try_path(bench: Bench, folder: Path, run: Path, place: str, name: str, kind
         for part in PLACES[place]
     ]
     before, of_run = digests(folder), digests(run)
+    if place == "train --resume" and path == str(run):  # which writes its start and its weights again
+        of_run = {name: digest for name, digest in of_run.items() if name.startswith("checkpoints/")}
     # The line names the path, at least its longest part of letters, or the option, or what lacks in its place.
     option = place.split()[1]
     plain = max(re.findall(r"[\w./-]+", path[:200]) or [option], key=len)[:40]
@@ -235,16 +237,6 @@ def _try_path(bench: Bench, folder: Path, run: Path, place: str, name: str, kind
     finally:
         lost = changed(before, folder) + changed(of_run, run)
         assert not lost, f"lost or changed: {lost}"
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _make(path: Path, kind: str, photo: Path, run: Path) -> None:

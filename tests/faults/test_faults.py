@@ -66,7 +66,8 @@ def test_any_path_reward_or_damage_is_answered_in_one_line_and_costs_nothing(
     share: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = campaigns.tried(trials(), int(share * EXAMPLES), bench, whole.folder / "run")
+    # By a seed: the suite says the same each time, and `python -m tests.faults` looks further.
+    found = campaigns.tried(trials(), int(share * EXAMPLES), bench, whole.folder / "run", number=0)
     with capsys.disabled():
         print(f"\n{trials.__name__}: {found}")
     assert not found.wrong and found.found

@@ -45,7 +45,7 @@ PUBLISHED = {
 PUBLISHED_REWARDS = {
     "facebook/dinov2-base": 86.6e6,
     "facebook/dinov3-vitb16-pretrain-lvd1689m": 86e6,  # as its repository rounds it
-    "facebook/sam2.1-hiera-small": 46e6,  # likewise
+    "facebook/sam2.1-hiera-small": 46e6,  # so is this one
     "openai/clip-vit-large-patch14": 427.6e6,
     "yuvalkirstain/PickScore_v1": 986.1e6,
     "google/siglip2-base-patch16-224": 375.2e6,

@@ -73,8 +73,8 @@ def test_a_lora_on_quantised_weights_learns_and_replays_its_own_bits(
     two = conditions.select(torch.zeros(2, dtype=torch.long))
     steps = torch.randn(2, 3, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     step = SAMPLERS["dance"]
-    drawn = sample_trajectories(policy, torch.arange(2), two, noise(policy, 2), steps, sigmas, 0, step, 0.4)
-    proofs.ratios_are_one(policy, drawn, "dance", 0.4)
+    sampled = sample_trajectories(policy, torch.arange(2), two, noise(policy, 2), steps, sigmas, 0, step, 0.4)
+    proofs.ratios_are_one(policy, sampled, "dance", 0.4)
     policy._transformer.zero_grad()
     assert proofs.without_gradient(policy, conditions) == set()
     policy.save(tmp_path)
