@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from customized_grpo.trainer.checkpoint import newest_checkpoint
@@ -14,13 +15,15 @@ from .kills import Reference
 
 LIMIT = 30.0  #: seconds that a preempted node is given
 
-#: A reward that catches every exception.
+#: A reward that catches every exception, and leaves a file once it does.
 DEAF = """
 import time
+from pathlib import Path
 
 def deaf(images, pairs):
     while True:
         try:
+            Path(__file__).with_name("inside").touch()
             time.sleep(600)
         except BaseException:
             pass
@@ -71,13 +74,10 @@ def in_vain(bench: Bench, whole: Reference, patience: float | None, twice: bool)
     config.write_text(kept.replace("kind: dino\n", f"kind: {folder / 'reward.py'}:deaf\n", 1))
     assert config.read_text() != kept
     process = bench.train(folder, "--allow-changes", patience=patience)
-    process.until("scoring")
+    _wait(lambda: (folder / "inside").exists())
     if twice:
         process.kill(signal.SIGINT)
-        end = time.monotonic() + 60
-        while "stopping" not in process.output.read_text():
-            assert time.monotonic() < end, "it never happened"
-            time.sleep(0.005)
+        _wait(lambda: "stopping" in process.output.read_text())
     ended = _ask(process, request, signal.SIGINT if twice else signal.SIGTERM)
     expected, limit = (-signal.SIGINT, 2.0) if twice else (128 + signal.SIGTERM, LIMIT)
     if ended.code != expected or request.seconds > limit:
@@ -86,6 +86,13 @@ def in_vain(bench: Bench, whole: Reference, patience: float | None, twice: bool)
     config.write_text(kept)
     request.wrong += bench.ends_differently(folder, whole.result)
     return request
+
+
+def _wait(happened: Callable[[], bool], limit: float = 120) -> None:
+    end = time.monotonic() + limit
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
 
 
 def _ask(process: Process, request: Request, by: signal.Signals) -> Ended:
