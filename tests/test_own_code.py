@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import random
 import signal
@@ -40,6 +41,7 @@ def settings() -> list[Any]:
         torch.backends.cudnn.benchmark,
         torch.get_float32_matmul_precision(),
         os.getcwd(),
+        open,
         random.getstate(),
         np.random.get_state()[1].tolist(),
         torch.get_rng_state().tolist(),
@@ -55,6 +57,7 @@ def disturb(folder: Path) -> None:
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
     torch.set_float32_matmul_precision("medium")
     os.chdir(folder)
+    vars(builtins)["open"] = os.open
     for draw in (random.random, np.random.rand):
         draw()
     torch.manual_seed(7)
@@ -69,6 +72,7 @@ def test_whatever_a_reward_changes_is_undone(tmp_path: Path) -> None:
 
     def failing(images: torch.Tensor) -> list[float]:
         disturb(tmp_path)
+        del builtins.open
         raise KeyError("score")
 
     assert score([as_reward(reward)], IMAGES, PAIRS)["reward"].tolist() == [1.0] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
 import random
 import signal
@@ -41,6 +42,7 @@ def seed_all(*key: int | str) -> None:
 class _State:
     """State of the process, at one moment, that user code may change."""
 
+    builtins: dict[str, Any]
     random: tuple[Any, Any, torch.Tensor]
     cuda: list[torch.Tensor] | None
     dtype: torch.dtype
@@ -62,6 +64,7 @@ class _State:
         with suppress(OSError):  # of a directory that was removed
             folder = os.getcwd()
         return _State(
+            builtins=dict(vars(builtins)),
             random=(random.getstate(), np.random.get_state(), torch.get_rng_state()),
             cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None,
             dtype=torch.get_default_dtype(),
@@ -82,6 +85,7 @@ class _State:
         )
 
     def restore(self) -> None:
+        vars(builtins).update(self.builtins)
         random.setstate(self.random[0])
         np.random.set_state(self.random[1])
         torch.set_rng_state(self.random[2])
@@ -116,8 +120,8 @@ def isolated(*key: int | str) -> Iterator[None]:
 
     Restored are the random states of Python, NumPy and torch, torch's default dtype and device, gradient mode, number
     of threads, deterministic flags and precision of matrix products, the working directory, standard output and error,
-    a recursion limit that was lowered, folders that were removed from sys.path, and on the main thread the handlers of
-    SIGINT and SIGTERM.
+    a recursion limit that was lowered, built-in names that were removed or replaced, folders that were removed from
+    sys.path, and on the main thread the handlers of SIGINT and SIGTERM.
     """
     with _SWITCHING:
         outside = _State.now()
