@@ -24,7 +24,7 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.planning import make_plan
 from customized_grpo.protocols import Pair, Policy
 from customized_grpo.rewards.terms import RewardTerm
-from customized_grpo.trainer.update import trained_count
+from customized_grpo.trainer.grpo import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.records import read_records
 

@@ -24,9 +24,9 @@ from customized_grpo.config.loading import base_config
 from customized_grpo.method import SAMPLERS, SHAPINGS, guarded_loss
 from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.rewards.terms import RewardTerm
+from customized_grpo.trainer.grpo import Items, replay
 from customized_grpo.trainer.rollout import Trajectories, noise_levels
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
-from customized_grpo.trainer.update import Items, replay
 from customized_grpo.utils.noise import generator
 from experiments.study.results import difference
 

@@ -9,13 +9,12 @@ from proofs import STEPS
 from tiny_models import Model
 from torch import Tensor
 
-from customized_grpo.config import RolloutConfig, TrainConfig
-from customized_grpo.method import SAMPLERS
+from customized_grpo.config import Config, RolloutConfig, TrainConfig
 from customized_grpo.policies.pipelines import PipelinePolicy
+from customized_grpo.trainer.grpo import GRPOUpdater, Items, sample_trained_steps
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.rollout import Trajectories, sample_groups
-from customized_grpo.trainer.update import Items, Updater, sample_trained_steps
 
 SAMPLER, ETA = "dance", 0.4
 PROMPTS = ("a red bird", "a big bird")  # of one length, so that they can stand in one batch of any model
@@ -76,7 +75,8 @@ def update(policy: PipelinePolicy, sampled: Sampled, batch_size: int = 3, **sett
         gradients.update({name: w.grad.detach().cpu().float() for name, w in weights.items() if w.grad is not None})
 
     optimizer = build_optimizer(list(weights.values()), config, ALONE)
-    updater = Updater(policy, optimizer, config, SAMPLERS[SAMPLER], ETA, before_step=keep_gradients)
+    run = Config.model_construct(train=config, rollout=RolloutConfig(sampler=SAMPLER, eta=ETA))
+    updater = GRPOUpdater(policy, optimizer, run, before_step=keep_gradients)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     advantages = torch.randn(sampled.trained.shape, generator=torch.Generator().manual_seed(0))
     record = updater.update(sampled.items(advantages))

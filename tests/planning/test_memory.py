@@ -20,8 +20,8 @@ from customized_grpo.planning.plan import objective_plans
 from customized_grpo.planning.shapes import Model, count, measure, shapes_of
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.pipelines import PipelinePolicy
+from customized_grpo.trainer.grpo import Items, sample_trained_steps
 from customized_grpo.trainer.rollout import sample_groups
-from customized_grpo.trainer.update import Items, sample_trained_steps
 from customized_grpo.trainer.windows import stochastic_steps
 
 KINDS = ("flux-kontext", "uno", "flux2")

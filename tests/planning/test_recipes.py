@@ -25,7 +25,7 @@ from customized_grpo.config.loading import load_config
 from customized_grpo.method import SAMPLERS
 from customized_grpo.planning import make_plan
 from customized_grpo.policies import build_policy
-from customized_grpo.trainer.update import trained_count
+from customized_grpo.trainer.grpo import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.outlines import config_reader
 

@@ -25,8 +25,8 @@ from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.trainer.grpo import Items, replay
 from customized_grpo.trainer.rollout import Trajectories
-from customized_grpo.trainer.update import Items, replay
 from customized_grpo.utils.hub import ModelError
 
 PROMPT = "a red bird in the snow"

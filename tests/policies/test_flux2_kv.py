@@ -17,8 +17,8 @@ from customized_grpo.config import RolloutConfig
 from customized_grpo.method import dance_step
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.protocols import Conditions
+from customized_grpo.trainer.grpo import Items, replay
 from customized_grpo.trainer.rollout import sample_groups, sample_images
-from customized_grpo.trainer.update import Items, replay
 
 kv = pytest.mark.parametrize("model", ["flux2-klein-kv"], indirect=True)
 LEVELS = torch.tensor([0.9, 0.5, 0.2])

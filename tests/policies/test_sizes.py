@@ -16,8 +16,8 @@ from tiny_models import Model
 
 from customized_grpo.config import RolloutConfig
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.trainer.grpo import Items
 from customized_grpo.trainer.rollout import image_noise, sample_groups
-from customized_grpo.trainer.update import Items
 
 SIZES = [(HEIGHT, WIDTH), (24, 40), (32, 32)]
 pipelines = pytest.mark.parametrize("model", ["flux-kontext", "flux2-klein", "qwen-image-edit"], indirect=True)

@@ -20,10 +20,10 @@ from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.callbacks import ProgressCallback, TrainerCallback
 from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.trainer.grpo import sample_trained_steps
 from customized_grpo.trainer.memory import BatchSize
 from customized_grpo.trainer.rollout import Trajectories, sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
-from customized_grpo.trainer.update import sample_trained_steps
 from customized_grpo.utils.records import read_records
 
 

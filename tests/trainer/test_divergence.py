@@ -12,15 +12,16 @@ import torch
 from running import draw, metrics_of, run_training
 
 from customized_grpo.config import Config
-from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.trainer.divergence import DivergenceError, check_drift
+from customized_grpo.trainer.grpo import GRPOUpdater, Items
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
-from customized_grpo.trainer.update import DivergenceError, Items, Updater, check_drift
+from customized_grpo.trainer.update import Updater
 
 Make = Callable[..., Config]
 
@@ -89,7 +90,7 @@ def test_a_drift_is_bounded_by_the_setting_and_must_be_a_number(tmp_path: Path) 
 
 def updater_of(policy: Policy, config: Config) -> Updater:
     optimizer = build_optimizer(list(policy.trainable().values()), config.train, ALONE)
-    return Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
+    return GRPOUpdater(policy, optimizer, config)
 
 
 @pytest.mark.parametrize("sampler", ["dance", "flow", "cps"])

@@ -9,8 +9,8 @@ from customized_grpo.config import MethodConfig, RewardConfig
 from customized_grpo.method import group_advantages, sars, tdw
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.trainer.credit import assign_credit, method_at, objectives_of, steps_to_weigh_at
+from customized_grpo.trainer.grpo import sample_trained_steps
 from customized_grpo.trainer.order import images_of_updates, pairs_of_iteration
-from customized_grpo.trainer.update import sample_trained_steps
 from customized_grpo.utils.noise import normal
 
 REWARDS = [

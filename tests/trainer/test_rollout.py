@@ -16,8 +16,8 @@ from customized_grpo.data import open_dataset
 from customized_grpo.method import SAMPLERS
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Conditions, Policy
+from customized_grpo.trainer.grpo import Items, replay
 from customized_grpo.trainer.rollout import batches, euler, noise_levels
-from customized_grpo.trainer.update import Items, replay
 from customized_grpo.trainer.windows import stochastic_steps
 
 Make = Callable[..., Config]

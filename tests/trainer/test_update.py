@@ -14,13 +14,13 @@ from running import draw, metrics_of, run_training
 from torch import Tensor
 
 from customized_grpo.config import Config, ConfigError
-from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import Policy
 from customized_grpo.trainer import memory
+from customized_grpo.trainer.grpo import GRPOUpdater, Items
 from customized_grpo.trainer.memory import BatchSize, measure_sampling, peak_bytes
 from customized_grpo.trainer.optimizer import Optimizer, build_optimizer
 from customized_grpo.trainer.processes import ALONE
-from customized_grpo.trainer.update import Items, Updater, mean_of_updates
+from customized_grpo.trainer.update import Updater, mean_of_updates
 
 Make = Callable[..., Config]
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def updater_of(policy: Policy, config: Config, objectives: int = 1) -> tuple[Upd
     weights = list(policy.trainable().values())
     spy = Spy(weights)
     optimizer = Optimizer(spy, weights, config.train.max_gradient_norm, objectives=objectives)
-    return Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta), spy
+    return GRPOUpdater(policy, optimizer, config), spy
 
 
 def one_update(policy: Policy, config: Config, parts: Tensor | None = None) -> tuple[dict[str, float], Tensor]:
@@ -221,7 +221,7 @@ def test_an_automatic_size_is_what_fits(policy: Policy, make_config: Make, monke
     for free in (2_000_000, 6_000_000):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         optimizer = build_optimizer(weights, config.train, ALONE)
-        updater = Updater(policy, optimizer, config.train, SAMPLERS[config.rollout.sampler], config.rollout.eta)
+        updater = GRPOUpdater(policy, optimizer, config)
         updater.measure_size(condition, batch.sigmas, most=10_000)
         assert all(weight.grad is None for weight in weights), "the probe leaves nothing"
         size = updater.size.size

@@ -31,7 +31,7 @@ from customized_grpo.planning.models import option, reward_models, scorer_path
 from customized_grpo.planning.shapes import Shapes, count, shapes_of
 from customized_grpo.trainer.conditioning import conditions_cached
 from customized_grpo.trainer.credit import reward_name
-from customized_grpo.trainer.update import trained_count
+from customized_grpo.trainer.grpo import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.hub import ModelError, local_path, resolve
 from customized_grpo.utils.outlines import outline_reward

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import Config, ConfigError, RolloutConfig
-from customized_grpo.method import OBJECTIVES, SAMPLERS, Objective, at_places, matching_error, noised, velocity_distance
+from customized_grpo.method import OBJECTIVES, Objective, at_places, matching_error, noised, velocity_distance
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.ema import MovingAverage
@@ -65,8 +65,6 @@ class ForwardUpdater(Updater):
         ConfigError: The objective is a function of the user's own that cannot be found or called.
     """
 
-    replays = False
-
     def __init__(
         self,
         policy: Policy,
@@ -75,9 +73,9 @@ class ForwardUpdater(Updater):
         processes: Processes = ALONE,
         **hooks: Callable[[], None],
     ) -> None:
-        rollout, forward = config.rollout, config.forward
-        super().__init__(policy, optimizer, config.train, SAMPLERS[rollout.sampler], rollout.eta, processes, **hooks)
-        self.forward, self._steps, self._bound = forward, rollout.steps, config.method.advantage_clip
+        forward = config.forward
+        super().__init__(policy, optimizer, config, processes, **hooks)
+        self.forward, self._steps, self._bound = forward, config.rollout.steps, config.method.advantage_clip
         self._name = config.method.objective
         self._objective, self._names = _objective_of(config)
         self._average: MovingAverage | None = None

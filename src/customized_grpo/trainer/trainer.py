@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from customized_grpo.config import BALANCES, Config
-from customized_grpo.method import SAMPLERS
 from customized_grpo.protocols import ROLES, Conditions, Pair, PairDataset, Policy
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.terms import RewardTerm
@@ -23,14 +22,16 @@ from customized_grpo.trainer.base import BaseTrainer
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.conditioning import ConditionCache, conditions_cached
 from customized_grpo.trainer.credit import Credit, assign_credit, method_at, steps_to_weigh_at
+from customized_grpo.trainer.divergence import check_drift, check_loss, check_skipped
 from customized_grpo.trainer.forward import ForwardUpdater
 from customized_grpo.trainer.groups import Groups, group_diversity
+from customized_grpo.trainer.grpo import GRPOUpdater
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.optimizer import learning_rate
 from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
 from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
 from customized_grpo.trainer.scoring import CONSTANT, Scoring, constant_rewards, score_images, why_stop
-from customized_grpo.trainer.update import Updater, check_drift, check_loss, check_skipped, mean_of_updates
+from customized_grpo.trainer.update import Updater, mean_of_updates
 
 _LOG = logging.getLogger(__name__)
 
@@ -291,15 +292,15 @@ class CustomizedGRPOTrainer(BaseTrainer):
 
     def _make_updater(self) -> Updater:
         """Return the objective: GRPO's on trajectories, or one on noised copies of sampled images."""
-        config, rollout = self.config, self.config.rollout
-        hooks = {
-            "before_step": lambda: self._stopping.forbid(),
-            "after_step": lambda: self._fire("on_optimizer_step"),
-        }
-        if config.method.objective != "grpo":
-            return ForwardUpdater(self.policy, self.optimizer, config, self.processes, **hooks)
-        step = SAMPLERS[rollout.sampler]
-        return Updater(self.policy, self.optimizer, config.train, step, rollout.eta, self.processes, **hooks)
+        make = GRPOUpdater if self.config.method.objective == "grpo" else ForwardUpdater
+        return make(
+            self.policy,
+            self.optimizer,
+            self.config,
+            self.processes,
+            before_step=lambda: self._stopping.forbid(),
+            after_step=lambda: self._fire("on_optimizer_step"),
+        )
 
     def _gains(self, scores: Scores) -> tuple[Tensor, Tensor] | None:
         """Compare some images of each group with those that the untuned model samples from the same noise."""
