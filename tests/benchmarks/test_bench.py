@@ -20,7 +20,7 @@ from benchmarks.iteration.iteration import OURS, RELEASED, STAGES, Stage
 from customized_grpo.config.loading import load_config
 from customized_grpo.policies.shortcuts import libraries_own
 
-GROUP, STEPS, PAIRS = 3, 3, 2
+GROUP, STEPS, PAIRS = 3, 3, 1
 RANDOM = Path(__file__).parents[2] / "recipes" / "random"
 SMALL = [
     "policy.height=32",

@@ -1,4 +1,4 @@
-"""Every recipe trains two iterations on a tiny pipeline of its classes, with only paths and sizes replaced.
+"""Every recipe trains an iteration on a tiny pipeline of its classes, with only paths and sizes replaced.
 
 Some are evaluated too, before and after: one with UNO's LoRA, and one in four steps with images of several sizes.
 """
@@ -27,7 +27,7 @@ from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.outlines import config_reader
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-GROUP = 3
+GROUP = 2
 EVALUATED = ("paper", "flux2-klein-distilled")
 #: Tiny models by the kind of reward.
 REWARDS = {"dino": tiny_rewards.dinov3, "clip": tiny_rewards.clip}
@@ -94,7 +94,7 @@ def tiny_config(recipe: Path, models: Callable[[str], Any], reward: Callable[[st
                 changes[f"{place}.{i}.path"] = reward(one.kind)
     changes |= {"data.path": "world", "data.size": 2, "evaluation.data.path": "world", "evaluation.data.size": 2}
     changes |= {"rollout.pairs": 1, "rollout.group_size": GROUP, "rollout.batch_size": GROUP, "train.batch_size": 64}
-    changes |= {"train.iterations": 2}
+    changes |= {"train.iterations": 1}
     return changed(config, changes)
 
 
@@ -110,7 +110,7 @@ def test_a_recipe_trains(
     CustomizedGRPOTrainer(args=config, eval_dataset=held_out, output_dir=tmp_path / "run").train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]
-    assert len(trained) == 2 and all(line["gradient_norm"] > 0 for line in trained), lines
+    assert len(trained) == 1 and all(line["gradient_norm"] > 0 for line in trained), lines
     assert any((tmp_path / "run" / LORA).glob("*.safetensors"))
     names = {reward.name or reward.kind for reward in (*config.rewards, *config.evaluation.monitors)}
     for when in () if held_out is None else ("base", "tuned"):
