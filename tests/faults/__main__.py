@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import campaigns, generated, kills, numerics, places, stops
+from . import any_damages, any_paths, any_rewards, campaigns, generated, kills, numerics, places, stops
 from .bench import Bench
 from .kills import Reference
 from .sites import SITES
@@ -139,7 +139,7 @@ def _settings(options: argparse.Namespace, bench: Bench, whole: Reference, chanc
 
 
 def _inputs(options: argparse.Namespace, bench: Bench, whole: Reference, chance: random.Random) -> Iterator[Row]:
-    for what in (campaigns.paths, campaigns.rewards, campaigns.damages):
+    for what in (any_paths.paths, any_rewards.rewards, any_damages.damages):
         tried = campaigns.tried(what(), options.inputs, bench, whole.folder / "run", options.seed)
         yield Row(
             "inputs", f"generated {what.__name__}", tried.found.total() + len(tried.wrong), str(tried), tried.wrong

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis.strategies import SearchStrategy
 
-from . import campaigns, kills, numerics, places, stops
+from . import any_damages, any_paths, any_rewards, campaigns, kills, numerics, places, stops
 from .bench import Bench
 from .generated import EXAMPLES
 from .kills import Reference
@@ -57,7 +57,7 @@ def test_nothing_is_left_of_what_a_full_disk_cannot_hold(bench: Bench, whole: Re
 
 
 @pytest.mark.parametrize(
-    ("trials", "share"), [(campaigns.paths, 1.0), (campaigns.rewards, 0.75), (campaigns.damages, 0.34)]
+    ("trials", "share"), [(any_paths.paths, 1.0), (any_rewards.rewards, 0.75), (any_damages.damages, 0.34)]
 )
 def test_any_path_reward_or_damage_is_answered_in_one_line_and_costs_nothing(
     bench: Bench,

@@ -1,4 +1,6 @@
-"""Generated settings. `CGRPO_FAULT_EXAMPLES=500 pytest tests/faults/test_generated.py -s` tries many."""
+"""Generated settings. `CGRPO_FAULT_EXAMPLES=500 pytest tests/faults/test_generated.py -s` tries many;
+`python -m tests.faults --settings N` random ones.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ def test_any_value_of_a_settings_type_is_read_or_is_refused_in_one_line(capsys: 
         assert all(line and "\n" not in line for line in problems), (key, value, problems)
         return "refused" if problems else "trained"
 
-    found = generated(check, 8 * EXAMPLES)
+    found = generated(check, 8 * EXAMPLES, number=0)
     with capsys.disabled():
         print(f"\n{found.total()} settings read: {dict(found)}")
     assert len(leaves()) > 80 and found["trained"] and found["refused"]
 
 
 def test_any_value_of_a_settings_type_trains_or_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    found = generated(try_setting, max(2, EXAMPLES // 6))
+    found = generated(try_setting, max(2, EXAMPLES // 6), number=0)
     with capsys.disabled():
         print(f"\n{found.total()} settings trained: {dict(found)}")
     assert found.total() >= 2
