@@ -26,7 +26,10 @@ from customized_grpo.trainer.folder import LORA
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.outlines import config_reader
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+#: Each recipe, and one with each objective's layer.
+RECIPES = [(path,) for path in sorted(FOLDER.glob("*.yaml"))]
+RECIPES += [(FOLDER / "kontext-dev.yaml", path) for path in sorted(FOLDER.glob("objectives/*.yaml"))]
 GROUP = 2
 EVALUATED = ("paper", "flux2-klein-distilled")
 #: Tiny models by the kind of reward.
@@ -61,10 +64,10 @@ def small() -> Iterator[None]:
         yield
 
 
-def tiny_config(recipe: Path, models: Callable[[str], Any], reward: Callable[[str], str]) -> Config:  # noqa: F811
+def tiny_config(recipe: tuple[Path, ...], models: Callable[[str], Any], reward: Callable[[str], str]) -> Config:  # noqa: F811
     """Return the recipe with paths of tiny models, and with small sizes and numbers of images."""
     config = load_config(recipe)
-    if recipe.stem == "embedded":
+    if recipe[0].stem == "embedded":
         model = config.policy.path, {}
     else:
         sources = {**tiny_models.SOURCES, **tiny_models.BASES}
@@ -98,15 +101,15 @@ def tiny_config(recipe: Path, models: Callable[[str], Any], reward: Callable[[st
     return changed(config, changes)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda paths: "-".join(path.stem for path in paths))
 def test_a_recipe_trains(
-    recipe: Path,
+    recipe: tuple[Path, ...],
     models: Callable[[str], Any],  # noqa: F811
     reward: Callable[[str], str],
     tmp_path: Path,
 ) -> None:
     config = tiny_config(recipe, models, reward)
-    held_out = open_dataset(config.evaluation.data) if recipe.stem in EVALUATED else None
+    held_out = open_dataset(config.evaluation.data) if recipe[0].stem in EVALUATED else None
     CustomizedGRPOTrainer(args=config, eval_dataset=held_out, output_dir=tmp_path / "run").train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]

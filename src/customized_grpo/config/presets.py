@@ -30,6 +30,7 @@ _FORWARD: Mapping[str, Any] = {
 _OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "nft": {
         "forward.pull": 0.0,  # the old policy is part of the objective
+        "forward.old_decay": 0.7,  # and where it starts from, so that it must keep up
         "forward.scale": "x0",  # DiffusionNFT
     },
 }

@@ -307,11 +307,11 @@ class ForwardConfig(Section):
     """Noise levels that are trained per image, each inside another step of the rollout's schedule. The last step is not
     trained.
     """
-    pull: float = Field(0.3, ge=0)
+    pull: float = Field(0.5, ge=0)
     """Weight of the squared distance of the velocity from that of the policy's moving average: the trust region. 0:
     none.
     """
-    old_decay: float = Field(0.7, ge=0, lt=1)
+    old_decay: float = Field(0.95, ge=0, lt=1)
     """Decay per iteration of the policy's moving average, which pull, nft and your own function use. 0: the policy of
     this iteration's start.
     """

@@ -198,7 +198,7 @@ def kl_explosion(kl: Series) -> Finding | None:
 def coming_apart(distance: Series) -> Finding | None:
     """Warn if the distance from the policy's moving average is above EXPLODED times its median."""
     text = "The distance from the policy's moving average is {:.2g}; its median over the run is {:.2g}."
-    remedy = "Lower train.learning_rate, raise forward.pull, or set method.objective=nft."
+    remedy = "Lower train.learning_rate, raise forward.pull or forward.old_decay, or set method.objective=nft."
     return _explosion("moving average", distance, float("inf"), text, remedy)
 
 
