@@ -220,7 +220,7 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(settings: list[str], m
 def test_an_objective_has_its_own_defaults() -> None:
     default, awm = load_config(None, ["train.updates=1"]), load_config(None, ["method.objective=awm"])
     assert (default.method.advantage_clip, default.rollout.shared_noise) == (5.0, True)
-    assert (awm.method.advantage_clip, awm.rollout.shared_noise, awm.forward.pull) == (1.0, False, 0.5)
+    assert (awm.method.advantage_clip, awm.rollout.shared_noise, awm.forward.pull) == (1.0, False, 0.2)
     assert load_config(None, ["method.objective=nft"]).forward.scale == "x0"
     kept = load_config(None, ["method.objective=awm", "method.advantage_clip=5"])
     assert kept.method.advantage_clip == 5.0

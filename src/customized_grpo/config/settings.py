@@ -307,7 +307,7 @@ class ForwardConfig(Section):
     """Noise levels that are trained per image, each inside another step of the rollout's schedule. The last step is not
     trained.
     """
-    pull: float = Field(0.5, ge=0)
+    pull: float = Field(0.2, ge=0)
     """Weight of the squared distance of the velocity from that of the policy's moving average: the trust region. 0:
     none.
     """

@@ -62,7 +62,7 @@ def lagrangian_weights(multipliers: Tensor, constrained: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
-def hypervolume_weights(gains: Tensor, spreads: Tensor, least: float = 0.02) -> Tensor:
+def hypervolume_weights(gains: Tensor, spreads: Tensor, least: float = 0.1) -> Tensor:
     """Role weights along the gradient of the area ``gain_1 * gain_2`` over the base, adding up to 1.
 
     The gradient of the hypervolume weights each role by the other's gain (of more objectives in arXiv 1901.08680), so
@@ -72,7 +72,8 @@ def hypervolume_weights(gains: Tensor, spreads: Tensor, least: float = 0.02) -> 
     Args:
         gains: (2,), each over the base.
         spreads: (2,) standard deviations in a group over the base's absolute mean.
-        least: gain that every role is taken to have at least, so that training starts with both.
+        least: gain that every role is taken to have at least: a few images do not tell smaller ones from noise, and
+            training starts with both.
 
     Returns:
         (2,); equal weights where the spreads are zero.
