@@ -52,10 +52,16 @@ class BuiltinReward:
                     ) from error
         self = super().__new__(cls)
         try:
-            self.given = inspect.signature(cls).bind_partial(*args, **options).arguments
+            self.given = cls.signature().bind_partial(*args, **options).arguments
         except TypeError:  # __init__ raises the same, with its own name
             self.given = {}
         return self
+
+    @classmethod
+    def signature(cls) -> inspect.Signature:
+        """Return the constructor's signature; for `inspect.signature(cls)` Python before 3.11.3 takes `__new__`'s."""
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=list(own.parameters.values())[1:])
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores float32 (B,) of images (B, 3, H, W) in [0, 1]."""

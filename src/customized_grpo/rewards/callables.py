@@ -227,7 +227,8 @@ def load_own(
         raise RewardError(f"reward {name!r}: {error}") from error
     if not isinstance(found, type):
         return found, dict(options)
-    accepted = inspect.signature(found).parameters
+    own = found.signature() if issubclass(found, BuiltinReward) else inspect.signature(found)
+    accepted = own.parameters
     arguments = {**options, **{k: value for k, value in offered.items() if k in accepted and value is not None}}
     try:
         with isolated("construct", name):
