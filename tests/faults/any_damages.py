@@ -61,7 +61,7 @@ def damages() -> st.SearchStrategy[Trial]:
     """A file or folder of a finished run that is damaged, before a command that uses the run."""
     number = st.integers(0, 2**30)
     return st.tuples(st.sampled_from(list(AFTER)), st.sampled_from(_DAMAGES), number, number).map(
-        lambda drawn: (f"{drawn}", lambda bench, folder, run: _try_damage(bench, folder, run, *drawn))
+        lambda given: (f"{given}", lambda bench, folder, run: _try_damage(bench, folder, run, *given))
     )
 
 

@@ -88,7 +88,7 @@ def rewards() -> st.SearchStrategy[Trial]:
     signature = st.just("images, **kwargs") | st.sampled_from(_SIGNATURES)
     changes = st.lists(st.sampled_from(_CHANGES_ARGUMENTS), max_size=1)
     at_import = st.just("") | st.sampled_from([*_EFFECTS, *(f"raise {one}" for one in _RAISED)])
-    drawn = st.tuples(
+    given = st.tuples(
         at_import,
         st.sampled_from(["", "async "]),
         signature,
@@ -97,11 +97,11 @@ def rewards() -> st.SearchStrategy[Trial]:
         end,
         st.integers(0, 3).map(lambda number: not number),
     )
-    return drawn.map(_reward_trial)
+    return given.map(_reward_trial)
 
 
-def _reward_trial(drawn: tuple[str, str, str, list[str], list[str], str, bool]) -> Trial:
-    at_import, kind, signature, effects, changes, end, trains = drawn
+def _reward_trial(given: tuple[str, str, str, list[str], list[str], str, bool]) -> Trial:
+    at_import, kind, signature, effects, changes, end, trains = given
     body = ["n = len(images)", *(["await asyncio.sleep(0)"] if kind else []), *effects, *changes, end]
     if "images" not in signature:
         body[0] = f"n = {4 if trains else 2}; images = None"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +90,21 @@ class Process:
 
     def until(self, stage: str, number: int = 1, limit: float = 120) -> None:
         """Wait until it is in a stage that it has entered for at least the n-th time."""
+
+        def there() -> bool:
+            name, entered = self.stage
+            return name == stage and entered >= number
+
+        self.wait_for(there, repr(stage), limit)
+
+    def wait_for(self, happened: Callable[[], bool], what: str, limit: float = 120) -> None:
+        """Wait until something has happened. Raises TimeoutError, with the end of the output."""
         end = time.monotonic() + limit
         while time.monotonic() < end:
-            name, entered = self.stage
-            if name == stage and entered >= number:
+            if happened():
                 return
             time.sleep(0.001)
-        raise TimeoutError(f"not {stage!r} within {limit} s; {self.output.read_text()[-2000:]}")
+        raise TimeoutError(f"not {what} within {limit} s; {self.output.read_text()[-2000:]}")
 
     def wait(self) -> Ended:
         answer = self.bench.ask({"wait": self.pid})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from customized_grpo.trainer.checkpoint import newest_checkpoint
@@ -74,10 +73,10 @@ def in_vain(bench: Bench, whole: Reference, patience: float | None, twice: bool)
     config.write_text(kept.replace("kind: dino\n", f"kind: {folder / 'reward.py'}:deaf\n", 1))
     assert config.read_text() != kept
     process = bench.train(folder, "--allow-changes", patience=patience)
-    _wait(lambda: (folder / "inside").exists())
+    process.wait_for((folder / "inside").exists, "inside the reward")
     if twice:
         process.kill(signal.SIGINT)
-        _wait(lambda: "stopping" in process.output.read_text())
+        process.wait_for(lambda: "stopping" in process.output.read_text(), "stopping")
     ended = _ask(process, request, signal.SIGINT if twice else signal.SIGTERM)
     expected, limit = (-signal.SIGINT, 2.0) if twice else (128 + signal.SIGTERM, LIMIT)
     if ended.code != expected or request.seconds > limit:
@@ -86,13 +85,6 @@ def in_vain(bench: Bench, whole: Reference, patience: float | None, twice: bool)
     config.write_text(kept)
     request.wrong += bench.ends_differently(folder, whole.result)
     return request
-
-
-def _wait(happened: Callable[[], bool], limit: float = 120) -> None:
-    end = time.monotonic() + limit
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.005)
 
 
 def _ask(process: Process, request: Request, by: signal.Signals) -> Ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def test_configurations_are_valid(block: str) -> None:
     for reward in [*config.rewards, *config.evaluation.monitors]:
         if reward.kind in KINDS:
             built_in = getattr(rewards, KINDS[reward.kind].partition(":")[2])
-            assert set(reward.options) <= set(built_in.signature().parameters), reward.kind
+            assert set(reward.options) <= set(inspect.signature(built_in).parameters), reward.kind
 
 
 def test_the_example_of_your_own_works(

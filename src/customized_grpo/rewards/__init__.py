@@ -6,6 +6,7 @@ The classes are imported on first use, because they import transformers.
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,7 +108,7 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
         remedy = f"did you mean {near!r}?" if near else f"give {known_kinds}"
         raise RewardError(f"reward {name!r}: unknown kind {config.kind!r}; {remedy}")
     built_in = _class_of(config.kind)
-    parameters = set(built_in.signature().parameters)
+    parameters = set(inspect.signature(built_in).parameters)
     if config.path and "path" not in parameters:
         raise RewardError(f"reward {name!r}: {config.kind} needs no model; omit its path, given {config.path!r}")
     known = parameters - {*KEYS}
@@ -134,7 +135,7 @@ def default_path(kind: str) -> str | None:
 
 def default_option(kind: str, option: str) -> Any:
     """Return the default of an option of a built-in kind, None if it has no such option."""
-    parameter = _class_of(kind).signature().parameters.get(option)
+    parameter = inspect.signature(_class_of(kind)).parameters.get(option)
     return None if parameter is None else parameter.default
 
 

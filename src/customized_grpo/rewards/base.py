@@ -27,12 +27,23 @@ _REMEDIES: dict[Need, str] = {
 }
 
 
+class _ConstructorSignature:
+    """Signature of a class by its `__init__`; Python before 3.11.3 takes that of `__new__`. Instances have none."""
+
+    def __get__(self, instance: object | None, owner: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        own = inspect.signature(owner.__init__)  # type: ignore[misc]
+        return own.replace(parameters=list(own.parameters.values())[1:])
+
+
 class BuiltinReward:
     """Base class of the built-in rewards. `given` holds the arguments that an object was constructed with.
 
     Raises RewardError if an option has another type than the constructor declares. Types are strict: no "3" for 3.
     """
 
+    __signature__ = _ConstructorSignature()
     kind: ClassVar[str]
     name: str
     given: Mapping[str, Any]
@@ -52,16 +63,10 @@ class BuiltinReward:
                     ) from error
         self = super().__new__(cls)
         try:
-            self.given = cls.signature().bind_partial(*args, **options).arguments
+            self.given = inspect.signature(cls).bind_partial(*args, **options).arguments
         except TypeError:  # __init__ raises the same, with its own name
             self.given = {}
         return self
-
-    @classmethod
-    def signature(cls) -> inspect.Signature:
-        """Return the constructor's signature; for `inspect.signature(cls)` Python before 3.11.3 takes `__new__`'s."""
-        own = inspect.signature(cls.__init__)
-        return own.replace(parameters=list(own.parameters.values())[1:])
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores float32 (B,) of images (B, 3, H, W) in [0, 1]."""

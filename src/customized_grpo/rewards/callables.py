@@ -227,8 +227,7 @@ def load_own(
         raise RewardError(f"reward {name!r}: {error}") from error
     if not isinstance(found, type):
         return found, dict(options)
-    own = found.signature() if issubclass(found, BuiltinReward) else inspect.signature(found)
-    accepted = own.parameters
+    accepted = inspect.signature(found).parameters
     arguments = {**options, **{k: value for k, value in offered.items() if k in accepted and value is not None}}
     try:
         with isolated("construct", name):

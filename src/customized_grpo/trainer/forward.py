@@ -18,7 +18,7 @@ from customized_grpo.trainer.ema import MovingAverage
 from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories
-from customized_grpo.trainer.update import PROBED, ItemBatch, Updater
+from customized_grpo.trainer.update import ItemBatch, Updater, first_finite, some_of
 from customized_grpo.utils.named import NamedError, find
 from customized_grpo.utils.noise import generator, normal
 
@@ -205,8 +205,7 @@ class ForwardUpdater(Updater):
         Returns `drift` as `Updater.probe` does, and the number of images.
         """
         batch, finite = _first_finite(batches)
-        every = finite if len(finite) else torch.zeros(1, dtype=torch.long)  # a sharded model is called by all
-        rows = every[torch.linspace(0, len(every) - 1, min(len(every), PROBED)).round().long()]
+        rows = some_of(finite)
         which = batch.images[rows]
         items = self._items(batch, rows, trained[which, 0], which * trained.shape[1], torch.zeros(len(rows)))
         clean, noise = items.latents_and_noise()
@@ -256,12 +255,7 @@ def _objective_of(config: Config) -> tuple[Objective, list[str]]:
 
 
 def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor]:
-    """Return the first batch with finite images, and their rows; or the first, and no rows."""
-    for batch in batches:
-        rows = batch.clean.isfinite().flatten(1).all(1).nonzero().flatten().cpu()
-        if len(rows):
-            return batch, rows
-    return batches[0], torch.zeros(0, dtype=torch.long)
+    return first_finite(batches, lambda batch: batch.clean)
 
 
 def _sum_and_count(values: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories, velocity_once
-from customized_grpo.trainer.update import PROBED, ItemBatch, Updater
+from customized_grpo.trainer.update import ItemBatch, Updater, first_finite, some_of
 from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.noise import generator
 
@@ -89,12 +89,7 @@ class Items(ItemBatch):
 
 
 def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor]:
-    """Return the first batch with images of finite log-densities, and their rows; or the first, and no rows."""
-    for batch in batches:
-        rows = batch.log_density.isfinite().all(1).nonzero().flatten().cpu()
-        if len(rows):
-            return batch, rows
-    return batches[0], torch.zeros(0, dtype=torch.long)
+    return first_finite(batches, lambda batch: batch.log_density)
 
 
 def trained_count(stochastic: int, fraction: float) -> int:
@@ -228,8 +223,7 @@ class GRPOUpdater(Updater):
         Returns `kl` in nats per latent element and `drift`, as `Updater.probe` does, and the number of images.
         """
         batch, finite = _first_finite(batches)
-        every = finite if len(finite) else torch.zeros(1, dtype=torch.long)  # a sharded model is called by all
-        rows = every[torch.linspace(0, len(every) - 1, min(len(every), PROBED)).round().long()]
+        rows = some_of(finite)
         steps = trained[batch.images[rows], 0]
         items = Items.of(batch, rows, steps, torch.zeros(len(rows)))
         mean, std, _ = replay(self.policy, items, self.step, self.eta)

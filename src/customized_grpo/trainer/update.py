@@ -21,7 +21,7 @@ from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories
 
-PROBED = 8  # images on which KL and drift are measured
+_PROBED = 8  # images on which KL and drift are measured
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,23 @@ def mean_of_updates(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for record in records for name in record)
     given = {name: [record[name] for record in records if name in record] for name in names}
     return {name: sum(values) / len(values) for name, values in given.items()}
+
+
+def first_finite(
+    batches: Sequence[Trajectories], values: Callable[[Trajectories], Tensor]
+) -> tuple[Trajectories, Tensor]:
+    """Return the first batch with images of finite values (B, ...), and their rows; or the first, and no rows."""
+    for batch in batches:
+        rows = values(batch).isfinite().flatten(1).all(1).nonzero().flatten().cpu()
+        if len(rows):
+            return batch, rows
+    return batches[0], torch.zeros(0, dtype=torch.long)
+
+
+def some_of(rows: Tensor) -> Tensor:
+    """Return a few rows, evenly spaced, to measure; row 0 if there is none: all processes call a sharded model."""
+    every = rows if len(rows) else torch.zeros(1, dtype=torch.long)
+    return every[torch.linspace(0, len(every) - 1, min(len(every), _PROBED)).round().long()]
 
 
 class Updater(ABC):
