@@ -107,9 +107,9 @@ def test_whatever_an_asynchronous_reward_changes_is_undone_whenever_it_waits(tmp
 
     def other(images: torch.Tensor) -> list[float]:
         until = time.monotonic() + 5
-        while settings()[:8] != before[:8] and time.monotonic() < until:  # a step may be running
+        while not (undone := settings()[:8] == before[:8]) and time.monotonic() < until:  # a step may be running
             time.sleep(0.002)
-        beside.append(settings()[:8] == before[:8])
+        beside.append(undone)
         return [2.0] * len(images)
 
     async def failing(images: torch.Tensor) -> list[float]:
