@@ -1,5 +1,6 @@
 """Group-relative advantages: values worked by hand, and groups without a signal."""
 
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from customized_grpo.method import (
     degenerate_groups,
     group_advantages,
+    max_variance_subset,
     quadrant_shares,
     role_advantages,
 )
@@ -224,3 +226,20 @@ def test_roles_pass_the_spread_on() -> None:
     )
     each = group_advantages(scores["a"], pool=lambda s: s) + 2 * group_advantages(scores["b"], pool=lambda s: s)
     assert_close(role_advantages(scores, weights, combine="advantages", pool=lambda sums: sums), each)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.tuples(REWARD, st.booleans()), min_size=1, max_size=8), count=st.integers(1, 8))
+def test_the_subset_has_the_largest_variance_of_all(rows: list[tuple[float, bool]], count: int) -> None:
+    values, valid = (torch.tensor(column) for column in zip(*rows, strict=True))
+    chosen = max_variance_subset(values.double()[None], count, valid=valid[None])[0]
+    images = valid.nonzero().flatten().tolist()
+    assert int(chosen.sum()) == min(count, len(images)) and not bool((chosen & ~valid).any())
+    if len(images) > count:
+        every = (values.double()[list(some)].var(correction=0) for some in itertools.combinations(images, count))
+        assert float(values.double()[chosen].var(correction=0)) == pytest.approx(float(max(every)), rel=1e-9, abs=1e-9)
+
+
+def test_a_subset_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        max_variance_subset(torch.zeros(2, 3), 0)

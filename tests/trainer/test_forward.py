@@ -13,9 +13,9 @@ from embedded import embedded
 from running import make_trainer, metrics_of, run_training, same, tensors_of
 from test_update import failing
 
-from customized_grpo.config import Config, ConfigError, ForwardConfig, MethodConfig
+from customized_grpo.config import Config, ConfigError, DataConfig, ForwardConfig, MethodConfig, ValidationConfig
 from customized_grpo.config.loading import load_config
-from customized_grpo.method import at_places, awm_loss, noised
+from customized_grpo.method import at_places, awm_loss, max_variance_subset, noised
 from customized_grpo.protocols import Policy
 from customized_grpo.trainer.forward import ForwardUpdater
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
@@ -136,16 +136,17 @@ def test_memory_that_runs_out_halves_the_micro_batches(
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     make_config: Make, tmp_path: Path, objective: str, method: dict[str, Any]
 ) -> None:
-    config = forward(make_config, objective, method={"base_images": 1, **method}, iterations=4)
+    config = forward(make_config, objective, method=method, iterations=4)
+    data = DataConfig(path="world", split="held-out", seed=5, size=2)
+    config = config.model_copy(update={"validation": ValidationConfig(data=data, images=5, per_iteration=2)})
     run_training(config, tmp_path / "run")
     whole, records = tensors_of(tmp_path / "run"), metrics_of(tmp_path / "run")
-    assert any(":balance.gains" in name for name in whole)
+    assert any(":validation.tuned" in name for name in whole)
     assert any(":old." in name for name in whole) == (objective != "grpo")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "000004")
     run_training(config, tmp_path / "run")
     assert same(tensors_of(tmp_path / "run"), whole) and metrics_of(tmp_path / "run") == records
-    # The first iteration's policy is the untuned model, which samples in batches of another size.
-    assert records[0]["gain/identity"] == pytest.approx(0, abs=1e-4)
+    assert records[0]["gain/identity"] == 0, "the first iteration's policy is the untuned model"
     assert records[-1]["gain/identity"] != 0 and records[-1].get("old_distance", 1.0) > 0
     assert records[-1]["weight/identity"] + records[-1]["weight/prompt"] == pytest.approx(1)
 
@@ -206,8 +207,6 @@ def test_an_own_objective_is_a_function_by_path(policy: Policy, make_config: Mak
         (["forward.options.x=1"], r"forward\.options: are only for a function of your own"),
         (["method.weighting=constrained"], r"method\.keep: is empty"),
         (["method.keep.prompt=0"], r"method\.keep: needs method\.weighting=constrained"),
-        (["method.weighting=adaptive", "rollout.layout=spread"], r"rollout\.layout: spread does not go with"),
-        (["method.weighting=adaptive", "method.base_images=13"], r"method\.base_images: is above"),
         (["method.pid=[-1, 0, 0]"], r"method\.pid\.0: input should be greater than or equal to 0"),
     ],
 )
@@ -225,3 +224,19 @@ def test_an_objective_has_its_own_defaults() -> None:
     kept = load_config(None, ["method.objective=awm", "method.advantage_clip=5"])
     assert kept.method.advantage_clip == 5.0
     assert Config(method=MethodConfig(objective="awm")).train.updates == 1
+
+
+@pytest.mark.parametrize("objective", ["awm", "grpo"])
+def test_only_the_images_that_say_most_are_trained(
+    policy: Policy, make_config: Make, tmp_path: Path, objective: str
+) -> None:
+    config = forward(make_config, objective, image_fraction=0.5)
+    trainer, rollouts, advantages = sampled(config, policy, tmp_path)
+    mean = advantages.credit.at(trainer.config.method, 6, torch.arange(6).expand(9, -1)).mean(1)
+    expected = max_variance_subset(mean.view(3, 3), 2).flatten()
+    assert advantages.chosen.tolist() == expected.tolist() and int(expected.sum()) == 6
+    seen: list[int] = []
+    items = trainer._updater.items
+    trainer._updater.items = lambda batch, images, *rest: seen.extend(images) or items(batch, images, *rest)  # type: ignore[method-assign,func-returns-value]
+    trainer.update(rollouts, advantages)
+    assert sorted(set(seen)) == expected.nonzero().flatten().tolist()

@@ -104,7 +104,7 @@ def test_conditions_encoded_ahead_leave_training_as_it_was_without_text_encoders
     policy = config.policy.model_copy(update={"conditions": tmp_path / "kept", "offload": True})
     config = config.model_copy(update={"policy": policy})
     held_out = open_dataset(config.evaluation.data)
-    encode_ahead(config, build_policy(policy), open_dataset(config.data), held_out, 0, ALONE)
+    encode_ahead(config, build_policy(policy), open_dataset(config.data), [(held_out, len(held_out))], 0, ALONE)
 
     def called(*_: object, **__: object) -> None:
         raise AssertionError("a text encoder was asked for")

@@ -19,7 +19,7 @@ from embedded import embedded
 from launching import FILES, alike, begun, free_port, launch, planned, ranks, train_together
 from running import run_training
 
-from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutConfig
+from customized_grpo.config import Config, ConfigError, MethodConfig, RolloutConfig, ValidationConfig
 from customized_grpo.config.loading import save_config
 from customized_grpo.data import open_dataset
 from customized_grpo.evaluation import evaluate
@@ -126,13 +126,15 @@ def configs(make_config: Make, photos_config: Make) -> dict[str, Config]:
     batch = MethodConfig(spread="batch")
     short = {**common, "iterations": 2, "checkpoint_every": 1}
     spread = make_config(layout="spread", ratio="guard", trained_fraction=0.6, **short)
-    nft = MethodConfig(objective="nft", weighting="constrained", keep={"prompt": 0.0}, base_images=1)
+    nft = MethodConfig(objective="nft", weighting="constrained", keep={"prompt": 0.0})
     return {
         "groups": make_config(**common),
         "spread": spread.model_copy(update={"method": batch}),
         # A process has other sizes than the other, and groups of two sizes in part.
         "sizes": photos_config(layout="spread", **short),
-        "forward": make_config(shared_noise=False, **short).model_copy(update={"method": nft}),
+        "forward": make_config(shared_noise=False, layout="spread", image_fraction=0.6, **short).model_copy(
+            update={"method": nft, "validation": ValidationConfig(images=4, per_iteration=3)}
+        ),
         "surgery": make_config(**short).model_copy(update={"method": MethodConfig(surgery="pcgrad", gamma_last=0.0)}),
     }
 

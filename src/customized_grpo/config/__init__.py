@@ -19,6 +19,7 @@ from customized_grpo.config.settings import (
     RewardConfig,
     RolloutConfig,
     TrainConfig,
+    ValidationConfig,
     WindowConfig,
 )
 
@@ -40,5 +41,6 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "TrainConfig",
+    "ValidationConfig",
     "WindowConfig",
 ]

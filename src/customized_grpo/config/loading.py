@@ -157,8 +157,9 @@ def _resolve(layers: Sequence[_Layer], *, embedded: bool = False) -> Resolved:
         for key, value in objective_defaults(config.method).items()
         if _at(dumped, key) == value
     }
-    if ("evaluation", "data", "path") not in places:
-        usual |= {f"evaluation.data.{key}": f"data.{key}" for key in ("path", "root")}
+    for section in ("evaluation", "validation"):
+        if (section, "data", "path") not in places:
+            usual |= {f"{section}.data.{key}": f"data.{key}" for key in ("path", "root")}
     found = {dotted(at): places.get(at) for at in _leaves(dumped, ())}
     return Resolved(config, {key: place or usual.get(key, "default") for key, place in found.items()}, embedded)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -236,9 +236,6 @@ class MethodConfig(Section):
     """Gains of the multipliers with weighting constrained: proportional, integral (per iteration) and derivative, per
     unit of violation; see docs/method.md.
     """
-    base_images: int = Field(2, ge=1)
-    """Images per group that the untuned model samples too, from the same noise, with weighting constrained or adaptive.
-    """
     normalise: Literal["roles", "sum"] = "roles"
     """roles: normalise each role within its group, then weight them. sum: normalise the weighted sum of raw rewards, a
     baseline that ignores combine and std_floor.
@@ -399,6 +396,10 @@ class TrainConfig(Section):
     """Optimizer steps per iteration."""
     trained_fraction: float = Field(0.6, gt=0, le=1)
     """Fraction of the stochastic steps that are trained on, chosen at random per image."""
+    image_fraction: float = Field(1.0, gt=0, le=1)
+    """Fraction of each group's images that are trained on: those whose advantages have the largest variance (PODS,
+    arXiv 2504.13818). Fewer images make updates cheaper; all count in the advantages.
+    """
     learning_rate: float = Field(2e-5, gt=0)
     """Learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -469,6 +470,23 @@ class EvaluationConfig(Section):
     """Scorers that are logged and never trained on; entries as under rewards."""
 
 
+class ValidationConfig(Section):
+    """Images on which gains are measured during training, for `method.weighting` constrained or adaptive."""
+
+    data: DataConfig = DataConfig()
+    """Pairs to measure on; the path defaults to data.path. Pairs that are not trained show what other prompts and
+    subjects gain.
+    """
+    images: int = Field(64, ge=1, le=100_000)
+    """Number of images, of the first pairs; several of each if there are fewer. The untuned model generates each once.
+    """
+    per_iteration: int = Field(8, ge=1, le=10_000)
+    """Images that each iteration generates anew, in turn; of the others the last scores count."""
+
+
+_WithData = TypeVar("_WithData", EvaluationConfig, ValidationConfig)
+
+
 class Config(Section):
     """All settings of a run. The defaults are the paper's, for FLUX.1-Kontext-dev."""
 
@@ -489,6 +507,7 @@ class Config(Section):
     forward: ForwardConfig = ForwardConfig()
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="before")
@@ -500,15 +519,15 @@ class Config(Section):
         filled = fill(values, objective_defaults(values.get("method", {})))
         return fill(filled, preset_of(values.get("policy", {})).values)
 
-    @field_validator("evaluation")
+    @field_validator("evaluation", "validation")
     @classmethod
-    def _evaluate_on_data(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
-        """Evaluate on the training data's source unless another one is set."""
-        data, held_out = info.data.get("data"), evaluation.data
-        if data is None or held_out.path is not None:
-            return evaluation
-        followed = held_out.model_copy(update={"path": data.path, "root": held_out.root or data.root})
-        return evaluation.model_copy(update={"data": followed})
+    def _follow_data(cls, section: _WithData, info: ValidationInfo) -> _WithData:
+        """Take other pairs from the training data's source unless another one is set."""
+        data, own = info.data.get("data"), section.data
+        if data is None or own.path is not None:
+            return section
+        followed = own.model_copy(update={"path": data.path, "root": own.root or data.root})
+        return section.model_copy(update={"data": followed})
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
@@ -547,13 +566,8 @@ class Config(Section):
             yield ("rewards",), f"two rewards or monitors have the name {repeated!r}; give each its own name"
 
     def _objective_conflicts(self) -> Iterator[tuple[Location, str]]:
-        """Yield (key, message) for each setting that does not fit the objective or the weighting."""
+        """Yield (key, message) for each setting that does not fit the objective."""
         objective, rollout = self.method.objective, self.rollout
-        if self.method.weighting in BALANCES:
-            if rollout.layout != "groups":
-                yield ("rollout", "layout"), f"{rollout.layout} does not go with method.weighting; use groups"
-            if self.method.base_images > rollout.group_size:
-                yield ("method", "base_images"), f"is above rollout.group_size={rollout.group_size}; lower it"
         if objective == "grpo":
             return
         if rollout.shared_noise:

@@ -1,6 +1,6 @@
 """The method's own maths, as pure functions on tensors; nothing here knows a model or a reward.
 
-- ``advantages``: group-relative advantages, their degenerate groups, the four sign quadrants.
+- ``advantages``: group-relative advantages, degenerate groups, sign quadrants, the images that say most.
 - ``shaping``: SARS, the reward-shaping term, and its ablations.
 - ``weighting``: TDW, the time-aware weights, its ablations, and the advantage of each trained step.
 - ``sampling``: noise levels; the dance, flow, CPS and Euler steps; their log-density and KL.
@@ -13,6 +13,7 @@
 from customized_grpo.method.advantages import (
     degenerate_groups,
     group_advantages,
+    max_variance_subset,
     quadrant_shares,
     role_advantages,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "hypervolume_weights",
     "lagrangian_weights",
     "matching_error",
+    "max_variance_subset",
     "maximum",
     "minimum",
     "nft_loss",

@@ -4,6 +4,7 @@ A *group* is the G images sampled for one (reference, prompt); it is always the 
 A *role* is "identity" or "prompt"; each may be scored by several rewards.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -108,6 +109,37 @@ def role_advantages(
         each = {name: group_advantages(scores[name], floor=floor, valid=valid, pool=pool) for name in scores}
         return torch.stack([weights[name] * advantages for name, advantages in each.items()]).sum(0)
     raise ValueError(f"combine must be 'rewards' or 'advantages', not {combine!r}")
+
+
+def max_variance_subset(values: Tensor, count: int, *, valid: Tensor | None = None) -> Tensor:
+    """The ``count`` images of each group whose values have the largest variance (PODS, arXiv 2504.13818, algorithm 2).
+
+    They are the ``i`` lowest and the ``count - i`` highest, for the best ``i``: the images that a
+    group's gradient learns most from.
+
+    Args:
+        values: (..., G), such as advantages.
+        count: number of images of each group, at least 1.
+        valid: (..., G) bool, as in :func:`group_advantages`; a group with no more than ``count`` valid
+            images has all of them.
+
+    Returns:
+        (..., G) bool.
+
+    Raises:
+        ValueError: if ``count`` is below 1, a valid value is not finite, or the shapes differ.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    known, mask = _checked(values, 0.0, valid)
+    chosen = torch.zeros_like(mask)
+    for index in itertools.product(*map(range, known.shape[:-1])):
+        images = mask[index].nonzero().flatten()
+        order = images[known[index][images].argsort(stable=True)]
+        ends = [torch.cat([order[:low], order[max(low, len(order) - count + low) :]]) for low in range(count + 1)]
+        best = max(ends, key=lambda rows: float(known[index][rows].var(correction=0)) if len(rows) else 0.0)
+        chosen[index][best] = True
+    return chosen
 
 
 def quadrant_shares(a_identity: Tensor, a_prompt: Tensor) -> dict[str, float]:

@@ -13,6 +13,7 @@ On an accelerator `_OVERHEAD_SHARE` and `_OVERHEAD_BYTES` are added for fragment
 activations of reward models: a rule of thumb, and the only one here.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -117,8 +118,9 @@ def make_plan(config: Config, *, processes: int = 1, references: int = 1, accele
     device = _device_memory(config, shapes, weights, trained, -(-rollout.pairs // processes))
     peak = max(sum(parts.values()) for parts in device.values())
     images, passes = rollout.pairs * rollout.group_size, 1 if policy.true_cfg == 1 else 2
-    untuned = rollout.pairs * config.method.base_images if config.method.weighting in BALANCES else 0
-    sampling, training = (images + untuned) * rollout.steps * passes, images * trained * passes
+    sampled = images + _validated(config)
+    updated = rollout.pairs * math.ceil(train.image_fraction * rollout.group_size)
+    sampling, training = int(sampled * rollout.steps) * passes, updated * trained * passes
     references = training * (int(_has_old(config)) + int(train.kl_weight > 0))
     models = {"transformer": shapes.transformer, **shapes.text_encoders, "vae": shapes.vae}
     return Plan(
@@ -160,6 +162,15 @@ def objective_plans(config: Config, **arguments: Any) -> dict[str, Plan]:
 def _has_old(config: Config) -> bool:
     """Return whether a moving average of the policy is evaluated in training."""
     return config.method.objective != "grpo" and (config.forward.pull > 0 or config.method.objective != "awm")
+
+
+def _validated(config: Config) -> float:
+    """Return the images per iteration that are only generated to measure gains, by both models, on average."""
+    if config.method.weighting not in BALANCES:
+        return 0.0
+    validation, iterations = config.validation, config.train.iterations
+    each = min(validation.per_iteration, validation.images)
+    return each + min(validation.images, each * iterations) / iterations
 
 
 def _weights(config: Config, shapes: Shapes, scorers: dict[str, _Scorer]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from customized_grpo.config import Config, DataConfig, PolicyConfig, RewardConfig
+from customized_grpo.config import BALANCES, Config, DataConfig, PolicyConfig, RewardConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import PairDataset, Policy
@@ -35,6 +35,7 @@ class Parts:
     monitors: list[RewardTerm]
     train_dataset: PairDataset
     eval_dataset: PairDataset | None
+    validation_dataset: PairDataset | None  # only for weights that follow the gains
     config: Config
     output_dir: Path
     unnamed: bool  # the folder has a default name, and may take the next one if another run was faster
@@ -49,6 +50,7 @@ def assemble(
     eval_dataset: PairDataset | None,
     args: Config,
     output_dir: str | Path | None,
+    validation_dataset: PairDataset | None,
     monitors: Mapping[str, object] | Sequence[RewardTerm] | None,
     callbacks: Sequence[TrainerCallback],
     accelerator: Accelerator | None,
@@ -56,10 +58,11 @@ def assemble(
     """Build what is not given as `args` describe it; see `CustomizedGRPOTrainer` for the arguments."""
     terms = terms_from(rewards) if isinstance(rewards, Mapping) else rewards
     watched = monitors_from(monitors) if isinstance(monitors, Mapping) else monitors
-    config = _describe(policy, terms, watched, train_dataset, eval_dataset, args)
+    config = _describe(policy, terms, watched, train_dataset, eval_dataset, validation_dataset, args)
     processes = Processes(accelerator or start_processes(config))
     processes.check(config)
     dataset = open_dataset(config.data) if train_dataset is None else train_dataset
+    validation = _validation_dataset(config, validation_dataset, dataset)
     policy = build_policy(config.policy) if policy is None else policy
     if terms is None:
         terms = reward_terms(config.rewards, policy.device)
@@ -76,6 +79,10 @@ def assemble(
         # The same file was checked above, except for the monitors.
         readers = (None, watched) if held_out.path == config.data.path else (policy, [*terms, *watched])
         check_prompts("evaluation.data", held_out, eval_dataset, *readers, log=processes.is_main)
+    if validation is not None and validation is not dataset:
+        for term in terms:
+            term.check([validation[0]])
+        check_prompts("validation.data", config.validation.data, validation, policy, terms, log=processes.is_main)
     folder = output_dir or getattr(args, "output_dir", None)
     return Parts(
         policy=policy,
@@ -83,12 +90,22 @@ def assemble(
         monitors=list(watched),
         train_dataset=dataset,
         eval_dataset=eval_dataset,
+        validation_dataset=validation,
         config=config,
         unnamed=folder is None,
         output_dir=new_folder(Path("runs")) if folder is None else Path(folder),
         callbacks=_with_defaults(config, callbacks),
         processes=processes,
     )
+
+
+def _validation_dataset(config: Config, given: PairDataset | None, train: PairDataset) -> PairDataset | None:
+    """Return the pairs to measure gains on; None if no weights follow them."""
+    if config.method.weighting not in BALANCES:
+        return None
+    if given is not None:
+        return given
+    return train if config.validation.data == config.data else open_dataset(config.validation.data)
 
 
 def reward_terms(rewards: Sequence[RewardConfig], device: torch.device) -> list[RewardTerm]:
@@ -115,6 +132,7 @@ def _describe(
     monitors: Sequence[RewardTerm] | None,
     train_dataset: PairDataset | None,
     eval_dataset: PairDataset | None,
+    validation_dataset: PairDataset | None,
     args: Config,
 ) -> Config:
     """Return `args` with a description of every given part in place of theirs."""
@@ -133,6 +151,9 @@ def _describe(
     if eval_dataset is not None:
         given = "data" in args.evaluation.model_fields_set
         evaluation["data"] = _data_config(eval_dataset, args.evaluation.data, given=given)
+    if validation_dataset is not None:
+        data = _data_config(validation_dataset, args.validation.data, given="data" in args.validation.model_fields_set)
+        described["validation"] = args.validation.model_copy(update={"data": data})
     return Config.model_validate({**described, "evaluation": args.evaluation.model_copy(update=evaluation)})
 
 

@@ -57,6 +57,7 @@ class BaseTrainer(ABC):
     def __init__(self, parts: Parts) -> None:
         self.policy, self.terms, self.monitors = parts.policy, parts.terms, parts.monitors
         self.train_dataset, self.eval_dataset = parts.train_dataset, parts.eval_dataset
+        self.validation_dataset = parts.validation_dataset
         self.config, self.output_dir, self.callbacks = parts.config, parts.output_dir, parts.callbacks
         self.processes, self._unnamed = parts.processes, parts.unnamed
         self.processes.share_weights(self.policy)
@@ -69,7 +70,8 @@ class BaseTrainer(ABC):
         self._groups: Groups | None = None
         self._profiler: Profiler = Clock()
         self._stopping = self._make_stopping()
-        self._origin = origin(self.config, self.train_dataset, self.eval_dataset)
+        own_validation = None if self.validation_dataset is self.train_dataset else self.validation_dataset
+        self._origin = origin(self.config, self.train_dataset, self.eval_dataset, own_validation)
         self._fire("on_init_end")
 
     @abstractmethod
@@ -118,8 +120,9 @@ class BaseTrainer(ABC):
                 self.iteration = load_checkpoint(checkpoint, self.policy, self.optimizer, self._callback_state())
             self.processes.wait()  # until all processes have read it
             if self.config.policy.conditions is not None:
-                datasets = self.train_dataset, self.eval_dataset
-                encode_ahead(self.config, self.policy, *datasets, self.iteration, self.processes)
+                held_out = self.eval_dataset, 0 if self.eval_dataset is None else len(self.eval_dataset)
+                others = held_out, (self.validation_dataset, self.config.validation.images)
+                encode_ahead(self.config, self.policy, self.train_dataset, others, self.iteration, self.processes)
             self.base_evaluation = self._evaluated_once("base")
             self._fire("on_train_begin")
             self._iterate()

@@ -1,6 +1,7 @@
 """Conditioning of pairs, encoded once: cached in memory, or ahead of training in the folder `policy.conditions`."""
 
 import itertools
+from collections.abc import Iterable
 
 from customized_grpo.config import Config
 from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy
@@ -32,15 +33,19 @@ def encode_ahead(
     config: Config,
     policy: Policy,
     dataset: PairDataset,
-    held_out: PairDataset | None,
+    others: Iterable[tuple[PairDataset | None, int]],
     done: int,
     processes: Processes,
 ) -> None:
-    """Encode all pairs of the iterations after the first `done`, and the held-out ones; each process does a share."""
+    """Encode the pairs of the iterations after the first `done`, and of `others`: datasets, and how many pairs of each.
+
+    Each process does a share.
+    """
     iterations = range(done, config.train.iterations)
     sampled = (pairs_of_iteration(len(dataset), config.rollout.pairs, config.seed, i) for i in iterations)
     ahead = [(dataset, index) for index in sorted(set(itertools.chain.from_iterable(sampled)))]
-    ahead += [(held_out, index) for index in range(len(held_out))] if held_out is not None else []
+    for other, count in others:
+        ahead += [(other, index) for index in range(min(count, len(other)))] if other is not None else []
     for source, index in ahead[processes.index :: processes.count]:
         pair = source[index]
         policy.encode(pair.prompt, pair.references)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from customized_grpo.method import (
     annealed,
     degenerate_groups,
     group_advantages,
+    max_variance_subset,
     quadrant_shares,
     role_advantages,
     shaped_advantages,
@@ -64,6 +66,17 @@ class Credit:
             steps=weights_at,
             clip=method.advantage_clip,
         )
+
+    def chosen(self, method: MethodConfig, total_steps: int, fraction: float) -> Tensor:
+        """Return the images to train, (groups, G): of each group the fraction that says most, among those that count.
+
+        They have the largest variance of the advantage, averaged over all denoising steps.
+        """
+        if fraction == 1:
+            return self.valid
+        every = torch.arange(total_steps).expand(self.valid.numel(), -1)
+        mean = self.at(method, total_steps, every).mean(1).view_as(self.bonus)
+        return max_variance_subset(mean, math.ceil(fraction * mean.shape[-1]), valid=self.valid)
 
     def objectives_at(self, method: MethodConfig, total_steps: int, weights_at: Tensor) -> Tensor:
         """Return `at`, or with gradient surgery its two parts (images, S, 2): identity and prompt, half a bonus each.

@@ -18,11 +18,11 @@ from customized_grpo.config import EvaluationConfig
 from customized_grpo.data import image_files
 from customized_grpo.data.fingerprints import Fingerprint, difference, fingerprint
 from customized_grpo.policies.sharding import any_sharded
-from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy, Reward
+from customized_grpo.protocols import Pair, PairDataset, Policy, Reward
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.processes import ALONE, Processes
-from customized_grpo.trainer.rollout import image_noise, in_batches, own_noise_levels, sample_images
+from customized_grpo.trainer.rollout import image_noise, own_noise_levels, sample_each
 from customized_grpo.trainer.scoring import score_sizes, why_stop
 from customized_grpo.utils.pixels import save_image, to_image
 from customized_grpo.utils.records import read_regular, write_json
@@ -179,15 +179,7 @@ def _generate(
         for i in range(config.images)
     ]
 
-    def sample(rows: Sequence[int]) -> Tensor:
-        together = Conditions.join([conditions[i] for i in rows])
-        sigmas = own_noise_levels(policy, config.steps, together)
-        return sample_images(policy, together, torch.cat([noise[i] for i in rows]), sigmas)
-
-    images = {
-        i: one for rows, part in in_batches(conditions, size, rounds, sample) for i, one in zip(rows, part, strict=True)
-    }
-    return [images[i] for i in range(len(conditions))]
+    return sample_each(policy, conditions, noise, lambda one: own_noise_levels(policy, config.steps, one), size, rounds)
 
 
 def _name(number: int, images: int) -> str:

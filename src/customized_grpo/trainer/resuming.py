@@ -27,11 +27,12 @@ _DATA = ("data.path", "data.root")  # harmless where the data themselves are kno
 _LOG = logging.getLogger(__name__)
 
 
-def origin(config: Config, train: PairDataset, evaluation: PairDataset | None) -> dict[str, Any]:
+def origin(
+    config: Config, train: PairDataset, evaluation: PairDataset | None, validation: PairDataset | None = None
+) -> dict[str, Any]:
     """Return the settings and fingerprints of the data of a training, as its checkpoints store them."""
-    data = {"data": fingerprint(train)}
-    if evaluation is not None:
-        data["evaluation.data"] = fingerprint(evaluation)
+    datasets = {"data": train, "evaluation.data": evaluation, "validation.data": validation}
+    data = {name: fingerprint(dataset) for name, dataset in datasets.items() if dataset is not None}
     return {"settings": hide_secrets(config.model_dump(mode="json")), "data": data}
 
 

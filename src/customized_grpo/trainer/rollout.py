@@ -309,6 +309,31 @@ def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tenso
     return latents
 
 
+def sample_each(
+    policy: Policy,
+    conditions: Sequence[Conditions],
+    noise: Sequence[Tensor],
+    levels: Callable[[Conditions], Tensor],
+    size: BatchSize,
+    rounds: Callable[[int], int],
+) -> list[Tensor]:
+    """Sample one image (3, H, W) in [0, 1] for each one-row conditioning, by deterministic steps from its noise.
+
+    `levels` returns the sigmas for a batch's conditioning; `size` and `rounds` are as for `in_batches`.
+    """
+
+    def sample(rows: Sequence[int]) -> Tensor:
+        together = Conditions.join([conditions[row] for row in rows])
+        return sample_images(policy, together, torch.cat([noise[row] for row in rows]), levels(together))
+
+    images = {
+        row: image
+        for rows, part in in_batches(conditions, size, rounds, sample)
+        for row, image in zip(rows, part, strict=True)
+    }
+    return [images[row] for row in range(len(conditions))]
+
+
 def sample_images(policy: Policy, conditions: Conditions, initial: Tensor, sigmas: Tensor) -> Tensor:
     """Sample images (B, 3, H, W) in [0, 1] by deterministic Euler steps from `initial` (B, ...)."""
     return policy.decode(euler(policy, conditions, initial.to(policy.device).float(), sigmas))

@@ -17,7 +17,7 @@ from customized_grpo.protocols import ROLES, Conditions, Pair, PairDataset, Poli
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.trainer.assembly import assemble
-from customized_grpo.trainer.balance import Balance, relative_gains, role_totals
+from customized_grpo.trainer.balance import Balance
 from customized_grpo.trainer.base import BaseTrainer
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.conditioning import ConditionCache, conditions_cached
@@ -30,8 +30,9 @@ from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.optimizer import learning_rate
 from customized_grpo.trainer.order import image_numbers, images_of_updates, pairs_of_iteration
 from customized_grpo.trainer.rollout import Trajectories, noise_levels, sample_groups
-from customized_grpo.trainer.scoring import CONSTANT, Scoring, constant_rewards, score_images, why_stop
+from customized_grpo.trainer.scoring import CONSTANT, Scoring, constant_rewards, why_stop
 from customized_grpo.trainer.update import Updater, mean_of_updates
+from customized_grpo.trainer.validation import Validation
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,14 +83,14 @@ class Scores:
 class Advantages:
     """Advantages by role of all images (`credit`), and of this process's trained steps, `trained` (images, S).
 
-    With gradient surgery `trained` is (images, S, 2), by role. `mean` (images,) is the mean over trained steps, `valid`
-    (images,) marks the images that count.
+    With gradient surgery `trained` is (images, S, 2), by role. `mean` (images,) is the mean over trained steps,
+    `chosen` (images,) marks the images to train.
     """
 
     credit: Credit
     trained: Tensor
     mean: Tensor
-    valid: Tensor
+    chosen: Tensor
     metrics: dict[str, float]
 
 
@@ -106,6 +107,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
             nothing is evaluated.
         args: All settings; the defaults if not given.
         output_dir: Folder of the run; that of `args`, or a new folder in `runs`, if not given.
+        validation_dataset: Pairs on which gains are measured, for `method.weighting` constrained or adaptive; opened as
+            `args.validation` describes them if not given, by default the training pairs.
         monitors: Rewards by role that only score evaluations; of roles "identity", "prompt" and "guard".
         callbacks: Called at the events of `TrainerCallback`, after the default ones (moving average, metrics.jsonl,
             progress, trackers) and before checkpoints. One of a default's class replaces it.
@@ -125,21 +128,32 @@ class CustomizedGRPOTrainer(BaseTrainer):
         args: Config | None = None,
         output_dir: str | Path | None = None,
         *,
+        validation_dataset: PairDataset | None = None,
         monitors: Mapping[str, object] | Sequence[RewardTerm] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
         parts = assemble(
-            policy, rewards, train_dataset, eval_dataset, args or Config(), output_dir, monitors, callbacks, accelerator
+            policy,
+            rewards,
+            train_dataset,
+            eval_dataset,
+            args or Config(),
+            output_dir,
+            validation_dataset,
+            monitors,
+            callbacks,
+            accelerator,
         )
         super().__init__(parts)
         config, rollout = self.config, self.config.rollout
         self.sigmas = noise_levels(self.policy, rollout.steps, rollout.shift)
         self._updater = self._make_updater()
-        self._balance = Balance(config.method) if config.method.weighting in BALANCES else None
-        self.callbacks[:0] = [*self._updater.callbacks(), *([] if self._balance is None else [self._balance])]
         self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
         self._encoder = ConditionCache(self.policy, conditions_cached(config))
+        self._balance, self._validation = self._make_balance()
+        balancing = [one for one in (self._balance, self._validation) if one is not None]
+        self.callbacks[:0] = [*self._updater.callbacks(), *balancing]
         self._sized = False
         self._early: list[dict[str, Tensor]] = []
 
@@ -247,15 +261,18 @@ class CustomizedGRPOTrainer(BaseTrainer):
         batch, steps = scores.batch, self.config.rollout.steps
         method = method_at(self.config.method, batch.iteration, self.iterations)
         credit, metrics = assign_credit(scores.values, self.terms, method)
-        if self._balance is not None:
+        if self._balance is not None and self._validation is not None:
+            with self._profiler("validate"):
+                gains = self._validation.measure(batch.iteration)
             spreads = torch.tensor([metrics[f"{role}/std"] for role in ROLES])
-            method, weights = self._balance.weight(method, self._gains(scores), spreads)
+            method, weights = self._balance.weight(method, gains, spreads)
             metrics |= weights
         own = credit.of(torch.tensor(batch.numbers))
         weights_at = steps_to_weigh_at(method.weighting, batch.trained, self.config.seed, batch.iteration, batch.keys)
         trained = own.objectives_at(method, steps, weights_at)
         mean = own.at(method, steps, weights_at).mean(1)
-        return Advantages(credit, trained, mean, own.valid, metrics)
+        chosen = credit.chosen(method, steps, self.config.train.image_fraction).flatten()[batch.numbers]
+        return Advantages(credit, trained, mean, chosen, metrics)
 
     def update(self, rollouts: Rollouts, advantages: Advantages) -> dict[str, float]:
         """Take the iteration's optimizer steps on the objective's loss. Returns their metrics.
@@ -268,7 +285,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         rate = learning_rate(tuning, batch.iteration)
         self.optimizer.set_rate(rate)
         place = {number: i for i, number in enumerate(batch.numbers)}
-        excluded = set((~advantages.valid).nonzero().flatten().tolist())
+        excluded = set((~advantages.chosen).nonzero().flatten().tolist())
         total = rollout.pairs * rollout.group_size
         all_updates = tuning.iterations * tuning.updates
         updates = []
@@ -302,36 +319,20 @@ class CustomizedGRPOTrainer(BaseTrainer):
             after_step=lambda: self._fire("on_optimizer_step"),
         )
 
-    def _gains(self, scores: Scores) -> tuple[Tensor, Tensor] | None:
-        """Compare some images of each group with those that the untuned model samples from the same noise."""
-        batch, rollout = scores.batch, self.config.rollout
-        chosen = [i for i, n in enumerate(batch.numbers) if n % rollout.group_size < self.config.method.base_images]
-        found: dict[str, list[Tensor]] = {term.name: [] for term in self.terms}
-        images: list[int] = []
-        with self._profiler("sample"), self.policy.reference():
-            for part in sample_groups(
-                self.policy,
-                [batch.conditions[i] for i in chosen],
-                [batch.keys[i] for i in chosen],
-                rollout,
-                batch.stochastic,
-                seed=self.config.seed,
-                iteration=batch.iteration,
-                trained=batch.trained[chosen][:, :0].long(),
-                size=self._rollout_size,
-                rounds=self._updater.rounds,
-            ):
-                own = [chosen[i] for i in part.images.tolist()]
-                images += own
-                pairs = [batch.pairs[i] for i in own]
-                seed = self.config.seed, "untuned", batch.iteration, batch.numbers[own[0]]
-                untuned = score_images([term.reward for term in self.terms], self._decode(part.clean), pairs, seed)
-                for name, values in untuned.scores.items():
-                    found[name].append(values)
-        numbers = torch.tensor([batch.numbers[i] for i in images])
-        tuned = role_totals(self.terms, {name: values.flatten()[numbers] for name, values in scores.values.items()})
-        base = role_totals(self.terms, {name: torch.cat(values) for name, values in found.items()})
-        return relative_gains(tuned, base, self.processes.sum)
+    def _make_balance(self) -> tuple[Balance | None, Validation | None]:
+        """Return the controller of weights that follow the gains, and the measurement of these; None otherwise."""
+        if self.config.method.weighting not in BALANCES or self.validation_dataset is None:
+            return None, None
+        return Balance(self.config.method), Validation(
+            self.policy,
+            self.validation_dataset,
+            self.terms,
+            self.config,
+            encode=self.encode,
+            size=self._rollout_size,
+            rounds=self._updater.rounds,
+            processes=self.processes,
+        )
 
     def _describe_images(self, rollouts: Rollouts, scores: Scores, advantages: Advantages) -> dict[str, float]:
         """Return metrics of the images; store the iteration's groups for callbacks if an evaluation is due."""
@@ -385,6 +386,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         seconds = {
             "seconds/sampling": spent.get("sample", 0.0) + spent.get("decode", 0.0),
             "seconds/scoring": spent.get("score", 0.0),
+            "seconds/validating": spent.get("validate", 0.0),
             "seconds/updating": spent.get("update", 0.0) + spent.get("probe", 0.0),
             "seconds/total": total,
         }
