@@ -45,8 +45,9 @@ def learning_curves(
     *,
     highlight: Collection[str] | None = None,
     absolute: Collection[str] = (),
+    seconds: Mapping[str, float] | None = None,
 ) -> None:
-    """Plot held-out scores over the iterations: a panel for each metric, a line for each row.
+    """Plot held-out scores over the iterations, or over time: a panel for each metric, a line for each row.
 
     A line is the mean over the row's seeds, with a band from the lowest to the highest seed, at the iterations that all
     its seeds have. Scores are changes in percent of the seed's own base.
@@ -57,6 +58,7 @@ def learning_curves(
         title: Title of the figure.
         highlight: Rows in color; the others are thin and grey. None: all rows.
         absolute: Metrics whose scores are shown unchanged.
+        seconds: Seconds of an iteration by row, for all rows: scores are plotted over minutes.
 
     Raises:
         FigureError: There is no row, or the seeds of a row share no iteration.
@@ -75,14 +77,15 @@ def learning_curves(
             axes = figure.add_subplot(lines, columns, place)
             axes.set_title(metric[:1].upper() + metric[1:])
             axes.set_ylabel("score" if metric in absolute else "change over the base (%)")
-            axes.set_xlabel("iteration")
+            axes.set_xlabel("iteration" if seconds is None else "minutes of training")
             if metric not in absolute:
                 axes.axhline(0, color=INK, linewidth=0.8)
             for row, seeds in panel.items():
                 at, scores = _on_shared_iterations(f"{path}: {metric}, {row}", seeds, relative=metric not in absolute)
                 color, style = looks.get(row, (GREY, "-"))
+                places = at if seconds is None else [iteration * seconds[row] / 60 for iteration in at]
                 axes.plot(
-                    at,
+                    places,
                     scores.mean(0),
                     color=color,
                     linestyle=style,
@@ -92,8 +95,9 @@ def learning_curves(
                     label=row,
                 )
                 if row in looks:
-                    axes.fill_between(at, scores.min(0), scores.max(0), color=color, alpha=0.15, linewidth=0)
-            integer_ticks(axes)
+                    axes.fill_between(places, scores.min(0), scores.max(0), color=color, alpha=0.15, linewidth=0)
+            if seconds is None:
+                integer_ticks(axes)
         handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
         shown = {row: handles[row] for row in looks}
         if others := [row for row in rows if row not in looks]:

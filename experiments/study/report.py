@@ -19,6 +19,7 @@ from experiments.study.figures import gradient_evidence, learning_curves, quadra
 from experiments.study.gradients import AtStep, Evidence, read_evidence
 from experiments.study.plan import StudyConfig, slug
 from experiments.study.results import Result
+from experiments.study.seconds import read_seconds
 from experiments.study.statistics import dominates, front, hypervolume
 
 GRADIENTS = "gradients.json"
@@ -146,7 +147,9 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
         for score in next(iter(rows.values()))[0].curves
     }
     highlight = [name for name in dict.fromkeys([*study.grid, study.ours]) if name in rows]
-    learning_curves(out / "curves.png", panels, study.title, highlight=highlight, absolute=guards)
+    known = read_seconds(out)
+    seconds = known if known.keys() >= rows.keys() else None
+    learning_curves(out / "curves.png", panels, study.title, highlight=highlight, absolute=guards, seconds=seconds)
     _quadrants(out / "quadrants.png", rows)
     if (out / GRADIENTS).exists():
         draw_gradients(out, read_evidence(out / GRADIENTS))

@@ -20,6 +20,8 @@ from customized_grpo.config import ConfigError
 from customized_grpo.trainer.locking import claim
 from customized_grpo.utils.records import append_record, read_records
 from experiments.study.__main__ import measure_gradients, run_study
+from experiments.study.seconds import main as measure_seconds
+from experiments.study.seconds import read_seconds
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
@@ -146,6 +148,14 @@ def test_a_sigterm_stops_a_studys_runs_with_their_checkpoints(tmp_path: Path) ->
         iterations = len(read_records(run / "metrics.jsonl"))
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"{iterations:06d}"]
     assert not (tmp_path / "out/results.jsonl").exists()
+
+
+def test_seconds_of_an_iteration_are_measured_by_row(tmp_path: Path) -> None:
+    adaptive = STUDY.replace("both: {}", "both: {set: {method.weighting: adaptive, validation.per_iteration: 2}}")
+    (tmp_path / "study.yaml").write_text(adaptive, encoding="utf-8")
+    measure_seconds(tmp_path / "study.yaml", tmp_path / "out", iterations=2, rounds=1)
+    assert read_seconds(tmp_path / "out").keys() == {"both", "naive 1:1"}
+    assert all(value > 0 for value in read_seconds(tmp_path / "out").values()) and not read_seconds(tmp_path)
 
 
 def test_results_alone_are_enough_for_the_report(done: Path, tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ def test_a_line_is_the_mean_over_seeds_of_the_change_over_the_base(tmp_path: Pat
     assert [text.get_text() for text in saved[0].legends[0].get_texts()] == ["ours", "1 other row"]
 
 
+def test_scores_are_plotted_over_minutes_where_seconds_are_known(tmp_path: Path, saved: list[Figure]) -> None:
+    learning_curves(tmp_path / "curves.png", {"identity": {"ours": SEEDS}}, seconds={"ours": 30.0})
+    (axes,) = saved[0].axes
+    assert np.allclose(axes.lines[1].get_xydata(), [(0, 0), (5, 12.5)]) and axes.get_xlabel() == "minutes of training"
+
+
 @pytest.mark.parametrize("seeds", [[], [[(0, 1.0)], [(5, 1.0)]], [[(5, 1.0)]], [[(0, 0.0), (5, 1.0)]]])
 def test_seeds_without_a_common_base_are_refused(tmp_path: Path, seeds: list[list[tuple[int, float]]]) -> None:
     with pytest.raises(FigureError, match="share no iteration"):
