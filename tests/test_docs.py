@@ -24,8 +24,9 @@ from customized_grpo.utils.hub import resolve
 
 ROOT = Path(__file__).parents[1]
 SHORTER = settings(
-    "train.iterations=1", "rollout.group_size=2", "rollout.pairs=1", "evaluation.data.size=2", "evaluation.images=2"
-)
+    "train.iterations=1", "rollout.group_size=2", "rollout.pairs=1", "evaluation.data.size=2", "evaluation.images=2",
+    "evaluation.steps=2",
+)  # fmt: skip
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

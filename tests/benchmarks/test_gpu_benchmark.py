@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +28,18 @@ from customized_grpo.policies import build_policy
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.policies.shortcuts import libraries_own
 
+#: Sections that take longest with a tiny model.
+LONG = ("default", "compile")
+SHORT = [section.name for section in SECTIONS if section.name not in LONG]
+
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The record of all sections, measured in this process; `cgrpo train` in one that need not import everything."""
-    out = tmp_path_factory.mktemp("gpu")
+    return measured(tmp_path_factory.mktemp("gpu"), SHORT)
+
+
+def measured(out: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The record of sections, measured in this process; `cgrpo train` in one that need not import everything."""
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         assert command[1:3] == ["-m", "customized_grpo"]
@@ -40,14 +48,24 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.iteration.peak._SECONDS", 0.02)
         patch.setattr(iteration, "subprocess", SimpleNamespace(run=run))
-        assert command.main(["--out", str(out), "--tiny", "--time-limit", "1200"]) == 0
+        given = ["--out", str(out), "--tiny", "--time-limit", "1200", "--sections", ",".join(names)]
+        assert command.main(given) == 0
     found: dict[str, Any] = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
     return found
 
 
+@pytest.mark.slow
+def test_the_longest_sections_are_measured(tmp_path: Path) -> None:
+    complete(measured(tmp_path, LONG), list(LONG))
+
+
 def test_every_section_is_measured(record: dict[str, Any]) -> None:
+    complete(record, SHORT)
+
+
+def complete(record: dict[str, Any], names: list[str]) -> None:
     assert record["failures"] == record["skipped"] == {}
-    assert list(record["results"]) == [section.name for section in SECTIONS]
+    assert list(record["results"]) == names
     assert record["seconds"].keys() == {*record["results"], "total"}
     for name, rows in record["results"].items():
         assert rows and not any("failed" in row for row in rows), (name, rows)
@@ -103,7 +121,8 @@ def test_attention_is_exact_where_it_is_available(record: dict[str, Any]) -> Non
 def test_the_page_contains_every_section(record: dict[str, Any]) -> None:
     skipped = dict(record, results={k: v for k, v in record["results"].items() if k != "peak"}, skipped={"peak": "why"})
     text = report.page(skipped)
-    assert all((f"## {section.title}" in text) == (section.name != "peak") for section in SECTIONS)
+    shown = [name for name in SHORT if name != "peak"]
+    assert all((f"## {section.title}" in text) == (section.name in shown) for section in SECTIONS)
     assert record["command"] in text and "- Matrix products: skipped, why." in text
     headings, cells = report.table(record["results"]["velocity"])
     assert "ours s per image" in headings and len(cells) == len(record["results"]["velocity"])

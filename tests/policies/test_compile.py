@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from devices import each_device
 from embedded import embedded
 from PIL import Image
 from tiny import save_flux_kontext
@@ -32,8 +32,18 @@ def velocity_and_gradients(folder: Path, device: str, compile_: bool) -> list[to
     return [velocity.detach(), *torch.autograd.grad(velocity.square().sum(), list(weights.values()))]
 
 
-@each_device
-def test_a_compiled_policy_is_the_same_within_rounding(tmp_path: Path, device: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [
+        ("cpu", "aot_eager"),  # the same graphs without a C++ compiler, which takes most of the time
+        pytest.param("cpu", "inductor", marks=pytest.mark.slow),
+        pytest.param("cuda", "inductor", marks=pytest.mark.gpu),
+    ],
+)
+def test_a_compiled_policy_is_the_same_within_rounding(
+    tmp_path: Path, device: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     folder = save_flux_kontext(tmp_path)
     plain = velocity_and_gradients(folder, device, False)
     try:

@@ -100,7 +100,7 @@ def nft_loss(
     beta: float = 1.0,
     scale: Scale = "x0",
 ) -> Tensor:
-    """DiffusionNFT (arXiv 2509.16117, equation 5 and algorithm 1): ``(r * L(v+) + (1 - r) * L(v-)) / beta``.
+    """DiffusionNFT (arXiv 2509.16117, algorithm 1): ``(r * L(v+) + (1 - r) * L(v-)) / beta``.
 
     ``v+ = (1 - beta) * v_old + beta * v`` is matched by good images and ``v- = (1 + beta) * v_old - beta * v`` by bad
     ones; ``r = (1 + A) / 2`` is the probability that an image is good. Both terms are bounded below. With all
