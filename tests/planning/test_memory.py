@@ -70,7 +70,7 @@ def saved_bytes(policy: PipelinePolicy, compute: Callable[[], torch.Tensor]) -> 
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize(("kind", "lora"), [*((kind, LoraConfig(rank=4)) for kind in KINDS), ("flux-kontext", None)])
 def test_sizes_are_those_of_the_real_model(
     folders: dict[str, Path], kind: str, lora: LoraConfig | None, dtype: str
@@ -150,7 +150,9 @@ def test_objectives_have_the_evaluations_and_operations_of_real_ones(folders: di
     assert awm["latents of the rollout"] == 12 * latents.nbytes and "transitions" not in awm
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("flux-kontext", 0.02), ("flux2-klein-kv", 0.03)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("flux-kontext", 0.02), pytest.param("flux2-klein-kv", 0.03, marks=pytest.mark.slow)]
+)
 def test_extrapolating_from_few_blocks_gives_all_blocks(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str, tolerance: float
 ) -> None:
