@@ -67,6 +67,30 @@ def summarise(rows: Rows, planes: Planes, guards: Collection[str]) -> dict[str, 
     }
 
 
+def progress(rows: Rows, planes: Planes, seconds: Mapping[str, float]) -> str:
+    """Return a Markdown table of gains and areas over the base at each evaluation that all seeds of a row have.
+
+    `seconds` are those of an iteration by row, for a column of minutes where they are known.
+    """
+    headings = ["row", "seeds", "iterations", *(["minutes"] if seconds else [])]
+    headings += [text for plane in planes for text in ("identity %", "prompt %", f"area ({plane})")]
+    cells = []
+    for name, found in rows.items():
+        curves = [{score: dict(curve) for score, curve in result.curves.items()} for result in found]
+        axes_used = {score for axes in planes.values() for score in axes}
+        shared = set.intersection(*(set(curve[score]) for curve in curves for score in axes_used)) - {0}
+        for at in sorted(shared):
+            cell = [markdown_text(name), str(len(found)), str(at)]
+            if seconds:
+                cell.append(f"{at * seconds[name] / 60:.1f}" if name in seconds else "")
+            for axes in planes.values():
+                identity, prompt = ([100 * (c[score][at] / c[score][0] - 1) for c in curves] for score in axes)
+                areas = [hypervolume([gains], (0.0, 0.0)) for gains in zip(identity, prompt, strict=True)]
+                cell += [Estimate.of(identity).text(), Estimate.of(prompt).text(), Estimate.of(areas).text(".0f")]
+            cells.append(cell)
+    return markdown_table(headings, cells)
+
+
 def _area(results: Sequence[Result], axes: tuple[str, str]) -> float:
     return hypervolume([(r.gain(axes[0]), r.gain(axes[1])) for r in results], (0.0, 0.0))
 
@@ -147,9 +171,10 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
         for score in next(iter(rows.values()))[0].curves
     }
     highlight = [name for name in dict.fromkeys([*study.grid, study.ours]) if name in rows]
-    known = read_seconds(out)
-    seconds = known if known.keys() >= rows.keys() else None
-    learning_curves(out / "curves.png", panels, study.title, highlight=highlight, absolute=guards, seconds=seconds)
+    seconds = read_seconds(out)
+    write_bytes(out / "progress.md", (progress(rows, planes, seconds) + "\n").encode())
+    known = seconds if seconds.keys() >= rows.keys() else None
+    learning_curves(out / "curves.png", panels, study.title, highlight=highlight, absolute=guards, seconds=known)
     _quadrants(out / "quadrants.png", rows)
     if (out / GRADIENTS).exists():
         draw_gradients(out, read_evidence(out / GRADIENTS))

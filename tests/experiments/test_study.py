@@ -164,6 +164,10 @@ def test_results_alone_are_enough_for_the_report(done: Path, tmp_path: Path) -> 
     report(tmp_path)
     assert (tmp_path / "out/plane-rewards.png").is_file()
     assert (tmp_path / "out/table.md").read_bytes() == (done / "out/table.md").read_bytes()
+    tables = [(tmp_path / f"out/{name}.md").read_text("utf-8").splitlines()[2:] for name in ("table", "progress")]
+    for final, last in zip(*tables, strict=True):  # the only evaluation is the last one
+        row, seeds, at, _, _, area = final.split("|")[1], *last.split("|")[2:7]
+        assert last.split("|")[1] == row and (int(seeds), int(at)) == (1, 1) and area in final
     with pytest.raises(ConfigError, match="contains no results of this study's rows"):
         report(tmp_path, STUDY.replace("both", "renamed").replace("naive ", "plain "))
 
