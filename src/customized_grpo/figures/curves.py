@@ -43,10 +43,12 @@ _QUADRANTS = {
 _STAGES = {
     "seconds/sampling": ("sampling", BLUE, "-"),
     "seconds/scoring": ("scoring", ORANGE, "-"),
+    "seconds/validating": ("validating", PINK, "-"),
     "seconds/updating": ("updating", GREEN, "-"),
     "seconds/total": ("total", INK, "--"),
 }
 _WEIGHTS = {"weight/identity": ("identity", IDENTITY, "-"), "weight/prompt": ("prompt", PROMPT, "-")}
+_GAINS = {"gain/identity": ("identity", IDENTITY, "-"), "gain/prompt": ("prompt", PROMPT, "-")}
 _MULTIPLIERS = {
     "multiplier/identity": ("multiplier, identity", IDENTITY, "--"),
     "multiplier/prompt": ("multiplier, prompt", PROMPT, "--"),
@@ -116,6 +118,7 @@ def training_panels(records: Records, *, guards: Collection[str] = ()) -> list[P
         add("Rewards, one by one", rewards, _changes, rewards)
     if _complete(records, _QUADRANTS):
         add(QUADRANTS, _QUADRANTS, _quadrants)
+    add("Gains on the validation images", _GAINS, _lines, _GAINS, "relative to the untuned model", None)
     add("Weights of the roles", [*_WEIGHTS, *_MULTIPLIERS], _lines, {**_WEIGHTS, **_MULTIPLIERS}, "weight, multiplier")
     add("Diversity in a group", ["diversity"], _line, "diversity", "rms difference of two images (%)", GREEN, 100)
     add("Distance from the reference policy", ["kl"], _line, "kl", "KL divergence (nats per element)", PINK)
@@ -166,14 +169,20 @@ def _line(axes: Axes, records: Records, key: str, label: str, color: str, factor
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
 
 
-def _lines(axes: Axes, records: Records, shown: Mapping[str, tuple[str, str, str]], label: str) -> None:
-    """Plot metrics of one unit, key -> (label, color, style), where there are any."""
+def _lines(
+    axes: Axes,
+    records: Records,
+    shown: Mapping[str, tuple[str, str, str]],
+    label: str,
+    bottom: float | None = 0.0,
+) -> None:
+    """Plot metrics of one unit, key -> (label, color, style), where there are any; from `bottom` on if it is given."""
     for key, (name, color, style) in shown.items():
         xs, ys = _series(records, key)
         if len(xs):
             axes.plot(xs, ys, color=color, linestyle=style, marker=_marker(xs), markersize=5, label=name)
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=bottom)
     legend_above(axes)
 
 

@@ -386,7 +386,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         seconds = {
             "seconds/sampling": spent.get("sample", 0.0) + spent.get("decode", 0.0),
             "seconds/scoring": spent.get("score", 0.0),
-            "seconds/validating": spent.get("validate", 0.0),
+            **({} if self._validation is None else {"seconds/validating": spent.get("validate", 0.0)}),
             "seconds/updating": spent.get("update", 0.0) + spent.get("probe", 0.0),
             "seconds/total": total,
         }
