@@ -6,13 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from commands import cgrpo
-from diffusers import FluxKontextPipeline
 from PIL import Image
 
 from customized_grpo.config.loading import load_config
-from customized_grpo.utils.hub import resolve
 from customized_grpo.utils.records import read_records
 
 SHORT = [
@@ -43,37 +40,6 @@ def test_a_run_writes_all_its_files(trained: Path) -> None:
         with Image.open(run / name) as image:
             assert min(image.size) > 200, name
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000001", "000002"]
-
-
-def test_the_lora_loads_in_the_stock_pipeline_and_changes_the_image(trained: Path) -> None:
-    pipeline = FluxKontextPipeline.from_pretrained(resolve("embedded/pipeline"), dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def draw() -> torch.Tensor:
-        return pipeline(
-            image=Image.new("RGB", (64, 64), "red"),
-            prompt="a toy in the snow",
-            height=64,
-            width=64,
-            max_area=64 * 64,
-            _auto_resize=False,
-            max_sequence_length=24,
-            num_inference_steps=2,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt",
-        ).images[0]
-
-    base = draw()
-    pipeline.load_lora_weights(trained / "run" / "lora")
-    assert not torch.equal(draw(), base)
-
-
-def test_a_finished_run_can_be_extended(trained: Path) -> None:
-    config = trained / "run" / "config.yaml"
-    config.write_text(config.read_text(encoding="utf-8").replace("iterations: 2", "iterations: 3"), encoding="utf-8")
-    done = cgrpo("train", "--resume", "run", folder=trained)
-    assert done.returncode == 0, done.stderr
-    assert [record["iteration"] for record in read_records(trained / "run" / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_generate_takes_a_photo_of_any_kind(trained: Path) -> None:

@@ -117,10 +117,6 @@ def test_settings_that_contradict_each_other_are_reported_at_their_lines(tmp_pat
         "the guard to rewards"
     ]
     assert load(tmp_path, monitors.replace(", limit: 80", "")).evaluation.monitors[0].role == "guard"
-    text = "method:\n  normalise: sum\n  shaping: none\n"
-    (line,) = lines(tmp_path, text)
-    assert line.startswith("run.yaml:2: method.normalise: sum needs method.shaping=none and method.weighting=static")
-    assert load(tmp_path, text, "method.weighting=static").method.normalise == "sum"
 
 
 TEXTS = st.one_of(

@@ -89,17 +89,22 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
     return 100 * images.mean((1, 2, 3))
 
 
+def arguments(folder: Path, **changes: object) -> cg.CustomizedGRPOConfig:
+    return cg.CustomizedGRPOConfig(
+        output_dir=folder, updates=1, group_size=2, pairs=1, trackers=[], sampler="flow", eta=1.0,
+        rollout={"steps": 3, "batch_size": 2}, train={"batch_size": 4}, evaluation={"steps": 2},
+        **{"iterations": 1, **changes},
+    )  # fmt: skip
+
+
 def trainer(folder: Path, **changes: object) -> cg.CustomizedGRPOTrainer:
     settings = {**dict(embedded(Config).policy), "device": "cpu"}
     given: dict[str, object] = {
         "policy": cg.Policy.from_pretrained(**settings),
         "rewards": {"identity": cg.rewards.Dino("embedded/reward-identity"), "prompt": [(brightness, 2.0)]},
         "train_dataset": cg.datasets.world("train", size=8),
-        "args": cg.CustomizedGRPOConfig(
-            output_dir=folder, iterations=1, updates=1, group_size=2, pairs=1, trackers=[], sampler="flow", eta=1.0,
-            rollout={"steps": 3, "batch_size": 2}, train={"batch_size": 4}, evaluation={"steps": 2},
-        ),
-    }  # fmt: skip
+        "args": arguments(folder),
+    }
     return cg.CustomizedGRPOTrainer(**{**given, **changes})  # type: ignore[arg-type]
 
 
@@ -140,10 +145,7 @@ def test_a_training_from_objects_fires_its_events_and_describes_itself(tmp_path:
 @pytest.mark.usefixtures("quick_figures")
 def test_callbacks_stop_a_training_early(tmp_path: Path) -> None:
     stop = cg.EarlyStoppingCallback("brightness", patience=1, threshold=1e9)
-    args = cg.CustomizedGRPOConfig(
-        output_dir=tmp_path / "run", iterations=9, updates=1, group_size=2, pairs=1, trackers=[], sample_every=1,
-        rollout={"steps": 3, "batch_size": 2}, train={"batch_size": 4}, evaluation={"steps": 2},
-    )  # fmt: skip
+    args = arguments(tmp_path / "run", iterations=9, sample_every=1)
     held_out = cg.datasets.world("held-out", size=2)
     made = trainer(tmp_path / "run", args=args, callbacks=[stop], eval_dataset=held_out)
     made.train()

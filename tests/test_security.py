@@ -10,6 +10,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from inspect import signature
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def names(node: ast.expr) -> str:
     return ast.unparse(node)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def offences(tree: ast.AST) -> Iterator[str]:
     """Yield forbidden imports and calls of a source, each with its line."""
     for node in ast.walk(tree):
@@ -64,7 +70,7 @@ def offences(tree: ast.AST) -> Iterator[str]:
 
 
 def test_no_source_loads_what_could_execute_code() -> None:
-    found = {path.name: list(offences(ast.parse(path.read_text(encoding="utf-8")))) for path in SOURCES}
+    found = {path.name: list(offences(tree_of(path))) for path in SOURCES}
     assert not {name: lines for name, lines in found.items() if lines}
     assert list(offences(ast.parse("torch.load(path)"))), "the search works"
 
@@ -74,32 +80,30 @@ def test_one_command_alone_reads_a_pickle() -> None:
     assert readers == ["hps_v2.py"]
 
 
-def test_every_model_is_loaded_from_safetensors() -> None:
+def loads() -> Iterator[tuple[str, str, dict[str | None, str]]]:
+    """Yield the place, the class and the keywords of each call of from_pretrained in the package."""
     for source in (ROOT / "src").rglob("*.py"):
-        tree = ast.parse(source.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
+        for node in ast.walk(tree_of(source)):
             if isinstance(node, ast.Call) and names(node.func).endswith(".from_pretrained"):
-                loader = names(node.func).split(".")[-2]
                 given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
-                weightless = re.search("Config|Tokenizer|Processor|Scheduler|tokenizer|processor", loader)
-                in_memory = "state_dict" in given
-                assert weightless or in_memory or given.get("use_safetensors") == "True", (
-                    f"{source.name}:{node.lineno}: {loader}"
-                )
+                yield f"{source.name}:{node.lineno}", names(node.func).removesuffix(".from_pretrained"), given
+
+
+def test_every_model_is_loaded_from_safetensors() -> None:
+    for place, loader, given in loads():
+        weightless = re.search("Config|Tokenizer|Processor|Scheduler|tokenizer|processor", loader.split(".")[-1])
+        in_memory = "state_dict" in given
+        assert weightless or in_memory or given.get("use_safetensors") == "True", f"{place}: {loader}"
 
 
 def test_no_class_that_a_model_names_runs_the_models_code() -> None:
     """Auto classes get trust_remote_code=False; without it transformers asks at the terminal."""
     requested = 0
-    for source in (ROOT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and names(node.func).endswith(".from_pretrained"):
-                loader = names(node.func).removesuffix(".from_pretrained")
-                if loader.startswith("Auto") or loader == "architecture" or not loader.isidentifier():
-                    given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
-                    own = loader == "self._class"  # of diffusers, and of a kind that the policy has loaded
-                    assert own or given.get("trust_remote_code") == "False", f"{source.name}:{node.lineno}: {loader}"
-                    requested += not own
+    for place, loader, given in loads():
+        if loader.startswith("Auto") or loader == "architecture" or not loader.isidentifier():
+            own = loader == "self._class"  # of diffusers, and of a kind that the policy has loaded
+            assert own or given.get("trust_remote_code") == "False", f"{place}: {loader}"
+            requested += not own
     assert requested >= 6
 
 

@@ -16,7 +16,6 @@ from customized_grpo.utils.terminal import (
     MOST_ERRORS,
     TrainingDisplay,
     WorkDisplay,
-    percent,
     plain_console,
     print_error,
     print_errors,
@@ -105,6 +104,7 @@ def test_the_table_shows_absolute_and_relative_changes_and_warnings() -> None:
         ("prompt", 24.0, 23.4),
         ("negative", -2.0, -1.0),
         ("zero", 0.0, 1.0),
+        ("near zero", 0.3, 4.7),
         ("new", None, 1.0),
         ("lost", 1.0, float("nan")),
     ]
@@ -114,6 +114,7 @@ def test_the_table_shows_absolute_and_relative_changes_and_warnings() -> None:
         ["prompt", "24.000", "23.400", "-0.600", "-2.5", "warned"],
         ["negative", "-2.000", "-1.000", "+1.000", "+50.0", ""],
         ["zero", "0.000", "1.000", "+1.000", "-", ""],
+        ["near zero", "0.300", "4.700", "+4.400", "-", ""],
         ["new", "-", "1.000", "-", "-", ""],
         ["lost", "1.000", "-", "-", "-", ""],
     ]
@@ -154,14 +155,6 @@ def test_work_shows_now_and_then_how_much_is_left() -> None:
         assert [display.update(done) for done in (10, 20, 30, 40, 100)] == [False, False, False, False, True]
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "evaluation  30/100  0:00:28 left\n"
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [(50.0, 52.5, 5.0), (-2.0, -1.0, 50.0), (0.0, 1.0, None), (0.3, 4.7, None), (-1.0, 1.0, None), (1.0, 3.0, 200.0)],
-)
-def test_no_percentage_of_a_base_near_zero(before: float, after: float, expected: float | None) -> None:
-    assert percent(before, after) == (None if expected is None else pytest.approx(expected))
 
 
 def test_text_in_markdown_and_csv_is_shown_as_it_is() -> None:

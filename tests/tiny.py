@@ -135,14 +135,17 @@ def flux_kontext(
     return pipeline
 
 
-def save_flux_kontext(folder: Path, **options: object) -> Path:
+def save(pipeline: Any, folder: Path) -> Path:
+    """The folder, with the pipeline in safetensors."""
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_flux_kontext(folder: Path, **options: Any) -> Path:
     """The folder, with such a pipeline in safetensors."""
-    flux_kontext(**options).save_pretrained(folder, safe_serialization=True)  # type: ignore[arg-type]
-    return folder
+    return save(flux_kontext(**options), folder)
 
 
-def save_flux(folder: Path, **options: object) -> Path:
+def save_flux(folder: Path, **options: Any) -> Path:
     """The folder, with a FluxPipeline of the same parts in safetensors."""
-    parts = flux_kontext(**options).components  # type: ignore[arg-type]
-    FluxPipeline(**parts).save_pretrained(folder, safe_serialization=True)
-    return folder
+    return save(FluxPipeline(**flux_kontext(**options).components), folder)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import tiny
 import tiny_qwen
 from diffusers import (
@@ -92,9 +89,3 @@ def joyimage(*, width: int = 32, layers: int = 2, seed: int = 0) -> JoyImageEdit
     )
     tiny.randomise(pipeline, seed)
     return pipeline
-
-
-def save(pipeline: Any, folder: Path) -> Path:
-    """The folder, with the pipeline in safetensors."""
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder

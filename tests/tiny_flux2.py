@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import tiny
@@ -26,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+save = tiny.save
 _HIDDEN = 8
 # The pipelines read the text encoder's layers up to these.
 _QWEN_LAYERS, _MISTRAL_LAYERS = 27, 30
@@ -137,9 +137,3 @@ def dev(*, width: int = 32, layers: int = 1, dynamic_shifting: bool = True, seed
     )
     _randomise(pipeline, seed)
     return pipeline
-
-
-def save(pipeline: Any, folder: Path) -> Path:
-    """The folder, with the pipeline in safetensors."""
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder

@@ -139,18 +139,6 @@ def qwen_image_edit(
     return pipeline
 
 
-def corrected(pipeline: QwenImageEditPlusPipeline) -> QwenImageEditPlusPipeline:
-    """The pipeline, whose text encoder gets the processor's mm_token_type_ids, which diffusers 0.42 does not pass."""
-
-    def mark(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        marks = pipeline.processor.create_mm_token_type_ids(given["input_ids"].tolist())
-        return args, {**given, "mm_token_type_ids": torch.tensor(marks, device=given["input_ids"].device)}
-
-    pipeline.text_encoder.register_forward_pre_hook(mark, with_kwargs=True)
-    return pipeline
-
-
-def save_qwen_image_edit(folder: Path, **options: object) -> Path:
+def save_qwen_image_edit(folder: Path, **options: Any) -> Path:
     """The folder, with such a pipeline in safetensors."""
-    qwen_image_edit(**options).save_pretrained(folder, safe_serialization=True)  # type: ignore[arg-type]
-    return folder
+    return tiny.save(qwen_image_edit(**options), folder)

@@ -174,20 +174,19 @@ def sam2(folder: Path, video: bool = False) -> Path:
     return folder
 
 
+def swin(**outputs: Any) -> SwinConfig:
+    """A backbone of four stages."""
+    shape = {"image_size": 64, "embed_dim": 8, "window_size": 2}
+    return SwinConfig(depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], **shape, **outputs)
+
+
 def grounding_dino(folder: Path) -> Path:
     """Grounding DINO at 128 pixels, with a vocabulary of letters."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *"abcdefghijklmnopqrstuvwxyz"]
     words += [f"##{word}" for word in words[6:]]
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     config = GroundingDinoConfig(
-        backbone_config=SwinConfig(
-            image_size=64,
-            embed_dim=8,
-            depths=[1, 1, 1, 1],
-            num_heads=[1, 1, 2, 2],
-            window_size=2,
-            out_indices=[2, 3, 4],
-        ),
+        backbone_config=swin(out_indices=[2, 3, 4]),
         text_config=BertConfig(**SMALL, vocab_size=len(words)),
         d_model=32,
         num_queries=5,
@@ -204,17 +203,9 @@ def grounding_dino(folder: Path) -> Path:
     return folder
 
 
-def mask2former(folder: Path, labels: dict[int, str] | None = None) -> Path:
-    backbone = SwinConfig(
-        image_size=64,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
+def mask2former(folder: Path) -> Path:
     config = Mask2FormerConfig(
-        backbone_config=backbone,
+        backbone_config=swin(out_features=["stage1", "stage2", "stage3", "stage4"]),
         feature_size=32,
         mask_feature_size=32,
         hidden_dim=32,
@@ -224,7 +215,7 @@ def mask2former(folder: Path, labels: dict[int, str] | None = None) -> Path:
         num_attention_heads=2,
         dim_feedforward=16,
         num_queries=6,
-        id2label=labels or {0: "cat", 1: "sky"},
+        id2label={0: "cat", 1: "sky"},
     )
     Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
     write_frame(folder, "Mask2FormerImageProcessor", {**COLOURS, "size": {"shortest_edge": 64, "longest_edge": 128}})

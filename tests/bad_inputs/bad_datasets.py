@@ -33,27 +33,16 @@ def json_lines() -> Iterator[Case]:
 
     utf8 = "not UTF-8 at byte "
     yield case("bad UTF-8", b'{"prompt": "\xe9t\xe9", "reference": "good.png"}', message=utf8)
-    yield case("UTF-16", json.dumps(GOOD).encode("utf-16"), message=(("pairs.jsonl:1: not UTF-8",),))
-    yield case(
-        "cut inside a letter", json.dumps({**GOOD, "prompt": "é"}, ensure_ascii=False).encode()[:13], message=utf8
-    )
     bad = "not valid JSON"
     for name, line in {
         "no JSON": "a cat in the snow",
         "cut": '{"prompt": "a cat", "refer',
-        "single quotes": "{'prompt': 'a cat', 'reference': 'good.png'}",
-        "a comma too many": '{"prompt": "a cat", "reference": "good.png",}',
-        "two objects": '{"prompt": "a"} {"prompt": "b"}',
-        "a raw tab in a text": '{"prompt": "a\tcat", "reference": "good.png"}',
-        "a bad escape": '{"prompt": "\\x41", "reference": "good.png"}',
         "zero bytes": "\0\0\0\0",
         "deeply nested": "[" * 100_000,
         "a number of 10,000 digits": "9" * 10_000,
-        "CSV": "prompt,reference",
-        "a mark of byte order inside": "\ufeff\ufeff" + json.dumps(GOOD),
     }.items():
         yield case(name, line, message=bad)
-    for name, line in {"a list": "[1]", "null": "null", "not a number": "NaN"}.items():
+    for name, line in {"a list": "[1]", "not a number": "NaN"}.items():
         yield case(f"{name}, no object", line, message="not a JSON object")
     yield case(
         "a key twice", '{"prompt": "a", "prompt": "b", "reference": "good.png"}', message="not valid JSON (the key"
@@ -61,47 +50,34 @@ def json_lines() -> Iterator[Case]:
     yield case("a misspelt key", {"promt": "a", **GOOD}, message="unknown key 'promt'; did you mean 'prompt'?")
     yield case("a misspelt key that may be left out", {**GOOD, "maks": "good.png"},
                message="unknown key 'maks'; did you mean 'masks'? If not, give the column another name")  # fmt: skip
-    yield case(
-        "an upper-case key", {**GOOD, "Subject": "cat"}, message="unknown key 'Subject'; did you mean 'subject'?"
-    )
-    yield case("a key of line breaks", {**GOOD, "a\nb": 1}, message="unknown key 'a\\nb'; a column needs a name")
     yield case("an empty key", {**GOOD, "": 1}, message="unknown key ''; a column needs a name of 1 to")
     yield case("no prompt", {"reference": "good.png"}, message="no 'prompt'; add it")
     yield case("no reference", {"prompt": "a cat"}, message="no 'references'; add it")
     yield case("an empty object", {}, message=(("pairs.jsonl:1: no 'prompt'",), ("pairs.jsonl:1: no 'references'",)))
-    for value in (5, ["a cat"]):
-        yield case(f"prompt is {json.dumps(value)}", {**GOOD, "prompt": value}, message="'prompt' is ")
-        yield case(f"subject is {json.dumps(value)}", {**GOOD, "subject": value}, message="'subject' is ")
-        yield case(f"key is {json.dumps(value)}", {**GOOD, "key": value}, message="'key' is ")
-    for value in (5, {}, "  ", ["good.png", 5], "a\0.png"):
+    for key in ("prompt", "subject", "key"):
+        yield case(f"{key} is a number", {**GOOD, key: 5}, message=f"'{key}' is ")
+    for value in (5, "  ", ["good.png", 5], "a\0.png"):
         yield case(f"reference is {json.dumps(value)}", {**GOOD, "reference": value}, message="'reference' holds ")
-    for value in (5, ""):
-        yield case(f"mask is {json.dumps(value)}", {**GOOD, "mask": value}, message="'mask' holds ")
+    yield case("mask is a number", {**GOOD, "mask": 5}, message="'mask' holds ")
     yield case("no reference in the list", {"prompt": "a", "references": []}, message="'references' is an empty list")
     yield case(
         "reference and references", {**GOOD, "references": ["good.png"]}, message="'references' and 'reference' are"
     )
-    yield case("mask and masks", {**GOOD, "mask": "good.png", "masks": ["good.png"]}, message="'masks' and 'mask' are")
     yield case("masks too few", {"prompt": "a", "references": ["good.png"] * 2, "masks": ["good.png"]},
                message="'masks' has 1 for 2")  # fmt: skip
-    yield case("masks too many", {**GOOD, "masks": ["good.png"] * 2}, message="'masks' has 2 for 1")
     for prompt in ("", "\u200b\u200e"):
         yield case(f"an empty prompt, {prompt!r}", {**GOOD, "prompt": prompt}, message="'prompt' is ")
-    yield case(
-        "half a surrogate pair", '{"prompt": "\\ud800", "reference": "good.png"}', message="'prompt' holds half a"
-    )
-    for path in ("../good.png", "a/../../good.png", "/etc/hostname", "//etc/hostname"):
+    for path in ("a/../../good.png", "/etc/hostname"):
         message = f"'reference' is '{path}', which leaves the folder"
         yield case(f"the path {path}", {**GOOD, "reference": path}, message=message)
         yield case(f"a mask of the path {path}", {**GOOD, "mask": path}, message=message.replace("reference", "mask"))
-    for path in ("missing.png", "~/good.png", "$HOME/good.png", "https://example.org/cat.png", "file:///etc/hostname"):
+    for path in ("missing.png", "$HOME/good.png", "file:///etc/hostname"):
         yield case(f"the path {path}", {**GOOD, "reference": path}, message=(("pairs.jsonl:1: ", "no such file"),))
     yield case("a path of 5,000 letters", {**GOOD, "reference": "a" * 5000}, message=(("pairs.jsonl:1: ", "aaaa"),))
     yield case("the file itself as image", {**GOOD, "reference": "pairs.jsonl"}, message=(("not an image",),))
     yield case("two of one key", {**GOOD, "key": "k"}, {**GOOD, "key": "k"},
                message=(("pairs.jsonl:2: the key 'k' is that of ",),))  # fmt: skip
     yield case("10 MB of letters, no JSON", "a" * 10**7, message=bad)
-    yield case("10 MB of unknown keys", {**GOOD, "z" * 10**7: 1}, message="unknown key 'zzz")
     many = [{"prompt": i, "reference": "good.png"} for i in range(250)]
     first = tuple((f"pairs.jsonl:{i + 1}: 'prompt' is {i}; ",) for i in range(20))
     yield case("250 problems, the first on a line each", *many, message=(*first, ("and 230 more of 250 problems",)))
@@ -114,7 +90,6 @@ def json_lines() -> Iterator[Case]:
     empty = (("pairs.jsonl: holds no pairs",),)
     for name, line in {
         "no line": b"",
-        "blank lines": b"\n \n\t\n",
         "only a mark of byte order": b"\xef\xbb\xbf",
     }.items():
         yield case(name, line, message=empty)
@@ -159,18 +134,13 @@ def used() -> Iterator[Case]:
     text, one = json.dumps(GOOD), [GOOD["prompt"]]
     yield case("a mark of byte order", b"\xef\xbb\xbf" + text.encode(), prompts=one)
     yield case("lines of Windows", f"{text}\r\n{text}\r", prompts=one * 2)
-    yield case("no break at the end", text.encode(), prompts=one)
     yield case("blank lines between", text, "", "   ", text, prompts=one * 2)
     yield case("Unicode's own line breaks in a prompt", {**GOOD, "prompt": "a\u2028b\x85c"}, prompts=["a\u2028b\x85c"])
-    yield case("escapes", '{"prompt": "\\u0063at \\ud83d\\udc31", "reference": "good.png"}', prompts=["cat 🐱"])
     yield case("a prompt of 5 MB", {**GOOD, "prompt": "cat " * 1_250_000}, prompts=[("cat " * 1_250_000).strip()])
     yield case("control characters in a prompt", {**GOOD, "prompt": "a\0\x07\x1b[2Jcat"}, prompts=["a\0\x07\x1b[2Jcat"])
-    yield case("right to left", {**GOOD, "prompt": "قطة في الثلج \u202e"}, prompts=["قطة في الثلج \u202e"])
     yield case("no mask by null", {**GOOD, "masks": [None], "subject": None}, prompts=one)
     yield case("a way round through the folder", {**GOOD, "reference": "./a/../good.png"}, prompts=one)
     yield case("the suffix .ndjson", GOOD, prompts=one, file="pairs.ndjson")
-    yield case("an upper-case suffix", GOOD, prompts=one, file="PAIRS.JSONL")
-    yield case("one image twice", {"prompt": "a", "references": ["good.png", "good.png"]}, prompts=["a"])
 
 
 def syncd() -> Iterator[Case]:
@@ -180,19 +150,11 @@ def syncd() -> Iterator[Case]:
 
     first = "data.json[0]: "
     yield case("no JSON", "nonsense", "data.json: not valid JSON")
-    yield case("cut", '[{"prompt": "a"', "data.json: not valid JSON")
     yield case("bad UTF-8", b'["\xff"]', "not UTF-8 at byte 2")
-    yield case("deeply nested", "[" * 100_000, "data.json: not valid JSON")
-    yield case("an empty file", "", "data.json: not valid JSON")
     yield case("an empty list", [], "data.json: holds no pairs")
     yield case("a number", 5, "data.json: neither a list of records nor")
-    yield case("an object of two lists", {"a": [], "b": []}, "data.json: neither a list of records nor")
     yield case("a list of numbers", [1, 2], "data.json[0]: not a JSON object", "data.json[1]: not a JSON object")
     yield case("no prompt", [{"reference": "good.png"}], first + "no 'prompt'; add it")
-    yield case("a prompt of a number", [{**GOOD, "prompt": 5}], first + "'prompt' is 5")
-    yield case(
-        "two references", [{**GOOD, "references": ["good.png"]}], first + "'references' and 'reference' are both"
-    )
     yield case("a image that is gone", [{**GOOD, "reference": "gone.png"}], first)
     yield case(
         "a path that leaves", [{**GOOD, "reference": "../a.png"}], first + "'reference' is '../a.png', which leaves"
@@ -200,17 +162,7 @@ def syncd() -> Iterator[Case]:
     yield case("filenames of a text", [{"filenames": 5, "prompts": ["a"]}], first + "'filenames' holds 5")
     yield case("one image alone", [{"filenames": ["good.png"], "prompts": ["a"]}], first + "1 prompts for 1")
     yield case("prompts too few", [{"filenames": ["good.png"] * 2, "prompts": ["a"]}], first + "1 prompts for 2")
-    yield case("prompts of a text", [{"filenames": ["good.png"] * 2, "prompts": "a"}], first + "'prompts' is 'a'")
-    yield case("a number of 10,000 digits", "[" + "9" * 10_000 + "]", "data.json: not valid JSON")
-    yield case(
-        "two of one key", '[{"prompt": "a", "prompt": "b", "reference": "good.png"}]', "the key 'prompt' is given twice"
-    )
     yield Case("SynCD JSON", "an object around the list", _opened({"pairs": [GOOD]}, file="data.json"))
-    yield Case(
-        "SynCD JSON",
-        "a mark of byte order",
-        _opened(b"\xef\xbb\xbf[" + json.dumps(GOOD).encode() + b"]", file="data.json"),
-    )
 
 
 PROMPT = "'a {0} {1} in the jungle'.format(unique_token, class_token)"
@@ -236,7 +188,6 @@ def dreambench() -> Iterator[Case]:
     yield case("no list", None, "bench has no prompts_and_classes.txt")
     yield case("an empty list", "", f"{where}: lacks the classes")
     yield case("bad UTF-8", b"Classes\n\xff\n", f"{where}: not UTF-8 at byte 8")
-    yield case("no prompts", LISTED.partition("Prompts")[0], f"{where}: lacks the classes")
     yield case("a line that is no prompt", LISTED.replace(PROMPT, f"{PROMPT}\nexec('evil')"),
                f"{where}:12: \"exec('evil')\" is no prompt", f"{where}:19: \"exec('evil')\" is no prompt")  # fmt: skip
     yield case(

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,13 +70,6 @@ def frame_header(width: int, height: int) -> bytes:
     return bytes(content)
 
 
-def archive() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("../a.txt", "x" * 1000)
-    return buffer.getvalue()
-
-
 def float_tiff(*values: float) -> bytes:
     return encoded("TIFF", Image.fromarray(np.array([values], dtype=np.float32)))
 
@@ -86,24 +78,27 @@ def deep_tiff(*values: int) -> bytes:
     return encoded("TIFF", Image.fromarray(np.array([values], dtype=np.int32)))
 
 
-def _commands(folder: Path, name: str) -> list[Command]:
-    """The three ways of a image into the program: to be scored, as a reference, in a data set."""
+def _commands(folder: Path, name: str, used: bool) -> list[Command]:
+    """The three ways of an image into the program: to be scored, as a reference, in a data set.
+
+    A command can use two images at once, but reports one that it refuses.
+    """
     good = photo(folder)
     pairs(folder, {"prompt": "a cat", "reference": name})
+    scored = [(name, name)] if used else [(name, good), (good, name)]
     return [
-        scoring("--prompt", "a cat", "--image", name, "--reference", good),
-        scoring("--prompt", "a cat", "--image", good, "--reference", name),
+        *(scoring("--prompt", "a cat", "--image", image, "--reference", reference) for image, reference in scored),
         training("--data", "pairs.jsonl", *NO_MODEL),
     ]
 
 
-def _written(name: str, content: Content) -> Callable[[Path], list[Command]]:
+def _written(name: str, content: Content, used: bool = False) -> Callable[[Path], list[Command]]:
     def make(folder: Path) -> list[Command]:
         if isinstance(content, bytes):
             (folder / name).write_bytes(content)
         else:
             content(folder / name)
-        return _commands(folder, name)
+        return _commands(folder, name, used)
 
     return make
 
@@ -112,47 +107,33 @@ def refused() -> Iterator[Case]:
     def case(name: str, file: str, content: Content, message: str) -> Case:
         return Case("image", name, _written(file, content), ((file, message),))
 
-    for kind, suffix in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"),
-                         ("TIFF", "tif"), ("PPM", "ppm")):  # fmt: skip
+    for kind, suffix in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tif")):
         whole = encoded(kind)
         yield case(f"{kind} cut at 90%", f"cut.{suffix}", whole[: int(len(whole) * 0.9)], "does not decode")
         yield case(f"the first 4 bytes of a {kind}", f"start.{suffix}", whole[:4], ": ")
     yield case("JPEG without its first bytes", "headless.jpg", encoded("JPEG")[9:], "not an image of a known format")
     yield case("no bytes", "empty.jpg", b"", "the file is empty")
     yield case("a text", "text.jpg", b"This is no image.\n", "not an image of a known format")
-    yield case("zeros", "zeros.jpg", bytes(5000), "not an image of a known format")
     others: dict[str, bytes] = {
         "a page of HTML": b"<!doctype html><title>404</title>not found",
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-        "PDF": b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n%%EOF",
-        "MP4": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
-        "a zip archive": archive(),
         "a pickle": pickle.dumps({"a": 1}),
         "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
     }
     for what, content in others.items():
         yield case(f"{what}, .jpg", "other.jpg", content, "not an image of a known format")
     flat = "above the bound of 67 million"
-    for width, height in ((8193, 8193), (60_000, 60_000), (2**31 - 1, 1)):
+    for width, height in ((8193, 8193), (2**31 - 1, 1)):
         yield case(f"PNG bomb {width} x {height}", "bomb.png", png(header(width, height), ROWS, END), flat)
     yield case("JPEG bomb", "bomb.jpg", frame_header(65500, 65500), flat)
     gif = encoded("GIF")
     yield case("GIF bomb", "bomb.gif", gif[:6] + b"\xff\xff\xff\xff" + gif[10:], flat)
-    yield case("BMP bomb", "bomb.bmp", b"BM" + bytes(8) + struct.pack("<IIiiHH", 54, 40, 40000, 40000, 1, 24)
-               + bytes(24) + bytes(99), flat)  # fmt: skip
-    yield case("PPM bomb", "bomb.ppm", b"P6 40000 40000 255\n" + bytes(99), flat)
     yield case("PNG with a text bomb", "texts.png", text_bomb(), "does not decode")
-    small = encoded("PNG")
     yield case("PNG of a wrong checksum", "crc.png", png(header(4, 4), ROWS, END, wrong=True), ": ")
     yield case("PNG of no pixels", "none.png", png(header(0, 0), ROWS, END), ": ")
-    yield case("PNG without rows", "rows.png", png(header(4, 4), END), "does not decode")
     yield case("PNG of broken rows", "rows.png", png(header(4, 4), (b"IDAT", b"nonsense"), END), "does not decode")
-    yield case("PNG of unknown depth", "depth.png", png(header(4, 4, 7), ROWS, END), ": ")
-    yield case("PNG with a hole", "hole.png", small[:2000] + bytes(3000) + small[5000:], "does not decode")
-    yield case("GIF of no pixels", "none.gif", b"GIF89a\0\0\0\0\x80\0\0" + bytes(6) + b";", ": ")
     yield case("TIFF with NaN", "nan.tif", float_tiff(0, np.nan, 1), "not finite")
-    yield case("TIFF with infinity", "inf.tif", float_tiff(0, np.inf, 1), "not finite")
     yield case("TIFF below 0", "below.tif", float_tiff(-3, 1), "outside 0 to 65535")
     yield case("TIFF of 32 bits, too high", "high.tif", deep_tiff(0, 2**20), "outside 0 to 65535")
     yield case("a folder", "folder.jpg", Path.mkdir, "not a file")
@@ -161,7 +142,6 @@ def refused() -> Iterator[Case]:
     yield case("a dangling link", "link.jpg", lambda path: path.symlink_to("gone.jpg"), "no such file")
     yield case("a link to itself", "loop.jpg", lambda path: path.symlink_to("loop.jpg"), ": ")
     yield case("nothing there", "missing.jpg", lambda path: None, "no such file")
-    yield case("a folder that is not there", "no/such/missing.jpg", lambda path: None, "no such file")
     for what, name in (("line breaks", "a\nb.jpg"), ("escape codes", "a\x1b[31mb.jpg"), ("300 letters", "a" * 300)):
         yield Case("image", f"a name of {what}", _written(name, lambda path: None), (("error: ",),))
     yield from _masks()
@@ -183,8 +163,6 @@ def _masks() -> Iterator[Case]:
     yield case("all black", encoded("PNG", Image.new("L", (8, 8))), "marks no pixel")
     yield case("all transparent", encoded("PNG", Image.new("RGBA", (8, 8), (0, 0, 0, 0))), ": ")
     yield case("no bytes", b"", "the file is empty")
-    yield case("a text", b"white on black", "not an image of a known format")
-    yield case("a bomb", png(header(60_000, 60_000), ROWS, END), "above the bound")
     yield case("not there", lambda path: None, "no such file")
 
 
@@ -201,37 +179,26 @@ def used() -> Iterator[Case]:
                 found = image.getpixel(place)
                 assert np.abs(np.subtract(found, colour)).max() <= near, (place, found, colour)
 
-        return Case("image", name, _written(file, content), (), check)
+        return Case("image", name, _written(file, content, used=True), (), check)
 
     size = (40, 24)
     for mode in ("CMYK", "YCbCr"):
         yield case(f"JPEG of {mode}", "a.jpg", encoded("JPEG", halves(mode=mode), quality=100), size, near=6)
-    yield case("TIFF of CMYK", "a.tif", encoded("TIFF", halves(mode="CMYK")), size)
     yield case("JPEG, progressive", "a.jpg", encoded("JPEG", halves(), quality=100, progressive=True), size, near=6)
-    yield case("JPEG of grey", "a.jpg", encoded("JPEG", halves(mode="L")), size, None)
     yield case("JPEG named .png", "a.png", encoded("JPEG", halves(), quality=100), size, near=6)
-    yield case("PNG named .JPG", "a.JPG", encoded("PNG", halves()), size)
     yield case("PNG without a suffix", "image", encoded("PNG", halves()), size)
     yield case("PNG, more after its end", "a.png", encoded("PNG", halves()) + b"<?php ?>" * 99, size)
-    yield case("JPEG, more after its end", "a.jpg", encoded("JPEG", halves(), quality=100) + bytes(999), size, near=6)
     deep = np.zeros((24, 40), dtype=np.uint16)
     deep[:, 20:] = 65535
-    black_white = ((0, 0, 0), (255, 255, 255))
-    for suffix, kind in (("png", "PNG"), ("tif", "TIFF"), ("pgm", "PPM")):
-        content = encoded(kind, Image.fromarray(deep))
-        yield case(f"{kind} of 16 bits", f"a.{suffix}", content, size, black_white)
+    floats = Image.fromarray(deep.astype(np.float32) / 65535)
+    for suffix, kind, grey in (("pgm", "PPM", Image.fromarray(deep)), ("tif", "TIFF", floats)):
+        yield case(f"{kind} of {grey.mode}", f"a.{suffix}", encoded(kind, grey), size, ((0, 0, 0), (255, 255, 255)))
     rows = b"".join(b"\0" + struct.pack(">HHH", 65535, 0, 32896) * 4 for _ in range(4))
     wide = png(header(4, 4, 16, 2), (b"IDAT", zlib.compress(rows)), END)
     yield case("PNG of 3 x 16 bits", "a.png", wide, (4, 4), ((255, 0, 128), (255, 0, 128)))
-    yield case("TIFF of floats", "a.tif", encoded("TIFF", Image.fromarray(deep.astype(np.float32) / 65535)), size,
-               black_white)  # fmt: skip
-    yield case("1 bit", "a.png", encoded("PNG", Image.fromarray(deep > 0)), size, black_white)
     palette = Image.new("P", size)
     palette.putpalette([*RED, *BLUE, 0, 0, 0])
     palette.paste(1, (20, 0, 40, 24))
-    yield case("palette", "a.png", encoded("PNG", palette), size)
-    yield case("palette with one transparent colour", "a.png", encoded("PNG", palette, transparency=0), size,
-               ((255, 255, 255), BLUE))  # fmt: skip
     yield case("palette with alpha", "a.png", encoded("PNG", palette, transparency=bytes([0, 255, 255])), size,
                ((255, 255, 255), BLUE))  # fmt: skip
     clear = halves(mode="RGBA")
@@ -251,9 +218,7 @@ def used() -> Iterator[Case]:
     yield case("EXIF that is damaged", "a.jpg", encoded("JPEG", halves(), quality=100, exif=b"Exif\0\0II*\0nonsense"),
                size, near=6)  # fmt: skip
     yield case("a colour profile that is none", "a.png", encoded("PNG", halves(), icc_profile=b"nonsense"), size)
-    yield case("1 x 1", "a.png", encoded("PNG", halves(1, 1)), (1, 1), (BLUE,))
     yield case("20000 x 1", "a.png", encoded("PNG", halves(20000, 1)), (2048, 1))
-    yield case("2200 x 2200", "a.jpg", encoded("JPEG", halves(2200, 2200), quality=95), (2048, 2048), near=6)
     for what, name in (("spaces", "my cat.png"), ("emoji", "🐈.png"), ("a bracket", "[a].png")):
         yield case(f"a name of {what}", name, encoded("PNG", halves()), size)
 

@@ -39,7 +39,6 @@ def _is_image(folder: Path, printed: str) -> None:
 
 EMPTY = {
     "nothing": "",
-    "spaces and line breaks": " \n\t\xa0\u2003",
     "invisible characters": "\u200b\u200e\u202e\ufeff\x1b",
 }
 USED = {
@@ -49,10 +48,8 @@ USED = {
     "emoji": "🐈‍⬛ in the ❄️, 👩🏽‍🚀 🇩🇪",
     "right to left": "قطة ترتدي قبعة حمراء \u202etac\u202c חתול",
     "Chinese, combining marks and rare letters": "一只猫 c\u0301a" + "\u0301" * 500 + "𝓬𝓪𝓽 𠀀 \U0003fffe \ue000",
-    "punctuation": "?!.,;:'\"\\/",
     "the encoders' own tokens": "<|endoftext|> <|startoftext|> </s> <pad> <unk> <image>",
     "markup and formats": "[red]cat[/red] [/nothing] <script>alert(1)</script> {prompt} {0} %s %(x)d",
-    "a shell's command": "$(touch evil) `touch evil` ; touch evil",
     "an option": "--help",
 }
 
@@ -67,7 +64,7 @@ def cases() -> Iterator[Case]:
         )
     for name, prompt in USED.items():
         yield Case("prompt", f"{name}, scored", _scored(prompt), (), _has_score)
-    for name in ("10,000 characters", "emoji", "the encoders' own tokens"):
+    for name in ("10,000 characters", "the encoders' own tokens"):
         yield Case("prompt", f"{name}, generated", _generated(USED[name]), (), _is_image)
 
 

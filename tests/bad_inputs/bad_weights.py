@@ -6,7 +6,6 @@ import atexit
 import json
 import pickle
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -64,11 +63,6 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def _header(header: object, data: bytes = b"") -> bytes:
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(raw)) + raw + data
-
-
 def _weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         with safe_open(path, framework="pt") as file:
@@ -92,15 +86,9 @@ def loras() -> Iterator[Case]:
         return Case("LoRA", name, lambda folder: _run(folder, change), ((LORA, message),))
 
     damaged = "not a LoRA in safetensors"
-    yield case("no bytes", _content(b""), damaged)
     yield case("a text", _content(b"no weights"), damaged)
     yield case("cut", _cut, damaged)
     yield case("a pickle", _content(pickle.dumps(Evil())), damaged)
-    yield case("a header of 2^60 bytes", _content(struct.pack("<Q", 2**60) + b"{}"), damaged)
-    yield case("a header that is no JSON", _content(_header(b"{nonsense")), damaged)
-    yield case("a header that is a list", _content(_header([1])), damaged)
-    promised = {"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}
-    yield case("a header that promises more", _content(_header(promised)), damaged)
     yield case("no weights", _weights(lambda weights: {}), "belongs to another model, the file lacks ")
     yield case("a weight too few", _weights(lambda w: {k: v for k, v in w.items() if k != _first(w)}), "the file lacks")
     yield case("a weight too many", _weights(lambda w: {**w, "transformer.mine": torch.zeros(1)}), "the policy lacks")
@@ -144,41 +132,27 @@ def pipelines() -> Iterator[Case]:
         return Case("pipeline", name, _pipeline(change), ((message,),))
 
     yield case("without model_index.json", lambda model: (model / "model_index.json").unlink())
-    yield case("model_index.json a list", lambda model: (model / "model_index.json").write_text("[]"))
     yield case("model_index.json of another pipeline", lambda model: (model / "model_index.json").write_text(
         '{"_class_name": "StableDiffusionPipeline"}'), "policy.path: ./model is a StableDiffusionPipeline")  # fmt: skip
     yield case("without a transformer", lambda model: shutil.rmtree(model / "transformer"))
-    yield case("without a tokenizer", lambda model: shutil.rmtree(model / "tokenizer"))
-    yield case("transformer's config cut", lambda model: _cut_text(model / "transformer/config.json"))
     yield case("transformer's weights cut", lambda model: _cut(model / "transformer" / WEIGHTS))
-    yield case(
-        "text encoder's weights cut",
-        lambda model: _cut(model / "text_encoder/model.safetensors"),
-        "policy.path: cannot load text_encoder of ./model",
-    )
-    for part, file in (("text_encoder_2", "model.safetensors"), ("transformer", WEIGHTS), ("vae", WEIGHTS)):
+    for part, file in (("text_encoder_2", "model.safetensors"), ("vae", WEIGHTS)):
         yield case(f"{part} without one of its weights", lambda model, place=f"{part}/{file}": _weights(
             lambda w: {k: v for k, v in w.items() if k != max(w)})(model / place),
             f"policy.path: {part} of ./model lacks the weight")  # fmt: skip
-    for part, file in (("text_encoder", "model.safetensors"), ("transformer", WEIGHTS)):
-        yield case(f"{part} without one of its shards", lambda model, place=f"{part}/{file}": _without_a_shard(
-            model / place), "-00002-of-00002.safetensors")  # fmt: skip
-    yield case("tokenizer cut", lambda model: _cut_text(model / "tokenizer/tokenizer.json"))
-    yield case("weights as a pickle", lambda model: (model / "transformer" / WEIGHTS).rename(
-        model / "transformer/diffusion_pytorch_model.bin"))  # fmt: skip
+    yield case("transformer without one of its shards", lambda model: _without_a_shard(
+        model / "transformer" / WEIGHTS), "-00002-of-00002.safetensors")  # fmt: skip
     yield case("weights as a hostile pickle", lambda model: _replace_by_pickle(model / "transformer" / WEIGHTS))
-    yield case("an empty folder", lambda model: (shutil.rmtree(model), model.mkdir()))
     for name, path, message in (
         ("a file", "./good.png", "policy.path: './good.png': no such folder"),
         ("no such embedded model", "embedded/gone", "policy.path: embedded/gone: no such embedded model"),
         ("a way out of the embedded models", "embedded/../world", "policy.path: embedded/../world: no such embedded model"),
         ("nothing", "''", "policy.path: '': no such folder"),
-        ("the home of nobody", "~nobody-at-all/model", "policy.path: "),
         ("a name of 5,000 letters", "a" * 5000, "policy.path: "),
     ):  # fmt: skip
         yield Case("pipeline", name, lambda folder, path=path: [
             ["generate", "--reference", photo(folder), "--prompt", "a", "--set", f"policy.path={path}"]], ((message,),))  # fmt: skip
-    for device in ("banana", "cuda:99", "cpu:5"):
+    for device in ("banana", "cuda:99"):
         yield Case("pipeline", f"the device {device}", lambda folder, device=device: [
             training("--set", f"policy.device={device}")], (("policy.device: ",),))  # fmt: skip
     yield Case("pipeline", "conditions in a file", lambda folder: [
@@ -187,17 +161,17 @@ def pipelines() -> Iterator[Case]:
                (("policy.lora.targets: the model has no linear layer 'to_z'",),))  # fmt: skip
     for kind, message in (("gone.py:Mine", "there is no file gone.py"), ("no.such.module:Mine", "cannot be imported"),
                        ("os:getcwd", "could not be constructed"), ("os:nothing", "os has no 'nothing'"),
-                       (":Mine", "is not package.module:Class"), ("good.png:Mine", "cannot be imported")):  # fmt: skip
+                       (":Mine", "is not package.module:Class"), ("exits.py:Mine", "SystemExit")):  # fmt: skip
         yield Case("pipeline", f"the kind {kind}", lambda folder, kind=kind: [
-            photo(folder) and training(*EMBEDDED, "--set", f"policy.kind={kind}")], (("policy.kind: ", message),))  # fmt: skip
+            _exits(folder) and training(*EMBEDDED, "--set", f"policy.kind={kind}")], (("policy.kind: ", message),))  # fmt: skip
     yield Case("pipeline", "an adapter that is not there", lambda folder: [
         training(*EMBEDDED, "--set", "policy.kind=uno", "--set", "policy.adapter=gone.safetensors")],
         (("policy.adapter: gone.safetensors: no such file",),))  # fmt: skip
 
 
-def _cut_text(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text[: len(text) // 2], encoding="utf-8")
+def _exits(folder: Path) -> int:
+    """A file of a user's own that leaves as it is imported."""
+    return (folder / "exits.py").write_text("import sys\nsys.exit(0)\n")
 
 
 def _replace_by_pickle(path: Path) -> None:
@@ -226,14 +200,12 @@ def rewards() -> Iterator[Case]:
 
     yield case("without a config", lambda reward: (reward / "config.json").unlink())
     yield case("config a list", config("[]"))
-    yield case("config of no type", config("{}"))
     yield case("config of another type", config('{"model_type": "bert"}'), "is a bert model")
     yield case(
         "code of its own",
         config('{"model_type": "mine", "auto_map": {"AutoModel": "evil.Model"}}'),
         "needs code of its own",
     )
-    yield case("without weights", lambda reward: (reward / "model.safetensors").unlink())
     yield case("weights cut", lambda reward: _cut(reward / "model.safetensors"))
     yield case(
         "without one of its shards",
@@ -242,13 +214,11 @@ def rewards() -> Iterator[Case]:
     )
     yield case("weights a hostile pickle", lambda reward: _replace_by_pickle(reward / "model.safetensors"))
     yield case("without a preprocessor", lambda reward: (reward / "preprocessor_config.json").unlink())
-    yield case("preprocessor cut", lambda reward: _cut_text(reward / "preprocessor_config.json"))
     yield case("a weight too few", lambda reward: _weights(
         lambda w: {k: v for k, v in w.items() if "layer.0" not in k})(reward / "model.safetensors"), "lacks the weights")  # fmt: skip
     for option, message in {
-        "batch_size=x": "options.batch_size is 'x'; input should be a valid integer",
         "batch_size=0": "options.batch_size is 0; input should be greater than or equal to 1",
-        "segmented='no'": "options.segmented is 'no'", "segmenter=5": "options.segmenter is 5",
+        "segmenter=5": "options.segmenter is 5",
         "bach_size=1": "unknown option 'bach_size'; did you mean 'batch_size'?", "=1": "--option =1: not an override",
         "batch_size": "--option batch_size: not an override", "batch_size=[": "not valid YAML",
     }.items():  # fmt: skip

@@ -16,7 +16,7 @@ from customized_grpo.config import Config
 from customized_grpo.policies.tuning import lora_metadata
 from customized_grpo.utils.hub import ModelError
 
-few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | LETTERS,
@@ -33,6 +33,8 @@ STARTS = st.sampled_from(
         b"RIFF\x99\0\0\0WEBP", b"RIFF\x99\0\0\0WEBPVP8L",
     ]
 )  # fmt: skip
+
+
 EDITS = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=8)), min_size=1, max_size=5
 )

@@ -49,6 +49,7 @@ def record(printed: Console, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return found
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_the_work(record: dict[str, Any]) -> None:
     """Whole groups save the work that images share, and nothing else."""
     measured = {name: {stage: Stage(**one) for stage, one in each.items()} for name, each in record["stages"].items()}
@@ -66,6 +67,7 @@ def test_operations_are_those_of_the_work(record: dict[str, Any]) -> None:
         assert ours[stage].peak_bytes > 2 * released[stage].peak_bytes
 
 
+@pytest.mark.slow
 def test_the_files_contents(record: dict[str, Any], printed: Console) -> None:
     assert set(record["stages"]) == {OURS.name, RELEASED.name, "the settings compared"}
     for stages in record["stages"].values():

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from customized_grpo.data import image_files
@@ -30,16 +28,15 @@ def refusal(action: Callable[[], object], path: Path) -> str:
     return text
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", range(2, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = Image.new("RGB", (40, 24), "white")
     upright.paste(RED, (0, 0, 12, 12))  # top left, which tells all eight apart with the sides unequal
     upright.paste((20, 60, 200), (28, 0, 40, 12))
-    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = upright if turn is None else upright.transpose(Image.Transpose(turn))
-    stored.save(tmp_path / "a.png", exif=exif)
+    upright.transpose(Image.Transpose(turn)).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(np.asarray(image_files.load(tmp_path / "a.png")), np.asarray(upright))
 
 
@@ -74,27 +71,6 @@ def test_truncated_files_are_refused_by_load_and_by_check(tmp_path: Path, suffix
     refusal(lambda: image_files.check(path), path)
     if suffix != "webp":
         refusal(lambda: image_files.check(path, quick=True), path)
-
-
-@given(
-    suffix=st.sampled_from(["jpg", "png", "webp"]),
-    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
-)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_files_are_read_or_refused_alike(tmp_path: Path, suffix: str, edits: list[tuple[float, int]]) -> None:
-    content = bytearray(encoded(suffix))
-    for place, value in edits:
-        content[int(place * len(content))] = value
-    path = tmp_path / f"a.{suffix}"
-    path.write_bytes(content)
-    try:
-        loaded = image_files.load(path)
-    except DataError:
-        refusal(lambda: image_files.load(path), path)
-        refusal(lambda: image_files.check(path), path)
-    else:
-        assert loaded.mode == "RGB"
-        image_files.check(path)
 
 
 def test_masks_are_black_and_white_and_of_the_size_requested(tmp_path: Path) -> None:

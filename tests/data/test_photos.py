@@ -51,9 +51,7 @@ def test_own_prompts(photos: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"prompts": "none.txt"}, "--prompts none.txt: cannot be read .* give object or live"),
-        ({"prompts": "/dev/zero"}, "--prompts /dev/zero: cannot be read .* is a pipe or device"),
         ({"prompts": "text"}, "'a dog on Mars' does not contain {subject}; add it"),
-        ({"subject": " "}, "--subject"),
         ({"out": "elsewhere/pairs.jsonl"}, "must be in .* or a folder above it"),
         ({"photos": "elsewhere"}, "no photo in it"),
         ({"photos": "broken"}, "broken/a.png"),
@@ -76,10 +74,7 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(
     ("options", "message"),
     [
         (["--out", "old.jsonl"], "--out old.jsonl: exists; give another name, or --overwrite"),
-        (["--held-out", "old.jsonl"], "--held-out old.jsonl: exists; give another name, or --overwrite"),
-        (["--out", "photos/a.jpg", "--overwrite"], "--out photos/a.jpg: is an input of this command"),
         (["--prompts", "old.jsonl", "--out", "old.jsonl", "--overwrite"], "is an input of this command"),
-        (["--out", "photos", "--overwrite"], "--out photos: cannot be written there"),
         (["--out", "new.jsonl", "--held-out", "./new.jsonl"], "--held-out new.jsonl: is the file of --out, too"),
     ],
 )

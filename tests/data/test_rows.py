@@ -140,12 +140,8 @@ def test_all_prompts_and_keys_of_a_list_are_checked_at_once_images_when_they_are
     ("change", "text"),
     [
         ({"references": None}, "column 'references' has no value; give one or remove the row"),
-        ({"references": []}, "column 'references' is an empty list; give one image or more"),
         ({"references": [None]}, "column 'references' holds a NoneType; give a Pillow image, a path, or the bytes"),
-        ({"references": np.zeros((8, 8, 3))}, "column 'references' holds a ndarray"),
         ({"references": "nowhere.png"}, "column 'references': nowhere.png: no such file"),
-        ({"references": b""}, "column 'references': not an image"),
-        ({"prompt": None}, "column 'prompt' has no value"),
         ({"prompt": "\ud800"}, "column 'prompt' holds half a surrogate pair"),
         ({"mask": [photo(), photo()]}, "column 'mask' has 2 for 1 references; give one each, or None"),
         ({"mask": photo("black")}, "column 'mask': the mask marks no pixel"),
@@ -162,7 +158,6 @@ def test_a_row_that_cannot_be_used(change: dict[str, Any], text: str) -> None:
     ("made", "text"),
     [
         (lambda rows: [], "from_dataset: a list without rows by index; give a list, one split"),
-        (lambda rows: {"train": rows, "test": rows}, "a dict without rows by index; give a list, one split"),
         (lambda rows: (row for row in rows), "a generator without rows by index"),
         (lambda rows: [("a dog", photo())], "row 0 is a tuple; give rows that are dicts"),
         (lambda rows: Torch(rows, broken=1), "row 1 cannot be read (RuntimeError: bad sector, at "),
@@ -184,33 +179,14 @@ def test_a_hugging_face_dataset(tmp_path: Path) -> None:
     files = [str(tmp_path / f"{colour}.png") for colour in ("red", "blue")]
     for colour, file in zip(("red", "blue"), files, strict=True):
         photo(colour).save(file)
-    features = library.Features(
-        {
-            "caption": library.Value("string"),
-            "photos": library.Sequence(library.Image()),
-            "target": library.Image(),
-            "score": library.Value("float64"),
-        }
-    )
-    table = {
-        "caption": [f"a dog {i}" for i in range(6)],
-        "photos": [files] * 6,
-        "target": [photo("lime")] * 6,
-        "score": [i / 2 for i in range(6)],
-    }
-    dataset = library.Dataset.from_dict(table, features=features)
+    table = {"caption": [f"a dog {i}" for i in range(6)], "photos": [files] * 6, "score": [i / 2 for i in range(6)]}
+    dataset = library.Dataset.from_dict(table).cast_column("photos", library.Sequence(library.Image()))
     pairs = datasets.from_dataset(dataset, prompt="caption", references="photos")
     assert len(pairs) == 6 and (pairs[5].prompt, pairs[5].columns["score"]) == ("a dog 5", 2.5)
-    assert isinstance(pairs[0].columns["target"], Image.Image)
     assert [pixel(pairs[1], i) for i in range(2)] == [[255, 0, 0], [0, 0, 255]]
-    # Images that are not decoded, a dataset in another order, and rows that are made when they are read.
+    # Images that are not decoded, in another order.
     raw = dataset.cast_column("photos", library.Sequence(library.Image(decode=False))).shuffle(seed=0)
     pair = datasets.from_dataset(raw, prompt="caption", references="photos", key="caption")[2]
     assert [pixel(pair, i) for i in range(2)] == [[255, 0, 0], [0, 0, 255]] and pair.key == pair.prompt
-    made = dataset.with_transform(lambda batch: {"prompt": batch["caption"], "references": batch["target"]})
-    assert pixel(datasets.from_dataset(made)[3]) == [0, 255, 0]
-    empty = library.Dataset.from_dict({**table, "caption": [" "] * 6}, features=features)
-    late = library.concatenate_datasets([dataset, empty])
-    assert len(problems(late, prompt="caption", references="photos")) == 6
     assert "a DatasetDict without rows by index" in problems(library.DatasetDict(train=dataset))[0]
     assert "without rows by index" in problems(dataset.to_iterable_dataset(), prompt="caption")[0]

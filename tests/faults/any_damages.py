@@ -5,27 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from hypothesis import strategies as st
 
 from customized_grpo.trainer.checkpoint import newest_checkpoint
 
 from .bench import ITERATIONS, Bench
-from .campaigns import (
-    COMPARE,
-    GENERATE,
-    IMAGE,
-    PROMPT,
-    Outcome,
-    Trial,
-    changed,
-    digests,
-    ends,
-    place_inputs,
-)
+from .campaigns import COMPARE, GENERATE, IMAGE, PROMPT, Outcome, Trial, changed, digests, ends, place_inputs
 
 _DAMAGES = [
     "missing", "empty", "cut", "garbage", "folder", "link", "loop", "pipe", "bit", "null", "list", "number", "deep",
@@ -45,16 +34,9 @@ AFTER = {
 }
 #: What commands may write anew.
 _WRITTEN = (
-    ".lock",
-    "report.html",
-    "evaluation",
-    "before-after.png",
-    "curves.png",
-    "plane.png",
-    "weights.png",
-    "samples",
+    ".lock", "report.html", "evaluation", "before-after.png", "curves.png", "plane.png", "weights.png", "samples",
     "groups",
-)
+)  # fmt: skip
 
 
 def damages() -> st.SearchStrategy[Trial]:
@@ -132,31 +114,8 @@ def _damage(target: Path, damage: str, number: int) -> None:
 
 
 def _other_value(data: bytes, number: int) -> bytes:
-    """Replace one value of JSON, of a line of JSON lines, or of YAML by one of another type."""
+    """Replace one value of JSON, of JSON lines or of YAML by one of another type."""
     other = ([], {}, None, "x", -1, 10**400, True, [1], {"a": 1})[number % 9]
-    lines = data.splitlines()
-    try:
-        whole = json.loads(data)
-        return json.dumps(_replaced(whole, other, number // 9)).encode()
-    except ValueError:
-        pass
-    one = number // 9 % (len(lines) or 1)
-    try:
-        lines[one] = json.dumps(_replaced(json.loads(lines[one]), other, number // 9)).encode()
-    except (ValueError, IndexError):
-        key, colon, _ = (lines or [b""])[one].partition(b":")
-        lines[one : one + 1] = [key + colon + b" " + json.dumps(other).encode()]
-    return b"\n".join(lines) + b"\n"
-
-
-def _replaced(value: Any, other: Any, number: int) -> Any:
-    """Replace the value of a key, or an item, at any depth."""
-    if not isinstance(value, dict | list) or not value:
-        return other
-    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-    key = keys[number % len(keys)]
-    inner = value[key]
-    value[key] = (
-        _replaced(inner, other, number // len(keys)) if number % 2 and isinstance(inner, dict | list) else other
-    )
-    return value
+    values = [found.span(1) for found in re.finditer(rb":\s*([^\s,\]}\[{]+)", data)] or [(0, len(data))]
+    begin, end = values[number // 9 % len(values)]
+    return data[:begin] + json.dumps(other).encode() + data[end:]

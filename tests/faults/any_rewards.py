@@ -8,13 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from .bench import Bench
-from .campaigns import (
-    PROMPT,
-    Outcome,
-    Trial,
-    ends,
-    set_options,
-)
+from .campaigns import PROMPT, Outcome, Trial, ends, set_options
 
 _HEADER = """\
 import asyncio, builtins, decimal, fractions, gc, logging, os, random, shutil, signal, sys, time, warnings

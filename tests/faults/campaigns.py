@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from .bench import SETTINGS, Bench
-from .generated import SECONDS
+from .generated import SECONDS, try_all
 
 Outcome = Literal["worked", "refused", "interrupted"]
 #: One input: a text for messages, and the trial, which gets an empty folder and a finished run.
 Trial = tuple[str, Callable[[Bench, Path, Path], Outcome]]
-
 
 IMAGE, PROMPT = "photo.png", ["--prompt", "a cat"]
 PAIRS = b'{"prompt": "a cat", "references": ["photo.png"]}\n'
@@ -65,14 +63,7 @@ def tried(
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    check = settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=[*HealthCheck],
-    )(given(trials)(one))
-    (check if number is None else seed(number)(check))()
+    try_all(trials, one, examples, number)
     return Campaign(found, wrong)
 
 

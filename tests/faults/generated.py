@@ -146,10 +146,15 @@ def generated(check: Callable[[str, Any], Outcome], examples: int, number: int |
     def one(setting: tuple[str, Any]) -> None:
         found[check(*setting)] += 1
 
-    health = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-    phases = [Phase.explicit, Phase.generate]  # the first failure is reported as it is: each trial takes seconds
-    run = settings(max_examples=examples, deadline=None, suppress_health_check=health, phases=phases, database=None)(
-        given(INPUTS)(one)
-    )
-    (run if number is None else seed(number)(run))()
+    try_all(INPUTS, one, examples, number)
     return found
+
+
+def try_all(inputs: st.SearchStrategy[Any], check: Callable[[Any], None], examples: int, number: int | None) -> None:
+    """Call a function with so many generated inputs, by a seed if given.
+
+    The first failure is reported as it is, since each trial takes seconds.
+    """
+    limits = {"max_examples": examples, "deadline": None, "database": None}
+    run = settings(**limits, phases=[Phase.generate], suppress_health_check=[*HealthCheck])(given(inputs)(check))
+    (run if number is None else seed(number)(run))()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from devices import GPU, each_device
+from devices import each_device
 from proofs import apart, noise, tune
 from steps import sample, update
 from tiny_models import Model, each_model
@@ -63,19 +63,17 @@ def test_a_policy_that_is_offloaded_trains(device: str, model: Model) -> None:
         assert apart(weight, after[1][name]) < 1e-4  # a tenth of a step
 
 
-@pytest.mark.gpu
-def test_the_peak_is_of_what_lives_at_the_same_time() -> None:
-    """tests/trainer/test_update.py has the same on a CPU."""
-
+@each_device
+def test_the_peak_is_of_what_lives_at_the_same_time(device: str) -> None:
     def work() -> Tensor:
         for _ in range(3):
-            first = torch.ones(MB, device=GPU)  # 4 MB, freed each time
+            first = torch.ones(MB, device=device)  # 4 MB, freed each time
             second = first + first
             second.add_(1)
             del first
         return second
 
-    assert peak_bytes(torch.device(GPU), work) == pytest.approx(12 * MB, rel=0.01)
+    assert peak_bytes(torch.device(device), work) == pytest.approx(12 * MB, rel=0.01)
 
 
 @each_device

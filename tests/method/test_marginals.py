@@ -50,10 +50,9 @@ def trajectory(name: str, steps: int, s: float) -> list[tuple[float, float, floa
     return rows
 
 
-@pytest.mark.parametrize("s", [1.0, 0.5])
 @pytest.mark.parametrize(("name", "tolerance"), [("euler", 0.01), ("dance", 0.01), ("flow", 0.013)])
-def test_fine_steps_keep_the_marginals_of_spread_data(name: str, tolerance: float, s: float) -> None:
-    for sigma, mean_error, ratio in trajectory(name, 1000, s):
+def test_fine_steps_keep_the_marginals_of_spread_data(name: str, tolerance: float) -> None:
+    for sigma, mean_error, ratio in trajectory(name, 1000, 0.5):
         assert mean_error == pytest.approx(0, abs=1e-3), sigma
         assert ratio == pytest.approx(1, abs=tolerance), sigma
 
@@ -82,7 +81,7 @@ def test_cps_takes_variance_from_spread_data_however_fine_the_steps() -> None:
 
     With c = cos(eta*pi/2) and k = (1 - c)*sigma^2/V(sigma), which is 1 - c for data on one point.
     """
-    for sigma, mean_error, ratio in trajectory("cps", 2000, 1.0):
+    for sigma, mean_error, ratio in trajectory("cps", 1000, 1.0):
         assert mean_error == pytest.approx(0, abs=1e-3), sigma
         if 0.3 < sigma < 0.95:
             k = (1 - COS) * sigma**2 / variance(sigma, 1.0)
@@ -98,25 +97,6 @@ def test_noise_held_by_the_released_recipe_on_sharp_data() -> None:
     assert held["cps"] == pytest.approx(1, abs=1e-4)
     assert held["flow"] == pytest.approx(1.24, abs=0.01)
     assert held["dance"] == pytest.approx(1.75, abs=0.01)
-
-
-def test_finer_steps_make_dance_worse_on_sharp_data_near_zero() -> None:
-    held = [trajectory("dance", steps, 0.0)[-1][2] for steps in (25, 100, 200)]
-    assert held == sorted(held)
-    assert held[-1] > 5
-    for sigma, _, ratio in trajectory("dance", 200, 0.0):
-        if sigma > 0.3:
-            assert ratio == pytest.approx(1, abs=0.02), sigma
-
-
-def test_the_step_to_zero_leaves_noise_behind_in_dance_alone() -> None:
-    left = {
-        name: after_step(name, (1 - 0.1) * M, variance(0.1, 0.0), 0.1, 0.0, 0.0, 0.98)[1]
-        for name in ("dance", "cps", "euler")
-    }
-    assert left["dance"] > ETA**2 * 0.1
-    assert left["cps"] == pytest.approx(0, abs=1e-9)
-    assert left["euler"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))

@@ -34,15 +34,6 @@ def test_values_by_hand(difference: float, advantage: float, loss: float, clippe
     assert gradient.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_on_policy_the_ratio_is_one_and_the_gradient_is_minus_the_advantage() -> None:
-    new = torch.tensor([[-1.3, 0.7]], requires_grad=True)
-    advantages = torch.tensor([[1.5, -0.5]])
-    result = clipped_surrogate(new - new.detach(), advantages, 1e-4)
-    assert torch.equal(result.ratio, torch.ones(1, 2))
-    (gradient,) = torch.autograd.grad(result.loss.sum(), new)
-    assert torch.equal(gradient, -advantages)
-
-
 def test_a_narrow_range_clips_in_low_precision_too() -> None:
     new = torch.tensor([2.0**-8, 0.0], dtype=torch.bfloat16)
     result = clipped_surrogate(new, torch.ones(2), 1e-4)
@@ -81,17 +72,6 @@ def test_the_guarded_ratio_is_the_shift_times_the_noise(std: float) -> None:
     log_ratio = gaussian_log_density(drawn, mean, stds) - gaussian_log_density(drawn, mean_old, stds)
     guarded = guarded_log_ratio(log_ratio, mean, mean_old, stds)
     torch.testing.assert_close(guarded, (shift * noise).mean((1, 2)), atol=2e-6, rtol=1e-3)
-
-
-def test_the_guarded_ratio_is_centred_where_the_plain_one_is_not() -> None:
-    torch.manual_seed(0)
-    std, shift = 0.1, 0.02
-    drawn = std * torch.randn(4000, 16)
-    old, stds = torch.zeros(4000, 16), torch.full((4000,), std)
-    log_ratio = gaussian_log_density(drawn, old + shift, stds) - gaussian_log_density(drawn, old, stds)
-    assert log_ratio.mean().item() == pytest.approx(-(shift**2) / (2 * std**2), rel=0.05)
-    guarded = guarded_log_ratio(log_ratio, old + shift, old, stds)
-    assert abs(guarded.mean().item()) < 4 * guarded.std().item() / 4000**0.5
 
 
 def test_on_policy_the_guarded_ratio_is_exactly_one() -> None:

@@ -23,11 +23,6 @@ def test_the_published_table_exactly() -> None:
     assert torch.equal(tdw(25), torch.tensor([published(t) for t in range(25)]))
 
 
-@pytest.mark.parametrize("factor", [2, 3, 7])
-def test_a_multiple_of_25_steps_passes_through_the_table(factor: int) -> None:
-    assert torch.equal(tdw(25 * factor)[::factor], tdw(25))
-
-
 @settings(max_examples=60, deadline=None)
 @given(steps=st.integers(1, 400))
 def test_breakpoints_keep_their_place_in_time(steps: int) -> None:
@@ -46,12 +41,8 @@ def test_reversed_puts_identity_first() -> None:
     torch.testing.assert_close(identity, tdw(25))
     assert prompt[0].item() == pytest.approx(0.3)
     assert torch.equal(prompt, tdw_reversed(25))
-
-
-def test_shuffled_has_the_table_of_tdw() -> None:
-    # It differs in where it is read, and that is not the schedule's to say.
-    for shuffled, own in zip(step_weights("tdw-shuffled", 25), step_weights("tdw", 25), strict=True):
-        assert torch.equal(shuffled, own)
+    # "tdw-shuffled" differs in where its table is read, and that is not the schedule's to say.
+    assert all(map(torch.equal, step_weights("tdw-shuffled", 25), step_weights("tdw", 25)))
 
 
 @pytest.mark.parametrize("kind", ["tdw", "tdw-reversed", "tdw-shuffled"])
@@ -100,27 +91,16 @@ def test_the_weight_belongs_to_the_true_denoising_step() -> None:
     torch.testing.assert_close(actual, torch.tensor(expected))
 
 
-@settings(max_examples=40, deadline=None)
-@given(order=st.permutations(range(25)), length=st.integers(1, 25))
-def test_shuffling_steps_shuffles_advantages_alike(order: list[int], length: int) -> None:
-    in_order = shaped([1.0], [-0.5], [0.2], [list(range(25))])
-    shuffled = shaped([1.0], [-0.5], [0.2], [order[:length]])
-    assert torch.equal(shuffled, in_order[:, order[:length]])
-
-
 def test_the_total_is_clipped_bonus_included() -> None:
     assert shaped([6.0, -9.0], [4.5, -9.0], [0.4, 0.0], [[10], [0]]).tolist() == [[5.0], [-5.0]]
     unclipped = shaped([6.0], [4.5], [0.4], [[10]], clip=math.inf)
     assert unclipped.item() == pytest.approx(5.65)
 
 
-@pytest.mark.parametrize("steps", [[[-1]], [[25]]])
-def test_a_step_outside_the_schedule_is_refused(steps: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match=r"0\.\.24"):
-        shaped([1.0], [1.0], [0.0], steps)
-
-
 def test_bad_arguments_are_refused() -> None:
+    for outside in (-1, 25):
+        with pytest.raises(ValueError, match=r"0\.\.24"):
+            shaped([1.0], [1.0], [0.0], [[outside]])
     with pytest.raises(ValueError, match="clip"):
         shaped([1.0], [1.0], [0.0], [[1]], clip=0.0)
     with pytest.raises(ValueError, match=r"\(B,\)"):

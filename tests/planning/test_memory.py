@@ -24,12 +24,10 @@ from customized_grpo.trainer.grpo import Items, sample_trained_steps
 from customized_grpo.trainer.rollout import sample_groups
 from customized_grpo.trainer.windows import stochastic_steps
 
-KINDS = ("flux-kontext", "uno", "flux2")
-
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {kind: tmp_path_factory.mktemp("planned") / kind for kind in KINDS}
+    made = {kind: tmp_path_factory.mktemp("planned") / kind for kind in ("flux-kontext", "uno", "flux2")}
     tiny.save_flux_kontext(made["flux-kontext"], layers=4)
     tiny.save_flux(made["uno"], layers=2)
     tiny_flux2.klein(layers=4).save_pretrained(made["flux2"])
@@ -71,7 +69,15 @@ def saved_bytes(policy: PipelinePolicy, compute: Callable[[], torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
-@pytest.mark.parametrize(("kind", "lora"), [*((kind, LoraConfig(rank=4)) for kind in KINDS), ("flux-kontext", None)])
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        ("flux-kontext", LoraConfig(rank=4)),
+        ("flux-kontext", None),
+        ("flux2", LoraConfig(rank=4)),
+        pytest.param("uno", LoraConfig(rank=4), marks=pytest.mark.slow),  # the transformer of FLUX.1 Kontext
+    ],
+)
 def test_sizes_are_those_of_the_real_model(
     folders: dict[str, Path], kind: str, lora: LoraConfig | None, dtype: str
 ) -> None:

@@ -79,6 +79,16 @@ def refused(config: Config, *parts: str) -> None:
     assert "\n" not in str(caught.value) and all(part in str(caught.value) for part in parts), caught.value
 
 
+def cached_model() -> Path:
+    """The folder of someone/model in the local cache, made empty."""
+    repository = Path(hub.HF_HUB_CACHE) / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c0ffee")
+    snapshot = repository / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
 def test_a_licence_that_is_not_accepted_is_named_with_the_page(answering: Hub) -> None:
     answering.access["black-forest-labs/FLUX.1-Kontext-dev"] = "gated"
     refused(
@@ -114,23 +124,15 @@ def test_a_full_disk_is_reported_before_the_download(answering: Hub, monkeypatch
     check_models(config_of("someone/model"))
     answering.files["transformer/model.safetensors"] = TOO_LARGE
     refused(config_of("someone/model"), "GB are free", "need 10000000.0 GB more (someone/model", "set HF_HOME")
-    repository = Path(hub.HF_HUB_CACHE) / "models--someone--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("c0ffee")
-    cached = repository / "snapshots" / "c0ffee" / "transformer"
-    cached.mkdir(parents=True)
-    (cached / "model.safetensors").write_bytes(b"")
+    transformer = cached_model() / "transformer"
+    transformer.mkdir()
+    (transformer / "model.safetensors").write_bytes(b"")
     check_models(config_of("someone/model"))
 
 
 def test_without_a_connection_a_cached_model_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(config_of("someone/model"), "someone/model is not in the local cache, and the Hub cannot be reached")
-    repository = Path(hub.HF_HUB_CACHE) / "models--someone--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("c0ffee")
-    snapshot = repository / "snapshots" / "c0ffee"
-    snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text("{}")
+    (cached_model() / "model_index.json").write_text("{}")
     check_models(config_of("someone/model"))
 
 

@@ -30,6 +30,8 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 #: Each recipe, and one with each objective's layer.
 RECIPES = [(path,) for path in sorted(FOLDER.glob("*.yaml"))]
 RECIPES += [(FOLDER / "kontext-dev.yaml", path) for path in sorted(FOLDER.glob("objectives/*.yaml"))]
+#: Long ones that are of the same policy, or as guided, as a shorter one.
+LONG = ("flux2-klein", "flux2-dev", "joyimage-edit-plus")
 GROUP = 2
 EVALUATED = ("paper", "flux2-klein-distilled")
 #: Tiny models by the kind of reward.
@@ -101,7 +103,11 @@ def tiny_config(recipe: tuple[Path, ...], models: Callable[[str], Any], reward: 
     return changed(config, changes)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda paths: "-".join(path.stem for path in paths))
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(one, marks=[pytest.mark.slow] if one[0].stem in LONG else []) for one in RECIPES],
+    ids=lambda paths: "-".join(path.stem for path in paths),
+)
 def test_a_recipe_trains(
     recipe: tuple[Path, ...],
     models: Callable[[str], Any],  # noqa: F811

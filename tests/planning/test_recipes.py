@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from diffusers.pipelines.flux2 import pipeline_flux2_klein as klein
 
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
-from customized_grpo.method import SAMPLERS
 from customized_grpo.planning import make_plan
 from customized_grpo.policies import build_policy
 from customized_grpo.trainer.grpo import trained_count
@@ -181,17 +179,3 @@ def test_qwen_image_edit_has_its_pipelines_guidance() -> None:
     policy = load_config(RECIPES / "qwen-image-edit.yaml").policy
     usual = inspect.signature(QwenImageEditPlusPipeline.__call__).parameters["true_cfg_scale"].default
     assert (policy.true_cfg, policy.negative_prompt) == (usual, " ")
-
-
-def test_dance_steps_keep_the_noise_of_a_distilled_schedule() -> None:
-    """With the exact velocity of data on one point, whose noise is all that a sample has."""
-    rollout = load_config(RECIPES / "flux2-klein-distilled.yaml").rollout
-    mu = klein.compute_empirical_mu(1024, rollout.steps)
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / rollout.steps, rollout.steps), mu=mu)
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(1, 1_000_000, generator=generator)
-    for now, after in itertools.pairwise(scheduler.sigmas[:-1]):
-        noise = torch.randn(sample.shape, generator=generator)
-        sample = SAMPLERS[rollout.sampler](sample, sample / now, now, after, eta=rollout.eta, noise=noise).next_sample
-        assert 0.98 < sample.var() / after**2 < 1.02

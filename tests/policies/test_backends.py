@@ -24,30 +24,21 @@ from customized_grpo.policies.backends import (
 )
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.pipelines import PipelinePolicy
-from customized_grpo.protocols import Conditions
 from customized_grpo.utils.hub import ModelError
 
 CPU, CUDA, META = map(torch.device, ("cpu", "cuda", "meta"))
 EXPLICIT = [name for name in available_backends(CPU, torch.float32) if name != "auto"]
 
 
-def learned(policy: PipelinePolicy, conditions: Conditions) -> list[Tensor]:
-    """A velocity and gradients of a number made of it, by parameter."""
-    proofs.tune(policy)
-    velocity = proofs.half_way(policy, conditions)
-    gradients = torch.autograd.grad(velocity.square().mean(), list(policy.trainable().values()), allow_unused=True)
-    return [velocity.detach(), *(gradient for gradient in gradients if gradient is not None)]
-
-
 def test_a_cpu_has_what_torch_has_there() -> None:
     assert available_backends(CPU, torch.float32) == ["auto", "native", "flash", "math"]
 
 
-@pytest.mark.parametrize("model", ["flux-kontext", "uno", "flux2-klein", "qwen-image-edit"], indirect=True)
+@pytest.mark.parametrize("model", ["flux-kontext", "flux2-klein", "qwen-image-edit"], indirect=True)
 def test_every_backend_learns_the_same_and_again_when_recomputed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's kernels are restricted to the one that was asked for, also by checkpointing."""
     conditions = model.encode(model.policy())
-    expected, calls = learned(model.policy(), conditions), []
+    expected, calls = proofs.learned(model.policy(), conditions), []
     own = functional.scaled_dot_product_attention
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -59,9 +50,9 @@ def test_every_backend_learns_the_same_and_again_when_recomputed(model: Model, m
     for name in EXPLICIT:
         calls.clear()
         policy = model.policy(attention=name)
-        found = learned(policy, conditions)
+        found = proofs.learned(policy, conditions)
         assert policy.attention_backend == resolve_backend(name, CPU, torch.float32)
-        again = learned(model.policy(attention=name, gradient_checkpointing=True), conditions)
+        again = proofs.learned(model.policy(attention=name, gradient_checkpointing=True), conditions)
         assert calls and all(call == kernels[name] for call in calls), name
         assert len(found) == len(expected) and all(map(torch.equal, found, again))
         for one, other in zip(found, expected, strict=True):
@@ -127,7 +118,7 @@ def test_cudnn_gets_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _AttentionBackendRegistry._backends[name].__wrapped__ is own
 
 
-@pytest.mark.parametrize("name", ["cudnn", "efficient", "flash-3", "flash_hub", "sage", "fastest"])
+@pytest.mark.parametrize("name", ["cudnn", "flash_hub", "fastest"])
 def test_what_is_not_here_is_refused_with_what_is(folder: Path, name: str) -> None:
     proofs.refused(
         lambda: proofs.built(PipelinePolicy, folder, attention=name),  # type: ignore[type-abstract]

@@ -14,12 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from customized_grpo.policies import checkpointing
-from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.policies.shortcuts import libraries_own
-
-
-def policy_of(folder: Path, **changes: Any) -> FluxKontextPolicy:
-    return proofs.built(FluxKontextPolicy, folder, reference_sizes=[(16, 24)], **changes)
 
 
 def test_activations_that_wait_on_the_host_change_no_gradient(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,10 +29,10 @@ def test_activations_that_wait_on_the_host_change_no_gradient(folder: Path, monk
 
     monkeypatch.setattr(checkpointing, "save_on_cpu", on_host)
     proofs.checkpointing_changes_no_gradient(
-        lambda wanted: policy_of(folder, gradient_checkpointing=wanted, offload_activations=wanted),
+        lambda wanted: proofs.kontext(folder, gradient_checkpointing=wanted, offload_activations=wanted),
         lambda policy: policy.encode(PROMPT, [proofs.random_image(16, 24, 0)]),
     )
-    transformer = policy_of(folder)._transformer
+    transformer = proofs.kontext(folder)._transformer
     blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
     # Of each block its inputs, and nothing of what it computes.
     rows = [tensor for tensor in moved if tensor.ndim == 3]
@@ -46,7 +41,7 @@ def test_activations_that_wait_on_the_host_change_no_gradient(folder: Path, monk
 
 def test_activations_wait_where_something_is_kept(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"needs policy\.gradient_checkpointing=true"):
-        policy_of(folder, offload_activations=True)
+        proofs.kontext(folder, offload_activations=True)
 
 
 class Block(nn.Module):

@@ -15,7 +15,6 @@ from PIL import Image
 from proofs import PROMPT, noise
 from safetensors.torch import load_file, save_file
 
-from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.protocols import Conditions
 
 Calls = list[str]
@@ -41,10 +40,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return made
 
 
-def policy_of(folder: Path, **changes: Any) -> FluxKontextPolicy:
-    return proofs.built(FluxKontextPolicy, folder, **{"reference_sizes": [(16, 24)], **changes})
-
-
 def pixels(seed: int = 0) -> Any:
     return proofs.random_image(16, 24, seed)
 
@@ -63,12 +58,12 @@ def kept(folder: Path) -> list[Path]:
 def test_a_second_run_has_the_same_bits_and_never_loads_a_text_encoder(
     folder: Path, tmp_path: Path, calls: Calls, dtype: str
 ) -> None:
-    plain = policy_of(folder, dtype=dtype).encode(PROMPT, [pixels()])
-    first = policy_of(folder, dtype=dtype, conditions=tmp_path / "kept")
+    plain = proofs.kontext(folder, dtype=dtype).encode(PROMPT, [pixels()])
+    first = proofs.kontext(folder, dtype=dtype, conditions=tmp_path / "kept")
     assert same(first.encode(PROMPT, [pixels()]), plain)
     assert any(call.startswith("call") for call in calls)
     calls.clear()
-    second = policy_of(folder, dtype=dtype, conditions=tmp_path / "kept")
+    second = proofs.kontext(folder, dtype=dtype, conditions=tmp_path / "kept")
     again = second.encode(PROMPT, [pixels()])
     assert calls == []
     assert same(again, plain)
@@ -77,7 +72,7 @@ def test_a_second_run_has_the_same_bits_and_never_loads_a_text_encoder(
 
 
 def test_a_new_pair_loads_the_text_encoders_once(folder: Path, tmp_path: Path, calls: Calls) -> None:
-    policy = policy_of(folder, conditions=tmp_path)
+    policy = proofs.kontext(folder, conditions=tmp_path)
     assert calls == []
     for prompt in ("one", "two", "two"):
         policy.encode(prompt, [pixels()])
@@ -89,7 +84,7 @@ def test_a_new_pair_loads_the_text_encoders_once(folder: Path, tmp_path: Path, c
 
 def test_whatever_matters_is_another_entry(folder: Path, tmp_path: Path) -> None:
     def encode(prompt: str = PROMPT, seeds: tuple[int, ...] = (0,), path: Path = folder, **changes: Any) -> None:
-        policy_of(path, conditions=tmp_path / "kept", **changes).encode(prompt, [pixels(seed) for seed in seeds])
+        proofs.kontext(path, conditions=tmp_path / "kept", **changes).encode(prompt, [pixels(seed) for seed in seeds])
 
     encode()
     encode(lora=None, guidance=1.0, height=48, gradient_checkpointing=True, offload=True)
@@ -116,17 +111,17 @@ def test_whatever_matters_is_another_entry(folder: Path, tmp_path: Path) -> None
     assert len(kept(tmp_path / "kept")) == len(others) + 2, "another file of the model"
     wide = proofs.random_image(2, 3, 0)
     for image in (wide, Image.frombytes("RGB", wide.size[::-1], wide.tobytes())):  # other sides, the same bytes
-        policy_of(folder, conditions=tmp_path / "kept").encode(PROMPT, [image])
+        proofs.kontext(folder, conditions=tmp_path / "kept").encode(PROMPT, [image])
     assert len(kept(tmp_path / "kept")) == len(others) + 4, "images of another shape"
     one = pixels()
     one.putpixel((3, 5), tuple(value ^ 1 for value in one.getpixel((3, 5))))
-    policy_of(folder, conditions=tmp_path / "kept").encode(PROMPT, [one])
+    proofs.kontext(folder, conditions=tmp_path / "kept").encode(PROMPT, [one])
     assert len(kept(tmp_path / "kept")) == len(others) + 5, "another pixel"
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "no hash"])
 def test_a_damaged_file_is_made_anew(folder: Path, tmp_path: Path, damage: str) -> None:
-    plain = policy_of(folder, conditions=tmp_path).encode(PROMPT, [pixels()])
+    plain = proofs.kontext(folder, conditions=tmp_path).encode(PROMPT, [pixels()])
     (file,) = kept(tmp_path)
     whole = file.read_bytes()
     if damage == "no hash":
@@ -135,7 +130,7 @@ def test_a_damaged_file_is_made_anew(folder: Path, tmp_path: Path, damage: str) 
         file.write_bytes(
             {"cut": whole[:-7], "empty": b"", "text": b"no file of tensors", "flipped": whole[:-1] + b"\x7f"}[damage]
         )
-    assert same(policy_of(folder, conditions=tmp_path).encode(PROMPT, [pixels()]), plain)
+    assert same(proofs.kontext(folder, conditions=tmp_path).encode(PROMPT, [pixels()]), plain)
     assert kept(tmp_path) == [file] and file.read_bytes() == whole
 
 
@@ -150,7 +145,7 @@ def test_the_transformer_is_alone_while_it_works(folder: Path, tmp_path: Path, m
             moves.append((type(self).__name__, str(args[0])))
         return to(self, *args, **options)
 
-    policy = policy_of(folder, offload=True, device="cpu:0")
+    policy = proofs.kontext(folder, offload=True, device="cpu:0")
     kinds = [type(part) for part in policy._pipeline.components.values() if isinstance(part, torch.nn.Module)]
     for kind in kinds:
         monkeypatch.setattr(kind, "to", moved)
@@ -163,10 +158,11 @@ def test_the_transformer_is_alone_while_it_works(folder: Path, tmp_path: Path, m
     moves.clear()
     policy.decode(noise(policy))
     assert moves == [("AutoencoderKL", "cpu:0")]
-    plain = policy_of(folder, device="cpu:0")  # sent there, weights lie elsewhere, and products may round otherwise
+    # Sent there, weights lie elsewhere, and products may round otherwise.
+    plain = proofs.kontext(folder, device="cpu:0")
     assert torch.equal(velocity, plain.velocity(noise(plain), torch.ones(1), plain.encode(PROMPT, [pixels()])))
 
-    forgetful = policy_of(folder, offload=True, conditions=tmp_path)
+    forgetful = proofs.kontext(folder, offload=True, conditions=tmp_path)
     forgetful.encode(PROMPT, [pixels()])
     assert forgetful._pipeline.text_encoder_2 is not None
     forgetful.velocity(noise(forgetful), torch.ones(1), conditions)
@@ -177,5 +173,5 @@ def test_the_transformer_is_alone_while_it_works(folder: Path, tmp_path: Path, m
 def test_what_cannot_be_loaded_later_is_one_line(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "text_encoder_2" / "model.safetensors").unlink()
-    policy = policy_of(copy, conditions=tmp_path / "kept")
+    policy = proofs.kontext(copy, conditions=tmp_path / "kept")
     proofs.refused(lambda: policy.encode(PROMPT, []), "policy.path", "text_encoder_2", "safetensors")

@@ -7,6 +7,7 @@ from typing import Any
 
 import proofs
 import pytest
+import tiny
 import tiny_flux2
 import torch
 from PIL import Image, ImageOps
@@ -30,15 +31,6 @@ LANCZOS = Image.Resampling.LANCZOS
 
 def make_image(height: int = 64, width: int = 72, seed: int = 0) -> Image.Image:
     return proofs.random_image(height, width, seed)
-
-
-@either
-def test_references_are_none_or_cropped_as_by_the_pipeline(model: Model) -> None:
-    policy = model.policy()
-    pipeline = model.stock(policy)
-    for images in ([], [make_image(70, 67, 3), make_image(64, 95, 4)]):
-        sampled = euler(policy, noise(policy), policy.encode(PROMPT, images))
-        assert apart(sampled, model.draw(pipeline, noise(policy), image=images or None)) < 1e-4
 
 
 @either
@@ -75,11 +67,10 @@ def test_large_references_are_shrunk_as_the_pipeline_does(model: Model, monkeypa
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-@klein
-def test_guidance_of_a_klein_base_model_is_the_pipelines(model: Model, scale: float, tmp_path: Path) -> None:
-    base = tiny_flux2.save(tiny_flux2.klein(distilled=False), tmp_path)
-    policy = policy_of(base, true_cfg=scale)
-    sampled, pipeline = euler(policy, noise(policy), model.encode(policy)), stock(base)
+@pytest.mark.parametrize("model", ["flux2-klein-base"], indirect=True)
+def test_guidance_of_a_klein_base_model_is_the_pipelines(model: Model, scale: float) -> None:
+    policy = model.policy(true_cfg=scale)
+    sampled, pipeline = euler(policy, noise(policy), model.encode(policy)), model.stock(policy)
     assert apart(sampled, model.draw(pipeline, noise(policy), guidance_scale=scale)) < 1e-4
     assert apart(sampled, model.draw(pipeline, noise(policy))) > 1e-3
 
@@ -91,21 +82,12 @@ def test_distilled_models_refuse_classifier_free_guidance(model: Model) -> None:
 
 
 @klein
-def test_noise_levels_follow_size_and_number_of_steps(model: Model, tmp_path: Path) -> None:
-    dynamic, larger = model.policy(), model.policy(height=256, width=256)
-    fixed = tiny_flux2.save(tiny_flux2.klein(dynamic_shifting=False), tmp_path)
-    static = policy_of(fixed)
-    assert static.sigmas(STEPS).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
-    for policy in (dynamic, larger):
-        levels = policy.sigmas(STEPS)
-        assert levels.dtype == torch.float32 and levels.shape == (STEPS + 1,)
-        assert levels[0] == 1 and levels[-1] == 0 and (levels.diff() < 0).all()
-        assert (static.sigmas(STEPS) - levels)[1:-1].abs().min() > 0.01
-    assert (larger.sigmas(STEPS) - dynamic.sigmas(STEPS))[1:-1].abs().min() > 1e-3
-    # The shift depends on the number of steps too: half as many are not every second.
-    assert apart(dynamic.sigmas(8)[::2], dynamic.sigmas(4)) > 1e-4
-    sampled = euler(static, noise(static), static.encode(PROMPT, []))
-    assert apart(sampled, model.draw(stock(fixed), noise(static), image=None)) < 1e-4
+def test_a_fixed_shift_of_noise_levels_is_the_pipelines(model: Model, tmp_path: Path) -> None:
+    fixed = tiny.save(tiny_flux2.klein(dynamic_shifting=False), tmp_path)
+    policy = policy_of(fixed)
+    assert policy.sigmas(STEPS).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    sampled = euler(policy, noise(policy), policy.encode(PROMPT, []))
+    assert apart(sampled, model.draw(stock(fixed), noise(policy), [])) < 1e-4
 
 
 @either

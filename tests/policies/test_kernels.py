@@ -58,10 +58,9 @@ def test_they_are_used_by_default_and_can_be_switched_off(model: Model) -> None:
     assert not any("forward" in vars(module) for module in theirs._transformer.modules())
     for policy in (ours, theirs):
         proofs.tune(policy)
-    found, expected = (proofs.half_way(policy, model.encode(policy)) for policy in (ours, theirs))
-    assert proofs.apart(found, expected) < 1e-4
     with libraries_own():
-        assert torch.equal(proofs.half_way(ours, model.encode(ours)), expected)
+        found, expected = (proofs.half_way(policy, model.encode(policy)) for policy in (ours, theirs))
+    assert torch.equal(found, expected)
     assert taken()
 
 

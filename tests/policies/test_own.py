@@ -17,7 +17,7 @@ from proofs import refused
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from customized_grpo.config import KINDS, Config, DataConfig, PolicyConfig, RewardConfig, RolloutConfig, TrainConfig
+from customized_grpo.config import KINDS, Config, DataConfig, PolicyConfig, RolloutConfig, TrainConfig
 from customized_grpo.config.kinds import Preset
 from customized_grpo.config.loading import load_config
 from customized_grpo.data import open_dataset
@@ -30,14 +30,6 @@ from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.records import read_records
 
 GUIDE = Path(__file__).parents[2] / "docs" / "add-a-model.md"
-REWARDS = """
-def red(images, pairs):
-    return images[:, 0].mean((1, 2))
-
-
-def green(images, pairs):
-    return images[:, 1].mean((1, 2))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +91,11 @@ def test_the_guides_settings_are_valid(blocks: dict[str, str], tmp_path: Path) -
 
 
 def test_the_guides_model_trains(own: Callable[..., PolicyConfig], tmp_path: Path) -> None:
-    (tmp_path / "rewards.py").write_text(REWARDS)
     config = embedded(
         Config,
         policy=own(),
         data=embedded(DataConfig, size=3),
-        rewards=[
-            RewardConfig(kind=f"{tmp_path / 'rewards.py'}:red", role="identity", name="red"),
-            RewardConfig(kind=f"{tmp_path / 'rewards.py'}:green", role="prompt", name="green"),
-        ],
+        rewards=proofs.REWARDS,
         rollout=embedded(RolloutConfig, steps=3, group_size=3, pairs=2),
         train=embedded(TrainConfig, iterations=1, updates=1),
     )

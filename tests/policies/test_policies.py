@@ -11,11 +11,12 @@ import proofs
 import pytest
 import torch
 from embedded import embedded
-from proofs import FILE, PROMPT, apart, euler, half_way, lora_and_full, noise, refused, tune
+from PIL import Image
+from proofs import FILE, LORA, PROMPT, apart, euler, half_way, noise, refused, tune
 from tiny_models import SOURCES, Model
 from torch import nn
 
-from customized_grpo.config import Config, DataConfig, LoraConfig, RewardConfig, RolloutConfig, TrainConfig
+from customized_grpo.config import Config, DataConfig, LoraConfig, RolloutConfig, TrainConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies.shortcuts import libraries_own
 from customized_grpo.protocols import Conditions
@@ -24,9 +25,19 @@ from customized_grpo.trainer.rollout import sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.records import read_records
 
+#: Models whose transformer is computed by the code of another one here: their training is checked by `make test-slow`.
+VARIANTS = ("flux2-dev", "qwen-image-edit-2511")
+
+
+def marked(name: str, *more: Any) -> Any:
+    return pytest.param(name, *more, marks=[pytest.mark.slow] if name in VARIANTS else [])
+
 
 def each(*without: str) -> Any:
     return pytest.mark.parametrize("model", [name for name in SOURCES if name not in without], indirect=True)
+
+
+each_in_training = pytest.mark.parametrize("model", [marked(name) for name in SOURCES], indirect=True)
 
 
 # Sampling
@@ -38,7 +49,35 @@ def test_an_euler_rollout_is_the_pipelines_image(model: Model) -> None:
     sampled = euler(policy, noise(policy), conditions)
     assert sampled.shape == (1, 3, 32, 24) and sampled.dtype == torch.float32
     assert sampled.min() >= 0 and sampled.max() <= 1 and sampled.std() > 0.02
-    assert apart(sampled, model.draw(model.stock(policy), noise(policy))) < 1e-4
+    pipeline = model.stock(policy)
+    assert apart(sampled, model.draw(pipeline, noise(policy))) < 1e-4
+    levels = policy.sigmas(proofs.STEPS)
+    assert torch.equal(levels, pipeline.scheduler.sigmas) and levels.dtype == torch.float32
+    with pytest.raises(ValueError, match="steps"):
+        policy.sigmas(1 if pipeline.scheduler.config.get("shift_terminal") else 0)
+
+
+CROPPED = [proofs.random_image(70, 67, 3), proofs.random_image(64, 95, 4)]  # no multiples of a token
+TWO = list(SOURCES["qwen-image-edit"].references)
+
+
+@pytest.mark.parametrize(
+    ("model", "choices"),
+    [
+        ("flux2-klein", [[], CROPPED]),
+        ("flux2-dev", [[], CROPPED]),
+        ("qwen-image-edit", [TWO[:1], TWO[::-1]]),
+        ("qwen-image-edit-2511", [TWO[:1], TWO[::-1]]),
+        ("joyimage-edit-plus", [[], TWO[:1], TWO[::-1]]),
+    ],
+    indirect=["model"],
+)
+def test_other_references_or_none_are_the_pipelines(model: Model, choices: list[list[Image.Image]]) -> None:
+    policy = model.policy()
+    pipeline = model.stock(policy)
+    for images in choices:
+        sampled = euler(policy, noise(policy), policy.encode(PROMPT, images))
+        assert apart(sampled, model.draw(pipeline, noise(policy), images)) < 1e-4
 
 
 @each(*(name for name, source in SOURCES.items() if not source.scale))
@@ -116,7 +155,8 @@ def test_a_batch_equals_its_samples_and_other_shapes_are_refused(model: Model) -
             policy.velocity(latents, levels, conditions[0])
 
 
-CASES = [(name, "dance", checkpointing) for name in SOURCES for checkpointing in (False, True)]
+CASES = [marked(name, "dance", False) for name in SOURCES]
+CASES += [(name, "dance", True) for name in ("flux-kontext", "flux2-klein", "flux2-klein-kv", "qwen-image-edit")]
 CASES += [("flux-kontext", "flow", False), ("flux-kontext", "cps", True)]
 
 
@@ -137,7 +177,7 @@ def test_on_policy_ratios_are_exactly_one(model: Model, sampler: Any, checkpoint
 # Training
 
 
-@each()
+@each_in_training
 def test_only_the_lora_is_trainable_and_gets_gradients(model: Model) -> None:
     policy = model.policy()
     proofs.only_the_lora_is_trainable(policy)
@@ -151,7 +191,9 @@ def test_only_the_lora_is_trainable_and_gets_gradients(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "dtype"), [*((name, "float32") for name in SOURCES), ("flux-kontext", "bfloat16")], indirect=["model"]
+    ("model", "dtype"),
+    [*(marked(name, "float32") for name in SOURCES), ("flux-kontext", "bfloat16")],
+    indirect=["model"],
 )
 def test_gradient_checkpointing_changes_no_gradient(model: Model, dtype: str) -> None:
     proofs.checkpointing_changes_no_gradient(
@@ -159,8 +201,9 @@ def test_gradient_checkpointing_changes_no_gradient(model: Model, dtype: str) ->
     )
 
 
-@each("qwen-image-edit-2511", "longcat-image-edit")
-@lora_and_full
+@pytest.mark.parametrize(
+    ("model", "lora"), [*(marked(name, LORA) for name in SOURCES), ("flux-kontext", None)], indirect=["model"]
+)
 def test_reference_is_the_untuned_model(model: Model, lora: LoraConfig | None) -> None:
     policy = model.policy(lora=lora)
     proofs.reference_is_untuned(policy, model.encode(policy))
@@ -195,30 +238,17 @@ def test_bfloat16_has_the_bits_of_the_pipelines_first_step(model: Model) -> None
 
 # Saving and loading
 
-REWARDS = """
-def red(images, pairs):
-    return images[:, 0].mean((1, 2))
-
-
-def upper(images, pairs):
-    return images[:, :, : images.shape[2] // 2].mean((1, 2, 3))
-"""
-
 
 @each()
 def test_a_trained_lora_does_the_same_in_the_stock_pipeline(model: Model, tmp_path: Path) -> None:
     """Trained by the loop; UNO's from its released LoRA, so that what is saved stands alone."""
     changes: dict[str, Any] = {"adapter_as": "start", "lora": LoraConfig(rank=6)} if model.name == "uno" else {}
     policy = model.policy(**changes)
-    (tmp_path / "rewards.py").write_text(REWARDS)
     config = embedded(
         Config,
         policy=policy.config,
         data=embedded(DataConfig, size=2),
-        rewards=[
-            RewardConfig(kind=f"{tmp_path / 'rewards.py'}:red", role="identity", name="red"),
-            RewardConfig(kind=f"{tmp_path / 'rewards.py'}:upper", role="prompt", name="upper"),
-        ],
+        rewards=proofs.REWARDS,
         rollout=embedded(RolloutConfig, steps=3, group_size=3, pairs=1),
         train=embedded(
             TrainConfig, iterations=2, updates=1, learning_rate=3e-2, kl_weight=0.01, trackers=[], max_drift=None
@@ -255,11 +285,15 @@ def test_saved_full_weights_do_the_same_in_the_stock_pipeline(model: Model, tmp_
 
 
 @pytest.mark.parametrize(
-    ("model", "dtype"),
-    [*((name, "float32") for name in SOURCES), ("flux-kontext", "bfloat16")],
+    ("model", "lora", "dtype"),
+    [
+        *(marked(name, LORA, "float32") for name in SOURCES),
+        ("flux-kontext", None, "float32"),
+        ("flux-kontext", LORA, "bfloat16"),
+        ("flux-kontext", None, "bfloat16"),
+    ],
     indirect=["model"],
 )
-@lora_and_full
 def test_loading_gives_back_every_bit(model: Model, tmp_path: Path, lora: LoraConfig | None, dtype: str) -> None:
     policy, other = (model.policy(lora=lora, dtype=dtype) for _ in range(2))
     proofs.loading_gives_back_every_bit(policy, other, tmp_path)

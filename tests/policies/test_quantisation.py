@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import proofs
 import pytest
@@ -18,14 +17,9 @@ from torch import Tensor
 from customized_grpo.config import PolicyConfig
 from customized_grpo.config.loading import load_config
 from customized_grpo.method import SAMPLERS
-from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.trainer.rollout import noise_levels, sample_trajectories
 
 HALF = torch.tensor([0.5])
-
-
-def policy_of(folder: Path, **changes: Any) -> FluxKontextPolicy:
-    return proofs.built(FluxKontextPolicy, folder, **{"reference_sizes": [(16, 24)], **changes})
 
 
 @pytest.mark.parametrize("key", ["quantise", "quantise_text_encoders"])
@@ -35,7 +29,7 @@ def test_a_missing_package_is_one_line(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else find(name, *more))
-    refused(lambda: policy_of(folder, **{key: scheme}), f"policy.{key}: {scheme}", f"pip install {package}")
+    refused(lambda: proofs.kontext(folder, **{key: scheme}), f"policy.{key}: {scheme}", f"pip install {package}")
 
 
 def test_what_cannot_be_quantised_is_refused() -> None:
@@ -60,7 +54,7 @@ def test_a_lora_on_quantised_weights_learns_and_replays_its_own_bits(
     folder: Path, tmp_path: Path, dtype: str, scheme: str, package: str
 ) -> None:
     pytest.importorskip(package)
-    policy, plain = (policy_of(folder, dtype=dtype, quantise=one) for one in (scheme, None))
+    policy, plain = (proofs.kontext(folder, dtype=dtype, quantise=one) for one in (scheme, None))
     conditions = policy.encode(PROMPT, [proofs.random_image(16, 24, 0)])
     proofs.only_the_lora_is_trainable(policy)
     weight = policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight
@@ -85,14 +79,14 @@ def test_a_lora_on_quantised_weights_learns_and_replays_its_own_bits(
 @schemes
 def test_the_untuned_model_is_the_quantised_one(folder: Path, scheme: str, package: str) -> None:
     pytest.importorskip(package)
-    policy = policy_of(folder, quantise=scheme, gradient_checkpointing=True)
+    policy = proofs.kontext(folder, quantise=scheme, gradient_checkpointing=True)
     proofs.reference_is_untuned(policy, policy.encode(PROMPT, [proofs.random_image(16, 24, 0)]))
 
 
 @schemes
 def test_quantised_text_encoders_encode_nearly_alike(folder: Path, scheme: str, package: str) -> None:
     pytest.importorskip(package)
-    prompts = [policy_of(folder, quantise_text_encoders=one).encode(PROMPT, []) for one in (scheme, None)]
+    prompts = [proofs.kontext(folder, quantise_text_encoders=one).encode(PROMPT, []) for one in (scheme, None)]
     one, other = (conditions.rows["prompt_embeds"] for conditions in prompts)
     assert not torch.equal(one, other)
     assert likeness(one, other) > NEAR[scheme]
@@ -103,8 +97,8 @@ def test_offloaded_parts_work_quantised(folder: Path, tmp_path: Path, scheme: st
     """As on 24 GB: all is quantised, sent to and fro, and text encoders are forgotten."""
     pytest.importorskip(package)
     both = {"quantise": scheme, "quantise_text_encoders": scheme}
-    there = policy_of(folder, **both)
-    moved = policy_of(folder, **both, offload=True, conditions=tmp_path)
+    there = proofs.kontext(folder, **both)
+    moved = proofs.kontext(folder, **both, offload=True, conditions=tmp_path)
     velocities = []
     for policy in (there, moved):
         conditions = policy.encode(PROMPT, [proofs.random_image(16, 24, 0)])
@@ -115,7 +109,7 @@ def test_offloaded_parts_work_quantised(folder: Path, tmp_path: Path, scheme: st
 
 def test_eight_bits_are_those_of_diffusers(folder: Path) -> None:
     torchao = pytest.importorskip("torchao.quantization")
-    policy = policy_of(folder, quantise="int8", dtype="bfloat16")
+    policy = proofs.kontext(folder, quantise="int8", dtype="bfloat16")
     scheme = TorchAoConfig(torchao.Int8WeightOnlyConfig())
     stock = FluxTransformer2DModel.from_pretrained(
         folder, subfolder="transformer", dtype=torch.bfloat16, quantization_config=scheme
@@ -133,7 +127,7 @@ def test_eight_bits_are_those_of_diffusers(folder: Path) -> None:
 def test_four_bits_are_nf4_of_blocks_of_64(folder: Path) -> None:
     """By definition (arXiv 2305.14314): of 64 weights the absolute maximum, and the nearest of 16 quantiles."""
     functional = pytest.importorskip("bitsandbytes.functional")
-    policy, plain = (policy_of(folder, quantise=scheme, lora=LORA) for scheme in ("nf4", None))
+    policy, plain = (proofs.kontext(folder, quantise=scheme, lora=LORA) for scheme in ("nf4", None))
     name = "transformer_blocks.0.ff.net.0.proj"
     ours, exact = (p._transformer.get_submodule(name).base_layer.weight for p in (policy, plain))
     blocks = exact.detach().reshape(-1, 64)

@@ -83,12 +83,18 @@ class Model:
             pipeline.tokenizer_max_length = policy.config.max_sequence_length  # no argument of its call
         return pipeline
 
-    def draw(self, pipeline: Any, latents: Tensor, **changes: Any) -> Tensor:
-        """The pipeline's image from these latents, with the policy's default settings unless changed."""
+    def draw(
+        self, pipeline: Any, latents: Tensor, given: Sequence[Image.Image] | None = None, **changes: Any
+    ) -> Tensor:
+        """The pipeline's image from these latents, of the model's references unless others are given.
+
+        With the policy's default settings unless changed.
+        """
         shared = {"prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "pt"}
         if self.source.sized:
             shared |= {"height": HEIGHT, "width": WIDTH}
-        references = self.source.references if self.source.stock_references else []
+        own = self.source.references if self.source.stock_references else []
+        references = own if given is None else given
         images: Tensor = pipeline(**{**shared, **self.source.arguments(latents, references), **changes}).images
         return images
 
@@ -147,16 +153,16 @@ SOURCES = {
         adapter=True,
         stock_references=False,
     ),
-    "flux2-klein": Source(lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
-    "flux2-dev": Source(lambda folder: tiny_flux2.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
+    "flux2-klein": Source(lambda folder: tiny.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
+    "flux2-dev": Source(lambda folder: tiny.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
     "flux2-klein-kv": Source(
-        lambda folder: tiny_flux2.save(tiny_flux2.klein_kv(), folder),
+        lambda folder: tiny.save(tiny_flux2.klein_kv(), folder),
         {**_FLUX2, "kind": "flux2-klein-kv"},
         _TWO,
         _flux2_kv,
     ),
     "longcat-image-edit": Source(
-        lambda folder: tiny_edit.save(tiny_edit.longcat(), folder),
+        lambda folder: tiny.save(tiny_edit.longcat(), folder),
         {"kind": "longcat-image-edit", "reference_sizes": None, "max_sequence_length": 96},
         [random_image(48, 36, 0)],
         _longcat,
@@ -164,7 +170,7 @@ SOURCES = {
         scale="guidance_scale",
     ),
     "joyimage-edit-plus": Source(
-        lambda folder: tiny_edit.save(tiny_edit.joyimage(), folder),
+        lambda folder: tiny.save(tiny_edit.joyimage(), folder),
         {"kind": "joyimage-edit-plus", "reference_sizes": None, "max_sequence_length": 4096},
         _QWEN_TWO,
         _joyimage,
@@ -183,7 +189,7 @@ SOURCES = {
 #: Models that differ from those above in what they are distilled to only.
 BASES = {
     "flux2-klein-base": Source(
-        lambda folder: tiny_flux2.save(tiny_flux2.klein(distilled=False), folder), _FLUX2, _TWO, _flux2
+        lambda folder: tiny.save(tiny_flux2.klein(distilled=False), folder), _FLUX2, _TWO, _flux2
     ),
 }
 

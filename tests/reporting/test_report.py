@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from customized_grpo.cli import app
 from customized_grpo.evaluation import read_evaluation
 from customized_grpo.reporting.collect import collect
-from customized_grpo.reporting.page import number, render, signed
+from customized_grpo.reporting.page import render
 from customized_grpo.reporting.results import outcome
 from customized_grpo.trainer.folder import open_run
 
@@ -78,25 +78,15 @@ def test_a_finished_run_is_read_completely(trained: Path) -> None:
     changed = {change.key: (change.default, change.value) for change in run.changes}
     assert changed["rollout.pairs"] == ("4", "2") and changed["train.iterations"] == ("60", "3")
     assert "train.learning_rate" not in changed
-    (start,) = run.starts
-    assert start["versions"]["torch"] and start["hardware"]["device"]
 
 
-def test_stored_scores_are_those_of_the_evaluation_and_of_the_log(trained: Path) -> None:
+def test_stored_scores_are_those_of_the_evaluation(trained: Path) -> None:
     run = collect(trained, open_run(trained))
     tuned = read_evaluation(trained / "evaluation/tuned", run.config.evaluation)
     assert tuned is not None
     *_, last = run.samples.values()
     for i, sample in enumerate(last.pairs):
         assert sample.scores == {name: values[i] for name, values in tuned.scores.items()}
-    # Both groups of an iteration are stored, so their means are those of the log.
-    for stored in run.groups.values():
-        assert [group.rank for group in stored.groups] == ["best", "worst"] and stored.sampled == 2
-        for name in ("identity", "prompt"):
-            values = [value for group in stored.groups for value in group.scores[name]]
-            logged = run.records[stored.iteration][f"reward/{name}/mean"]
-            assert sum(values) / len(values) == pytest.approx(logged, rel=1e-5)
-            assert all(sum(group.advantages[name]) == pytest.approx(0, abs=1e-4) for group in stored.groups)
 
 
 def test_the_outcome_is_that_of_the_scores(trained: Path) -> None:
@@ -132,15 +122,6 @@ def test_an_unfinished_run_is_shown_as_one(copied: Path) -> None:
     assert "The gradient norm is not a number at iteration 1." in read.text and "since iteration 1" in read.text
 
 
-def test_a_run_that_has_only_started(copied: Path) -> None:
-    for path in copied.iterdir():
-        if path.name != "config.yaml":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    run = collect(copied, open_run(copied))
-    assert run.records == [] and run.iterations == 0
-    assert "0 of 3 iterations" in render(run)
-
-
 def test_an_evaluation_with_other_settings_is_reported(copied: Path) -> None:
     for name in ("base", "tuned"):
         path = copied / "evaluation" / name / "scores.json"
@@ -152,7 +133,7 @@ def test_an_evaluation_with_other_settings_is_reported(copied: Path) -> None:
     assert run.notes == ["The evaluation has other settings than those of the run."]
 
 
-def test_the_command_writes_the_given_file_and_reports_damage(copied: Path) -> None:
+def test_the_command_writes_the_given_file(copied: Path) -> None:
     """Images of any size become small, missing ones leave the rest, and hostile names stay text."""
     noise = Image.effect_noise((2000, 1500), 200).convert("RGB")
     for path in (copied / "samples").glob("*/*.jpg"):
@@ -175,14 +156,6 @@ def test_the_command_writes_the_given_file_and_reports_damage(copied: Path) -> N
     for attributes in read.all("img"):
         with Image.open(BytesIO(base64.b64decode(attributes["src"].partition(",")[2]))) as image:
             assert max(image.size) <= 192
-    records = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    for damaged, message in (("no record\n", "metrics.jsonl:1"), ('{"kl": 1}\n', "iteration is missing")):
-        (run / "metrics.jsonl").write_text(damaged + records, encoding="utf-8")
-        done = CliRunner().invoke(app, ["report", str(run)])
-        assert done.exit_code == 2 and done.stderr.startswith("error: ") and message in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-    done = CliRunner().invoke(app, ["report", "nowhere"])
-    assert done.exit_code == 2 and "nowhere: holds no config.yaml" in done.stderr
 
 
 def test_prompts_are_shown_as_text(page: str, read: Reader) -> None:
@@ -235,10 +208,3 @@ def test_without_monitors_the_headline_is_about_the_rewards(trained: Path) -> No
     alone = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"monitors": []})})
     found = outcome(collect(trained, alone))
     assert found is not None and "by the rewards it was trained on" in found.headline
-
-
-def test_format_of_numbers() -> None:
-    assert [number(v) for v in (None, float("nan"), 0, 12.345, -0.5, 1e-5, 123456.0)] == [
-        "-", "-", "0.00", "12.35", "\u22120.50", "1e\u221205", "1.23e+05",
-    ]  # fmt: skip
-    assert [signed(v) for v in (1.0, -2.345, -0.001, None)] == ["+1.00", "\u22122.35", "+0.00", "-"]

@@ -30,10 +30,7 @@ def headline(monitors: tuple[Any, Any], rewards: tuple[Any, Any] = (ROSE, ROSE),
     ("found", "expected"),
     [
         (headline((ROSE, ROSE)), "Identity and prompt both rose, by independent monitors"),
-        (
-            headline((ROSE, ROSE), (ROSE, FELL)),
-            "Identity and prompt both rose, by independent monitors; but clip fell",
-        ),
+        (headline((ROSE, ROSE), (ROSE, FELL)), "Identity and prompt both rose, by independent monitors; but clip fell"),
         (
             headline((ROSE, ROSE), (ROSE, ROSE), ROSE, "diversity"),
             "Identity and prompt both rose, by independent monitors; but the guard copy-paste rose and images of a "
@@ -50,6 +47,6 @@ def test_no_number_contradicts_the_headline(found: str, expected: str) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize(("base", "tuned", "percent"), [(50.0, 55.0, 10.0), (0.3, 4.7, None), (-1.0, 1.0, None)])
+@pytest.mark.parametrize(("base", "tuned", "percent"), [(50.0, 55.0, 10.0), (0.3, 4.7, None)])
 def test_no_percentage_of_a_base_near_zero(base: float, tuned: float, percent: float | None) -> None:
     assert Score("a", base, tuned, None, None, False).percent == (None if percent is None else pytest.approx(percent))

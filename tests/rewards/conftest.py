@@ -41,7 +41,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def segformer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    return tiny_rewards.segformer(tmp_path_factory.mktemp("segformer"))
+    return tiny_rewards.segformer(tmp_path_factory.mktemp("segformer"), steps=40)
 
 
 @pytest.fixture

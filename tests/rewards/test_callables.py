@@ -84,25 +84,15 @@ def test_trls_order_with_all_else_in_keywords(pairs: list[Pair]) -> None:
     "function",
     [
         lambda images, pairs: level(images) if isinstance(pairs[0], Pair) else None,
-        lambda x, y: level(x) if isinstance(y[0], Pair) else None,
         lambda x, y, scale=1.0: [value * scale for value in level(x)] if isinstance(y[0], Pair) else None,
-        lambda x: level(x),
         lambda x, prompts: level(x) if prompts[0] == "a cat 0" else None,
         lambda x, target: level(x) if target == [0.0, 1.0, 2.0] else None,
-        lambda *args: level(args[0]) if isinstance(args[1][0], Pair) else None,
         lambda *args, **kwargs: level(args[0]) if isinstance(args[1][0], Pair) and not kwargs else None,
+        lambda prompts, images, /, *, target: level(images) if len(prompts) == len(target) == 3 else None,
     ],
 )
-def test_images_and_pairs_by_position_where_no_parameter_is_called_images(function: Any, pairs: list[Pair]) -> None:
+def test_images_and_pairs_by_position_and_parameters_of_one_kind_only(function: Any, pairs: list[Pair]) -> None:
     assert scores_of(function, pairs) == LEVELS
-
-
-def test_positional_only_parameters(pairs: list[Pair]) -> None:
-    def reward(prompts, images, factor=2.0, /, *, target):  # type: ignore[no-untyped-def]
-        assert len(prompts) == len(target) == 3
-        return images.mean((1, 2, 3)) * factor
-
-    assert scores_of(reward, pairs) == [0.0, 0.5, 2.0]
 
 
 class Scorer:
@@ -125,7 +115,8 @@ class Model(nn.Module):
 
 def test_objects_methods_modules_and_partial_functions(pairs: list[Pair]) -> None:
     reward = Scorer()
-    assert as_reward(reward).name == "brightness" and as_reward(reward, name="x").name == "x"
+    named = as_reward(reward)
+    assert as_reward(named) is named and as_reward(named, name="x").name == "x" and named.name == "brightness"
     assert as_reward(reward.twice).name == "twice" and scores_of(reward.twice, pairs) == [0.0, 0.5, 2.0]
     assert as_reward(functools.partial(level)).name == "level" and scores_of(functools.partial(level), pairs) == LEVELS
     assert as_reward(Model()).name == "Model" and scores_of(Model(), pairs) == [0.0, 1.25, 3.0]
@@ -140,9 +131,7 @@ def test_objects_methods_modules_and_partial_functions(pairs: list[Pair]) -> Non
         (lambda images: images.mean((1, 2, 3)).double(), LEVELS),
         (lambda images: np.array(level(images)), LEVELS),
         (lambda images: np.array([None, 0.25, True], dtype=object), [math.nan, 0.25, 1.0]),
-        (lambda images: tuple(level(images)), LEVELS),
         (lambda images: [0, np.float32(0.25), torch.tensor(1.0)], LEVELS),
-        (lambda images: [None, 0.25, None], [math.nan, 0.25, math.nan]),
         (lambda images: (image.mean() for image in images), LEVELS),
     ],
 )
@@ -157,17 +146,11 @@ def test_what_may_be_returned(returned: Any, expected: list[float], pairs: list[
         (lambda images: dict.fromkeys("abc", 1.0), "it returned a dict with 'a', 'b', 'c'; return one number"),
         (lambda images: itertools.repeat(1.0), "returned shape (4,) on pairs"),
         (lambda images: (level(images), {}), "score 0 that it returned is [0.0, 0.25, 1.0]"),
-        (lambda images: ["0.5", "0.5", "0.5"], "score 0 that it returned is '0.5'"),
         (lambda images: torch.ones(3, dtype=torch.complex64), "a tensor of complex numbers"),
-        (lambda images: "1.0", "it returned a str"),
         (lambda images: 1.0, "it returned a float"),
-        (lambda images: np.array(1.0), "it returned a float"),
         (lambda images: [1.0, "high", 2.0], "score 1 that it returned is 'high'"),
-        (lambda images: [[1.0], [2.0], [3.0]], "score 0 that it returned is [1.0]"),
-        (lambda images: [1.0, 2.0], "returned shape (2,) on pairs 'a', 'b', 'c'; it must return one score per image"),
         (lambda images: torch.zeros(3, 1), "returned shape (3, 1)"),
         (lambda images: sys.exit(0), "failed on pairs 'a', 'b', 'c': SystemExit: 0"),
-        (lambda images: 1 / 0, "failed on pairs 'a', 'b', 'c': ZeroDivisionError"),
     ],
 )
 def test_what_is_no_list_of_scores_is_refused(returned: Any, message: str, pairs: list[Pair]) -> None:
@@ -177,20 +160,15 @@ def test_what_is_no_list_of_scores_is_refused(returned: Any, message: str, pairs
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (
-            lambda images, targets: 0,
-            "its parameter 'targets', which is no option and no column of the dataset; did you mean 'target'?",
-        ),
+        (lambda images, targets: 0, "its parameter 'targets', which is no option .*; did you mean 'target'"),
         (lambda images, zzz: 0, "there are images, prompts, references, masks, subjects, pairs, target, note"),
         (lambda image, pairs: 0, "its parameter 'image', .*; did you mean 'images'"),
-        (lambda images, prompt: 0, "its parameter 'prompt', .*; did you mean 'prompts'"),
         (lambda x, y, z: 0, "its parameter 'z'"),
-        (lambda first, **rest: 0, "its parameter 'first'"),
         (lambda: 0, "it takes no arguments; give it a parameter `images`"),
     ],
 )
 def test_a_parameter_that_nothing_fills(function: Any, message: str, pairs: list[Pair]) -> None:
-    assert re.search(message.replace("?", r"\?"), refusal(function, pairs))
+    assert re.search(message, refusal(function, pairs))
     if "takes no" not in message:
         with pytest.raises(RewardError, match="no value for its parameter"):
             as_reward(function).check(pairs)  # type: ignore[attr-defined]
@@ -225,20 +203,12 @@ def test_options_come_before_columns_and_are_checked(
     ("given", "message"),
     [
         (3, "^3 is no reward; give a callable that takes images"),
-        ("dino", "^'dino' is no reward"),
         (Scorer, r"^Scorer is a class; give an object of it as reward: Scorer\(\)"),
     ],
 )
 def test_what_is_no_reward(given: Any, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         as_reward(given)
-
-
-def test_a_reward_stays_itself_and_a_new_name_is_that_of_a_copy() -> None:
-    reward = as_reward(level)
-    assert as_reward(reward) is reward and as_reward(reward, name="level") is reward
-    other = as_reward(reward, name="other")
-    assert (reward.name, other.name) == ("level", "other")
 
 
 def test_asynchronous_rewards_run_together_on_one_loop_which_stays(pairs: list[Pair]) -> None:
@@ -288,8 +258,6 @@ def test_an_error_of_an_asynchronous_reward(error: BaseException, message: str, 
 
 
 SOURCE = """
-LEVEL = 3
-
 def brightness(images, pairs, factor=1.0):
     return images.mean(dim=(1, 2, 3)) * factor
 
@@ -320,7 +288,6 @@ class Silent:
 def own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_rewards.py").write_text(SOURCE, encoding="utf-8")
     (tmp_path / "torn.py").write_text("def f(:\n", encoding="utf-8")
-    (tmp_path / "wanting.py").write_text("import no_such_library_here\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
 
@@ -356,14 +323,10 @@ def test_a_file_may_import_modules_beside_it(
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("brightness", {}, "unknown kind 'brightness'; give dino, dino-patches, .*, copy-paste, package.module:Class"),
         ("own_rewards.py:", {}, "is not package.module:Class or file.py:function"),
-        ("absent.py:f", {}, "there is no file .*absent.py"),
         ("torn.py:f", {}, "cannot be imported .SyntaxError"),
-        ("wanting.py:f", {}, "no_such_library_here"),
         ("no_such_module_here:f", {}, "no_such_module_here"),
         ("own_rewards:brightnes", {}, "has no 'brightnes'; did you mean 'brightness'"),
-        ("own_rewards:LEVEL", {}, "is a int; name a class or function"),
         ("own_rewards:brightness", {"faktor": 2}, "has no parameter 'faktor' for that option; did you mean 'factor'"),
         ("own_rewards:Constant", {"valeu": 2}, "could not be constructed .TypeError.*valeu"),
         ("own_rewards:Broken", {}, "RuntimeError: no key in sight"),

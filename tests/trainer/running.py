@@ -20,6 +20,7 @@ from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.callbacks import ProgressCallback, TrainerCallback
 from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.trainer.groups import Groups
 from customized_grpo.trainer.grpo import sample_trained_steps
 from customized_grpo.trainer.memory import BatchSize
 from customized_grpo.trainer.rollout import Trajectories, sample_groups
@@ -35,6 +36,16 @@ class OnStep(TrainerCallback):
 
     def on_step_end(self, trainer: Any, metrics: Mapping[str, float]) -> None:
         self._call(metrics)
+
+
+class SeeGroups(TrainerCallback):
+    """Keeps the groups of each iteration that shows them."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, Groups] = {}
+
+    def on_groups(self, trainer: Any, groups: Groups) -> None:
+        self.seen[trainer.iteration] = groups
 
 
 def make_trainer(
@@ -99,6 +110,11 @@ def draw(
         policy, conditions, keys, rollout, stochastic, seed=0, iteration=0, size=batch_size, **options
     )
     return list(batches), trained
+
+
+def weights_of(policy: Policy) -> dict[str, Tensor]:
+    """Copies of the weights that are trained."""
+    return {name: weight.detach().clone() for name, weight in policy.trainable().items()}
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:

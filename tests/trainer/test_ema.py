@@ -8,20 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import make_trainer, run_training, same, tensors_of
+from running import make_trainer, run_training, same, tensors_of, weights_of
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
-from customized_grpo.protocols import Policy
 from customized_grpo.trainer import base
 from customized_grpo.trainer.ema import MovingAverage
 
 Make = Callable[..., Config]
-
-
-def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in policy.trainable().items()}
 
 
 def test_it_follows_the_weights_and_gives_them_back(make_config: Make) -> None:

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import make_trainer, metrics_of
+from running import SeeGroups, make_trainer, metrics_of
 
 from customized_grpo.config import Config
 from customized_grpo.policies import build_policy
 from customized_grpo.reporting.snapshots import best_and_worst
 from customized_grpo.rewards import build_reward, score
-from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.credit import Credit
 from customized_grpo.trainer.groups import Groups, group_diversity
-from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 
 def test_diversity_is_the_mean_distance_of_two_images() -> None:
@@ -54,16 +52,11 @@ def test_groups_are_those_of_the_record(make_config: Callable[..., Config], tmp_
     config = make_config(iterations=3, sample_every=2)
     policy = build_policy(config.policy)
     rewards = [build_reward(reward, policy.device) for reward in config.rewards]
-    seen: dict[int, Groups] = {}
-
-    class See(TrainerCallback):
-        def on_groups(self, trainer: CustomizedGRPOTrainer, groups: Groups) -> None:
-            seen[trainer.iteration] = groups
-
-    make_trainer(config, tmp_path, [See()], policy=policy).train()
-    assert list(seen) == [2, 3], "every second one and the last"
+    see = SeeGroups()
+    make_trainer(config, tmp_path, [see], policy=policy).train()
+    assert list(see.seen) == [2, 3], "every second one and the last"
     records = {record["iteration"]: record for record in metrics_of(tmp_path)}
-    for iteration, groups in seen.items():
+    for iteration, groups in see.seen.items():
         assert [images.shape for images in groups.images] == [(3, 3, 16, 16)] * 3
         again = score(rewards, torch.cat(list(groups.images)), [pair for pair in groups.pairs for _ in range(3)])
         for name, values in groups.scores.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from running import draw, make_trainer, metrics_of, run_training, same, tensors_of
+from running import SeeGroups, draw, make_trainer, metrics_of
 
 from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
@@ -17,43 +17,21 @@ from customized_grpo.planning.remedies import changed
 from customized_grpo.planning.shapes import shapes_of
 from customized_grpo.policies import build_policy
 from customized_grpo.rewards import build_reward
-from customized_grpo.trainer.callbacks import TrainerCallback
-from customized_grpo.trainer.groups import Groups
-from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 
 Make = Callable[..., Config]
-SHORT = {"iterations": 2, "checkpoint_every": 1, "sample_every": 1}
 
 
-class Stopped(Exception):
-    pass
-
-
-def test_groups_of_several_sizes_train_and_resume_bit_for_bit(photos_config: Make, tmp_path: Path) -> None:
-    config, seen = photos_config(**SHORT), []
-
-    class See(TrainerCallback):
-        def on_groups(self, trainer: CustomizedGRPOTrainer, groups: Groups) -> None:
-            seen.extend(zip(groups.pairs, groups.images, strict=True))
-
-    make_trainer(config, tmp_path / "whole", [See()]).train()
+def test_groups_of_several_sizes_train(photos_config: Make, tmp_path: Path) -> None:
+    see = SeeGroups()
+    make_trainer(photos_config(iterations=2, sample_every=1), tmp_path, [see]).train()
+    seen = [one for groups in see.seen.values() for one in zip(groups.pairs, groups.images, strict=True)]
     found = {(images.shape[0], pair.references[0].size, tuple(images.shape[2:])) for pair, images in seen}
     for _, (width, height), size in found:
         aspect = {True: (16, 16), width > height: (16, 24), width < height: (24, 16)}[True]
         assert size == aspect, "each group has the size nearest to its photo"
     assert {size for _, _, size in found} == {(16, 16), (16, 24), (24, 16)} and {number for number, *_ in found} == {3}
-    for record in metrics_of(tmp_path / "whole"):
+    for record in metrics_of(tmp_path):
         assert 0 < record["diversity"] < 1 and record["gradient_norm"] > 0 and record["replay_error"] < 1e-6
-
-    def stop(metrics: Mapping[str, float]) -> None:
-        if metrics["iteration"] == 1:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        run_training(config, tmp_path / "resumed", stop)
-    run_training(config, tmp_path / "resumed")
-    assert same(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "resumed"))
-    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "resumed")
 
 
 def test_a_batch_has_one_size_and_images_do_not_depend_on_it(photos_config: Make) -> None:

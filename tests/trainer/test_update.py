@@ -199,18 +199,6 @@ def test_sampling_continues_with_smaller_batches_or_ends_in_one_line(
         list(BatchSize("x", 4).run(8, work))
 
 
-def test_the_peak_is_of_tensors_alive_at_the_same_time() -> None:
-    def work() -> Tensor:
-        for _ in range(3):
-            first = torch.ones(1000)  # 4000 bytes, freed each time
-            second = first + first
-            second.add_(1).view(10, 100)  # nothing new
-            del first
-        return second
-
-    assert peak_bytes(CPU, work) == 12000  # the second of a round lives until the next is made
-
-
 def test_an_automatic_size_is_what_fits(policy: Policy, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes chosen for two amounts of free memory, and what batches of these sizes then really need."""
     config = make_config(batch_size="auto")

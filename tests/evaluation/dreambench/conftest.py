@@ -12,7 +12,6 @@ import yaml
 from embedded import embedded, save_random_run
 from PIL import Image
 from tiny import save_flux_kontext
-from transformers import Dinov2Config, Dinov2Model
 
 from customized_grpo.config import Config, LoraConfig, PolicyConfig
 from customized_grpo.config.loading import save_config
@@ -70,11 +69,7 @@ def dreambench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("dino")
-    small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    Dinov2Model(Dinov2Config(**small, initializer_range=0.3)).save_pretrained(folder)
-    tiny_rewards.write_frame(folder, "BitImageProcessor")
-    return folder
+    return tiny_rewards.dinov2_with_registers(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture(scope="session")

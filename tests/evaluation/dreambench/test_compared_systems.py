@@ -25,12 +25,6 @@ REAL = Path(os.environ.get("DREAMBENCH", Path(__file__).parents[4] / "shared" / 
 NAN = float("nan")
 
 
-def run(*arguments: str | Path) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
 def scores(**subjects: list[float]) -> Scores:
     cases = tuple(Case(subject, 0, "", "place") for subject in subjects)
     return Scores(cases, {"x": list(subjects.values())})
@@ -47,7 +41,7 @@ def test_differences_are_paired_by_subject() -> None:
 
 @pytest.mark.parametrize(
     ("subjects", "prompts", "seen"),
-    [(30, 25, (6, 6)), (1, 25, (1, 6)), (96, 1, (6, 1)), (2, 1, (2, 1)), (2, 4, (2, 3)), (7, 2, (6, 2))],
+    [(30, 25, (6, 6)), (1, 25, (1, 6)), (96, 1, (6, 1)), (2, 4, (2, 3))],
 )
 def test_the_grid_shows_many_subjects_and_many_prompts(subjects: int, prompts: int, seen: tuple[int, int]) -> None:
     shown = shown_cases([Case(f"{s}", p, "") for s in range(subjects) for p in range(prompts)])
@@ -55,12 +49,13 @@ def test_the_grid_shows_many_subjects_and_many_prompts(subjects: int, prompts: i
     assert len(set(shown)) == len(shown) == min(6, subjects * prompts)
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_a_comparison(tmp_path: Path, dreambench: Path, protocol: Path, recipe: Path, tuned: Path) -> None:
     """The base model, a tuned one, and images of one colour."""
-    for name in (f"{subject}/0{prompt}" for subject in ("rex", "plush", "brolly") for prompt in range(3)):
-        for index in range(2):
-            (tmp_path / "red" / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (16, 16), "red").save(tmp_path / "red" / f"{name}_{index}.png")
+    for subject in ("rex", "plush", "brolly"):
+        (tmp_path / "red" / subject).mkdir(parents=True)
+        for name in ("00_0", "00_1", "01_0", "01_1", "02_0", "02_1"):
+            Image.new("RGB", (16, 16), "red").save(tmp_path / "red" / subject / f"{name}.png")
     task, out = open_task(str(dreambench), protocol=str(protocol)), tmp_path / "out"
     compare([str(recipe), str(tuned), str(tmp_path / "red")], task, out, Console(file=io.StringIO(), width=160))
     found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
@@ -84,9 +79,6 @@ def test_a_comparison(tmp_path: Path, dreambench: Path, protocol: Path, recipe: 
     assert row.split(" | ")[-1].startswith("**+"), "far redder than the base"
     assert sum(line.startswith("| accessory |") for line in lines) == 4
     assert any("too narrow" in line for line in lines), "three subjects are few"
-    compare([f"one={out / 'base'}", f"other={out / 'base'}"], task, tmp_path / "twice", Console(file=io.StringIO()))
-    found = json.loads((tmp_path / "twice" / "comparison.json").read_text(encoding="utf-8"))
-    assert all(set(change.values()) == {0} for change in found["differences"][0]["overall"].values())
 
 
 def test_problems_are_reported_before_anything_is_generated(
@@ -106,38 +98,22 @@ def test_problems_are_reported_before_anything_is_generated(
 
 
 @pytest.mark.skipif(not (REAL / LIST).is_file(), reason="DreamBench is not at hand; set DREAMBENCH to its folder")
-def test_the_embedded_model_on_dreambench_from_end_to_end(tmp_path: Path) -> None:
-    """The command itself, on real photos; photos of the subjects stand for another system."""
-    part = ["--benchmark", REAL, "--protocol", "embedded", "--images", "2", "--steps", "3"]
-    part += ["--subject", "dog", "--subject", "vase", "--prompt", "0", "--prompt", "12", "--prompt", "24"]
-    out = run("evaluate", "embedded/pipeline", *part, "--out", tmp_path / "base")
-    assert "DINO-I (subject) is skipped: the photos have no masks" in out
+def test_the_command_evaluates_a_part_of_dreambench(tmp_path: Path) -> None:
+    part = ["--subject", "dog", "--subject", "vase", "--prompt", "0", "--prompt", "24", "--images", "2", "--steps", "2"]
+    options = ["--benchmark", str(REAL), "--protocol", "embedded", *part, "--out", str(tmp_path / "base")]
+    done = CliRunner().invoke(app, ["evaluate", "embedded/pipeline", *options])
+    assert done.exit_code == 0 and "DINO-I (subject) is skipped: the photos have no masks" in done.output, done.output
     found = json.loads((tmp_path / "base" / "summary.json").read_text(encoding="utf-8"))
-    assert (found["subjects"], found["cases"], found["images"]) == (2, 6, 12)
-    assert {"overall", "place", "property", "accessory"} < set(found)
+    assert (found["subjects"], found["cases"], found["images"]) == (2, 4, 8)
     for name in ("DINO-I", "CLIP-I", "CLIP-T", "copy-paste", "diversity (DINO-I)"):
         assert -100 <= found["overall"][name]["low"] <= found["overall"][name]["high"] <= 200, name
-    for subject in ("dog", "vase"):
-        photos = sorted((REAL / subject).glob("*.jpg"))
-        for prompt in (0, 12, 24):
-            for index in range(2):
-                path = tmp_path / "photos" / subject / f"{prompt:02}_{index}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.open(photos[1 + index]).save(path)
-    run("compare", tmp_path / "base", tmp_path / "photos", *part, "--out", tmp_path / "both")
-    found = json.loads((tmp_path / "both" / "comparison.json").read_text(encoding="utf-8"))
-    (change,) = found["differences"]
-    assert change["overall"]["DINO-I"]["low"] > 0, "photos of the subject are more like it than what this model draws"
-    assert change["overall"]["CLIP-T"]["high"] < 0, "and do nothing that the prompt says"
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["evaluate", "run", "--images", "2"], "--benchmark"),
-        (["evaluate", "nowhere", "--benchmark", "nowhere"], "nowhere"),
         (["compare", "a", "b", "--benchmark", "world", "--protocol", "nothing"], "--protocol nothing"),
-        (["compare", "a", "b", "--benchmark", "world", "--protocol", "embedded"], "a: no such run"),
         (["compare", "a", "b", "--benchmark", "world", "--two-subjects"], "need DreamBench"),
     ],
 )

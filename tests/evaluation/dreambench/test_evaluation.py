@@ -26,7 +26,6 @@ from customized_grpo.utils.noise import normal
 from customized_grpo.utils.pixels import save_image, to_tensor
 from customized_grpo.utils.records import read_records
 
-CASES = [f"{subject}/0{prompt}" for subject in ("rex", "plush", "brolly") for prompt in range(3)]
 Open = Callable[..., Task]
 
 
@@ -82,10 +81,11 @@ def summary_of(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def test_files_of_an_evaluation(whole: Path) -> None:
-    names = [f"{case}_{index}.png" for case in CASES for index in range(2)]
+    cases = [f"{subject}/0{prompt}" for subject in ("rex", "plush", "brolly") for prompt in range(3)]
+    names = [f"{case}_{index}.png" for case in cases for index in range(2)]
     assert sorted(images_of(whole)) == sorted(names)
     assert len({*images_of(whole).values()}) == len(names), "each from noise of its own"
-    assert sorted(scores_of(whole)) == sorted(CASES)
+    assert sorted(scores_of(whole)) == sorted(cases)
     text = (whole / "table.md").read_text(encoding="utf-8")
     assert all(f"| {row} |" in text for row in ("overall", "place", "property", "accessory", "rex", "brolly"))
     assert "| style |" not in text
@@ -220,10 +220,8 @@ def test_a_new_metric_is_added_and_other_settings_are_refused(
     more.write_text(text.replace("segmented: false", "segmented: true"), "utf-8")
     with pytest.raises(ConfigError, match="another metric 'DINO-I'"):
         evaluated(recipe, open_it(protocol=str(more)), copied)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").touch()
     with pytest.raises(ConfigError, match="something other than an evaluation"):
-        evaluated(recipe, open_it(), tmp_path / "other")
+        evaluated(recipe, open_it(), tmp_path)
 
 
 def test_images_of_another_system(whole: Path, tmp_path: Path, open_it: Open) -> None:
@@ -247,7 +245,7 @@ def test_images_of_another_system(whole: Path, tmp_path: Path, open_it: Open) ->
     assert not (tmp_path / "new").exists()
 
 
-def test_images_of_several_sizes_and_an_exchanged_one(tmp_path: Path, open_it: Open) -> None:
+def test_images_of_several_sizes_and_an_exchanged_one_are_scored_anew(tmp_path: Path, open_it: Open) -> None:
     theirs = tmp_path / "theirs" / "rex"
     theirs.mkdir(parents=True)
     for index, (size, colour) in enumerate([((16, 16), "black"), ((24, 16), "red")]):

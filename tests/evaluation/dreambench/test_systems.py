@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -49,18 +48,14 @@ def test_a_lora_generates_what_its_run_does_and_the_rest_is_the_base(
     assert draw(str(pipeline), recipe) == base
 
 
-@pytest.mark.parametrize(
-    ("given", "name"), [("runs/a", "a"), ("mine=runs/a", "mine"), ("embedded/pipeline", "embedded-pipeline")]
-)
-def test_names(given: str, name: str, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(tuned, tmp_path / "runs" / "a")
-    monkeypatch.chdir(tmp_path)
-    assert find_system(given).name == name
-
-
-def test_a_path_with_an_equals_sign_is_a_path(tmp_path: Path) -> None:
+def test_names(tuned: Path, tmp_path: Path) -> None:
     (tmp_path / "a=b").mkdir()
-    assert find_system(str(tmp_path / "a=b")).name == "a=b"
+    for given, name in (
+        (f"mine={tuned}", "mine"),
+        ("embedded/pipeline", "embedded-pipeline"),
+        (str(tmp_path / "a=b"), "a=b"),
+    ):
+        assert find_system(given).name == name
 
 
 def test_settings_tell_weights_apart_but_not_devices(tuned: Path, recipe: Path) -> None:
@@ -82,9 +77,6 @@ def test_files_that_are_no_lora(tuned: Path, tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ModelError, match="not a LoRA in safetensors"):
         find_system(str(path))
-    save_file({"lora_unet_single.lora_down.weight": torch.zeros(2, 2)}, path)
-    with pytest.raises(ModelError, match="no LoRA of a transformer in diffusers' form"):
-        find_system(str(path))
     weights = load_file(tuned / "lora" / FILE)
     name = next(name for name in weights if name.endswith("lora_A.weight"))
     save_file({**weights, name: weights[name][:1].contiguous()}, path)
@@ -95,8 +87,6 @@ def test_files_that_are_no_lora(tuned: Path, tmp_path: Path) -> None:
 def test_paths_that_lead_nowhere(tmp_path: Path, recipe: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere: no such run, model"):
         find_system("nowhere")
-    with pytest.raises(ConfigError, match="no such run, model"):
-        find_system(f"name={tmp_path}/nowhere.yaml")
     with pytest.raises(ModelError, match="no such folder"):
         find_system(str(recipe), overrides=["policy.path=./nowhere"])
     shutil.copyfile(recipe, tmp_path / "config.yaml")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 from embedded import embedded
 from PIL import Image
 from proofs import tune
@@ -19,22 +21,23 @@ from customized_grpo.reporting.snapshots import keep_samples
 from customized_grpo.trainer.parts import build_scorers
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Function that makes such a run from a folder with a pipeline; keywords are settings of its policy."""
 
     def make(pipeline: Path, **policy_settings: object) -> Path:
+        folder = tmp_path_factory.mktemp("private")
         common = {"height": 32, "width": 24, "reference_sizes": [(24, 16)], "lora": LoraConfig(rank=4, alpha=6)}
         settings = {"path": str(pipeline), "device": "cpu", "max_sequence_length": 64, **common, **policy_settings}
         held_out = embedded(DataConfig, split="held-out", size=2, seed=1)
         config = embedded(
             Config,
             policy=embedded(PolicyConfig, **settings),
-            data=embedded(DataConfig, root=tmp_path / "secret-folder"),
+            data=embedded(DataConfig, root=folder / "secret-folder"),
             evaluation=embedded(EvaluationConfig, data=held_out, steps=2),
             train=embedded(TrainConfig, iterations=3),
         )
-        run = tmp_path / "run"
+        run = folder / "run"
         run.mkdir()
         save_config(config, run / "config.yaml")
         policy, pairs = build_policy(config.policy), open_dataset(held_out)
@@ -48,6 +51,18 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a LoRA for FLUX.1 Kontext. Tests must not change it."""
+    return make_run(tiny.save_flux_kontext(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """Copy of the run that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -67,11 +67,9 @@ def raw(url: str, request: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "cookie", ["", "cgrpo-demo-7860=", f"cgrpo-demo-7860={TOKEN}x", f"cgrpo-demo-7861={TOKEN}", 'a="b; cgrpo-demo-7860']
+    "cookie", ["", f"cgrpo-demo-7860={TOKEN}x", f"cgrpo-demo-7861={TOKEN}", 'a="b; cgrpo-demo-7860']
 )
-@pytest.mark.parametrize(
-    "path", ["/", "/gradio_api/upload", "/?token=", "/?token=no", "/nowhere", "/file/manifest.json"]
-)
+@pytest.mark.parametrize("path", ["/", "/gradio_api/upload", "/?token=no", "/nowhere", "/file/manifest.json"])
 def test_requests_without_the_token_are_refused(url: str, path: str, cookie: str) -> None:
     for method in ("GET", "POST"):
         answer = httpx2.request(method, url + path, headers={"Cookie": cookie, "Authorization": f"Bearer {TOKEN}"})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from servers import bomb
 
 from customized_grpo.config import ConfigError
 from customized_grpo.config.loading import load_config
@@ -35,12 +34,12 @@ def test_both_models_generate_and_score_as_the_commands_do(opened: Studio, rando
     columns = opened.generate_columns(PROMPT, [PHOTO], seed=3, steps=2, images=2)
     assert [column.name for column in columns] == ["base", "tuned"]
     config = load_config(random_run / "config.yaml")
-    pair = Pair("other key", PROMPT, (PHOTO,), (None,))
+    scorers, pair = build_scorers(config, opened.policy.device), Pair("other key", PROMPT, (PHOTO,), (None,))
     for column, run in zip(columns, (None, random_run), strict=True):
         expected = generate(policy_with_adapter(config, run), PROMPT, [PHOTO], steps=2, seed=3, images=2)
         assert all(np.array_equal(*map(np.asarray, pair)) for pair in zip(column.images, expected, strict=True))
         pixels = torch.stack([to_tensor(image) for image in column.images])
-        scores = score(build_scorers(config, opened.policy.device), pixels, [pair, pair])
+        scores = score(scorers, pixels, [pair, pair])
         assert column.scores.keys() == scores.keys()
         assert all(column.scores[name] == pytest.approx(values.tolist(), abs=1e-4) for name, values in scores.items())
     assert columns[0].images[0].tobytes() != columns[1].images[0].tobytes()
@@ -57,26 +56,15 @@ def test_what_is_missing_or_too_long_is_one_line(opened: Studio, prompt: str, ph
         opened.generate_columns(prompt, photos, seed=0, steps=2, images=1)
 
 
-def bomb(path: Path, side: int = 50_000) -> Path:
-    """Write a PNG of few bytes whose header promises side x side pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    data = zlib.compress(bytes(1 << 20))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
-    return path
-
-
 def test_rejected_files_are_named_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "vector.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+    (tmp_path / "bomb.png").write_bytes(bomb(50_000))
     good = tmp_path / "good.png"
     for name, message in (
         ("text.jpg", "not an image of a known format"),
         ("vector.svg", "not an image"),
-        (bomb(tmp_path / "bomb.png").name, "67 million"),
+        ("bomb.png", "67 million"),
         ("gone.png", "was removed"),
     ):
         PHOTO.save(good)
