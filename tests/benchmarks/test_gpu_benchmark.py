@@ -127,6 +127,7 @@ def test_the_page_contains_every_section(record: dict[str, Any]) -> None:
     assert "ours s per image" in headings and len(cells) == len(record["results"]["velocity"])
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_crashes_or_hangs_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "_START_SECONDS", 60.0)
     measures = {"error": crashing.error, "crash": crashing.crash, "last": crashing.rows}

@@ -52,8 +52,9 @@ def test_rows_of_an_objective_differ_in_the_method_and_its_scale_alone() -> None
     firsts = {run.config.method.objective: run.config for run in reversed(runs) if run.seed == 0}
     assert set(firsts) == {"grpo", "awm", "nft"} and {run.seed for run in runs} == set(range(5))
     for run in runs:
-        first, own = firsts[run.config.method.objective], {"method", "forward", "seed"}
+        first, own = firsts[run.config.method.objective], {"method", "forward", "validation", "train", "seed"}
         assert all(getattr(run.config, key) == getattr(first, key) for key in Config.model_fields if key not in own)
+        assert run.config.train == first.train.model_copy(update={"iterations": run.config.train.iterations})
 
 
 @pytest.mark.parametrize(

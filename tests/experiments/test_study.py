@@ -150,6 +150,7 @@ def test_a_sigterm_stops_a_studys_runs_with_their_checkpoints(tmp_path: Path) ->
     assert not (tmp_path / "out/results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_seconds_of_an_iteration_are_measured_by_row(tmp_path: Path) -> None:
     adaptive = STUDY.replace("both: {}", "both: {set: {method.weighting: adaptive, validation.per_iteration: 2}}")
     (tmp_path / "study.yaml").write_text(adaptive, encoding="utf-8")
