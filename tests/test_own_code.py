@@ -310,3 +310,22 @@ def test_the_traceback_is_shown_on_request(
 def photo(folder: Path) -> Path:
     save_image(to_image(IMAGES[0]), folder / "photo.png")
     return folder / "photo.png"
+
+
+def test_sys_exit_at_import_of_an_own_policy_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import sys\nsys.exit(0)\n")
+    done = CliRunner().invoke(
+        app,
+        [
+            "generate",
+            "--reference",
+            str(photo(tmp_path)),
+            "--prompt",
+            "a",
+            "--out",
+            str(tmp_path / "x.png"),
+            "--set",
+            f"policy.kind={tmp_path / 'own.py'}:P",
+        ],
+    )
+    assert done.exit_code == 2 and "SystemExit" in done.stderr
