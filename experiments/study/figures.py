@@ -81,7 +81,7 @@ def learning_curves(
             if metric not in absolute:
                 axes.axhline(0, color=INK, linewidth=0.8)
             for row, seeds in panel.items():
-                at, scores = _on_shared_iterations(f"{path}: {metric}, {row}", seeds, relative=metric not in absolute)
+                at, scores = on_shared_iterations(f"{path}: {metric}, {row}", seeds, relative=metric not in absolute)
                 color, style = looks.get(row, (GREY, "-"))
                 places = at if seconds is None else [iteration * seconds[row] / 60 for iteration in at]
                 axes.plot(
@@ -184,7 +184,7 @@ def _plot_steps(axes: Axes, curves: Mapping[str, Steps], colors: Mapping[str, st
     axes.legend(loc="best", ncols=min(4, len(curves)))
 
 
-def _on_shared_iterations(where: str, seeds: Sequence[Curve], *, relative: bool) -> tuple[list[int], np.ndarray]:
+def on_shared_iterations(where: str, seeds: Sequence[Curve], *, relative: bool) -> tuple[list[int], np.ndarray]:
     """Return the iterations that all seeds have, and their scores there, (seeds, iterations)."""
     found = [dict(curve) for curve in seeds]
     shared = sorted(set.intersection(*map(set, found))) if found else []

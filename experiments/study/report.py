@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.table import Column, Table
 
 from customized_grpo.config import Config
@@ -15,7 +16,7 @@ from customized_grpo.evaluation.estimates import Estimate
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.utils.records import write_bytes, write_json
 from customized_grpo.utils.tables import markdown_table, markdown_text
-from experiments.study.figures import gradient_evidence, learning_curves, quadrant_bars
+from experiments.study.figures import gradient_evidence, learning_curves, on_shared_iterations, quadrant_bars
 from experiments.study.gradients import AtStep, Evidence, read_evidence
 from experiments.study.plan import StudyConfig, slug
 from experiments.study.results import Result
@@ -76,16 +77,16 @@ def progress(rows: Rows, planes: Planes, seconds: Mapping[str, float]) -> str:
     headings += [text for plane in planes for text in ("identity %", "prompt %", f"area ({plane})")]
     cells = []
     for name, found in rows.items():
-        curves = [{score: dict(curve) for score, curve in result.curves.items()} for result in found]
-        axes_used = {score for axes in planes.values() for score in axes}
-        shared = set.intersection(*(set(curve[score]) for curve in curves for score in axes_used)) - {0}
-        for at in sorted(shared):
+        gains: dict[str, np.ndarray] = {}
+        for score in dict.fromkeys(score for axes in planes.values() for score in axes):
+            shared, gains[score] = on_shared_iterations(name, [r.curves[score] for r in found], relative=True)
+        for place, at in enumerate(shared[1:], start=1):  # the first is the base
             cell = [markdown_text(name), str(len(found)), str(at)]
             if seconds:
                 cell.append(f"{at * seconds[name] / 60:.1f}" if name in seconds else "")
             for axes in planes.values():
-                identity, prompt = ([100 * (c[score][at] / c[score][0] - 1) for c in curves] for score in axes)
-                areas = [hypervolume([gains], (0.0, 0.0)) for gains in zip(identity, prompt, strict=True)]
+                identity, prompt = (gains[score][:, place].tolist() for score in axes)
+                areas = [hypervolume([point], (0.0, 0.0)) for point in zip(identity, prompt, strict=True)]
                 cell += [Estimate.of(identity).text(), Estimate.of(prompt).text(), Estimate.of(areas).text(".0f")]
             cells.append(cell)
     return markdown_table(headings, cells)

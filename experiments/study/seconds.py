@@ -28,7 +28,7 @@ def main(
 ) -> None:
     """Train each row for a few iterations in turn, without evaluations, and store the median of their seconds.
 
-    The untuned model's images of `validation` are left out: it generates each once in a whole training.
+    The untuned model's images of `validation` do not count: it generates each once in a whole training.
     """
     quiet()
     with one_line_errors():

@@ -115,7 +115,7 @@ def euler(policy: Policy, latents: Tensor, conditions: Conditions) -> Tensor:
 
 @torch.no_grad()
 def flux_velocity(pipeline: Any, tokens: Sequence[Tensor], ids: Tensor, sigma: float) -> Tensor:
-    """What the transformer of a FLUX.1 pipeline says of the first of these tokens, given ids of all of them."""
+    """Velocity that the transformer of a FLUX.1 pipeline gives for the first of these tokens, from ids of all."""
     embeds, pooled, text_ids = pipeline.encode_prompt(PROMPT, max_sequence_length=24)
     velocity: Tensor = pipeline.transformer(
         hidden_states=torch.cat(list(tokens), 1),

@@ -15,7 +15,7 @@ from tiny_uno import make_image, policy_of
 def test_references_are_appended_with_their_ids(flux_folder: Path) -> None:
     policy = policy_of(flux_folder)
     images = [make_image(16, 24, 1), make_image(24, 16, 2)]
-    drawn = half_way(policy, policy.encode(PROMPT, images))
+    velocity = half_way(policy, policy.encode(PROMPT, images))
     # The image has 4x3 tokens, the references 2x3 and 3x2.
     ids = [[0, r, c] for r in range(4) for c in range(3)]
     ids += [[0, r, c] for r in (4, 5) for c in (3, 4, 5)]
@@ -30,14 +30,14 @@ def test_references_are_appended_with_their_ids(flux_folder: Path) -> None:
         tokens.append(z.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2))
 
     right = torch.tensor(ids, dtype=torch.float32)
-    assert apart(drawn, flux_velocity(pipeline, tokens, right, 0.5)) < 1e-4
+    assert apart(velocity, flux_velocity(pipeline, tokens, right, 0.5)) < 1e-4
     moved, permuted = right.clone(), right.clone()
     moved[12:, 1:] += 1
     permuted[12:] = right[12:].flip(0)
     for wrong in (moved, permuted):
-        assert apart(drawn, flux_velocity(pipeline, tokens, wrong, 0.5)) > 1e-3
+        assert apart(velocity, flux_velocity(pipeline, tokens, wrong, 0.5)) > 1e-3
     swapped = half_way(policy, policy.encode(PROMPT, images[::-1]))
-    assert apart(drawn, swapped) > 1e-3
+    assert apart(velocity, swapped) > 1e-3
 
 
 @pytest.mark.parametrize(("count", "sides"), [(1, (512, 297, 296)), (2, (320, 185, 184))])

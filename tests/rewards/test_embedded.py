@@ -27,13 +27,13 @@ def samples() -> Samples:
     The images are the targets, the references, and the references' backgrounds with another subject pasted in.
     """
     rng = np.random.default_rng(5)
-    drawn = []
+    scenes = []
     for i in range(COUNT):
         subject, attributes = sample_subject(rng, held_out=True), Attributes(("beach", "night", "city")[i % 3])
-        drawn.append((*sample_pair(subject, attributes, rng), attributes.prompt(subject.word)))
+        scenes.append((*sample_pair(subject, attributes, rng), attributes.prompt(subject.word)))
     targets, references, pasted, pairs = [], [], [], []
-    for i, (reference, target, prompt) in enumerate(drawn):
-        other, own = drawn[(i + 7) % COUNT][0], reference.mask.astype(bool)
+    for i, (reference, target, prompt) in enumerate(scenes):
+        other, own = scenes[(i + 7) % COUNT][0], reference.mask.astype(bool)
         image = reference.image.copy()
         image[own] = np.median(image[~own], axis=0).astype(np.uint8)
         image[other.mask.astype(bool)] = other.image[other.mask.astype(bool)]

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.config import BALANCES, Config
+from customized_grpo.config import Config
 from customized_grpo.protocols import ROLES, Conditions, Pair, PairDataset, Policy
 from customized_grpo.rewards import RewardError
 from customized_grpo.rewards.terms import RewardTerm
@@ -151,9 +151,8 @@ class CustomizedGRPOTrainer(BaseTrainer):
         self._updater = self._make_updater()
         self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
         self._encoder = ConditionCache(self.policy, conditions_cached(config))
-        self._balance, self._validation = self._make_balance()
-        balancing = [one for one in (self._balance, self._validation) if one is not None]
-        self.callbacks[:0] = [*self._updater.callbacks(), *balancing]
+        self._balancing = self._make_balancing()
+        self.callbacks[:0] = [*self._updater.callbacks(), *(self._balancing or ())]
         self._sized = False
         self._early: list[dict[str, Tensor]] = []
 
@@ -261,11 +260,12 @@ class CustomizedGRPOTrainer(BaseTrainer):
         batch, steps = scores.batch, self.config.rollout.steps
         method = method_at(self.config.method, batch.iteration, self.iterations)
         credit, metrics = assign_credit(scores.values, self.terms, method)
-        if self._balance is not None and self._validation is not None:
+        if self._balancing is not None:
+            balance, validation = self._balancing
             with self._profiler("validate"):
-                gains = self._validation.measure(batch.iteration)
+                gains = validation.measure(batch.iteration)
             spreads = torch.tensor([metrics[f"{role}/std"] for role in ROLES])
-            method, weights = self._balance.weight(method, gains, spreads)
+            method, weights = balance.weight(method, gains, spreads)
             metrics |= weights
         own = credit.of(torch.tensor(batch.numbers))
         weights_at = steps_to_weigh_at(method.weighting, batch.trained, self.config.seed, batch.iteration, batch.keys)
@@ -319,10 +319,10 @@ class CustomizedGRPOTrainer(BaseTrainer):
             after_step=lambda: self._fire("on_optimizer_step"),
         )
 
-    def _make_balance(self) -> tuple[Balance | None, Validation | None]:
-        """Return the controller of weights that follow the gains, and the measurement of these; None otherwise."""
-        if self.config.method.weighting not in BALANCES or self.validation_dataset is None:
-            return None, None
+    def _make_balancing(self) -> tuple[Balance, Validation] | None:
+        """Return the controller of weights that follow the gains, and the measurement of these; None for others."""
+        if self.validation_dataset is None:
+            return None
         return Balance(self.config.method), Validation(
             self.policy,
             self.validation_dataset,
@@ -386,7 +386,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         seconds = {
             "seconds/sampling": spent.get("sample", 0.0) + spent.get("decode", 0.0),
             "seconds/scoring": spent.get("score", 0.0),
-            **({} if self._validation is None else {"seconds/validating": spent.get("validate", 0.0)}),
+            **({} if self._balancing is None else {"seconds/validating": spent.get("validate", 0.0)}),
             "seconds/updating": spent.get("update", 0.0) + spent.get("probe", 0.0),
             "seconds/total": total,
         }
