@@ -16,7 +16,6 @@ from test_cli import SHORT
 from customized_grpo.cli.run import train_run
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config
-from customized_grpo.config.reading import flat
 from customized_grpo.trainer import trackers
 from customized_grpo.utils.records import read_records
 
@@ -41,19 +40,16 @@ def test_tensorboard_has_the_numbers_the_configuration_and_the_images(tmp_path: 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     records = read_records(run / "metrics.jsonl")
     assert len(records) == 2
-    message = {name for record in records for name in record} - {"iteration"}
-    assert set(events.Tags()["scalars"]) == message
+    assert set(events.Tags()["scalars"]) == {name for record in records for name in record} - {"iteration"}
     for name in ("identity/mean", "kl", "learning_rate"):
         scalars = events.Scalars(name)
         assert [scalar.step for scalar in scalars] == [1, 2]
         assert [scalar.value for scalar in scalars] == pytest.approx([record[name] for record in records], rel=1e-6)
     (image,) = events.Images("samples")
     assert image.step == 2
-    with (
-        Image.open(io.BytesIO(image.encoded_image_string)) as shown,
-        Image.open(run / "samples" / "iteration-000002.png") as kept,
-    ):
-        assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(kept.convert("RGB")))
+    files = io.BytesIO(image.encoded_image_string), run / "samples" / "iteration-000002.png"
+    shown, kept = (np.asarray(Image.open(file).convert("RGB")) for file in files)
+    assert np.array_equal(shown, kept)
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "learning_rate" in text and "<secret>" in text and "<local path>" in text
     for path in (run / "tensorboard").rglob("*tfevents*"):
@@ -92,9 +88,3 @@ def test_a_missing_package_is_one_line_before_anything_is_opened(
     with pytest.raises(ConfigError, match=rf"^train\.trackers: {name} is not installed; pip install {name}, or"):
         train_run(config, tmp_path / "run", Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
-
-
-def test_the_configuration_is_flat_for_trackers_that_want_it_so() -> None:
-    assert flat({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": [{"f": 3}]}) == {
-        "a.b": 1, "a.c": {}, "d": [1, 2], "e.0.f": 3,
-    }  # fmt: skip

@@ -51,39 +51,39 @@ def rewards_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(pipeline_folder: Path, rewards_file: Path) -> Callable[..., Config]:
-    """A small configuration; keywords replace keys of its rollout and train sections."""
+    """A small configuration; keywords replace sections, or keys of its rollout and train sections."""
 
     def make(**changes: object) -> Config:
+        sections = {name: changes.pop(name) for name in Config.model_fields if name in changes}
         rollout: dict[str, object] = {"sampler": "dance", "eta": 0.7, "shift": 1.0, "steps": 4}
         rollout |= {"group_size": 3, "pairs": 3, "batch_size": 6}
         train: dict[str, object] = {"iterations": 4, "updates": 2, "ratio": "plain", "learning_rate": 1e-3}
         train |= {"checkpoint_every": 2, "batch_size": 4}
         for name, value in changes.items():
             (rollout if name in RolloutConfig.model_fields and name != "batch_size" else train)[name] = value
-        return embedded(
-            Config,
-            policy=embedded(
-                PolicyConfig,
-                path=str(pipeline_folder),
-                height=16,
-                width=16,
-                reference_sizes=[(16, 16)],
-                lora=LoraConfig(rank=4),
-                device="cpu",
-            ),
-            data=embedded(DataConfig, size=7),
-            rewards=[
+        size = {"height": 16, "width": 16, "reference_sizes": [(16, 16)]}
+        held_out = embedded(DataConfig, split="held-out", size=4, seed=1)
+        defaults: dict[str, object] = {
+            "policy": embedded(PolicyConfig, path=str(pipeline_folder), lora=LoraConfig(rank=4), device="cpu", **size),
+            "data": embedded(DataConfig, size=7),
+            "rewards": [
                 RewardConfig(kind=f"{rewards_file}:redness", name="redness", role="identity"),
                 RewardConfig(kind=f"{rewards_file}:upper_light", name="light", role="prompt"),
             ],
-            rollout=embedded(RolloutConfig, **rollout),
-            train=embedded(TrainConfig, **train),
-            evaluation=embedded(
-                EvaluationConfig, data=embedded(DataConfig, split="held-out", size=4, seed=1), steps=3, monitors=[]
-            ),
-        )
+            "rollout": embedded(RolloutConfig, **rollout),
+            "train": embedded(TrainConfig, **train),
+            "evaluation": embedded(EvaluationConfig, data=held_out, steps=3, monitors=[]),
+        }
+        return embedded(Config, **defaults | sections)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def full(make_config: Callable[..., Config]) -> Config:
+    """All weights are trained, with a KL term, in two iterations of one group."""
+    config = make_config(iterations=2, checkpoint_every=1, kl_weight=0.1, layout="spread", pairs=1, updates=2)
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"lora": None})})
 
 
 @pytest.fixture(scope="session")

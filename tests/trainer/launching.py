@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def launch(
-    folder: Path, file: str, plan: Mapping[str, Any], machines: int = 1, options: Sequence[str] = ()
-) -> tuple[int, str]:
+def launch(folder: Path, file: str, plan: Mapping[str, Any], machines: int = 1) -> tuple[int, str]:
     """Run together.py in two processes on the CPU, as if on so many machines; returns (exit code, errors).
 
     Their environment is that of `accelerate launch` with a file of recipes/accelerate. The launcher itself, and the
@@ -39,7 +37,7 @@ def launch(
     (folder / "plan.json").write_text(json.dumps(plan))
     script, port = Path(__file__).with_name("together.py"), free_port()
     own = ["--num_processes", "2", "--main_process_port", port, "--main_process_ip", "127.0.0.1"]
-    given = ["--config_file", str(FILES / file), *options, *own, str(script)]
+    given = ["--config_file", str(FILES / file), *own, str(script)]
     arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(given))
     if arguments.use_deepspeed:
         arguments.deepspeed_fields_from_accelerate_config = ",".join([*defaults.deepspeed_config, "mixed_precision"])
@@ -77,18 +75,17 @@ def train_together(
     taken_over: Path,
     evaluated: bool = False,
     machines: int = 1,
-    options: Sequence[str] = (),
 ) -> None:
     """Two processes train all configurations, then "taken over", on from the older checkpoint of a whole run."""
     runs = [planned(folder, name, config) for name, config in configs.items()]
     runs.append(planned(folder, "taken over", configs[taken_over.name], evaluated=evaluated))
     begun(taken_over, folder / "taken over")
-    code, message = launch(folder, file, {"fail": None, "runs": runs}, machines, options)
+    code, message = launch(folder, file, {"fail": None, "runs": runs}, machines)
     assert code == 0, message[-3000:]
 
 
-def alike(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False) -> None:
-    """Checkpoints and records are the same but for rounding.
+def alike(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False, evaluated: bool = False) -> None:
+    """Checkpoints and records, and evaluations of nearly the same weights, are the same but for rounding.
 
     Where all weights are trained, some have a gradient that is only rounding, of which not even the sign is known: one
     of a thousand may be off by whole steps of the rate.
@@ -108,3 +105,8 @@ def alike(one: Path, other: Path, *, kl: bool = False, all_weights: bool = False
         assert single.keys() == double.keys()
         for key in single.keys() - {"drift"} - (set() if kl else {"kl"}):  # each process measures some of its images
             assert double[key] == pytest.approx(single[key], rel=2e-3, abs=1e-5), key
+    if evaluated:
+        single, double = (json.loads((run / "images" / "scores.json").read_text()) for run in (one, other))
+        assert single["images"] == double["images"] == sorted(path.name for path in (other / "images").glob("*.png"))
+        for name, scores in single["scores"].items():
+            assert double["scores"][name] == pytest.approx(scores, rel=1e-3, abs=1e-3)

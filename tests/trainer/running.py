@@ -17,12 +17,15 @@ from customized_grpo.config import Config
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import PairDataset, Policy
+from customized_grpo.rewards import build_reward
 from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.callbacks import ProgressCallback, TrainerCallback
 from customized_grpo.trainer.checkpoint import newest_checkpoint
+from customized_grpo.trainer.evaluation import Evaluation, evaluate
 from customized_grpo.trainer.groups import Groups
-from customized_grpo.trainer.grpo import sample_trained_steps
+from customized_grpo.trainer.grpo import GRPOUpdater, sample_trained_steps
 from customized_grpo.trainer.memory import BatchSize
+from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.trainer.rollout import Trajectories, sample_groups
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.records import read_records
@@ -90,8 +93,7 @@ def draw(
     rows: Sequence[int] = range(6),
     *,
     stochastic: range | None = None,
-    size: int | None = None,
-    batch_size: BatchSize | None = None,
+    size: int | BatchSize | None = None,
     sparse: bool = False,
     **options: Any,
 ) -> tuple[list[Trajectories], Tensor]:
@@ -104,12 +106,52 @@ def draw(
     trained = sample_trained_steps(stochastic, config.train.trained_fraction, 0, 0, keys)
     if sparse:
         options["trained"] = trained
-    rollout = rollout if size is None else rollout.model_copy(update={"batch_size": size})
+    size = BatchSize("rollout.batch_size", size) if isinstance(size, int) else size
     conditions = [encoded[pair.key] for pair in pairs]
-    batches = sample_groups(
-        policy, conditions, keys, rollout, stochastic, seed=0, iteration=0, size=batch_size, **options
-    )
+    batches = sample_groups(policy, conditions, keys, rollout, stochastic, seed=0, iteration=0, size=size, **options)
     return list(batches), trained
+
+
+def sampled(config: Config, policy: Policy, run: Path) -> tuple[CustomizedGRPOTrainer, Any, Any]:
+    """A trainer, the rollouts of its first iteration, and their advantages."""
+    trainer = make_trainer(config, run, policy=policy)
+    rollouts = trainer.sample(trainer.make_batch())
+    return trainer, rollouts, trainer.compute_advantages(trainer.compute_rewards(rollouts))
+
+
+def gradient_of(config: Config, policy: Policy, run: Path) -> tuple[Tensor, dict[str, float]]:
+    """Gradient and metrics of the first update, after which the weights stay as they are."""
+    trainer, rollouts, advantages = sampled(config, policy, run)
+    spy = Spy(list(policy.trainable().values()))
+    trainer.optimizer._optimizer = spy
+    metrics = trainer.update(rollouts, advantages)
+    return spy.taken[0], metrics
+
+
+class Spy(torch.optim.SGD):
+    """Keeps the gradients of each step, and changes nothing."""
+
+    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
+        super().__init__(weights, lr=0.0)
+        self.taken: list[Tensor] = []
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        gradients = [weight.grad for group in self.param_groups for weight in group["params"]]
+        self.taken.append(torch.cat([gradient.flatten().clone() for gradient in gradients]))
+
+
+def updater_of(policy: Policy, config: Config, objectives: int = 1) -> tuple[GRPOUpdater, Spy]:
+    weights = list(policy.trainable().values())
+    spy = Spy(weights)
+    optimizer = Optimizer(spy, weights, config.train.max_gradient_norm, objectives=objectives)
+    return GRPOUpdater(policy, optimizer, config), spy
+
+
+def evaluated(policy: Policy, config: Config, folder: Path, batch_size: int = 2, **options: Any) -> Evaluation:
+    """Evaluate the policy on the configuration's held-out pairs, by its rewards."""
+    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
+    held_out = open_dataset(config.evaluation.data)
+    return evaluate(policy, held_out, rewards, config.evaluation, folder, batch_size=batch_size, **options)
 
 
 def weights_of(policy: Policy) -> dict[str, Tensor]:
@@ -123,16 +165,16 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in record.items() if not key.startswith("seconds/")} for record in records]
 
 
+def newest(run: Path) -> str | None:
+    """Name of a run's newest checkpoint."""
+    found = newest_checkpoint(run / "checkpoints")
+    return None if found is None else found.name
+
+
 def tensors_of(run: Path) -> dict[str, Tensor]:
     """Weights and optimizer state of the newest checkpoint."""
-    newest = newest_checkpoint(run / "checkpoints")
-    assert newest is not None
-    tensors = {
-        f"{file.name}:{name}": tensor
-        for file in newest.rglob("*.safetensors")
-        for name, tensor in load_file(file).items()
-    }
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(":rng")}
+    files = (run / "checkpoints" / str(newest(run))).rglob("*.safetensors")
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -40,17 +40,13 @@ def damage(checkpoint: Path) -> None:
     file.write_bytes(damaged)
 
 
-def test_the_newest_ones_stay(save: Callable[..., Path], tmp_path: Path) -> None:
-    for iteration in (1, 2, 3):
-        save(iteration)
-    assert names(tmp_path) == ["000002", "000003"]
-
-
-def test_a_damaged_newer_one_neither_wins_nor_drives_out_a_whole_one(
+def test_the_newest_stay_and_a_damaged_newer_one_neither_wins_nor_drives_out_a_whole_one(
     save: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save(2, keep=1)
+    for iteration in (1, 2):
+        save(iteration, keep=1)
     damage(save(4, keep=2))
+    assert names(tmp_path) == ["000002", "000004"]
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "000002"
     assert "000004: damaged, state.json is not what was written; resuming from 000002" in caplog.text

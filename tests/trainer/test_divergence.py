@@ -9,16 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import draw, metrics_of, run_training
+from running import draw, metrics_of, newest, run_training, same, updater_of, weights_of
 
 from customized_grpo.config import Config
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import Policy
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.divergence import DivergenceError, check_drift
-from customized_grpo.trainer.grpo import GRPOUpdater, Items
-from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.trainer.update import Updater
@@ -45,17 +42,16 @@ def poison(monkeypatch: pytest.MonkeyPatch, updates: range) -> None:
 def test_updates_without_a_finite_gradient_are_skipped_and_too_many_end_the_run(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = {name: weight.clone() for name, weight in build_policy(make_config().policy).trainable().items()}
+    fresh = weights_of(build_policy(make_config().policy))
     poison(monkeypatch, range(0, 3))  # both of the first iteration, one of the second
     policy = run_training(make_config(iterations=2, max_skipped=3), tmp_path / "few")
     assert [record["share/skipped"] for record in metrics_of(tmp_path / "few")] == [1.0, 0.5]
     assert all(bool(weight.isfinite().all()) for weight in policy.trainable().values())
-    assert any(not torch.equal(weight, fresh[name]) for name, weight in policy.trainable().items())
+    assert not same(weights_of(policy), fresh)
     poison(monkeypatch, range(5, 100))
     with pytest.raises(DivergenceError, match=r"iteration 4: 3 updates in a row .*, more than train.max_skipped=2"):
         run_training(make_config(iterations=8, max_skipped=2), tmp_path / "many")
-    newest = newest_checkpoint(tmp_path / "many" / "checkpoints")
-    assert newest is not None and newest.name == "000002"
+    assert newest(tmp_path / "many") == "000002"
     poison(monkeypatch, range(0, 100))
     with pytest.raises(DivergenceError, match=r"iteration 1: 2 updates in a row .*, all of the run's; lower"):
         run_training(make_config(iterations=1, max_skipped=3), tmp_path / "none")
@@ -76,7 +72,7 @@ def test_a_learning_rate_too_high_ends_the_run_in_its_first_iteration(
 ) -> None:
     with pytest.raises(DivergenceError, match=r"iteration 1: .*lower train.learning_rate.* in .*config.yaml"):
         run_training(make_config(learning_rate=rate, checkpoint_every=1), tmp_path)
-    assert newest_checkpoint(tmp_path / "checkpoints") is None
+    assert newest(tmp_path) is None
 
 
 def test_a_drift_is_bounded_by_the_setting_and_must_be_a_number(tmp_path: Path) -> None:
@@ -85,11 +81,6 @@ def test_a_drift_is_bounded_by_the_setting_and_must_be_a_number(tmp_path: Path) 
     for drift, limit in ((1.01, 1.0), (math.nan, None), (math.inf, None)):
         with pytest.raises(DivergenceError, match="drift"):
             check_drift(drift, limit, 1, tmp_path)
-
-
-def updater_of(policy: Policy, config: Config) -> Updater:
-    optimizer = build_optimizer(list(policy.trainable().values()), config.train, ALONE)
-    return GRPOUpdater(policy, optimizer, config)
 
 
 @pytest.mark.parametrize("sampler", ["dance", "flow", "cps"])
@@ -109,7 +100,7 @@ def test_drift_is_the_change_of_the_velocity_over_its_own_size(
 
     monkeypatch.setattr(policy, "velocity", lambda *given: factor[0] * velocity(*given))
     monkeypatch.setattr(policy, "reference", reference)
-    probed, _ = updater_of(policy, config).probe(batches, trained)
+    probed, _ = updater_of(policy, config)[0].probe(batches, trained)
     assert probed["drift"] == pytest.approx(0.25, rel=1e-3)
 
 
@@ -118,11 +109,11 @@ def test_images_that_are_not_finite_are_not_probed(policy: Policy, make_config: 
     for batch, rows in ((batches[0], slice(None)), (batches[1], slice(0, 1))):
         batch.latents[rows] = torch.nan
         batch.log_density[rows] = torch.nan
-    updater = updater_of(policy, make_config())
+    updater, _ = updater_of(policy, make_config())
     probed, count = updater.probe(batches, trained)
     assert count == 2, "the second batch's other two"
     assert probed == {"kl": pytest.approx(0.0, abs=1e-6), "drift": pytest.approx(0.0, abs=1e-6)}
-    assert Items.idle(batches).latents.isfinite().all()
+    assert updater.idle(batches).latents.isfinite().all()
     probed, count = updater.probe(batches[:1], trained)
     assert count == 0
     assert all(math.isnan(value) for value in ALONE.mean(probed, count).values()), "nothing is known"

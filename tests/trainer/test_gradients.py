@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import make_trainer
+from running import gradient_of
 
 from customized_grpo.config import Config, ConfigError, MethodConfig
 from customized_grpo.data import open_dataset
+from customized_grpo.method import flow_sigmas
 from customized_grpo.policies import build_policy
 from customized_grpo.trainer.assembly import reward_terms
-from customized_grpo.trainer.rollout import noise_levels
 from experiments.study import gradients
 
 
@@ -83,46 +83,25 @@ def test_evidence_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -
 
 def test_scales_are_those_of_the_objective(make_config: Callable[..., Config]) -> None:
     """With train.ratio=guard a step counts by its deviation over its length."""
-    config = make_config()
-    policy = build_policy(config.policy)
-    sigmas = noise_levels(policy, config.rollout.steps, config.rollout.shift)
-    assert (gradients._scales(config, sigmas) == 1).all()
-    guarded = config.model_copy(update={"train": config.train.model_copy(update={"ratio": "guard"})})
+    sigmas = flow_sigmas(4, 1.0)
+    assert (gradients._scales(make_config(), sigmas) == 1).all()
     lengths = sigmas[:-2] - sigmas[1:-1]
-    rollout = guarded.rollout
-    assert rollout.sampler == "dance"
-    torch.testing.assert_close(gradients._scales(guarded, sigmas), rollout.eta * lengths.sqrt() / lengths)
+    scales = gradients._scales(make_config(sampler="dance", eta=0.7, ratio="guard"), sigmas)
+    torch.testing.assert_close(scales, 0.7 * lengths.sqrt() / lengths)
 
 
-def test_they_are_the_gradients_of_the_surrogate(make_config: Callable[..., Config]) -> None:
+def test_they_are_the_gradients_of_the_surrogate(make_config: Callable[..., Config], tmp_path: Path) -> None:
     """The two roles' gradients, weighted as naive GRPO weighs them, are what one update takes."""
-    config = make_config(updates=1, batch_size=4, max_gradient_norm=1e9)
-    config = config.model_copy(update={"method": MethodConfig(shaping="none", weighting="static")})
+    method = MethodConfig(shaping="none", weighting="static")
+    config = make_config(updates=1, batch_size=4, max_gradient_norm=1e9, method=method)
     dataset, policy = open_dataset(config.data), build_policy(config.policy)
     rewards = reward_terms(config.rewards, policy.device)
     identity, prompt, _ = gradients._gradients(config, policy, dataset, rewards, 0)
     expected = -(0.5 * identity + 0.5 * prompt).mean(0)
-
-    taken: list[torch.Tensor] = []
-    weights = list(policy.trainable().values())
-
-    class Spy(torch.optim.SGD):
-        def step(self, closure: object = None) -> None:  # type: ignore[override]
-            taken.append(torch.cat([weight.grad.flatten().clone() for weight in weights if weight.grad is not None]))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", lambda parameters, **_: Spy(parameters, lr=0.0))
-        _one_iteration(config, policy, dataset, rewards)
-    torch.testing.assert_close(taken[0], expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()) + 1e-9)
-
-
-def _one_iteration(config: Config, policy: object, dataset: object, rewards: list[object]) -> None:
-    once = config.model_copy(update={"train": config.train.model_copy(update={"iterations": 1})})
-    make_trainer(once, Path(), policy=policy, dataset=dataset).train_step()  # type: ignore[arg-type]
+    found, _ = gradient_of(config, policy, tmp_path)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()) + 1e-9)
 
 
 def test_one_batch_has_no_interval(make_config: Callable[..., Config]) -> None:
-    config = make_config()
-    policy = build_policy(config.policy)
     with pytest.raises(ValueError, match="gradient_batches"):
-        gradients.gradient_evidence(config, policy, open_dataset(config.data), [], 1)
+        gradients.gradient_evidence(make_config(), object(), [], [], 1)  # type: ignore[arg-type]

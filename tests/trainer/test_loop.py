@@ -48,8 +48,7 @@ def test_the_rate_after_a_warm_up(schedule: str, warmup: int, factors: list[floa
 
 
 def test_the_shuffled_baseline_samples_alike_and_learns_else(make_config: Make, whole: Path, tmp_path: Path) -> None:
-    config = make_config(iterations=1).model_copy(update={"method": MethodConfig(weighting="tdw-shuffled")})
-    run_training(config, tmp_path)
+    run_training(make_config(iterations=1, method=MethodConfig(weighting="tdw-shuffled")), tmp_path)
     own, shuffled = metrics_of(whole)[0], metrics_of(tmp_path)[0]
     assert own["identity/mean"] == shuffled["identity/mean"]
     assert own["gradient_norm"] != pytest.approx(shuffled["gradient_norm"], rel=1e-3)

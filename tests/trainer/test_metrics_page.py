@@ -14,13 +14,11 @@ PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="u
 
 
 def test_every_logged_number_is_explained(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    config = make_config(iterations=1, kl_weight=0.1)
     guard = RewardConfig(kind="copy-paste", role="guard", name="pasted", limit=99.0)
-    run_training(config.model_copy(update={"rewards": [*config.rewards, guard]}), tmp_path)
+    run_training(make_config(iterations=1, kl_weight=0.1, rewards=[*make_config().rewards, guard]), tmp_path)
     (record,) = metrics_of(tmp_path)
     balanced = MethodConfig(objective="awm", weighting="constrained", keep={"prompt": 0.0, "identity": 0.0})
-    forward = make_config(iterations=1, shared_noise=False).model_copy(update={"method": balanced})
-    run_training(forward, tmp_path / "forward")
+    run_training(make_config(iterations=1, shared_noise=False, updates=1, method=balanced), tmp_path / "forward")
     record |= metrics_of(tmp_path / "forward")[0]
     named = {re.sub(r"^reward/.+/mean$", "reward/NAME/mean", key) for key in record}
     logged = {re.sub("identity|prompt", "ROLE", key) for key in named}

@@ -18,6 +18,11 @@ REWARDS = [
     RewardConfig(kind="dino", role="identity", name="b", weight=2.0),
     RewardConfig(kind="clip", role="prompt", name="p"),
 ]
+SCORES = {
+    "a": torch.tensor([[1.0, 2.0, 3.0]]),
+    "b": torch.tensor([[0.0, 0.0, 3.0]]),
+    "p": torch.tensor([[5.0, 9.0, 1.0]]),
+}
 
 
 def test_an_epoch_shows_every_pair_once_in_an_order_of_the_seed() -> None:
@@ -57,13 +62,8 @@ def test_noise_belongs_to_its_key() -> None:
 
 
 def test_credit_joins_rewards_shaping_and_time() -> None:
-    scores = {
-        "a": torch.tensor([[1.0, 2.0, 3.0]]),
-        "b": torch.tensor([[0.0, 0.0, 3.0]]),
-        "p": torch.tensor([[5.0, 9.0, 1.0]]),
-    }
     method = MethodConfig(shaping="sars", gamma=0.4, weighting="tdw")
-    credit, record = assign_credit(scores, REWARDS, method)
+    credit, record = assign_credit(SCORES, REWARDS, method)
     total = torch.tensor([[1.0, 2.0, 9.0]])
     identity = (total - total.mean()) / (total.std() + 1e-8)
     torch.testing.assert_close(credit.advantages["identity"], identity)
@@ -79,16 +79,11 @@ def test_credit_joins_rewards_shaping_and_time() -> None:
 
 
 def test_the_objectives_of_surgery_are_the_parts_of_the_advantage() -> None:
-    scores = {
-        "a": torch.tensor([[1.0, 2.0, 3.0, 1.5]]),
-        "b": torch.tensor([[0.0, 0.0, 3.0, 1.0]]),
-        "p": torch.tensor([[5.0, 9.0, 1.0, 4.0]]),
-    }
     method = MethodConfig(surgery="pcgrad")
-    credit, _ = assign_credit(scores, REWARDS, method)
-    steps = torch.tensor([[24, 0], [3, 10], [6, 23], [1, 2]])
+    credit, _ = assign_credit(SCORES, REWARDS, method)
+    steps = torch.tensor([[24, 0], [3, 10], [6, 23]])
     parts = credit.objectives_at(method, 25, steps)
-    assert parts.shape == (4, 2, 2) and objectives_of(method) == 2
+    assert parts.shape == (3, 2, 2) and objectives_of(method) == 2
     whole = credit.at(method, 25, steps)
     torch.testing.assert_close(parts.sum(-1), whole)
     half = sars(credit.advantages["identity"], credit.advantages["prompt"], 0.4).T / 2
@@ -105,30 +100,13 @@ def test_an_annealed_gamma_is_gamma_first_and_gamma_last_at_the_end() -> None:
 
 
 def test_a_group_without_signal_is_counted_and_moves_nothing() -> None:
-    scores = {
-        "a": torch.ones(2, 3),
-        "b": torch.ones(2, 3),
-        "p": torch.tensor([[1.0, 2, 3], [2, 2, 2]]),
-    }
+    scores = {"a": torch.ones(2, 3), "b": torch.ones(2, 3), "p": torch.tensor([[1.0, 2, 3], [2, 2, 2]])}
     credit, record = assign_credit(scores, REWARDS, MethodConfig())
     assert record["share/no_signal_identity"] == 1.0
     assert record["share/no_signal_prompt"] == 0.5
     advantages = credit.at(MethodConfig(), 10, torch.zeros(6, 1, dtype=torch.long))
     assert not advantages[3:].any()
     assert torch.isfinite(advantages).all()
-
-
-def test_static_weights_are_the_naive_sum() -> None:
-    scores = {
-        "a": torch.tensor([[1.0, 2, 6]]),
-        "b": torch.zeros(1, 3),
-        "p": torch.tensor([[3.0, 1, 2]]),
-    }
-    method = MethodConfig(shaping="none", weighting="static", prompt_weight=1.5, identity_weight=1.0)
-    credit, _ = assign_credit(scores, REWARDS, method)
-    naive = 1.5 * credit.advantages["prompt"] + credit.advantages["identity"]
-    advantages = credit.at(method, 10, torch.arange(9).repeat(3, 1))
-    torch.testing.assert_close(advantages, naive.T.expand(3, 9))
 
 
 def test_weights_are_read_at_the_trained_steps_but_by_the_shuffled_rival() -> None:
@@ -143,21 +121,6 @@ def test_weights_are_read_at_the_trained_steps_but_by_the_shuffled_rival() -> No
     assert torch.equal(steps_to_weigh_at("tdw-shuffled", trained[2:], 0, 3, [("y", 0)])[0], positions[2])
     for seed, iteration in ((1, 3), (0, 4)):
         assert not torch.equal(steps_to_weigh_at("tdw-shuffled", trained, seed, iteration, images), positions)
-
-
-def test_shuffled_weights_are_those_of_the_positions() -> None:
-    scores = {"a": torch.tensor([[1.0, 2, 3]]), "b": torch.zeros(1, 3), "p": torch.tensor([[5.0, 9, 1]])}
-    images = [("x", i) for i in range(3)]
-    trained = torch.tensor([[22, 23], [22, 24], [23, 24]])
-    taken = {}
-    for weighting in ("tdw", "tdw-shuffled"):
-        method = MethodConfig(shaping="none", weighting=weighting)
-        credit, _ = assign_credit(scores, REWARDS, method)
-        taken[weighting] = credit.at(method, 25, steps_to_weigh_at(weighting, trained, 0, 0, images))
-    # Identity -1, 0, 1 and prompt 0, 1, -1, by half and half at these late steps. Positions 0 and 1 are
-    # early ones, in whatever order: 0.7 for the prompt.
-    torch.testing.assert_close(taken["tdw"], torch.tensor([[-0.5], [0.5], [0.0]]).expand(3, 2))
-    torch.testing.assert_close(taken["tdw-shuffled"], torch.tensor([[-0.3], [0.7], [-0.4]]).expand(3, 2))
 
 
 SUM = MethodConfig(shaping="none", weighting="static", normalise="sum", prompt_weight=1.5, identity_weight=1.0)
@@ -177,23 +140,20 @@ def test_the_sum_is_normalised_as_one_reward() -> None:
     expected = torch.tensor([*first, -1.0, 0.0, 1.0])
     torch.testing.assert_close(advantages, expected[:, None].expand(6, 4))
     by_roles, roles_record = assign_credit(scores, REWARDS, SUM.model_copy(update={"normalise": "roles"}))
-    torch.testing.assert_close(
-        by_roles.at(SUM, 10, torch.zeros(6, 1, dtype=torch.long))[3:, 0], torch.tensor([0.5, 0.0, -0.5])
-    )
+    at_first = by_roles.at(SUM, 10, torch.zeros(6, 1, dtype=torch.long))
+    torch.testing.assert_close(at_first[3:, 0], torch.tensor([0.5, 0.0, -0.5]))
     assert record == roles_record, "the log tells of the roles in both"
     assert record["share/conflicted"] > 0
 
 
 def test_the_sum_heeds_its_clip_and_no_floor() -> None:
-    scores = {"a": torch.tensor([[1.0, 2, 6]]), "b": torch.zeros(1, 3), "p": torch.tensor([[3.0, 1, 2]])}
-    steps = torch.zeros(3, 2, dtype=torch.long)
-    free = assign_credit(scores, REWARDS, SUM)[0].at(SUM, 10, steps)
-    floored = SUM.model_copy(update={"std_floor": {"identity": 100.0, "prompt": 100.0}})
-    assert torch.equal(assign_credit(scores, REWARDS, floored)[0].at(floored, 10, steps), free)
-    clipped = SUM.model_copy(update={"advantage_clip": 1.0})
-    found = assign_credit(scores, REWARDS, clipped)[0].at(clipped, 10, steps)
-    assert free[2, 0] > 1
-    assert torch.equal(found, free.clamp(-1, 1))
+    floor = {"std_floor": {"identity": 100.0, "prompt": 100.0}}
+    free, floored, clipped = (
+        assign_credit(SCORES, REWARDS, method)[0].at(method, 10, torch.zeros(3, 2, dtype=torch.long))
+        for method in (SUM.model_copy(update=change) for change in ({}, floor, {"advantage_clip": 1.0}))
+    )
+    assert torch.equal(floored, free) and free.max() > 1
+    assert torch.equal(clipped, free.clamp(-1, 1))
 
 
 @pytest.mark.parametrize("combine", ["rewards", "advantages"])

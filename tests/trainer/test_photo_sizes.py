@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from running import SeeGroups, draw, make_trainer, metrics_of
+from running import SeeGroups, draw, evaluated, make_trainer, metrics_of
 
 from customized_grpo.config import Config
-from customized_grpo.data import open_dataset
-from customized_grpo.evaluation import evaluate
 from customized_grpo.planning.remedies import changed
 from customized_grpo.planning.shapes import shapes_of
 from customized_grpo.policies import build_policy
-from customized_grpo.rewards import build_reward
 
 Make = Callable[..., Config]
 
@@ -48,10 +45,8 @@ def test_a_batch_has_one_size_and_images_do_not_depend_on_it(photos_config: Make
 
 def test_an_evaluation_has_the_size_of_each_photo(photos_config: Make, tmp_path: Path) -> None:
     config = photos_config()
-    policy, photos = build_policy(config.policy), open_dataset(config.data)
-    rewards = [build_reward(reward, policy.device) for reward in config.rewards]
-    together = evaluate(policy, photos, rewards, config.evaluation, tmp_path / "together", batch_size=6)
-    alone = evaluate(policy, photos, rewards, config.evaluation, tmp_path / "alone", batch_size=1)
+    policy = build_policy(config.policy)
+    together, alone = (evaluated(policy, config, tmp_path / str(size), batch_size=size) for size in (6, 1))
     sizes = [Image.open(path).size for path in together.images]
     assert sizes == [(16, 16), (24, 16), (16, 24), (16, 16), (16, 24), (24, 16)], "(width, height)"
     for name, scores in together.scores.items():

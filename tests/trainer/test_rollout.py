@@ -62,14 +62,6 @@ def test_images_do_not_depend_on_the_batch(policy: Policy, make_config: Make, wi
     assert (whole.clean[0] - whole.clean[1]).abs().max() > 0.01, "images of a group must differ"
 
 
-def test_a_group_shares_its_initial_noise_when_requested(policy: Policy, make_config: Make) -> None:
-    (batch,), _ = draw(policy, make_config())
-    shared = batch.latents[:, 0]
-    assert torch.equal(shared[0], shared[2]) and not torch.equal(shared[0], shared[3])
-    (batch,), _ = draw(policy, make_config(shared_noise=False))
-    assert not torch.equal(batch.latents[0, 0], batch.latents[2, 0])
-
-
 def test_batches_keep_equal_shapes_together() -> None:
     shapes = [Conditions({"tokens": torch.zeros(1, n)}) for n in (3, 4, 3, 3, 4)]
     assert batches(shapes, 2) == [[0, 2], [3], [1, 4]]
@@ -119,6 +111,9 @@ def test_a_group_is_one_trajectory_up_to_its_window(policy: Policy, make_config:
     assert torch.equal(batch.latents[0, 0], batch.latents[2, 0])
     assert not torch.equal(batch.latents[0, 1], batch.latents[2, 1])
     (whole,), _ = draw(policy, config)
+    assert not torch.equal(whole.latents[0, 0], whole.latents[3, 0]), "another group has other noise"
+    (apart,), _ = draw(policy, make_config(shared_noise=False))
+    assert not torch.equal(apart.latents[0, 0], apart.latents[2, 0])
     dataset = open_dataset(config.data)
     encoded = [policy.encode(dataset[i].prompt, dataset[i].references) for i in (0, 0, 0, 1, 1, 1)]
     each = euler(policy, Conditions.join(encoded), whole.latents[:, 0], batch.sigmas[:3])

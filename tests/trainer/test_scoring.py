@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import draw, metrics_of, run_training, same, tensors_of
+from running import draw, metrics_of, newest, run_training, same, tensors_of
 from torch import Tensor
 
 from customized_grpo.config import Config, MethodConfig, RewardConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.protocols import Pair, Policy, Reward
 from customized_grpo.rewards import RewardError
-from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.trainer.credit import assign_credit
 from customized_grpo.trainer.rollout import Trajectories
 from customized_grpo.trainer.scoring import BatchScores, Scoring, why_stop
@@ -150,27 +149,21 @@ def test_a_reward_that_weighs_nothing_drops_nobody() -> None:
     watched = RewardConfig(kind="clip", role="prompt", name="watched", weight=0.0)
     scores = {"id": torch.randn(2, 3), "p": torch.randn(2, 3), "watched": torch.full((2, 3), torch.nan)}
     scores["copies"] = torch.full((2, 3), 99.0)
-    credit, record = assign_credit(
-        scores, [*REWARDS, watched, GUARD.model_copy(update={"weight": 0.0})], MethodConfig()
-    )
+    guard = GUARD.model_copy(update={"weight": 0.0})
+    credit, record = assign_credit(scores, [*REWARDS, watched, guard], MethodConfig())
     assert bool(credit.valid.all()) and record["share/missing"] == 0 and "share/vetoed" not in record
 
 
 def test_the_limit_counts_the_images_of_all_processes() -> None:
-    def alone(counts: Tensor) -> Tensor:
-        return counts
+    def reason(missing: int, failure: RewardError | None, limit: float, others: list[float]) -> str | None:
+        return why_stop(missing, 8, failure, limit, lambda counts: counts + torch.tensor(others))
 
-    def beside_a_whole_one(counts: Tensor) -> Tensor:
-        return counts + torch.tensor([0.0, 8.0, 0.0])
-
-    def beside_a_broken_one(counts: Tensor) -> Tensor:
-        return counts + torch.tensor([8.0, 8.0, 1.0])
-
-    assert why_stop(2, 8, None, 0.25, alone) is None
-    assert why_stop(3, 8, None, 0.25, alone) == "3 of 8 images have no score, more than train.max_missing=0.25 allows"
-    assert why_stop(3, 8, None, 0.25, beside_a_whole_one) is None
-    assert why_stop(0, 8, None, 1.0, beside_a_broken_one) == "a reward failed on another process"
-    assert why_stop(8, 8, RewardError("reward 'x' failed"), 1.0, alone) == "reward 'x' failed"
+    alone, whole, broken = [0.0] * 3, [0.0, 8.0, 0.0], [8.0, 8.0, 1.0]
+    assert reason(2, None, 0.25, alone) is None
+    assert reason(3, None, 0.25, alone) == "3 of 8 images have no score, more than train.max_missing=0.25 allows"
+    assert reason(3, None, 0.25, whole) is None
+    assert reason(0, None, 1.0, broken) == "a reward failed on another process"
+    assert reason(8, RewardError("reward 'x' failed"), 1.0, alone) == "reward 'x' failed"
 
 
 FLAKY = '''
@@ -193,9 +186,9 @@ def flaky(make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytes
     """Nine images in batches of six, so that a call in two is the last of its iteration."""
     (tmp_path / "flaky.py").write_text(FLAKY, encoding="utf-8")
     monkeypatch.setenv("CALLS", "0")
-    config = make_config(iterations=4)
-    redness = config.rewards[0].model_copy(update={"kind": f"{tmp_path / 'flaky.py'}:redness"})
-    return config.model_copy(update={"rewards": [redness, config.rewards[1]]})
+    redness, light = make_config().rewards
+    redness = redness.model_copy(update={"kind": f"{tmp_path / 'flaky.py'}:redness"})
+    return make_config(rewards=[redness, light])
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -204,15 +197,12 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 def test_a_run_learns_nothing_of_what_its_guard_vetoes(make_config: Callable[..., Config], tmp_path: Path) -> None:
     """Two images of nine by their light; and where all are vetoed the weights stay, and nothing stops the run."""
-    config = make_config(iterations=1, updates=1)
-    redness, light = config.rewards
-    guard = light.model_copy(update={"name": "too light", "role": "guard"})
+    redness, light = make_config().rewards
 
     def train_below(limit: float) -> tuple[dict[str, float], dict[str, Tensor]]:
         run = tmp_path / str(limit)
-        run_training(
-            config.model_copy(update={"rewards": [redness, light, guard.model_copy(update={"limit": limit})]}), run
-        )
+        guard = light.model_copy(update={"name": "too light", "role": "guard", "limit": limit})
+        run_training(make_config(iterations=1, updates=1, rewards=[redness, light, guard]), run)
         (record,) = metrics_of(run)
         return record, weights(run)
 
@@ -231,8 +221,7 @@ def test_a_run_that_stops_for_its_rewards_loses_nothing(
     monkeypatch.setenv("FAULT", fault)
     with pytest.raises(RewardError, match=rf"{reason}.*in iteration 3; earlier ones are saved: --resume"):
         run_training(flaky, tmp_path / "run")
-    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
-    assert newest is not None and newest.name == "000002"
+    assert newest(tmp_path / "run") == "000002"
     assert metrics_of(tmp_path / "run") == metrics_of(whole)[:2]
     run_training(flaky, tmp_path / "run")  # the fault is past
     assert same(weights(tmp_path / "run"), weights(whole))

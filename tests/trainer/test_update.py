@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import draw, metrics_of, run_training
+from running import draw, metrics_of, run_training, updater_of
 from torch import Tensor
 
 from customized_grpo.config import Config, ConfigError
@@ -18,7 +18,7 @@ from customized_grpo.protocols import Policy
 from customized_grpo.trainer import memory
 from customized_grpo.trainer.grpo import GRPOUpdater, Items
 from customized_grpo.trainer.memory import BatchSize, measure_sampling, peak_bytes
-from customized_grpo.trainer.optimizer import Optimizer, build_optimizer
+from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.update import Updater, mean_of_updates
 
@@ -28,25 +28,6 @@ CPU_ERROR = (
     "[enforce fail at alloc_cpu.cpp:126] . DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
 )
 ROUNDING = 3e-5  # as measured on a GPU between batch sizes; the clip range is 1e-4
-
-
-class Spy(torch.optim.SGD):
-    """Keeps the gradients of each step, and changes nothing."""
-
-    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
-        super().__init__(weights, lr=0.0)
-        self.taken: list[Tensor] = []
-
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
-        gradients = [weight.grad for group in self.param_groups for weight in group["params"]]
-        self.taken.append(torch.cat([gradient.flatten().clone() for gradient in gradients]))
-
-
-def updater_of(policy: Policy, config: Config, objectives: int = 1) -> tuple[Updater, Spy]:
-    weights = list(policy.trainable().values())
-    spy = Spy(weights)
-    optimizer = Optimizer(spy, weights, config.train.max_gradient_norm, objectives=objectives)
-    return GRPOUpdater(policy, optimizer, config), spy
 
 
 def one_update(policy: Policy, config: Config, parts: Tensor | None = None) -> tuple[dict[str, float], Tensor]:
@@ -186,11 +167,11 @@ def test_sampling_continues_with_smaller_batches_or_ends_in_one_line(
     size = BatchSize("rollout.batch_size", 6)
     monkeypatch.setattr(policy, "velocity", velocity)
     with pytest.raises(ConfigError, match=r"rollout\.batch_size: out of memory with one item .*9 GiB.*; set policy"):
-        draw(policy, make_config(), batch_size=size)
+        draw(policy, make_config(), size=size)
     assert size.size == 1
     alone = BatchSize("rollout.batch_size", 6, recovers=False)
     with pytest.raises(ConfigError, match=r"out of memory with 6 items .*; set it to 3, because processes that share"):
-        draw(policy, make_config(), batch_size=alone)
+        draw(policy, make_config(), size=alone)
 
     def work(part: slice) -> None:
         raise RuntimeError("shapes differ")

@@ -18,14 +18,13 @@ Make = Callable[..., Config]
 
 
 @pytest.fixture(scope="module")
-def configs(make_config: Make) -> dict[str, Config]:
+def configs(make_config: Make, full: Config) -> dict[str, Config]:
     """Three groups over two processes, which have other numbers of micro-batches then; a KL term; all weights."""
     common = {"iterations": 4, "checkpoint_every": 2, "schedule": "constant", "batch_size": 2}
-    full = make_config(iterations=2, checkpoint_every=1, kl_weight=0.1, layout="spread", pairs=1, updates=2)
     return {
         "lora": make_config(**common),
         "kl": make_config(layout="spread", kl_weight=0.1, ema=0.5, **{**common, "iterations": 2}),
-        "full": full.model_copy(update={"policy": full.policy.model_copy(update={"lora": None})}),
+        "full": full,
     }
 
 

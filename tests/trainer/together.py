@@ -17,13 +17,10 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from running import run_training
+from running import evaluated, run_training
 
 from customized_grpo.config.loading import load_config
-from customized_grpo.data import open_dataset
-from customized_grpo.evaluation import evaluate
 from customized_grpo.policies.sharding import is_sharded, local
-from customized_grpo.rewards import build_reward
 from customized_grpo.trainer.processes import Processes, start_processes
 
 
@@ -49,9 +46,7 @@ def main(plan: dict[str, Any]) -> None:
         }
         (run / f"process-{processes.index}.json").write_text(json.dumps(found))
         if one["evaluate"]:
-            rewards = [build_reward(reward, policy.device) for reward in config.rewards]
-            held_out = open_dataset(config.evaluation.data)
-            evaluate(policy, held_out, rewards, config.evaluation, run / "images", batch_size=2, processes=processes)
+            evaluated(policy, config, run / "images", processes=processes)
     if plan["fail"]:
         Path(plan["fail"]).write_text(str(time.time()))
         if processes.index == 1:

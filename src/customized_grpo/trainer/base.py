@@ -162,7 +162,7 @@ class BaseTrainer(ABC):
         """Evaluate every `sample_every` iterations and after the last one; add the means to `metrics`."""
         if self._groups is not None:
             self._fire("on_groups", self._groups)
-        evaluation = self.evaluate() if self._evaluation_due() or self.is_last else None
+        evaluation = self.evaluate() if self._evaluation_due(self.iteration) or self.is_last else None
         if evaluation is not None:
             metrics |= {f"evaluation/{name}/mean": value for name, value in evaluation.means.items()}
 
@@ -299,9 +299,8 @@ class BaseTrainer(ABC):
         with self.policy.reference() if name == "base" else nullcontext():
             return self._evaluated(name)
 
-    def _evaluation_due(self, done: int | None = None) -> bool:
+    def _evaluation_due(self, done: int) -> bool:
         """Return whether held-out pairs are evaluated after so many iterations."""
-        done = self.iteration if done is None else done
         return done % self.config.train.sample_every == 0 or done == self.iterations
 
     def _make_stopping(self) -> Stopping:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,21 +126,19 @@ class EMACallback(TrainerCallback):
 
     Args:
         decay: Share of the old average that each optimizer step retains, 0 to below 1.
+
+    Attributes:
+        average: The average; available once a trainer has the callback.
     """
+
+    average: MovingAverage
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
-        self._average: MovingAverage | None = None
 
     def on_init_end(self, trainer: BaseTrainer) -> None:
         """Start the average at the policy's trained weights."""
-        self._average = MovingAverage(trainer.policy, self._decay)
-
-    @property
-    def average(self) -> MovingAverage:
-        """The average; available once a trainer has the callback."""
-        assert self._average is not None
-        return self._average
+        self.average = MovingAverage(trainer.policy, self._decay)
 
     def on_optimizer_step(self, trainer: BaseTrainer) -> None:
         """Add the updated weights to the average."""
@@ -189,7 +187,7 @@ class ProgressCallback(TrainerCallback):
     """Show progress, scores and the time left: a live bar on a terminal, a line per iteration in a log file."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or plain_console()
+        self._console, self._open = console or plain_console(), ExitStack()
         self._display: TrainingDisplay | None = None
         self._evaluation: WorkDisplay | None = None
 
@@ -204,24 +202,18 @@ class ProgressCallback(TrainerCallback):
         """Print the number of images to generate."""
         if trainer.is_main:
             self._console.print(f"generating {images} images of the evaluation ({name})")
-            self._evaluation = WorkDisplay("evaluation", images, self._console)
-            self._evaluation.__enter__()
+            self._evaluation = self._open.enter_context(WorkDisplay("evaluation", images, self._console))
 
     def on_evaluate_progress(self, trainer: BaseTrainer, done: int) -> None:
         """Show the images done and the time left, of an evaluation before or after the training."""
         if self._evaluation is not None and self._evaluation.update(done):
-            self._close_evaluation()
-
-    def _close_evaluation(self) -> None:
-        if self._evaluation is not None:
-            self._evaluation.__exit__(None, None, None)
-            self._evaluation = None
+            self.on_exit(trainer)
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
         """Open the progress display."""
         if trainer.is_main:
-            self._display = TrainingDisplay(trainer.iterations, done=trainer.iteration, console=self._console)
-            self._display.__enter__()
+            display = TrainingDisplay(trainer.iterations, done=trainer.iteration, console=self._console)
+            self._display = self._open.enter_context(display)
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:
         """Show the iteration's progress and scores."""
@@ -234,7 +226,5 @@ class ProgressCallback(TrainerCallback):
 
     def on_exit(self, trainer: BaseTrainer) -> None:
         """Close the progress display if it is still open."""
-        self._close_evaluation()
-        if self._display is not None:
-            self._display.__exit__(None, None, None)
-            self._display = None
+        self._open.close()
+        self._display = self._evaluation = None

@@ -1,11 +1,10 @@
-"""Conditioning of pairs, encoded once: cached in memory, or ahead of training in the folder `policy.conditions`."""
+"""Conditioning of pairs: how many are cached in memory, and those encoded ahead into the folder `policy.conditions`."""
 
 import itertools
 from collections.abc import Iterable
 
 from customized_grpo.config import Config
-from customized_grpo.protocols import Conditions, Pair, PairDataset, Policy
-from customized_grpo.rewards.cache import LruCache
+from customized_grpo.protocols import PairDataset, Policy
 from customized_grpo.trainer.order import pairs_of_iteration
 from customized_grpo.trainer.processes import Processes
 
@@ -15,18 +14,6 @@ _CACHED = 256  # pairs whose conditioning is cached in memory if it is not on di
 def conditions_cached(config: Config) -> int:
     """Return for how many pairs a process caches the conditioning in memory: one iteration's if the disk has it."""
     return config.rollout.pairs if config.policy.conditions is not None else _CACHED
-
-
-class ConditionCache:
-    """Caches the conditioning of the `size` most recent pairs."""
-
-    def __init__(self, policy: Policy, size: int) -> None:
-        self._policy = policy
-        self._cached: LruCache[str, Conditions] = LruCache(size)
-
-    def __call__(self, pair: Pair) -> Conditions:
-        """Return the conditioning of a pair, one row."""
-        return self._cached.fill([pair.key], lambda _: self._policy.encode(pair.prompt, pair.references))[pair.key]
 
 
 def encode_ahead(

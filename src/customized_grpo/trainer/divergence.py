@@ -3,8 +3,6 @@
 import math
 from pathlib import Path
 
-_RESUME = "resume from the last checkpoint with --resume {run} --allow-changes"
-
 
 class DivergenceError(ValueError):
     """A policy that cannot be trained further; the message is one line with the numbers and the remedy."""
@@ -13,21 +11,16 @@ class DivergenceError(ValueError):
 def check_loss(loss: float, iteration: int, run: Path) -> None:
     """Raise DivergenceError if an update's loss is not finite."""
     if not math.isfinite(loss):
-        raise DivergenceError(
-            f"iteration {iteration}: the loss is {loss}, not a finite number; lower train.learning_rate, or set "
-            f"policy.dtype to float32, in {run / 'config.yaml'}, then {_RESUME.format(run=run)}"
-        )
+        problem = f"the loss is {loss}, not a finite number"
+        raise _error(iteration, problem, "lower train.learning_rate, or set policy.dtype to float32,", run)
 
 
 def check_skipped(skipped: int, limit: int, updates: int, iteration: int, run: Path) -> None:
     """Raise DivergenceError if more than `limit` updates in a row, or all of the run's, had no finite gradient."""
     if skipped > limit or skipped == updates:
         allowed = f"more than train.max_skipped={limit} allows" if skipped > limit else "all of the run's"
-        raise DivergenceError(
-            f"iteration {iteration}: {skipped} updates in a row had a gradient that is not finite, {allowed}; lower "
-            f"train.learning_rate, or set policy.dtype to float32, in {run / 'config.yaml'}, then "
-            f"{_RESUME.format(run=run)}"
-        )
+        problem = f"{skipped} updates in a row had a gradient that is not finite, {allowed}"
+        raise _error(iteration, problem, "lower train.learning_rate, or set policy.dtype to float32,", run)
 
 
 def check_drift(drift: float, limit: float | None, iteration: int, run: Path) -> None:
@@ -39,7 +32,12 @@ def check_drift(drift: float, limit: float | None, iteration: int, run: Path) ->
     """
     if not (math.isfinite(drift) and (limit is None or drift <= limit)):
         allowed = f"more than train.max_drift={limit:g} allows" if math.isfinite(drift) else "not a finite number"
-        raise DivergenceError(
-            f"iteration {iteration}: the velocity's drift from the base model is {drift:.3g}, {allowed}; lower "
-            f"train.learning_rate in {run / 'config.yaml'}, then {_RESUME.format(run=run)}"
-        )
+        problem = f"the velocity's drift from the base model is {drift:.3g}, {allowed}"
+        raise _error(iteration, problem, "lower train.learning_rate", run)
+
+
+def _error(iteration: int, problem: str, remedy: str, run: Path) -> DivergenceError:
+    return DivergenceError(
+        f"iteration {iteration}: {problem}; {remedy} in {run / 'config.yaml'}, then resume from the last checkpoint "
+        f"with --resume {run} --allow-changes"
+    )

@@ -22,7 +22,7 @@ from customized_grpo.protocols import Pair, PairDataset, Policy, Reward
 from customized_grpo.rewards import RewardError
 from customized_grpo.trainer.memory import BatchSize, measure_sampling
 from customized_grpo.trainer.processes import ALONE, Processes
-from customized_grpo.trainer.rollout import image_noise, own_noise_levels, sample_each
+from customized_grpo.trainer.rollout import own_noise_levels, sample_each
 from customized_grpo.trainer.scoring import score_sizes, why_stop
 from customized_grpo.utils.pixels import save_image, to_image
 from customized_grpo.utils.records import read_regular, write_json
@@ -91,55 +91,17 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_main:
         (folder / _SCORES).unlink(missing_ok=True)  # it marks a complete evaluation
-    scores, own, overflowed = _sample_and_score(
-        policy, dataset, rewards, config, folder, batch_size, seed, processes, progress
-    )
-    scores = processes.collect(scores[:, own].T, own, scores.shape[1]).T
-    overflowed = int(processes.sum(torch.tensor(overflowed)))
-    unscored = [repr(reward.name) for reward, row in zip(rewards, scores, strict=True) if not row.isfinite().any()]
-    if unscored:
-        remedy = f"not finite are {overflowed} of them: set policy.dtype to float32"
-        raise RewardError(
-            f"none of {scores.shape[1]} images of the evaluation has a score by {', '.join(unscored)}; "
-            + (remedy if overflowed else "see the reward's warnings")
-        )
-    names = [_name(number, config.images) for number in range(scores.shape[1])]
-    by_reward = {reward.name: row.tolist() for reward, row in zip(rewards, scores, strict=True)}
-    result = Evaluation(by_reward, [folder / name for name in names])
-    if processes.is_main:
-        settings = config.model_dump(mode="json")
-        stored = {"means": result.means, "scores": result.scores, "images": names, "settings": settings}
-        stored["data"] = fingerprint(dataset)
-        write_json(folder / _SCORES, stored)
-    processes.wait()
-    return result
-
-
-def _sample_and_score(
-    policy: Policy,
-    dataset: PairDataset,
-    rewards: Sequence[Reward],
-    config: EvaluationConfig,
-    folder: Path,
-    batch_size: int | Literal["auto"],
-    seed: int,
-    processes: Processes,
-    progress: Callable[[int], object],
-) -> tuple[Tensor, list[int], int]:
-    """Generate, score and save this process's share of the images, in whole batches.
-
-    Returns scores (rewards, images), NaN for other images; the numbers of its own; how many of them are not finite.
-    """
+    names = [f"{number:05d}-{image}.png" for number in range(len(dataset)) for image in range(config.images)]
+    scores = torch.full((len(rewards), len(names)), torch.nan)
+    own: list[int] = []  # numbers of this process's images, in whole batches
+    overflowed = 0
     sharded = any_sharded(policy.trainable().values())
     size = BatchSize("rollout.batch_size", batch_size, recovers=not sharded)
     if size.auto:
-        first, share = dataset[0], -(-len(dataset) * config.images // processes.count)
+        first, share = dataset[0], -(-len(names) // processes.count)
         measure_sampling(size, policy, policy.encode(first.prompt, first.references), share, processes.least)
     per_chunk = max(1, size.size // config.images)
     chunks = [range(start, min(start + per_chunk, len(dataset))) for start in range(0, len(dataset), per_chunk)]
-    scores = torch.full((len(rewards), len(dataset) * config.images), torch.nan)
-    own: list[int] = []
-    overflowed = 0
     for turn in range(0, len(chunks), processes.count):
         index, failure = turn + processes.index, None
         if index < len(chunks) or sharded:  # a sharded model is called by all processes together
@@ -154,13 +116,30 @@ def _sample_and_score(
             overflowed += sum(not bool(image.isfinite().all()) for image in images)
             scores[:, list(rows)] = torch.stack([scored.scores[reward.name] for reward in rewards])
             for number, image in zip(rows, images, strict=True):
-                save_image(to_image(image), folder / _name(number, config.images))
+                save_image(to_image(image), folder / names[number])
             own += rows
         reason = why_stop(0, 1, failure, 1.0, processes.sum)
         if reason is not None:
             raise RewardError(reason) from failure
         progress(chunks[min(turn + processes.count, len(chunks)) - 1].stop * config.images)
-    return scores, own, overflowed
+    scores = processes.collect(scores[:, own].T, own, len(names)).T
+    overflowed = int(processes.sum(torch.tensor(overflowed)))
+    unscored = [repr(reward.name) for reward, row in zip(rewards, scores, strict=True) if not row.isfinite().any()]
+    if unscored:
+        remedy = f"not finite are {overflowed} of them: set policy.dtype to float32"
+        raise RewardError(
+            f"none of {len(names)} images of the evaluation has a score by {', '.join(unscored)}; "
+            + (remedy if overflowed else "see the reward's warnings")
+        )
+    by_reward = {reward.name: row.tolist() for reward, row in zip(rewards, scores, strict=True)}
+    result = Evaluation(by_reward, [folder / name for name in names])
+    if processes.is_main:
+        settings = config.model_dump(mode="json")
+        stored = {"means": result.means, "scores": result.scores, "images": names, "settings": settings}
+        stored["data"] = fingerprint(dataset)
+        write_json(folder / _SCORES, stored)
+    processes.wait()
+    return result
 
 
 def _generate(
@@ -173,17 +152,8 @@ def _generate(
     """Generate `config.images` images (3, H, W) of each pair."""
     encoded = [policy.encode(pair.prompt, pair.references) for pair in pairs]
     conditions = [one for one in encoded for _ in range(config.images)]
-    noise = [
-        image_noise(policy, 1, config.seed, "evaluation", pair.key, i, shape=one.latent_shape)
-        for pair, one in zip(pairs, encoded, strict=True)
-        for i in range(config.images)
-    ]
-
-    return sample_each(policy, conditions, noise, lambda one: own_noise_levels(policy, config.steps, one), size, rounds)
-
-
-def _name(number: int, images: int) -> str:
-    return f"{number // images:05d}-{number % images}.png"
+    keys = [(config.seed, "evaluation", pair.key, i) for pair in pairs for i in range(config.images)]
+    return sample_each(policy, conditions, keys, lambda one: own_noise_levels(policy, config.steps, one), size, rounds)
 
 
 def read_evaluation(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customized_grpo.config import Config, ConfigError, RolloutConfig
+from customized_grpo.config import Config, ConfigError
 from customized_grpo.method import OBJECTIVES, Objective, at_places, matching_error, noised, velocity_distance
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.callbacks import TrainerCallback
@@ -18,7 +18,7 @@ from customized_grpo.trainer.ema import MovingAverage
 from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories
-from customized_grpo.trainer.update import ItemBatch, Updater, first_finite, some_of
+from customized_grpo.trainer.update import ItemBatch, Updater, finite_images
 from customized_grpo.utils.named import NamedError, find
 from customized_grpo.utils.noise import generator, normal
 
@@ -73,25 +73,23 @@ class ForwardUpdater(Updater):
         processes: Processes = ALONE,
         **hooks: Callable[[], None],
     ) -> None:
-        forward = config.forward
         super().__init__(policy, optimizer, config, processes, **hooks)
-        self.forward, self._steps, self._bound = forward, config.rollout.steps, config.method.advantage_clip
-        self._name = config.method.objective
+        self.forward, self._method = config.forward, config.method
         self._objective, self._names = _objective_of(config)
         self._average: MovingAverage | None = None
-        if forward.pull > 0 or "velocity_old" in self._names:
-            self._average = MovingAverage(policy, forward.old_decay, "old.")
-        distance = () if self._average is None else ("old_distance",)
-        self.measures = ("share/clipped_advantages", *distance, *_ERRORS)
+        if self.forward.pull > 0 or "velocity_old" in self._names:
+            self._average = MovingAverage(policy, self.forward.old_decay, "old.")
         self._keys: list[tuple[int | str, ...]] = []
 
     def callbacks(self) -> list[TrainerCallback]:
         """Return the callback that updates and stores the policy's moving average."""
         return [] if self._average is None else [_OldPolicy(self._average)]
 
-    def stochastic(self, rollout: RolloutConfig, seed: int, iteration: int) -> range:
-        """Return no step: images are sampled by deterministic ones."""
-        return range(0)
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The share of clipped advantages, the distance from the moving average if there is one, and the errors."""
+        distance = () if self._average is None else ("old_distance",)
+        return ("share/clipped_advantages", *distance, *_ERRORS)
 
     def trained(self, stochastic: range, seed: int, iteration: int, images: Sequence[tuple[str, int]]) -> Tensor:
         """Sample the places of each image's noise levels in the schedule, (images, levels) in rising order.
@@ -102,16 +100,12 @@ class ForwardUpdater(Updater):
         rows = []
         for image in images:
             random = generator(seed, "noise levels", iteration, *image)
-            steps = torch.randperm(self._steps - 1, generator=random)[: self.forward.levels].sort().values
+            steps = torch.randperm(self.rollout.steps - 1, generator=random)[: self.forward.levels].sort().values
             rows.append(steps + torch.rand(len(steps), generator=random))
         self._keys = [
             (seed, "level noise", iteration, *image, level) for image in images for level in range(self.forward.levels)
         ]
         return torch.stack(rows)
-
-    def stored(self, trained: Tensor) -> Tensor:
-        """Return no step: only clean latents are needed."""
-        return trained[:, :0].long()
 
     def items(self, batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor) -> NoisedItems:
         """Return the noise levels of the batch's images among `images`.
@@ -131,10 +125,9 @@ class ForwardUpdater(Updater):
 
     def idle(self, batches: Sequence[Trajectories]) -> NoisedItems:
         """Return an item with advantage 0, of a finite image if there is any."""
-        batch, rows = _first_finite(batches)
-        row = rows[:1] if len(rows) else torch.zeros(1, dtype=torch.long)
+        batch, rows, _ = finite_images(batches)
         zero = torch.zeros(1)
-        return self._items(batch, row, zero, torch.zeros(1, dtype=torch.long), zero)
+        return self._items(batch, rows[:1], zero, zero.long(), zero)
 
     def example(self, condition: Conditions, sigmas: Tensor) -> NoisedItems:
         """Return an item of zeros with this conditioning, to measure what one needs."""
@@ -151,7 +144,7 @@ class ForwardUpdater(Updater):
             advantages.to(device),
             rows,
             at_places(batch.sigmas, places.to(device)),
-            (places / (self._steps - 1)).to(device),
+            (places / (self.rollout.steps - 1)).to(device),
             numbers,
             batch.condition_rows[rows],
             (batch.clean,),
@@ -174,14 +167,15 @@ class ForwardUpdater(Updater):
             "target": target,
             "velocity_old": old,
             "sigma": items.sigma,
-            "advantages": items.advantages / self._bound,
+            "advantages": items.advantages / self._method.advantage_clip,
             "scale": self.forward.scale,
             "beta": self.forward.beta,
         }
         losses = self._objective(**{name: arguments[name] for name in self._names}, **self.forward.options)
         if not isinstance(losses, Tensor) or losses.shape != items.sigma.shape:
             found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise ConfigError(f"method.objective: {self._name} returned {found}; return one loss per item, (N,)")
+            name = self._method.objective
+            raise ConfigError(f"method.objective: {name} returned {found}; return one loss per item, (N,)")
         distance = []
         if old is not None:
             apart = velocity_distance(velocity, old)
@@ -191,7 +185,7 @@ class ForwardUpdater(Updater):
             with torch.no_grad(), self.policy.reference():
                 reference = self.policy.velocity(latents, items.sigma, conditions)
             losses = losses + self.config.kl_weight * velocity_distance(velocity, reference)
-        clipped = (items.advantages.abs() >= self._bound).to(losses.dtype)
+        clipped = (items.advantages.abs() >= self._method.advantage_clip).to(losses.dtype)
         error = matching_error(velocity.detach(), target, items.sigma)
         third = (items.places * len(_ERRORS)).long().clamp(max=len(_ERRORS) - 1)
         errors = [_sum_and_count(error[third == part]) for part in range(len(_ERRORS))]
@@ -204,8 +198,7 @@ class ForwardUpdater(Updater):
 
         Returns `drift` as `Updater.probe` does, and the number of images.
         """
-        batch, finite = _first_finite(batches)
-        rows = some_of(finite)
+        batch, rows, count = finite_images(batches)
         which = batch.images[rows]
         items = self._items(batch, rows, trained[which, 0], which * trained.shape[1], torch.zeros(len(rows)))
         clean, noise = items.latents_and_noise()
@@ -213,10 +206,10 @@ class ForwardUpdater(Updater):
         velocity = self.policy.velocity(*given)
         with self.policy.reference():
             reference = self.policy.velocity(*given)
-        if not len(finite):
+        if not count:
             return {"drift": 0.0}, 0
         change, length = (x.double().square().mean() for x in (velocity - reference, reference))
-        return {"drift": float(change / length)}, len(rows)
+        return {"drift": float(change / length)}, count
 
 
 class _OldPolicy(TrainerCallback):
@@ -252,10 +245,6 @@ def _objective_of(config: Config) -> tuple[Objective, list[str]]:
     if not takes_all and (extra := [one for one in options if one not in names]):
         raise ConfigError(f"forward.options: {name} has no argument {extra[0]!r}; remove it")
     return objective, [one for one in names if one in known and one not in options]
-
-
-def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor]:
-    return first_finite(batches, lambda batch: batch.clean)
 
 
 def _sum_and_count(values: Tensor) -> Tensor:

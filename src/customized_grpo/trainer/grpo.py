@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from customized_grpo.config import Config, RolloutConfig
 from customized_grpo.method import (
     SAMPLERS,
     Step,
@@ -19,11 +18,8 @@ from customized_grpo.method import (
     guarded_loss,
 )
 from customized_grpo.protocols import Conditions, Policy
-from customized_grpo.trainer.optimizer import Optimizer
-from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories, velocity_once
-from customized_grpo.trainer.update import ItemBatch, Updater, first_finite, some_of
-from customized_grpo.trainer.windows import stochastic_steps
+from customized_grpo.trainer.update import ItemBatch, Updater, finite_images
 from customized_grpo.utils.noise import generator
 
 
@@ -69,13 +65,6 @@ class Items(ItemBatch):
         )
 
     @staticmethod
-    def idle(batches: Sequence[Trajectories]) -> Items:
-        """Return a transition with advantage 0: a finite one if there is any, because 0 times NaN is NaN."""
-        batch, rows = _first_finite(batches)
-        row = rows[:1] if len(rows) else torch.zeros(1, dtype=torch.long)
-        return Items.of(batch, row, batch.steps[row, 0], torch.zeros(1))
-
-    @staticmethod
     def chosen(batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor) -> Items:
         """Return the trained steps of the batch's images among `images`, ordered by step.
 
@@ -86,10 +75,6 @@ class Items(ItemBatch):
         steps, order = trained[which].flatten().sort(stable=True)
         rows = rows.repeat_interleave(trained.shape[1])[order]
         return Items.of(batch, rows, steps, advantages[which].flatten(0, 1)[order])
-
-
-def _first_finite(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor]:
-    return first_finite(batches, lambda batch: batch.log_density)
 
 
 def trained_count(stochastic: int, fraction: float) -> int:
@@ -137,37 +122,23 @@ class GRPOUpdater(Updater):
 
     replays = True
 
-    def __init__(
-        self,
-        policy: Policy,
-        optimizer: Optimizer,
-        config: Config,
-        processes: Processes = ALONE,
-        **hooks: Callable[[], None],
-    ) -> None:
-        super().__init__(policy, optimizer, config, processes, **hooks)
-        self.step, self.eta = SAMPLERS[config.rollout.sampler], config.rollout.eta
-        self.measures = ("clip_fraction", "kl") if self.config.kl_weight > 0 else ("clip_fraction",)
-
-    def stochastic(self, rollout: RolloutConfig, seed: int, iteration: int) -> range:
-        """Return the steps of the iteration's window, or all but the last."""
-        return stochastic_steps(rollout, seed, iteration)
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The share of clipped items, and the KL term if there is one."""
+        return ("clip_fraction", "kl") if self.config.kl_weight > 0 else ("clip_fraction",)
 
     def trained(self, stochastic: range, seed: int, iteration: int, images: Sequence[tuple[str, int]]) -> Tensor:
         """Sample the denoising steps to train of each image; see `sample_trained_steps`."""
         return sample_trained_steps(stochastic, self.config.trained_fraction, seed, iteration, images)
-
-    def stored(self, trained: Tensor) -> Tensor:
-        """Return the trained steps."""
-        return trained
 
     def items(self, batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor) -> Items:
         """Return the trained transitions; see `Items.chosen`."""
         return Items.chosen(batch, images, trained, advantages)
 
     def idle(self, batches: Sequence[Trajectories]) -> Items:
-        """Return a transition with advantage 0; see `Items.idle`."""
-        return Items.idle(batches)
+        """Return a transition with advantage 0, of a finite image if there is any."""
+        batch, rows, _ = finite_images(batches)
+        return Items.of(batch, rows[:1], batch.steps[rows[:1], 0], torch.zeros(1))
 
     def example(self, condition: Conditions, sigmas: Tensor) -> Items:
         """Return an item of zeros with this conditioning, to measure what one needs."""
@@ -181,7 +152,7 @@ class GRPOUpdater(Updater):
 
     def losses(self, items: Items) -> tuple[Tensor, Tensor, Tensor]:
         """Return the clipped surrogate of items, with the KL term, and measure it; see `Updater.losses`."""
-        mean, std, log_density = replay(self.policy, items, self.step, self.eta)
+        mean, std, log_density = self._replay(items)
         losses, clipped = self._surrogates(items, mean, std, log_density)
         count = torch.tensor(float(len(items)), device=clipped.device)
         measured = [clipped, count]
@@ -222,20 +193,21 @@ class GRPOUpdater(Updater):
 
         Returns `kl` in nats per latent element and `drift`, as `Updater.probe` does, and the number of images.
         """
-        batch, finite = _first_finite(batches)
-        rows = some_of(finite)
-        steps = trained[batch.images[rows], 0]
-        items = Items.of(batch, rows, steps, torch.zeros(len(rows)))
-        mean, std, _ = replay(self.policy, items, self.step, self.eta)
+        batch, rows, count = finite_images(batches)
+        items = Items.of(batch, rows, trained[batch.images[rows], 0], torch.zeros(len(rows)))
+        mean, std, _ = self._replay(items)
         reference = self._reference_mean(items)
         # A sampler's mean is linear in the velocity, so that differences of means are those of velocities, scaled.
-        still = _step(items, torch.zeros_like(items.latents), self.step, self.eta).mean
-        if not len(finite):
+        still = _step(items, torch.zeros_like(items.latents), SAMPLERS[self.rollout.sampler], self.rollout.eta).mean
+        if not count:
             return {"kl": 0.0, "drift": 0.0}, 0
         change, length = ((x - reference).double().square().mean() for x in (mean, still))
-        return {"kl": float(gaussian_kl(mean, reference, std).mean()), "drift": float(change / length)}, len(rows)
+        return {"kl": float(gaussian_kl(mean, reference, std).mean()), "drift": float(change / length)}, count
 
     @torch.no_grad()
     def _reference_mean(self, items: Items) -> Tensor:
         with self.policy.reference():
-            return replay(self.policy, items, self.step, self.eta)[0]
+            return self._replay(items)[0]
+
+    def _replay(self, items: Items) -> tuple[Tensor, Tensor, Tensor]:
+        return replay(self.policy, items, SAMPLERS[self.rollout.sampler], self.rollout.eta)

@@ -1,7 +1,7 @@
 """Checks of a run before it is resumed: its folder, and what has changed since its checkpoint. Nothing is written."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -78,18 +78,11 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[st
     same = "data" not in other_data and "content" in data.get("data", {}) and "content" in now["data"]["data"]
     harmless: list[str] = []
     others = [f"{name}: {text}" for name, text in other_data.items()]
-    for key, text in _other_settings(before.get("settings"), now["settings"]):
-        passes = any(fnmatch(key, one) for one in _HARMLESS) or (same and key in _DATA)
-        (harmless if passes else others).append(text)
-    return harmless, others
-
-
-def _other_settings(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the key of each setting that differs, and the difference as text."""
-    if before is None:  # of an earlier version of the package
-        return
-    old, new = flat(before), flat(now)
+    new = flat(now["settings"])
+    old = flat(before["settings"]) if "settings" in before else new  # not in those of an earlier version of the package
     for key in dict.fromkeys([*old, *new]):
         if old.get(key) != new.get(key):
             was, is_now = (flow_yaml(values[key]) if key in values else "not there" for values in (old, new))
-            yield key, f"{key}: {was}, now {is_now}"
+            passes = any(fnmatch(key, one) for one in _HARMLESS) or (same and key in _DATA)
+            (harmless if passes else others).append(f"{key}: {was}, now {is_now}")
+    return harmless, others

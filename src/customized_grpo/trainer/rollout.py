@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,9 +16,6 @@ from customized_grpo.method import SAMPLERS, StepFunction, flow_sigmas
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.memory import BatchSize, Result
 from customized_grpo.utils.noise import normal
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,15 +115,11 @@ def in_batches(
         sample(together[0])
 
 
-def _reusing(sample: Callable[Concatenate[Policy, P], T]) -> Callable[Concatenate[Policy, P], T]:
-    """Let a policy reuse what does not change between steps, if it has a context `sampling`."""
-
-    @wraps(sample)
-    def run(policy: Policy, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with getattr(policy, "sampling", nullcontext)():
-            return sample(policy, *args, **kwargs)
-
-    return run
+@contextmanager
+def _sampling(policy: Policy) -> Iterator[None]:
+    """Sample without gradients; a policy that has a context `sampling` reuses what does not change between steps."""
+    with torch.no_grad(), getattr(policy, "sampling", nullcontext)():
+        yield
 
 
 def sample_groups(
@@ -164,13 +156,15 @@ def sample_groups(
     size = size or BatchSize("rollout.batch_size", config.batch_size)
 
     def sample(images: Sequence[int]) -> Trajectories:
-        starts, rows = _starts(images, keys, shared=config.shared_noise)
+        own = [(pair, "group" if config.shared_noise else number) for pair, number in (keys[i] for i in images)]
+        starts = list(dict.fromkeys(own))  # each initial noise of the batch once
+        rows = [starts.index(start) for start in own]
         one = conditions[images[0]]  # a batch has one size of images
         sigmas = noise_levels(policy, config.steps, config.shift, one)
         noise = partial(image_noise, policy, shape=one.latent_shape)
         initial = torch.cat([noise(1, seed, "initial", iteration, *start) for start in starts])
         steps = [noise(config.steps - 1 if stochastic else 0, seed, "steps", iteration, *keys[i]) for i in images]
-        alone = Conditions.join([conditions[i] for i in starts.values()])
+        alone = Conditions.join([conditions[images[own.index(start)]] for start in starts])
         before = euler(policy, alone, initial.to(policy.device).float(), sigmas[: stochastic.start + 1])
         shared = {id(conditions[i]): conditions[i] for i in images}  # one row for all images of a pair
         return sample_trajectories(
@@ -192,22 +186,6 @@ def sample_groups(
     yield from (part for _, part in in_batches(conditions, size, rounds, sample))
 
 
-def _starts(
-    images: Sequence[int], keys: Sequence[tuple[str, int]], *, shared: bool
-) -> tuple[dict[tuple[int | str, ...], int], list[int]]:
-    """Return the first image of each initial noise of a batch, and the number of each image's noise among them."""
-    starts: dict[tuple[int | str, ...], int] = {}
-    rows = []
-    for i in images:
-        pair, number = keys[i]
-        start = (pair, "group" if shared else number)
-        starts.setdefault(start, i)
-        rows.append(list(starts).index(start))
-    return starts, rows
-
-
-@_reusing
-@torch.no_grad()
 def sample_trajectories(
     policy: Policy,
     images: Tensor,
@@ -242,16 +220,18 @@ def sample_trajectories(
     densities = _Stored(chosen, latents.new_zeros(len(latents)))
     averages = _Stored(chosen, latents) if means else None
     states.add(latents)
-    for t in range(first, stop):
-        now, after = (sigmas[i].expand(len(latents)) for i in (t, t + 1))
-        velocity = velocity_once(policy, latents, now, each, starts if t == first else own)
-        noise = step_noise[:, t - first].to(latents.device)
-        taken = step(latents, velocity, now, after, eta=eta, noise=noise, sigma_max=sigmas[1])
-        latents = taken.next_sample
-        states.add(latents)
-        densities.add(taken.log_density)
-        if averages is not None:
-            averages.add(taken.mean)
+    with _sampling(policy):
+        for t in range(first, stop):
+            now, after = (sigmas[i].expand(len(latents)) for i in (t, t + 1))
+            velocity = velocity_once(policy, latents, now, each, starts if t == first else own)
+            noise = step_noise[:, t - first].to(latents.device)
+            taken = step(latents, velocity, now, after, eta=eta, noise=noise, sigma_max=sigmas[1])
+            latents = taken.next_sample
+            states.add(latents)
+            densities.add(taken.log_density)
+            if averages is not None:
+                averages.add(taken.mean)
+        clean = euler(policy, each, latents, sigmas[stop:])
     return Trajectories(
         images=images,
         sigmas=sigmas,
@@ -262,7 +242,7 @@ def sample_trajectories(
         latents=states.values,
         mean=None if averages is None else averages.values,
         log_density=densities.values,
-        clean=euler(policy, each, latents, sigmas[stop:]),
+        clean=clean,
         conditions=conditions,
         condition_rows=condition_rows,
     )
@@ -299,32 +279,32 @@ class _Stored:
         self.values[rows.to(values.device), places.to(values.device)] = values[rows.to(values.device)]
 
 
-@_reusing
-@torch.no_grad()
 def euler(policy: Policy, conditions: Conditions, latents: Tensor, sigmas: Tensor) -> Tensor:
     """Integrate latents (B, ...) from the first to the last of `sigmas` by deterministic steps."""
-    for sigma, sigma_next in itertools.pairwise(sigmas):
-        velocity = policy.velocity(latents, sigma.expand(len(latents)), conditions)
-        latents = latents + (sigma_next - sigma) * velocity
+    with _sampling(policy):
+        for sigma, sigma_next in itertools.pairwise(sigmas):
+            velocity = policy.velocity(latents, sigma.expand(len(latents)), conditions)
+            latents = latents + (sigma_next - sigma) * velocity
     return latents
 
 
 def sample_each(
     policy: Policy,
     conditions: Sequence[Conditions],
-    noise: Sequence[Tensor],
+    keys: Sequence[tuple[int | str, ...]],
     levels: Callable[[Conditions], Tensor],
     size: BatchSize,
     rounds: Callable[[int], int],
 ) -> list[Tensor]:
-    """Sample one image (3, H, W) in [0, 1] for each one-row conditioning, by deterministic steps from its noise.
+    """Sample one image (3, H, W) in [0, 1] for each one-row conditioning, by deterministic steps from its key's noise.
 
     `levels` returns the sigmas for a batch's conditioning; `size` and `rounds` are as for `in_batches`.
     """
 
     def sample(rows: Sequence[int]) -> Tensor:
         together = Conditions.join([conditions[row] for row in rows])
-        return sample_images(policy, together, torch.cat([noise[row] for row in rows]), levels(together))
+        noise = [image_noise(policy, 1, *keys[row], shape=together.latent_shape) for row in rows]
+        return sample_images(policy, together, torch.cat(noise), levels(together))
 
     images = {
         row: image

@@ -1,8 +1,9 @@
 """Scores of sampled images: in a background thread while the next batch is sampled, or when they are needed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,15 +38,14 @@ class Scoring:
 
     def submit(self, images: Tensor, pairs: Sequence[Pair]) -> None:
         """Submit images (B, 3, H, W) in [0, 1]; images[i] was generated for pairs[i]."""
-        seed = (*self._seed, self._submitted)
+        scores = partial(score_images, self._rewards, images, pairs, (*self._seed, self._submitted))
         self._submitted += len(images)
         if self._thread is None:
-            self._pending.append(lambda: score_images(self._rewards, images, pairs, seed))
+            self._pending.append(scores)
             return
         if len(self._pending) == _WAITING:
             self._done.append(self._pending.pop(0)())
-        future: Future[BatchScores] = self._thread.submit(score_images, self._rewards, images, pairs, seed)
-        self._pending.append(future.result)
+        self._pending.append(self._thread.submit(scores).result)
 
     def results(self) -> list[BatchScores]:
         """Return the scores of all submitted batches."""
@@ -60,16 +60,11 @@ class Scoring:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def finite_images(images: Tensor) -> Tensor:
-    """Return which images (B, 3, H, W) hold only finite numbers, (B,) on the CPU."""
-    return images.isfinite().flatten(1).all(1).cpu()
-
-
 def score_images(
     rewards: Sequence[Reward], images: Tensor, pairs: Sequence[Pair], seed: Sequence[int | str] = ()
 ) -> BatchScores:
     """Score images (B, 3, H, W); a score is missing where its image is not finite. `seed` is as for `score`."""
-    finite = finite_images(images)
+    finite = images.isfinite().flatten(1).all(1).cpu()
     try:
         # Rewards get zeros in place of NaN and infinity, which they might score or fail on.
         scores = score(rewards, images.nan_to_num(0.0, 0.0, 0.0), pairs, seed=seed)

@@ -15,12 +15,13 @@ from torch import Tensor
 from customized_grpo.config import Config
 from customized_grpo.protocols import ROLES, Conditions, Pair, PairDataset, Policy
 from customized_grpo.rewards import RewardError
+from customized_grpo.rewards.cache import LruCache
 from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.trainer.assembly import assemble
 from customized_grpo.trainer.balance import Balance
 from customized_grpo.trainer.base import BaseTrainer
 from customized_grpo.trainer.callbacks import TrainerCallback
-from customized_grpo.trainer.conditioning import ConditionCache, conditions_cached
+from customized_grpo.trainer.conditioning import conditions_cached
 from customized_grpo.trainer.credit import Credit, assign_credit, method_at, steps_to_weigh_at
 from customized_grpo.trainer.divergence import check_drift, check_loss, check_skipped
 from customized_grpo.trainer.forward import ForwardUpdater
@@ -148,12 +149,20 @@ class CustomizedGRPOTrainer(BaseTrainer):
         super().__init__(parts)
         config, rollout = self.config, self.config.rollout
         self.sigmas = noise_levels(self.policy, rollout.steps, rollout.shift)
-        self._updater = self._make_updater()
+        # The objective: GRPO's on trajectories, or one on noised copies of sampled images.
+        make = GRPOUpdater if config.method.objective == "grpo" else ForwardUpdater
+        self._updater: Updater = make(
+            self.policy,
+            self.optimizer,
+            config,
+            self.processes,
+            before_step=lambda: self._stopping.forbid(),
+            after_step=lambda: self._fire("on_optimizer_step"),
+        )
         self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
-        self._encoder = ConditionCache(self.policy, conditions_cached(config))
+        self._conditions: LruCache[str, Conditions] = LruCache(conditions_cached(config))
         self._balancing = self._make_balancing()
         self.callbacks[:0] = [*self._updater.callbacks(), *(self._balancing or ())]
-        self._sized = False
         self._early: list[dict[str, Tensor]] = []
 
     def train_step(self) -> dict[str, float]:
@@ -180,13 +189,19 @@ class CustomizedGRPOTrainer(BaseTrainer):
         keys = [(pair.key, number) for pair, number in zip(pairs, in_pair, strict=True)]
         with self._profiler("encode"):
             conditions = self.encode(pairs)
-        stochastic = self._updater.stochastic(rollout, seed, iteration)
+        stochastic = self._updater.stochastic(seed, iteration)
         trained = self._updater.trained(stochastic, seed, iteration, keys)
         return Batch(iteration, groups, numbers, pairs, keys, conditions, stochastic, trained)
 
     def encode(self, pairs: Sequence[Pair]) -> list[Conditions]:
         """Return each pair's conditioning, one row; encoded once as long as the cache holds it."""
-        return [self._encoder(pair) for pair in pairs]
+        pair_of = {pair.key: pair for pair in pairs}
+
+        def compute(key: str) -> Conditions:
+            return self.policy.encode(pair_of[key].prompt, pair_of[key].references)
+
+        encoded = self._conditions.fill(list(pair_of), compute)
+        return [encoded[pair.key] for pair in pairs]
 
     def sample(self, batch: Batch) -> Rollouts:
         """Sample every image of the batch by the objective's steps, decode it, and submit it for scoring."""
@@ -307,18 +322,6 @@ class CustomizedGRPOTrainer(BaseTrainer):
         check_drift(metrics["drift"], tuning.max_drift, batch.iteration + 1, self.output_dir)
         return metrics | {"learning_rate": rate}
 
-    def _make_updater(self) -> Updater:
-        """Return the objective: GRPO's on trajectories, or one on noised copies of sampled images."""
-        make = GRPOUpdater if self.config.method.objective == "grpo" else ForwardUpdater
-        return make(
-            self.policy,
-            self.optimizer,
-            self.config,
-            self.processes,
-            before_step=lambda: self._stopping.forbid(),
-            after_step=lambda: self._fire("on_optimizer_step"),
-        )
-
     def _make_balancing(self) -> tuple[Balance, Validation] | None:
         """Return the controller of weights that follow the gains, and the measurement of these; None for others."""
         if self.validation_dataset is None:
@@ -339,7 +342,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
         batch, rollout = rollouts.batch, self.config.rollout
         images = self.processes.whole_groups(rollouts.images, batch.numbers, rollout)
         self._groups = None
-        if self._evaluation_due(batch.iteration + 1):
+        if self._evaluation_due(done=batch.iteration + 1):
             learned = self.processes.grouped({"": advantages.mean}, batch.numbers, rollout)[""]
             if self.is_main:
                 own = list(self.processes.groups(rollout.pairs))
@@ -368,10 +371,9 @@ class CustomizedGRPOTrainer(BaseTrainer):
             )
 
     def _measure_sizes(self, batch: Batch) -> None:
-        """Measure once what one image and one trained step need, where batch sizes are "auto"."""
-        if self._sized:
+        """Measure what one image and one trained step need, where batch sizes are "auto" and not yet measured."""
+        if not (self._rollout_size.auto or self._updater.size.auto):
             return
-        self._sized = True
         count = len(batch.numbers)
         most = max(batch.conditions, key=lambda one: sum(row.numel() for row in one.rows.values()))
         measure_sampling(self._rollout_size, self.policy, most, count, self.processes.least)

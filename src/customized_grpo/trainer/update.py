@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from customized_grpo.config import Config, RolloutConfig
+from customized_grpo.config import Config
 from customized_grpo.policies.sharding import local
 from customized_grpo.protocols import Conditions, Policy
 from customized_grpo.trainer.callbacks import TrainerCallback
@@ -20,6 +20,7 @@ from customized_grpo.trainer.memory import BatchSize
 from customized_grpo.trainer.optimizer import Optimizer
 from customized_grpo.trainer.processes import ALONE, Processes
 from customized_grpo.trainer.rollout import Trajectories
+from customized_grpo.trainer.windows import stochastic_steps
 
 _PROBED = 8  # images on which KL and drift are measured
 
@@ -47,28 +48,25 @@ def mean_of_updates(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in given.items()}
 
 
-def first_finite(
-    batches: Sequence[Trajectories], values: Callable[[Trajectories], Tensor]
-) -> tuple[Trajectories, Tensor]:
-    """Return the first batch with images of finite values (B, ...), and their rows; or the first, and no rows."""
+def finite_images(batches: Sequence[Trajectories]) -> tuple[Trajectories, Tensor, int]:
+    """Return the first batch that has finite images, a few of their rows, evenly spaced, and the number of these.
+
+    Without any it is row 0 of the first batch, and the number 0: all processes call a sharded model.
+    """
     for batch in batches:
-        rows = values(batch).isfinite().flatten(1).all(1).nonzero().flatten().cpu()
+        finite = batch.clean.isfinite().flatten(1).all(1) & batch.log_density.isfinite().all(1)
+        rows = finite.nonzero().flatten().cpu()
         if len(rows):
-            return batch, rows
-    return batches[0], torch.zeros(0, dtype=torch.long)
-
-
-def some_of(rows: Tensor) -> Tensor:
-    """Return a few rows, evenly spaced, to measure; row 0 if there is none: all processes call a sharded model."""
-    every = rows if len(rows) else torch.zeros(1, dtype=torch.long)
-    return every[torch.linspace(0, len(every) - 1, min(len(every), _PROBED)).round().long()]
+            few = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _PROBED)).round().long()]
+            return batch, few, len(few)
+    return batches[0], torch.zeros(1, dtype=torch.long), 0
 
 
 class Updater(ABC):
     """Takes optimizer steps on an objective, and measures them.
 
-    A subclass is an objective: it defines what is trained of an image (`trained`, `stored`), the items of it (`items`,
-    `idle`, `example`), their loss (`losses`), and how far the policy is from the reference (`probe`).
+    A subclass is an objective: it defines what is trained of an image (`trained`), the items of it (`items`, `idle`,
+    `example`), their loss (`losses`, `measures`), and how far the policy is from the reference (`probe`).
 
     Args:
         policy: Policy to train.
@@ -82,12 +80,10 @@ class Updater(ABC):
         skipped: Updates in a row that were skipped.
         on_policy: Whether the weights are still those that sampled the present rollouts; set by the caller after
             sampling.
-        replays: Whether items have stored log-densities, so that `replay_error` is measured.
-        measures: Names of the means over items that `losses` measures.
+        replays: Whether stochastic steps are trained, whose log-densities are stored: `replay_error` is measured.
     """
 
     replays = False
-    measures: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -99,7 +95,8 @@ class Updater(ABC):
         before_step: Callable[[], None] = lambda: None,
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        self.policy, self.optimizer, self.config, self.processes = policy, optimizer, config.train, processes
+        self.policy, self.optimizer, self.processes = policy, optimizer, processes
+        self.config, self.rollout = config.train, config.rollout
         self._before_step, self._after_step = before_step, after_step
         self.size = BatchSize("train.batch_size", config.train.batch_size, recovers=not optimizer.together)
         self.skipped = 0
@@ -128,17 +125,22 @@ class Updater(ABC):
         self.size.measure(self.policy.device, probe, most=most, kept=gradients, later=later, agree=self.processes.least)
         self.optimizer.clear()
 
+    @property
     @abstractmethod
-    def stochastic(self, rollout: RolloutConfig, seed: int, iteration: int) -> range:
-        """Return the stochastic steps that the iteration's images are sampled with."""
+    def measures(self) -> tuple[str, ...]:
+        """Names of the means over items that `losses` measures."""
+
+    def stochastic(self, seed: int, iteration: int) -> range:
+        """Return the stochastic steps of the iteration's images: those of its window, or all but the last, or none."""
+        return stochastic_steps(self.rollout, seed, iteration) if self.replays else range(0)
 
     @abstractmethod
     def trained(self, stochastic: range, seed: int, iteration: int, images: Sequence[tuple[str, int]]) -> Tensor:
         """Return what is trained of each image, (images, S), as places in the schedule."""
 
-    @abstractmethod
     def stored(self, trained: Tensor) -> Tensor:
-        """Return the steps whose transitions sampling has to store, (images, S')."""
+        """Return the steps whose transitions sampling has to store, (images, S'): all that are trained, or none."""
+        return trained if self.replays else trained[:, :0].long()
 
     @abstractmethod
     def items(self, batch: Trajectories, images: set[int], trained: Tensor, advantages: Tensor) -> ItemBatch:

@@ -15,7 +15,7 @@ from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.trainer.callbacks import TrainerCallback
 from customized_grpo.trainer.memory import BatchSize
 from customized_grpo.trainer.processes import Processes
-from customized_grpo.trainer.rollout import image_noise, noise_levels, sample_each
+from customized_grpo.trainer.rollout import noise_levels, sample_each
 from customized_grpo.trainer.scoring import score_sizes, why_stop
 
 
@@ -98,15 +98,11 @@ class Validation(TrainerCallback):
         own = [chosen[place] for place in places] or chosen[:1]  # a sharded model is called by all processes together
         pairs = [self._dataset[number % len(self._dataset)] for number in own]
         conditions = self._encode(pairs)
-        noise = [
-            image_noise(self._policy, 1, self._config.seed, "validation", number, shape=one.latent_shape)
-            for number, one in zip(own, conditions, strict=True)
-        ]
         rollout = self._config.rollout
         images = sample_each(
             self._policy,
             conditions,
-            noise,
+            [(self._config.seed, "validation", number) for number in own],
             lambda one: noise_levels(self._policy, rollout.steps, rollout.shift, one),
             self._size,
             self._rounds,
