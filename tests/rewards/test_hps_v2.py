@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from customized_grpo.cli import app
 from customized_grpo.protocols import Pair
-from customized_grpo.rewards import HpsV2, RewardError
+from customized_grpo.rewards import HpsV2, RewardError, hps_v2
 from customized_grpo.rewards.hps_v2 import convert_hps_v2
 
 WIDTH, HEADS, SIDE, PATCH, CONTEXT = 32, 16, 32, 8, 24
@@ -88,8 +88,14 @@ def model() -> OpenClip:
 
 
 @pytest.fixture
-def published(model: OpenClip, tmp_path: Path) -> Path:
-    """The file as the authors save it."""
+def published(model: OpenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file as the authors save it, of a model that is smaller than theirs."""
+    small = {"hidden_size": WIDTH, "intermediate_size": 48, "projection_dim": 20}
+    text = {"num_hidden_layers": 2, "vocab_size": len(model.token_embedding.weight), "max_position_embeddings": CONTEXT}
+    vision = {"num_hidden_layers": 1, "patch_size": PATCH, "image_size": SIDE}
+    for name, sizes in (("text_config", text), ("vision_config", vision)):
+        monkeypatch.setitem(hps_v2.CONFIG, name, {**hps_v2.CONFIG[name], **small, **sizes})
+    monkeypatch.setitem(hps_v2.CONFIG, "projection_dim", 20)
     torch.save({"epoch": 3, "state_dict": model.state_dict()}, tmp_path / "HPS_v2.1_compressed.pt")
     return tmp_path / "HPS_v2.1_compressed.pt"
 

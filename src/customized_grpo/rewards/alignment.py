@@ -15,7 +15,6 @@ from customized_grpo.rewards.cache import LruCache
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import open_frame
 from customized_grpo.rewards.loading import load_model, load_tokenizer
-from customized_grpo.utils.devices import device_of
 
 
 class AlignmentReward(BuiltinReward):
@@ -55,9 +54,8 @@ class AlignmentReward(BuiltinReward):
         cache_size: int = 4096,
         revision: str = "main",
     ) -> None:
-        self.name = name or self.kind
+        super().__init__(name, device)
         self._batch_size = batch_size
-        self._device = device_of(device, f"reward {self.name!r}: device")
         self._cache: LruCache[str, Tensor] = LruCache(cache_size)
         processor = processor or (self.default_processor if path is None else None)
         where = self._where(path)

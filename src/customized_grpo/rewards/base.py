@@ -13,6 +13,7 @@ from torch import Tensor
 
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.errors import RewardError
+from customized_grpo.utils.devices import device_of
 
 T = TypeVar("T")
 
@@ -67,6 +68,10 @@ class BuiltinReward:
         except TypeError:  # __init__ raises the same, with its own name
             self.given = {}
         return self
+
+    def __init__(self, name: str | None, device: torch.device | str | None) -> None:
+        self.name = name or self.kind
+        self._device = device_of(device, f"reward {self.name!r}: device")
 
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
         """Return scores float32 (B,) of images (B, 3, H, W) in [0, 1]."""

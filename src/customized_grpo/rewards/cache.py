@@ -9,7 +9,6 @@ from customized_grpo.protocols import Pair
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-PairKey = tuple[str, int]
 
 
 class LruCache(Generic[K, V]):
@@ -52,13 +51,19 @@ class LruCache(Generic[K, V]):
         return found
 
 
-def pair_keys(pairs: Sequence[Pair]) -> list[PairKey]:
-    """Return the keys of pairs with a checksum of their images: datasets may use one key for different pairs."""
-    sums: dict[int, int] = {}
-    for pair in pairs:
-        if id(pair) not in sums:
-            total = 0
-            for image in (*pair.references, *pair.masks):
-                total = zlib.crc32(b"" if image is None else image.tobytes(), total)
-            sums[id(pair)] = total
-    return [(pair.key, sums[id(pair)]) for pair in pairs]
+class PairCache(LruCache[tuple[str, int], V]):
+    """Values by a pair's key and a checksum of its images: datasets may use one key for different pairs."""
+
+    def of(self, pairs: Sequence[Pair], compute: Callable[[Pair], V]) -> list[V]:
+        """Return the value of each pair; `compute` is called for each one that is not cached, one at a time."""
+        keys = {pair: (pair.key, _checksum(pair)) for pair in dict.fromkeys(pairs)}
+        by_key = {key: pair for pair, key in keys.items()}
+        found = self.fill(list(by_key), lambda key: compute(by_key[key]))
+        return [found[keys[pair]] for pair in pairs]
+
+
+def _checksum(pair: Pair) -> int:
+    total = 0
+    for image in (*pair.references, *pair.masks):
+        total = zlib.crc32(b"" if image is None else image.tobytes(), total)
+    return total

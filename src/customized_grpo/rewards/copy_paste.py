@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.base import BuiltinReward
-from customized_grpo.rewards.cache import LruCache, PairKey, pair_keys
+from customized_grpo.rewards.cache import PairCache
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.pixels import to_tensor
 
 _SIDE = 64  # pixels, to which images and references are resized
@@ -42,9 +41,8 @@ class CopyPaste(BuiltinReward):
     def __init__(
         self, *, name: str = "copy-paste", device: torch.device | str | None = None, cache_size: int = 1024
     ) -> None:
-        self.name = name
-        self._device = device_of(device, f"reward {name!r}: device")
-        self._cache: LruCache[PairKey, Tensor] = LruCache(cache_size)
+        super().__init__(name, device)
+        self._cache: PairCache[Tensor] = PairCache(cache_size)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
@@ -55,12 +53,10 @@ class CopyPaste(BuiltinReward):
         Raises:
             RewardError: A pair has no references.
         """
-        keys = pair_keys(pairs)
-        by_key = dict(zip(keys, pairs, strict=True))
-        references = self._cache.fill(keys, lambda key: self._references(by_key[key]))
-        counts = torch.tensor([len(references[key]) for key in keys], device=self._device)
+        references = self._cache.of(pairs, self._references)
+        counts = torch.tensor([len(one) for one in references], device=self._device)
         resized = _resized(images.to(self._device)).repeat_interleave(counts, dim=0)
-        shown = torch.cat([references[key] for key in keys])
+        shown = torch.cat(references)
         scores = 100 * _correlation(resized, shown[:, :3], shown[:, 3:])
         return torch.stack([one.max() for one in torch.split(scores, counts.tolist())])
 

@@ -5,9 +5,9 @@ builds tensors and plain containers and refuses every other object. Rewards load
 """
 
 import json
-import math
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,8 +18,19 @@ from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.loading import load_tokenizer
 from customized_grpo.utils.named import error_text
 
-#: Of both encoders of ViT-H/14; no shape shows it.
-_HEADS = 16
+_BOTH = {"num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 1024}
+#: Configuration of ViT-H/14, where it differs from that of CLIP's ViT-B/32.
+CONFIG: dict[str, Any] = {
+    "text_config": {**_BOTH, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24},
+    "vision_config": {
+        **_BOTH,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "patch_size": 14,
+    },
+    "projection_dim": 1024,
+}
 _LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+[._])(weight|bias)")
 #: Names within a layer, and outside of layers, in open_clip and in transformers.
 _INNER = {
@@ -67,11 +78,11 @@ def convert_hps_v2(file: Path, out: Path, tokenizer: str) -> None:
     weights = _read(file)
     try:
         renamed = dict(entry for name, value in weights.items() for entry in _renamed(name, value))
-        config = _config(weights, renamed)
-        with torch.device("meta"):
-            expected = CLIPModel(config).state_dict()
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise _unlike(file, error_text(error)) from error
+    config = CLIPConfig(**CONFIG)
+    with torch.device("meta"):
+        expected = CLIPModel(config).state_dict()
     for name in expected.keys() | renamed.keys():
         shapes = [tuple(one[name].shape) if name in one else None for one in (expected, renamed)]
         if shapes[0] != shapes[1]:
@@ -122,36 +133,6 @@ def _renamed(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
         parts = value.chunk(3)
         return [(f"{place}.self_attn.{one}_proj.{kind}", part.clone()) for one, part in zip("qkv", parts, strict=True)]
     return [(f"{place}.{_INNER[inner]}.{kind}", value.contiguous())]
-
-
-def _config(weights: dict[str, Tensor], renamed: dict[str, Tensor]) -> CLIPConfig:
-    """Return the configuration that the shapes show."""
-
-    def encoder(name: str, width: int) -> dict[str, int | str]:
-        layers = {key.split(".")[3] for key in renamed if key.startswith(f"{name}.encoder.layers.")}
-        inner = len(renamed[f"{name}.encoder.layers.0.mlp.fc1.bias"])
-        return {
-            "hidden_size": width,
-            "intermediate_size": inner,
-            "num_hidden_layers": len(layers),
-            "num_attention_heads": _HEADS,
-            "hidden_act": "gelu",
-            "projection_dim": projection,
-        }
-
-    projection = weights["text_projection"].shape[1]
-    vocabulary, width = weights["token_embedding.weight"].shape
-    wide, _, patch, _ = weights["visual.conv1.weight"].shape
-    grid = math.isqrt(len(weights["visual.positional_embedding"]) - 1)
-    return CLIPConfig(
-        text_config={
-            **encoder("text_model", width),
-            "vocab_size": vocabulary,
-            "max_position_embeddings": len(weights["positional_embedding"]),
-        },
-        vision_config={**encoder("vision_model", wide), "patch_size": patch, "image_size": grid * patch},
-        projection_dim=projection,
-    )
 
 
 def _unlike(file: Path, reason: str) -> RewardError:

@@ -19,7 +19,6 @@ from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.base import BuiltinReward, Count
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.loading import LOADING_ERRORS, check_missing, check_type, load_tokenizer, without_tokens
-from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.hub import loadable, resolve
 from customized_grpo.utils.named import error_text
 
@@ -68,9 +67,8 @@ class HpsV3(BuiltinReward):
         revision: str = "main",
         base_revision: str = "main",
     ) -> None:
-        self.name = name
+        super().__init__(name, device)
         self._batch_size = batch_size
-        self._device = device_of(device, f"reward {name!r}: device")
         check_type(base, ("qwen2_vl",), base_revision, name)
         try:
             config = AutoConfig.from_pretrained(resolve(base), revision=base_revision, trust_remote_code=False)

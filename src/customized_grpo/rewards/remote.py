@@ -24,7 +24,6 @@ from customized_grpo.rewards.wire import (
     WirePair,
     digest,
 )
-from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.pixels import to_image
 
 _ATTEMPTS = 3  # of one request, each with the references that the server lacked before
@@ -71,8 +70,7 @@ class Remote(BuiltinReward):
         backoff: NotNegative = 0.5,
         token_variable: str = TOKEN_VARIABLE,
     ) -> None:
-        self.name = name
-        self._device = device_of(device, f"reward {name!r}: device")
+        super().__init__(name, device)
         self._reward = reward or name
         self._endpoint = Endpoint(
             url,
@@ -112,17 +110,16 @@ class Remote(BuiltinReward):
                 f"limit of {self._limits.pixels}; serve it with a larger --max-pixels"
             )
         photos: dict[str, Image.Image] = {}
-        distinct = {id(pair): pair for pair in pairs}
-        described = {key: self._described(pair, photos) for key, pair in distinct.items()}
+        described = {pair: self._described(pair, photos) for pair in dict.fromkeys(pairs)}
         parts = [range(i, min(i + self._batch_size, len(images))) for i in range(0, len(images), self._batch_size)]
         calls = []
         for part in parts:
-            used = list(dict.fromkeys(id(pairs[i]) for i in part))
+            used = list(dict.fromkeys(pairs[i] for i in part))
             request = ScoreRequest(
                 reward=self._reward,
                 images=[to_image(images[i]) for i in part],
-                pairs=[described[key] for key in used],
-                pair_of=[used.index(id(pairs[i])) for i in part],
+                pairs=[described[pair] for pair in used],
+                pair_of=[used.index(pairs[i]) for i in part],
                 photos={},
             )
             calls.append(self._score(request, photos))

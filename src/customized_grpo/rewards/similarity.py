@@ -16,13 +16,12 @@ from transformers import AutoModel, CLIPModel
 
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.base import BuiltinReward, Count
-from customized_grpo.rewards.cache import LruCache, PairKey, pair_keys
+from customized_grpo.rewards.cache import PairCache
 from customized_grpo.rewards.copy_paste import CopyPaste
 from customized_grpo.rewards.errors import RewardError
 from customized_grpo.rewards.frame import Frame, open_frame
 from customized_grpo.rewards.loading import load_model
 from customized_grpo.rewards.segmentation import DEFAULT_DETECTOR, DEFAULT_SEGMENTER, Segmenter
-from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.hub import is_embedded
 from customized_grpo.utils.pixels import to_tensor
 
@@ -88,7 +87,7 @@ class SimilarityReward(BuiltinReward):
         segmenter_revision: str = "main",
         detector_revision: str = "main",
     ) -> None:
-        self.name = name or self.kind
+        super().__init__(name, device)
         self.segmented = segmented
         self.segment_images = segment_images
         where = str(path or self.default_path)
@@ -104,10 +103,9 @@ class SimilarityReward(BuiltinReward):
         if (resize, crop) != (None, None) and not 1 <= (crop or 0) <= (resize or 0):
             raise RewardError(f"reward {self.name!r}: resize and crop belong together, crop 1 to resize; give both")
         self._batch_size = batch_size
-        self._device = device_of(device, f"reward {self.name!r}: device")
         self._paste_tolerance = paste_tolerance
         self._copy_paste = CopyPaste(name=self.name, device=self._device)
-        self._cache: LruCache[PairKey, Tensor] = LruCache(self.default_cache_size if cache_size is None else cache_size)
+        self._cache: PairCache[Tensor] = PairCache(self.default_cache_size if cache_size is None else cache_size)
         model = load_model(self.architecture, self.types, where, revision, self.name, self.unused)
         self.frame = open_frame(where, revision, self.name)
         if resize is not None and crop is not None:
@@ -153,22 +151,18 @@ class SimilarityReward(BuiltinReward):
         Raises:
             RewardError: A pair has no references, or a mask of another size than its reference.
         """
-        keys = pair_keys(pairs)
-        by_key = dict(zip(keys, pairs, strict=True))
-        references = self._cache.fill(keys, lambda key: self._references(by_key[key]))
+        references = self._cache.of(pairs, self._references)
         features = self._image_features(images.to(self._device), pairs)
-        scores = torch.stack(
-            [100 * self._similarity(references[key], image) for key, image in zip(keys, features, strict=True)]
-        )
-        return (
-            scores if self._paste_tolerance is None else scores * self._unpasted(images, pairs, self._paste_tolerance)
-        )
+        scores = torch.stack([100 * self._similarity(*both) for both in zip(references, features, strict=True)])
+        if self._paste_tolerance is None:
+            return scores
+        return scores * self._unpasted(images, pairs, self._paste_tolerance)
 
     def _unpasted(self, images: Tensor, pairs: Sequence[Pair], tolerance: float) -> Tensor:
         """Return the factor (B,) of `paste_tolerance`, 0 for a pasted reference to 1."""
         if self.segmented:  # outside the masks that are scored, whoever made them
-            masked = {id(pair): replace(pair, masks=tuple(map(_image, self._masks(pair)))) for pair in pairs}
-            pairs = [masked[id(pair)] for pair in pairs]
+            masked = {pair: replace(pair, masks=tuple(map(_image, self._masks(pair)))) for pair in dict.fromkeys(pairs)}
+            pairs = [masked[pair] for pair in pairs]
         return ((100 - self._copy_paste(images, pairs)) / (100 - tolerance)).clamp(0, 1)
 
     def _encode(self, pixels: Tensor) -> Tensor:

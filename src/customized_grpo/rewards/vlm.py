@@ -19,7 +19,6 @@ from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.base import BuiltinReward, Count
 from customized_grpo.rewards.endpoint import CallError, Endpoint, NotNegative, Positive, Retries
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.pixels import encoded, to_image
 from customized_grpo.utils.records import write_json
 
@@ -176,8 +175,8 @@ class Vlm(BuiltinReward):
         retries: Retries = 4,
         backoff: NotNegative = 0.5,
     ) -> None:
-        self.name, self.role = name, role
-        self._device = device_of(device, f"reward {name!r}: device")
+        super().__init__(name, device)
+        self.role = role
         if not path:
             raise RewardError(f"reward {name!r}: no path; give the model's name at the endpoint as its path")
         self._identity = role == "identity"
@@ -212,9 +211,8 @@ class Vlm(BuiltinReward):
         Raises:
             RewardError: The server answers no request; for identity, a pair has no references.
         """
-        distinct = {id(pair): pair for pair in pairs}
-        shown = {key: self._references(pair) if self._identity else [] for key, pair in distinct.items()}
-        bodies = [self._body(image, pair, shown[id(pair)]) for image, pair in zip(images, pairs, strict=True)]
+        shown = {pair: self._references(pair) if self._identity else [] for pair in dict.fromkeys(pairs)}
+        bodies = [self._body(image, pair, shown[pair]) for image, pair in zip(images, pairs, strict=True)]
         keys = [hashlib.sha256(body).hexdigest() for body in bodies]
         scores = {key: self._cached(key) for key in keys}
         # Equal images are sent once.

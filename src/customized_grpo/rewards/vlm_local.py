@@ -13,7 +13,6 @@ from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.base import BuiltinReward, Count
 from customized_grpo.rewards.loading import LOADING_ERRORS, load_model, load_tokenizer, unloadable, without_tokens
 from customized_grpo.rewards.vlm import FORMS, LEAST_MASS, ask, references_of, rubric
-from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.hub import resolve
 from customized_grpo.utils.pixels import to_image
 
@@ -65,11 +64,11 @@ class VlmLocal(BuiltinReward):
         batch_size: Count = 8,
         revision: str = "main",
     ) -> None:
-        self.name, self.role = name, role
+        super().__init__(name, device)
+        self.role = role
         self._instruction, self._question = rubric(role, instruction, question, name)
         self.needs: tuple[Need, ...] = ("reference",) if role == "identity" else ("prompt",)
         self._segmented, self._pixels, self._batch_size = segmented, pixels, batch_size
-        self._device = device_of(device, f"reward {name!r}: device")
         where = str(path or self.default_path)
         precision: torch.dtype = getattr(torch, dtype)
         model = load_model(AutoModelForImageTextToText, ("qwen3_vl",), where, revision, name, dtype=precision)
