@@ -297,11 +297,8 @@ def test_the_traceback_is_shown_on_request(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bug.py").write_text(BUG)
-    done = CliRunner().invoke(
-        app,
-        ["score", "--reward", "bug.py:Broken", "--image", str(photo(tmp_path)), "--prompt", "a", *arguments],
-        env=environment,
-    )
+    command = ["score", "--reward", "bug.py:Broken", "--image", str(photo(tmp_path)), "--prompt", "a", *arguments]
+    done = CliRunner().invoke(app, command, env=environment)
     assert done.exit_code == 2 and "error: reward 'bug.py:Broken': " in done.stderr, done.output
     assert ("Traceback" in done.stderr and 'return row["score"]' in done.stderr) == shown
     assert len(done.stderr.splitlines()) == 1 or shown
@@ -314,18 +311,6 @@ def photo(folder: Path) -> Path:
 
 def test_sys_exit_at_import_of_an_own_policy_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("import sys\nsys.exit(0)\n")
-    done = CliRunner().invoke(
-        app,
-        [
-            "generate",
-            "--reference",
-            str(photo(tmp_path)),
-            "--prompt",
-            "a",
-            "--out",
-            str(tmp_path / "x.png"),
-            "--set",
-            f"policy.kind={tmp_path / 'own.py'}:P",
-        ],
-    )
+    arguments = ["--reference", str(photo(tmp_path)), "--prompt", "a", "--out", str(tmp_path / "x.png")]
+    done = CliRunner().invoke(app, ["generate", *arguments, "--set", f"policy.kind={tmp_path / 'own.py'}:P"])
     assert done.exit_code == 2 and "SystemExit" in done.stderr

@@ -17,8 +17,8 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
+    Dinov2Config,
+    Dinov2Model,
     DINOv3ViTConfig,
     DINOv3ViTModel,
     GroundingDinoConfig,
@@ -63,12 +63,11 @@ def write_frame(folder: Path, kind: str, settings: dict[str, Any] = FRAME) -> No
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
-def letters() -> list[str]:
-    return sorted(ByteLevel.alphabet())
+LETTERS = sorted(ByteLevel.alphabet())
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    tokens = [*letters(), *[f"{letter}</w>" for letter in letters()], "<|startoftext|>", "<|endoftext|>"]
+    tokens = [*LETTERS, *[f"{letter}</w>" for letter in LETTERS], "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
 
 
@@ -103,17 +102,10 @@ def dinov3(folder: Path) -> Path:
     return folder
 
 
-def dinov2_with_registers(folder: Path) -> Path:
-    config = Dinov2WithRegistersConfig(
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        num_register_tokens=2,
-        initializer_range=0.3,
-    )
-    Dinov2WithRegistersModel(config).save_pretrained(folder)
+def dinov2(folder: Path) -> Path:
+    """In half precision, which the reward does not compute in."""
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2Model(Dinov2Config(**shape, initializer_range=0.3)).half().save_pretrained(folder)
     write_frame(folder, "BitImageProcessor")
     return folder
 
@@ -157,12 +149,7 @@ def sam2(folder: Path, video: bool = False) -> Path:
     config = Sam2Config(
         vision_config=vision,
         prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 16},
-        mask_decoder_config={
-            "hidden_size": 32,
-            "mlp_dim": 32,
-            "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-        },
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
     )
     if video:
         sizes = ("attention_hidden_size", "encoder_hidden_size", "attention_feed_forward_hidden_size")
@@ -265,26 +252,30 @@ REWARD = "<|Reward|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 
 
+def qwen(folder: Path, *tokens: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write a tokenizer; return settings of the text model, and the ids of tokens, that Qwen2-VL and Qwen3-VL share."""
+    special = [*SPECIAL, *tokens]
+    vocabulary = {token: i for i, token in enumerate([*LETTERS, *special])}
+    Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=special[1:]).save_pretrained(folder)
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    ids = {
+        "image_token_id": vocabulary["<|image_pad|>"],
+        "vision_start_token_id": vocabulary["<|vision_start|>"],
+        "vision_end_token_id": vocabulary["<|vision_end|>"],
+    }
+    return text, ids
+
+
+def rope(*sections: int) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+
+
 def qwen_base(folder: Path) -> Path:
     """What HPS v3 takes of Qwen2-VL: configuration, tokenizer and image processor, no weights."""
-    tokens = {token: i for i, token in enumerate([*letters(), *SPECIAL])}
-    tokenizer = Qwen2Tokenizer(vocab=tokens, merges=[], extra_special_tokens=SPECIAL[1:])
-    tokenizer.save_pretrained(folder)
-    text = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 400,  # more than the tokenizer has, as in the real one
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
-    }
+    text, ids = qwen(folder)
+    # More tokens than the tokenizer has, as in the real one.
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400, "rope_parameters": rope(2, 1, 1)}
     vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 1, "patch_size": 14}
-    ids = {
-        "image_token_id": tokens["<|image_pad|>"],
-        "vision_start_token_id": tokens["<|vision_start|>"],
-        "vision_end_token_id": tokens["<|vision_end|>"],
-    }
     Qwen2VLConfig(text_config=text, vision_config=vision, **ids).save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
     return folder
@@ -292,39 +283,17 @@ def qwen_base(folder: Path) -> Path:
 
 def qwen3_vl(folder: Path) -> Path:
     """A Qwen3-VL that likes to answer with digits."""
-    special = [*SPECIAL, "<|video_pad|>"]
-    tokens = {token: i for i, token in enumerate([*letters(), *special])}
-    Qwen2Tokenizer(vocab=tokens, merges=[], extra_special_tokens=special[1:]).save_pretrained(folder)
-    text = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "vocab_size": 300,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0],
-    }
-    ids = {
-        "image_token_id": tokens["<|image_pad|>"],
-        "video_token_id": tokens["<|video_pad|>"],
-        "vision_start_token_id": tokens["<|vision_start|>"],
-        "vision_end_token_id": tokens["<|vision_end|>"],
-    }
+    text, ids = qwen(folder, "<|video_pad|>")
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": rope(4, 2, 2)}
+    text |= {"vocab_size": 300}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 16}
+    vision = {**sizes, "depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0]}
+    ids["video_token_id"] = len(LETTERS) + len(SPECIAL)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
     for weight in model.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, 0, 2 / weight[0].numel() ** 0.5)
-    digits = [tokens[digit] for digit in "01234"]
+    digits = [LETTERS.index(digit) for digit in "01234"]
     model.lm_head.weight.data[digits] *= 4
     model.save_pretrained(folder)
     Qwen2VLImageProcessorPil(patch_size=16).save_pretrained(folder)
@@ -334,7 +303,7 @@ def qwen3_vl(folder: Path) -> Path:
 def hps_v3(folder: Path, base: Path) -> tuple[Qwen2VLForConditionalGeneration, nn.Sequential]:
     """HPSv3.safetensors by its published key names; returns what is in it."""
     config = Qwen2VLConfig.from_pretrained(base)
-    config.text_config.vocab_size = len(letters()) + len(SPECIAL) + 1
+    config.text_config.vocab_size = len(LETTERS) + len(SPECIAL) + 1
     model = Qwen2VLForConditionalGeneration(config).eval()
     head = nn.Sequential(nn.Linear(32, 12), nn.ReLU(), nn.Dropout(0.05), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
     for weight in head.parameters():

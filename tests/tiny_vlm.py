@@ -1,20 +1,13 @@
-"""A LlavaForConditionalGeneration of few and random weights that answers with digits, and a small server around it."""
+"""A LlavaForConditionalGeneration of few and random weights that answers with digits."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from fastapi import FastAPI
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
-    AutoProcessor,
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
@@ -78,52 +71,3 @@ def save_vlm(folder: Path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-class TinyCompletions:
-    """POST /v1/chat/completions of the model in a folder, with `response_format` and `logprobs` for real.
-
-    A JSON schema's answer is decoded by constraint: its fixed text is given, its digit is the likeliest.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder)
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.digits = self.processor.tokenizer.convert_tokens_to_ids(list("01234"))
-        self.requests: list[dict[str, Any]] = []
-        self.app = FastAPI()
-        self.app.get("/v1/models")(lambda: {"object": "list", "data": []})
-        self.app.post("/v1/chat/completions")(self.complete)
-
-    @torch.no_grad()
-    def logprobs(self, messages: list[dict[str, Any]], begun: str = "") -> torch.Tensor:
-        """Log-probabilities (vocabulary,) of the token that follows the messages and what is said already."""
-        text, images = "", []
-        for message in messages:
-            content = message["content"]
-            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-                if part["type"] == "text":
-                    text += part["text"]
-                else:
-                    data = part["image_url"]["url"].removeprefix("data:image/png;base64,")
-                    images.append(Image.open(io.BytesIO(base64.b64decode(data))))
-                    text += "<image>"
-        inputs = self.processor(text=text + begun, images=images, return_tensors="pt")
-        return self.model(**inputs).logits[0, -1].float().log_softmax(-1)
-
-    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.requests.append(body)
-        choice: dict[str, Any]
-        if "response_format" in body:
-            begun = '{"score": '
-            assert body["response_format"]["json_schema"]["schema"]["properties"]["score"]["enum"] == [0, 1, 2, 3, 4]
-            digit = int(self.logprobs(body["messages"], begun)[self.digits].argmax())
-            choice = {"message": {"role": "assistant", "content": json.dumps({"score": digit})}}
-        else:
-            assert body["logprobs"] is True
-            found = self.logprobs(body["messages"]).topk(body["top_logprobs"])
-            tokens = [self.processor.tokenizer.decode([int(i)]) for i in found.indices]
-            listed = [{"token": t, "logprob": float(v)} for t, v in zip(tokens, found.values, strict=True)]
-            content = [{**listed[0], "top_logprobs": listed}]
-            choice = {"message": {"role": "assistant", "content": tokens[0]}, "logprobs": {"content": content}}
-        return {"object": "chat.completion", "model": body["model"], "choices": [{"index": 0, **choice}]}

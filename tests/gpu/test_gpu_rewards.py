@@ -52,7 +52,7 @@ REWARDS: dict[str, tuple[str, str, Callable[[Path], Any] | None]] = {
     "DINOv3": ("dino", "identity", tiny_rewards.dinov3),
     "DINOv3, segmented": ("dino", "identity", _segmented),
     "DINOv3, detected": ("dino", "identity", _detected),
-    "DINOv2 patches": ("dino-patches", "identity", tiny_rewards.dinov2_with_registers),
+    "DINOv2 patches": ("dino-patches", "identity", tiny_rewards.dinov2),
     "CLIP-I": ("clip-image", "identity", tiny_rewards.clip),
     "SigLIP 2 images": ("siglip-image", "identity", tiny_rewards.siglip),
     "CLIP-T": ("clip", "prompt", tiny_rewards.clip),

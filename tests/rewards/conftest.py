@@ -10,7 +10,6 @@ import pytest
 import tiny_rewards
 import torch
 from PIL import Image
-from transformers import Dinov2Config, Dinov2Model
 
 from customized_grpo.protocols import Pair
 
@@ -18,18 +17,7 @@ from customized_grpo.protocols import Pair
 @pytest.fixture(scope="session")
 def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("dino")
-    config = Dinov2Config(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        initializer_range=0.3,
-    )
-    Dinov2Model(config).half().save_pretrained(folder)
-    tiny_rewards.write_frame(folder, "BitImageProcessor")
-    return folder
+    return tiny_rewards.dinov2(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture(scope="session")

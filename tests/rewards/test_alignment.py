@@ -96,16 +96,11 @@ def test_a_processor_may_be_elsewhere(tmp_path: Path, make_pair: MakePair) -> No
 @pytest.mark.parametrize("path", [None, "xswu/HPSv2", "checkpoints/HPS_v2.1_compressed.pt"])
 def test_the_pickles_of_hps_v2_are_refused(path: str | None) -> None:
     message = r"^reward 'mine': .*pickle.* never loaded; (give .*safetensors|convert .* cgrpo convert-hps .*as path)$"
-    with pytest.raises(RewardError, match=message) as caught:
+    with pytest.raises(RewardError, match=message):
         build("hps-v2", path)
-    assert "\n" not in str(caught.value)
 
 
-def test_other_models_and_missing_tokenizers_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(RewardError, match=r"is a clip model; give one of siglip$"):
-        build("siglip", folders["CLIP"])
-    with pytest.raises(RewardError, match=r"is a siglip model; give one of clip$"):
-        build("pickscore", folders["SigLIP 2"])
+def test_a_missing_tokenizer_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("*token*", "vocab.json", "merges.txt")
     shutil.copytree(folders["CLIP"], tmp_path / "bare", ignore=ignored)
     with pytest.raises(RewardError, match=r"^reward 'mine': .*has no tokenizer"):

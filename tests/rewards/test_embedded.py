@@ -13,7 +13,6 @@ from customized_grpo.embedded.scenes import Attributes, sample_pair
 from customized_grpo.embedded.subjects import sample_subject
 from customized_grpo.protocols import Pair
 from customized_grpo.rewards import build_reward
-from customized_grpo.utils.hub import EMBEDDED_FOLDER
 from customized_grpo.utils.pixels import to_tensor
 
 COUNT = 12
@@ -45,14 +44,8 @@ def samples() -> Samples:
     return torch.stack(targets), torch.stack(references), torch.stack(pasted), pairs
 
 
-def skip_without(name: str) -> None:
-    if not (EMBEDDED_FOLDER / name / "model.safetensors").is_file():
-        pytest.skip(f"{name} has not been trained")
-
-
 @pytest.mark.parametrize("name", ["reward-identity", "monitor-identity"])
 def test_identity_prefers_the_subject_and_is_fooled_by_copies(name: str, samples: Samples) -> None:
-    skip_without(name)
     reward = build_reward(RewardConfig(kind="dino", role="identity", path=f"embedded/{name}"), "cpu")
     targets, references, _, pairs = samples
     table = torch.stack([reward(targets, [pair] * COUNT) for pair in pairs])
@@ -65,7 +58,6 @@ def test_identity_prefers_the_subject_and_is_fooled_by_copies(name: str, samples
 
 @pytest.mark.parametrize("name", ["reward-prompt", "monitor-prompt"])
 def test_prompt_prefers_the_place_and_is_not_fooled_by_copies(name: str, samples: Samples) -> None:
-    skip_without(name)
     reward = build_reward(RewardConfig(kind="clip", role="prompt", path=f"embedded/{name}"), "cpu")
     targets, references, _, pairs = samples
     true = reward(targets, pairs)

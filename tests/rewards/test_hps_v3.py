@@ -106,19 +106,10 @@ def test_weights_that_are_not_there_are_named(
 ) -> None:
     kept = {key: value for key, value in load_file(published[0] / FILE).items() if name not in key}
     save_file(kept, tmp_path / FILE, {"format": "pt"})
-    with pytest.raises(RewardError, match=f"^reward 'hps-v3': .*{text}") as caught:
+    with pytest.raises(RewardError, match=f"^reward 'hps-v3': .*{text}"):
         build(tmp_path, base)
-    assert "\n" not in str(caught.value)
 
 
-def test_other_models_and_options_are_refused(
-    published: Published, base: Path, clip_folder: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(RewardError, match=r"is a clip model; give one of qwen2_vl$"):
-        build(published[0], clip_folder)
+def test_weights_that_are_elsewhere_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RewardError, match=r"no weights could be read from .* give a folder or hub id with HPSv3"):
         build(tmp_path, base)
-    with pytest.raises(
-        RewardError, match=r"options.dtype is 'int8'; input should be 'bfloat16', 'float16' or 'float32'"
-    ):
-        build(published[0], base, dtype="int8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -204,27 +203,7 @@ def test_a_default_that_cannot_be_loaded_is_an_error_with_the_ways_out(
         Segmenter(str(segformer), name="x", detector="some/detector")
 
 
-def test_code_of_its_own_is_never_run(tmp_path: Path) -> None:
-    """BiRefNet's configuration is of this form."""
-    settings = {
-        "architectures": ["BiRefNet"],
-        "model_type": "birefnet",
-        "auto_map": {"AutoConfig": "config.C", "AutoModelForImageSegmentation": "birefnet.BiRefNet"},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    (tmp_path / "config.py").write_text("raise SystemExit('this code was run')\n", encoding="utf-8")
-    with pytest.raises(
-        RewardError, match=r"^reward 'x': .* needs code of its own, which is never run; .*sam2,"
-    ) as message:
-        Segmenter(str(tmp_path), name="x")
-    assert "\n" not in str(message.value)
-
-
-def test_other_models_and_odd_frames_are_refused(dino_folder: Path, segformer_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RewardError, match=r"^reward 'x': .* is a dinov2 model; give one of sam, sam2"):
-        Segmenter(str(dino_folder), name="x")
-    with pytest.raises(RewardError, match=r"weights\.pt' is a pickle, which is never loaded"):
-        Segmenter("weights.pt", name="x")
+def test_odd_frames_are_refused(segformer_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(segformer_folder, tmp_path, dirs_exist_ok=True)
     tiny_rewards.write_frame(tmp_path, "SegformerImageProcessor", {**tiny_rewards.COLOURS, "size": {"large": 1}})
     with pytest.raises(RewardError, match="has no side"):
@@ -285,6 +264,5 @@ def test_code_of_the_users_own_makes_masks() -> None:
     ],
 )
 def test_own_code_that_makes_no_masks_is_reported(name: str, message: str) -> None:
-    with pytest.raises(RewardError, match=f"^reward 'x': .*{message}") as caught:
+    with pytest.raises(RewardError, match=f"^reward 'x': .*{message}"):
         Segmenter(f"own.py:{name}", name="x").images(torch.rand(2, 3, 8, 8), [None] * 2)
-    assert "\n" not in str(caught.value)

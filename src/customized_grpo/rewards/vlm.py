@@ -87,37 +87,50 @@ _PLACEHOLDER = re.compile(r"\{(prompt|subject)\}")
 LEAST_MASS = 0.1  # smallest probability of all digits together for which their mean is a score
 
 
-def rubric(role: str, instruction: str | None, question: str | None, name: str) -> tuple[str, str]:
-    """Return instruction and question for a role, the default ones if None. Raises RewardError."""
-    if role not in ("identity", "prompt"):
-        raise RewardError(f"reward {name!r}: a vlm scores identity or prompt, not the role {role!r}")
-    identity = role == "identity"
-    question = question or (IDENTITY_QUESTION if identity else PROMPT_QUESTION)
-    if not identity and "{prompt}" not in question:
-        raise RewardError(f"reward {name!r}: options.question lacks {{prompt}}; add it for the pair's prompt")
-    return instruction or (IDENTITY_INSTRUCTION if identity else PROMPT_INSTRUCTION), question
+class RubricReward(BuiltinReward):
+    """Base class of rewards that show a vision-language model images, and ask it for a score from 0 to 4."""
+
+    def __init__(
+        self,
+        name: str,
+        device: torch.device | str | None,
+        role: str,
+        instruction: str | None,
+        question: str | None,
+        segmented: bool,
+    ) -> None:
+        super().__init__(name, device)
+        if role not in ("identity", "prompt"):
+            raise RewardError(f"reward {name!r}: a vlm scores identity or prompt, not the role {role!r}")
+        self.role = role
+        self.needs: tuple[Need, ...] = ("reference",) if role == "identity" else ("prompt",)
+        self._instruction = instruction or (IDENTITY_INSTRUCTION if role == "identity" else PROMPT_INSTRUCTION)
+        self._question = question or (IDENTITY_QUESTION if role == "identity" else PROMPT_QUESTION)
+        self._segmented = segmented
+        if role == "prompt" and "{prompt}" not in self._question:
+            raise RewardError(f"reward {name!r}: options.question lacks {{prompt}}; add it for the pair's prompt")
+
+    def _asked(self, prompt: str, subject: str | None) -> str:
+        """Return the question with its placeholders filled."""
+        given = {"prompt": prompt, "subject": subject or "subject"}
+        return _PLACEHOLDER.sub(lambda place: given[place[1]], self._question)  # once: a prompt may contain braces
+
+    def _references(self, pair: Pair) -> list[Image.Image]:
+        """Return the references to show, with `segmented` on white outside their masks. Raises RewardError."""
+        if self.role == "prompt":
+            return []
+        if not pair.references:
+            raise RewardError(f"pair {pair.key!r} has no reference to compare with")
+        images = []
+        for reference, mask in zip(pair.references, pair.masks, strict=True):
+            image = reference.convert("RGB")
+            if self._segmented and mask is not None:
+                image = Image.composite(image, Image.new("RGB", image.size, "white"), mask.convert("L"))
+            images.append(image)
+        return images
 
 
-def ask(question: str, prompt: str, subject: str | None) -> str:
-    """Return a question with its placeholders filled."""
-    given = {"prompt": prompt, "subject": subject or "subject"}
-    return _PLACEHOLDER.sub(lambda place: given[place[1]], question)  # in one pass: a prompt may contain braces
-
-
-def references_of(pair: Pair, segmented: bool) -> list[Image.Image]:
-    """Return the references of a pair, with `segmented` on white outside their masks. Raises RewardError."""
-    if not pair.references:
-        raise RewardError(f"pair {pair.key!r} has no reference to compare with")
-    images = []
-    for reference, mask in zip(pair.references, pair.masks, strict=True):
-        image = reference.convert("RGB")
-        if segmented and mask is not None:
-            image = Image.composite(image, Image.new("RGB", image.size, "white"), mask.convert("L"))
-        images.append(image)
-    return images
-
-
-class Vlm(BuiltinReward):
+class Vlm(RubricReward):
     """Score, 0 to 4, that a vision-language model gives an image for identity or for prompt following.
 
     For identity the model sees the references and the image, for the prompt the image alone. Images are sent with 8
@@ -175,15 +188,11 @@ class Vlm(BuiltinReward):
         retries: Retries = 4,
         backoff: NotNegative = 0.5,
     ) -> None:
-        super().__init__(name, device)
-        self.role = role
+        super().__init__(name, device, role, instruction, question, segmented)
         if not path:
             raise RewardError(f"reward {name!r}: no path; give the model's name at the endpoint as its path")
-        self._identity = role == "identity"
-        self.needs: tuple[Need, ...] = ("reference",) if self._identity else ("prompt",)
         self._answer: Answer = answer
-        self._segmented, self._longest = segmented, longest
-        self._instruction, self._question = rubric(role, instruction, question, name)
+        self._longest = longest
         fields = {"model": path, "temperature": 0, **_FIELDS[answer], **(request or {})}
         self._fields = {field: value for field, value in fields.items() if value is not None}
         if cache == "default":
@@ -211,7 +220,7 @@ class Vlm(BuiltinReward):
         Raises:
             RewardError: The server answers no request; for identity, a pair has no references.
         """
-        shown = {pair: self._references(pair) if self._identity else [] for pair in dict.fromkeys(pairs)}
+        shown = {pair: self._shown(pair) for pair in dict.fromkeys(pairs)}
         bodies = [self._body(image, pair, shown[pair]) for image, pair in zip(images, pairs, strict=True)]
         keys = [hashlib.sha256(body).hexdigest() for body in bodies]
         scores = {key: self._cached(key) for key in keys}
@@ -243,15 +252,13 @@ class Vlm(BuiltinReward):
         assert self._cache is not None
         return self._cache / key[:2] / f"{key}.json"
 
-    def _references(self, pair: Pair) -> list[dict[str, Any]]:
+    def _shown(self, pair: Pair) -> list[dict[str, Any]]:
         """Return the references of a pair as parts of a message."""
-        images = references_of(pair, self._segmented)
-        return [
-            part for i, image in enumerate(images, start=1) for part in (_text(f"Reference {i}:"), self._image(image))
-        ]
+        images = enumerate(self._references(pair), start=1)
+        return [part for i, image in images for part in (_text(f"Reference {i}:"), self._image(image))]
 
     def _body(self, image: Tensor, pair: Pair, references: list[dict[str, Any]]) -> bytes:
-        question = ask(self._question, pair.prompt, pair.subject)
+        question = self._asked(pair.prompt, pair.subject)
         parts = [*references, _text("Generated picture:"), self._image(to_image(image))]
         messages = [
             {"role": "system", "content": self._instruction},

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from customized_grpo.protocols import Need, Pair
-from customized_grpo.rewards.base import BuiltinReward, Count
+from customized_grpo.protocols import Pair
+from customized_grpo.rewards.base import Count
 from customized_grpo.rewards.loading import LOADING_ERRORS, load_model, load_tokenizer, unloadable, without_tokens
-from customized_grpo.rewards.vlm import FORMS, LEAST_MASS, ask, references_of, rubric
+from customized_grpo.rewards.vlm import FORMS, LEAST_MASS, RubricReward
 from customized_grpo.utils.hub import resolve
 from customized_grpo.utils.pixels import to_image
 
@@ -22,7 +21,7 @@ _CHAT = "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content
 _LEAST_PIXELS = 64 * 64  # of an image; smaller ones are enlarged
 
 
-class VlmLocal(BuiltinReward):
+class VlmLocal(RubricReward):
     """Score, 0 to 4, that a Qwen3-VL Instruct model gives an image for identity or for prompt following.
 
     It is the expectation over the digits 0 to 4 by the probabilities of the first token of the answer, in one forward
@@ -64,11 +63,8 @@ class VlmLocal(BuiltinReward):
         batch_size: Count = 8,
         revision: str = "main",
     ) -> None:
-        super().__init__(name, device)
-        self.role = role
-        self._instruction, self._question = rubric(role, instruction, question, name)
-        self.needs: tuple[Need, ...] = ("reference",) if role == "identity" else ("prompt",)
-        self._segmented, self._pixels, self._batch_size = segmented, pixels, batch_size
+        super().__init__(name, device, role, instruction, question, segmented)
+        self._pixels, self._batch_size = pixels, batch_size
         where = str(path or self.default_path)
         precision: torch.dtype = getattr(torch, dtype)
         model = load_model(AutoModelForImageTextToText, ("qwen3_vl",), where, revision, name, dtype=precision)
@@ -91,7 +87,7 @@ class VlmLocal(BuiltinReward):
         return torch.cat([self._scores(images[i : i + size], pairs[i : i + size]) for i in range(0, len(images), size)])
 
     def _scores(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
-        shown = [self._shown(image, pair) for image, pair in zip(images, pairs, strict=True)]
+        shown = [[*self._references(pair), to_image(image)] for image, pair in zip(images, pairs, strict=True)]
         seen = self._processor(
             [image for row in shown for image in row],
             size={"shortest_edge": min(_LEAST_PIXELS, self._pixels), "longest_edge": self._pixels},
@@ -115,16 +111,10 @@ class VlmLocal(BuiltinReward):
         scores: Tensor = (digits * torch.arange(5, device=self._device)).sum(1) / mass
         return scores.masked_fill(mass < LEAST_MASS, torch.nan)
 
-    def _shown(self, image: Tensor, pair: Pair) -> list[Image.Image]:
-        references = references_of(pair, self._segmented) if self.role == "identity" else []
-        return [*references, to_image(image)]
-
     def _text(self, counts: Sequence[int], pair: Pair) -> str:
         """Return the chat about images of these numbers of tokens, the generated one last."""
         *references, image = (_IMAGE.format(_PAD * count) for count in counts)
         parts = [f"Reference {i}:{reference}" for i, reference in enumerate(references, start=1)]
-        question = ask(
-            self._question, *(without_tokens(text, self._tokenizer) for text in (pair.prompt, pair.subject or ""))
-        )
+        question = self._asked(*(without_tokens(text, self._tokenizer) for text in (pair.prompt, pair.subject or "")))
         parts += [f"Generated picture:{image}", f"{question}\n\n{FORMS['logprobs']}"]
         return _CHAT.format(instruction=self._instruction, content="".join(parts))

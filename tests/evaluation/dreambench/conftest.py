@@ -69,7 +69,7 @@ def dreambench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    return tiny_rewards.dinov2_with_registers(tmp_path_factory.mktemp("dino"))
+    return tiny_rewards.dinov2(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture(scope="session")
