@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import tiny
+import tiny_qwen
 import torch
 from safetensors.torch import save_file
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -16,16 +17,20 @@ from transformers import (
     BertTokenizer,
     CLIPConfig,
     CLIPModel,
-    CLIPTokenizer,
+    CLIPVisionConfig,
     Dinov2Config,
     Dinov2Model,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    GenerationConfig,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
-    Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -41,6 +46,7 @@ from transformers import (
     SiglipModel,
     SwinConfig,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -63,17 +69,9 @@ def write_frame(folder: Path, kind: str, settings: dict[str, Any] = FRAME) -> No
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
-LETTERS = sorted(ByteLevel.alphabet())
-
-
-def clip_tokenizer() -> CLIPTokenizer:
-    tokens = [*LETTERS, *[f"{letter}</w>" for letter in LETTERS], "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
-
-
 def clip(folder: Path, frame: bool = True) -> Path:
     """A CLIPModel; without `frame` neither processor nor tokenizer, as PickScore is published."""
-    tokenizer = clip_tokenizer()
+    tokenizer = tiny.clip_tokenizer()
     text = {
         **SMALL,
         "vocab_size": len(tokenizer),
@@ -90,7 +88,7 @@ def clip(folder: Path, frame: bool = True) -> Path:
 
 
 def processor(folder: Path) -> Path:
-    clip_tokenizer().save_pretrained(folder)
+    tiny.clip_tokenizer().save_pretrained(folder)
     write_frame(folder, "CLIPImageProcessor")
     return folder
 
@@ -248,62 +246,70 @@ def segformer(folder: Path, steps: int = 80) -> Path:
     return folder
 
 
-REWARD = "<|Reward|>"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-
-
-def qwen(folder: Path, *tokens: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Write a tokenizer; return settings of the text model, and the ids of tokens, that Qwen2-VL and Qwen3-VL share."""
-    special = [*SPECIAL, *tokens]
-    vocabulary = {token: i for i, token in enumerate([*LETTERS, *special])}
-    Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=special[1:]).save_pretrained(folder)
-    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
-    ids = {
-        "image_token_id": vocabulary["<|image_pad|>"],
-        "vision_start_token_id": vocabulary["<|vision_start|>"],
-        "vision_end_token_id": vocabulary["<|vision_end|>"],
-    }
-    return text, ids
-
-
-def rope(*sections: int) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
-
-
 def qwen_base(folder: Path) -> Path:
     """What HPS v3 takes of Qwen2-VL: configuration, tokenizer and image processor, no weights."""
-    text, ids = qwen(folder)
-    # More tokens than the tokenizer has, as in the real one.
-    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400, "rope_parameters": rope(2, 1, 1)}
-    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 1, "patch_size": 14}
-    Qwen2VLConfig(text_config=text, vision_config=vision, **ids).save_pretrained(folder)
+    spelling = tiny_qwen.tokenizer()
+    text = {"hidden_size": 32, "num_attention_heads": 4, **tiny_qwen.rope(2, 1, 1)}
+    text["vocab_size"] = 400  # more than the tokenizer has, as in the real one
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 1, "patch_size": 14}
+    tiny_qwen.config_of(Qwen2VLConfig, spelling, text, vision).save_pretrained(folder)
+    spelling.save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
     return folder
 
 
 def qwen3_vl(folder: Path) -> Path:
     """A Qwen3-VL that likes to answer with digits."""
-    text, ids = qwen(folder, "<|video_pad|>")
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": rope(4, 2, 2)}
-    text |= {"vocab_size": 300}
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 16}
-    vision = {**sizes, "depth": 2, "num_heads": 2, "deepstack_visual_indexes": [0]}
-    ids["video_token_id"] = len(LETTERS) + len(SPECIAL)
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
+    spelling = tiny_qwen.tokenizer()
+    text = {"hidden_size": 32, "num_key_value_heads": 1, "head_dim": 16, **tiny_qwen.rope(4, 2, 2)}
+    vision = {"hidden_size": 32, "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    model = Qwen3VLForConditionalGeneration(tiny_qwen.config_of(Qwen3VLConfig, spelling, text, vision))
     for weight in model.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, 0, 2 / weight[0].numel() ** 0.5)
-    digits = [LETTERS.index(digit) for digit in "01234"]
-    model.lm_head.weight.data[digits] *= 4
+    model.lm_head.weight.data[spelling.convert_tokens_to_ids(list("01234"))] *= 4
     model.save_pretrained(folder)
+    spelling.save_pretrained(folder)
     Qwen2VLImageProcessorPil(patch_size=16).save_pretrained(folder)
+    return folder
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|image_pad|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+def llava(folder: Path) -> Path:
+    """A Llava that only answers with digits, for `transformers serve`."""
+    spelling = tiny_qwen.tokenizer()
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer=spelling,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<|image_pad|>",
+        chat_template=TEMPLATE,
+    )
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**SMALL, image_size=32, patch_size=8),
+        text_config=LlamaConfig(**SMALL, vocab_size=len(spelling), max_position_embeddings=8192),
+        image_token_index=spelling.convert_tokens_to_ids("<|image_pad|>"),
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration(config)
+    others = sorted({*range(len(spelling))} - {*spelling.convert_tokens_to_ids(list("01234"))})
+    model.generation_config = GenerationConfig(suppress_tokens=others, pad_token_id=spelling.pad_token_id)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 
 def hps_v3(folder: Path, base: Path) -> tuple[Qwen2VLForConditionalGeneration, nn.Sequential]:
     """HPSv3.safetensors by its published key names; returns what is in it."""
     config = Qwen2VLConfig.from_pretrained(base)
-    config.text_config.vocab_size = len(LETTERS) + len(SPECIAL) + 1
+    config.text_config.vocab_size = len(tiny_qwen.tokenizer()) + 1
     model = Qwen2VLForConditionalGeneration(config).eval()
     head = nn.Sequential(nn.Linear(32, 12), nn.ReLU(), nn.Dropout(0.05), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
     for weight in head.parameters():

@@ -1,4 +1,4 @@
-"""Any callable as a reward: how its parameters are filled, what it may return, and errors in one line."""
+"""Any callable as a reward: how its parameters are filled, what it may return, its scores, and errors in one line."""
 
 from __future__ import annotations
 
@@ -99,7 +99,6 @@ class Scorer:
     """An object with a name of its own and a method."""
 
     name = "brightness"
-    needs = ("mask",)
 
     def __call__(self, images: Tensor) -> list[float]:
         return level(images)
@@ -121,8 +120,53 @@ def test_objects_methods_modules_and_partial_functions(pairs: list[Pair]) -> Non
     assert as_reward(functools.partial(level)).name == "level" and scores_of(functools.partial(level), pairs) == LEVELS
     assert as_reward(Model()).name == "Model" and scores_of(Model(), pairs) == [0.0, 1.25, 3.0]
     assert as_reward(lambda images: level(images)).name == "lambda"
-    masked = [replace(pair, masks=(None,)) for pair in pairs]
-    assert "needs a mask, and pair 'a' has none" in refusal(reward, masked)
+
+
+def test_all_rewards_score_all_images_in_chunks(pairs: list[Pair]) -> None:
+    sizes: list[int] = []
+
+    def one(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return images[:, 0, 0, 0].double()
+
+    rewards = [as_reward(one), as_reward(lambda images: -images[:, 0, 0, 0], name="two")]
+    scores = score(rewards, IMAGES.clone().requires_grad_(), pairs, batch_size=2)
+    assert list(scores) == ["one", "two"] and sizes == [2, 1]
+    assert scores["one"].tolist() == LEVELS and torch.equal(scores["two"], -scores["one"])
+    assert scores["one"].dtype == torch.float32 and not scores["one"].requires_grad
+    assert score(rewards, torch.empty(0, 3, 4, 4), [])["one"].shape == (0,)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_missing_and_names_its_pair(
+    value: float, pairs: list[Pair], caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = scores_of(lambda images: [value, 1.0, value], pairs)
+    assert scores == pytest.approx([math.nan, 1.0, math.nan], nan_ok=True)
+    assert caplog.messages == [
+        f"reward 'mine' returned {value} for images 1, 3 of 3, pairs 'a', 'c'; the score counts as missing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("needs", "changed", "message"),
+    [
+        (("reference",), {"references": (), "masks": ()}, "needs a reference, and pair 'b' has none; give a photo"),
+        (("mask", "reference"), {"masks": (None,)}, "needs a mask, and pair 'b' has none; give one"),
+        (("prompt",), {"prompt": " "}, "needs a prompt, and pair 'b' has none"),
+        ("mask", {}, "needs is 'mask'; give a tuple"),
+    ],
+)
+def test_pairs_that_lack_what_a_reward_needs_are_refused(
+    needs: Any, changed: dict[str, Any], message: str, pairs: list[Pair]
+) -> None:
+    def reward(images: Tensor) -> list[float]:
+        return level(images)
+
+    reward.needs = needs  # type: ignore[attr-defined]
+    assert message in refusal(reward, [pairs[0], replace(pairs[1], **changed), pairs[2]])
+    if changed:
+        assert scores_of(reward, pairs) == LEVELS
 
 
 @pytest.mark.parametrize(

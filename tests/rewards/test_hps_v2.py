@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 import tiny_rewards
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model() -> OpenClip:
     torch.manual_seed(0)
-    return OpenClip(len(tiny_rewards.clip_tokenizer())).eval()
+    return OpenClip(len(tiny.clip_tokenizer())).eval()
 
 
 @pytest.fixture

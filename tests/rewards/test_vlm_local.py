@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
+import tiny_qwen
 import tiny_rewards
 import torch
 from PIL import Image
@@ -40,8 +40,7 @@ def by_hand(folder: Path, instruction: str, content: str, images: list[Image.Ima
     """The expectation over the digits by the model and processor of transformers."""
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    parts = classmethod(lambda cls: ["image_processor", "tokenizer"])  # that of videos needs torchvision
-    with mock.patch.object(Qwen3VLProcessor, "get_attributes", parts):
+    with tiny_qwen.without_video():
         processor = Qwen3VLProcessor(Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer)
         text = (
             f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}"

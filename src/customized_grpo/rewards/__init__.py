@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.config.reading import nearest
 from customized_grpo.protocols import Reward
 from customized_grpo.rewards.base import KEYS
 from customized_grpo.rewards.callables import as_reward, describe, load_custom
-from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.errors import RewardError, did_you_mean
 from customized_grpo.rewards.scores import score
 from customized_grpo.rewards.terms import RewardTerm, terms_from
 from customized_grpo.utils.devices import device_named
@@ -103,10 +102,8 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     if ":" in config.kind:
         return load_custom(config, name, torch.device(device))
     if config.kind not in KINDS:
-        near = nearest(config.kind, KINDS)
-        known_kinds = f"{', '.join(KINDS)}, package.module:Class or file.py:function"
-        remedy = f"did you mean {near!r}?" if near else f"give {known_kinds}"
-        raise RewardError(f"reward {name!r}: unknown kind {config.kind!r}; {remedy}")
+        kinds = f"give {', '.join(KINDS)}, package.module:Class or file.py:function"
+        raise RewardError(f"reward {name!r}: unknown kind {config.kind!r}; {did_you_mean(config.kind, KINDS, kinds)}")
     built_in = _class_of(config.kind)
     parameters = set(inspect.signature(built_in).parameters)
     if config.path and "path" not in parameters:
@@ -114,9 +111,8 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     known = parameters - {*KEYS}
     for option in config.options:
         if option not in known:
-            near = nearest(option, known)
-            remedy = f"did you mean {near!r}?" if near else f"{config.kind} has {', '.join(sorted(known))}"
-            raise RewardError(f"reward {name!r}: unknown option {option!r}; {remedy}")
+            options = f"{config.kind} has {', '.join(sorted(known))}"
+            raise RewardError(f"reward {name!r}: unknown option {option!r}; {did_you_mean(option, known, options)}")
     arguments: dict[str, Any] = {"name": name, "device": device, **config.options}
     arguments |= {"path": config.path} if config.path else {}
     arguments |= {"role": config.role} if "role" in parameters else {}

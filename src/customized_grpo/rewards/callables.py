@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.config.reading import nearest
 from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards.base import KEYS, BuiltinReward, event_loop, needs_of
-from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.errors import RewardError, did_you_mean
 from customized_grpo.utils.isolation import isolated, isolated_coroutine, isolated_task
 from customized_grpo.utils.named import NamedError, error_text, find
 
@@ -90,9 +89,10 @@ class CallableReward:
             raise RewardError(f"reward {name!r}: it takes no arguments; give it a parameter `images`")
         for option in self._options:
             if option not in names and not takes_all:
+                own = [one for one in names if one not in STANDARD]
                 raise RewardError(
                     f"reward {name!r}: it has no parameter {option!r} for that option; "
-                    + _remedy(option, [one for one in names if one not in STANDARD])
+                    + did_you_mean(option, own, f"there are {', '.join(own) or 'none'}")
                 )
         required = [p.name for p in named if p.kind in _POSITIONAL and p.default is p.empty]
         required = [one for one in required if one not in self._options]
@@ -146,7 +146,7 @@ class CallableReward:
             else:
                 raise RewardError(
                     f"reward {self.name!r}: no value for its parameter {name!r}, which is no option and no column of "
-                    f"the dataset; {_remedy(name, known)}"
+                    "the dataset; " + did_you_mean(name, known, f"there are {', '.join(known)}")
                 )
         bound = inspect.BoundArguments(self._signature, arguments)
         return bound.args, bound.kwargs
@@ -253,11 +253,6 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     parameters = list(signature.parameters.values())
     wraps = bool(parameters) and parameters[0].kind is Parameter.VAR_POSITIONAL  # (*args, **kwargs)
     return None if wraps and not any(p.kind is Parameter.KEYWORD_ONLY for p in parameters) else signature
-
-
-def _remedy(name: str, known: Sequence[str]) -> str:
-    near = nearest(name, known)
-    return f"did you mean {near!r}?" if near else f"there are {', '.join(known) or 'none'}"
 
 
 def _scores(result: object, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import cached_file
 
@@ -69,9 +69,8 @@ class HpsV3(BuiltinReward):
     ) -> None:
         super().__init__(name, device)
         self._batch_size = batch_size
-        check_type(base, ("qwen2_vl",), base_revision, name)
+        config = check_type(base, ("qwen2_vl",), base_revision, name)
         try:
-            config = AutoConfig.from_pretrained(resolve(base), revision=base_revision, trust_remote_code=False)
             self._processor = Qwen2VLImageProcessorPil.from_pretrained(resolve(base), revision=base_revision)
         except LOADING_ERRORS as error:
             raise RewardError(

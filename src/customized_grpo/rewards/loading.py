@@ -17,8 +17,8 @@ _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
-def check_type(path: str, types: Collection[str], revision: str, name: str) -> str:
-    """Return the model type of a checkpoint, one of `types`.
+def check_type(path: str, types: Collection[str], revision: str, name: str) -> Any:
+    """Return the configuration of a checkpoint, whose model type is one of `types`.
 
     Raises RewardError if it is of another type, a pickle, needs code of its own, or cannot be read.
     """
@@ -31,17 +31,17 @@ def check_type(path: str, types: Collection[str], revision: str, name: str) -> s
         where = loadable(path)
         settings, _ = PreTrainedConfig.get_config_dict(where, revision=revision)
         own_code = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
-        kind = None if own_code else AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+        config = None if own_code else AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise unloadable(path, name, error) from error
-    if kind is None:
+    if config is None:
         raise RewardError(
             f"reward {name!r}: {path!r} needs code of its own, which is never run; give a model of one of "
             f"transformers' own types {', '.join(types)}"
         )
-    if kind.model_type not in types:
-        raise RewardError(f"reward {name!r}: {path!r} is a {kind.model_type} model; give one of {', '.join(types)}")
-    return str(kind.model_type)
+    if config.model_type not in types:
+        raise RewardError(f"reward {name!r}: {path!r} is a {config.model_type} model; give one of {', '.join(types)}")
+    return config
 
 
 def load_model(

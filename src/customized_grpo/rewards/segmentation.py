@@ -201,7 +201,7 @@ class Segmenter:
             except (TypeError, ValueError) as error:
                 raise RewardError(f"reward {name!r}: {path} cannot be called as (images, subjects): {error}") from error
             return
-        kind = check_type(path, MODEL_TYPES, revision, name)
+        kind = check_type(path, MODEL_TYPES, revision, name).model_type
         architecture, types, self._candidates = next(family for family in _FAMILIES if kind in family[1])
         if detector is not None:
             if self._candidates is not _by_points:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, TypeGuard, get_args
 
-from customized_grpo.config.reading import nearest
 from customized_grpo.protocols import ROLES, Pair, Reward
 from customized_grpo.rewards.base import check_needs
 from customized_grpo.rewards.callables import CallableReward, as_reward
-from customized_grpo.rewards.errors import RewardError
+from customized_grpo.rewards.errors import RewardError, did_you_mean
 
 TermRole = Literal["identity", "prompt", "guard"]
 TERM_ROLES: tuple[TermRole, ...] = get_args(TermRole)
@@ -39,7 +38,8 @@ class RewardTerm:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", as_reward(self.reward))
         if self.role not in TERM_ROLES:
-            raise RewardError(f"reward {self.name!r}: unknown role {self.role!r}; give one of {', '.join(TERM_ROLES)}")
+            roles = did_you_mean(str(self.role), TERM_ROLES, f"give one of {', '.join(TERM_ROLES)}")
+            raise RewardError(f"reward {self.name!r}: unknown role {self.role!r}; {roles}")
         own = getattr(self.reward, "role", self.role)
         if own != self.role:
             raise RewardError(
@@ -111,10 +111,6 @@ def _entries(value: object) -> Iterator[object]:
 
 
 def _term(entry: Any, role: Any) -> RewardTerm:
-    if role not in TERM_ROLES:
-        near = nearest(role, TERM_ROLES)
-        remedy = f"did you mean {near!r}?" if near else f"give {', '.join(TERM_ROLES)}"
-        raise RewardError(f"rewards: unknown role {role!r}; {remedy}")
     if isinstance(entry, RewardTerm):
         if entry.role != role:
             raise RewardError(f"reward {entry.name!r} has the role {entry.role}, but is listed under {role}; move it")
