@@ -21,9 +21,21 @@ def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    return tiny_rewards.clip(tmp_path_factory.mktemp("clip"))
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small model for each kind of one or two encoders."""
+    torch.manual_seed(0)
+    makers = {
+        tiny_rewards.dinov3: ("dino", "dino-patches"),
+        tiny_rewards.clip: ("clip", "clip-image", "pickscore"),
+        tiny_rewards.siglip: ("siglip", "siglip-image"),
+    }
+    made = {make: make(tmp_path_factory.mktemp("reward")) for make in makers}
+    return {kind: made[make] for make, kinds in makers.items() for kind in kinds}
+
+
+@pytest.fixture(scope="session")
+def clip_folder(folders: dict[str, Path]) -> Path:
+    return folders["clip"]
 
 
 @pytest.fixture(scope="session")

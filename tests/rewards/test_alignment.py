@@ -19,17 +19,6 @@ from customized_grpo.protocols import Pair
 from customized_grpo.rewards import RewardError, build_reward
 
 MakePair = Callable[..., Pair]
-MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "CLIP": ("clip", tiny_rewards.clip),
-    "SigLIP 2": ("siglip", tiny_rewards.siglip),
-    "PickScore": ("pickscore", tiny_rewards.clip),
-}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    torch.manual_seed(0)
-    return {name: make(tmp_path_factory.mktemp("model")) for name, (_, make) in MODELS.items()}
 
 
 def build(kind: str, path: Path | str | None, **options: Any) -> Any:
@@ -37,9 +26,9 @@ def build(kind: str, path: Path | str | None, **options: Any) -> Any:
     return build_reward(RewardConfig(kind=kind, role="prompt", name="mine", path=path, options=options), "cpu")
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_is_the_scaled_cosine_of_image_and_text(name: str, folders: dict[str, Path], make_pair: MakePair) -> None:
-    kind, folder = MODELS[name][0], folders[name]
+@pytest.mark.parametrize("kind", ["clip", "siglip", "pickscore"])
+def test_is_the_scaled_cosine_of_image_and_text(kind: str, folders: dict[str, Path], make_pair: MakePair) -> None:
+    folder = folders[kind]
     reward = build(kind, folder)
     pair, image = replace(make_pair("a"), prompt="A Cat in the snow"), torch.rand(1, 3, 40, 56)
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -62,9 +51,9 @@ def test_is_the_scaled_cosine_of_image_and_text(name: str, folders: dict[str, Pa
     torch.testing.assert_close(reward(image, [long]), reward(image, [longer]))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_batches_and_the_cache_change_no_score(name: str, folders: dict[str, Path], make_pair: MakePair) -> None:
-    kind, folder = MODELS[name][0], folders[name]
+@pytest.mark.parametrize("kind", ["clip", "siglip", "pickscore"])
+def test_batches_and_the_cache_change_no_score(kind: str, folders: dict[str, Path], make_pair: MakePair) -> None:
+    folder = folders[kind]
     pairs = [replace(make_pair(key, 1), prompt=f"a {key} in the snow") for key in ("dog", "cat", "bird", "cow")]
     images = torch.rand(4, 3, 40, 56)
     fresh, used, small = build(kind, folder), build(kind, folder), build(kind, folder, batch_size=2)
@@ -102,6 +91,6 @@ def test_the_pickles_of_hps_v2_are_refused(path: str | None) -> None:
 
 def test_a_missing_tokenizer_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("*token*", "vocab.json", "merges.txt")
-    shutil.copytree(folders["CLIP"], tmp_path / "bare", ignore=ignored)
+    shutil.copytree(folders["clip"], tmp_path / "bare", ignore=ignored)
     with pytest.raises(RewardError, match=r"^reward 'mine': .*has no tokenizer"):
         build("clip", tmp_path / "bare")

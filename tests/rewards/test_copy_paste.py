@@ -45,21 +45,25 @@ def score(guard: CopyPaste, image: Tensor, pair: Pair) -> float:
     return float(value)
 
 
-def test_is_the_correlation_of_pixels(guard: CopyPaste) -> None:
-    pair = pair_of(left(32).expand(3, -1, -1))
-    # Half the pixels are 1 in the reference. A quarter, all among them: (1/4 - 1/8) / sqrt(1/4 * 3/16).
-    assert score(guard, left(16).expand(3, -1, -1), pair) == pytest.approx(57.735, abs=1e-3)
-    assert score(guard, left(32).T.expand(3, -1, -1), pair) == pytest.approx(0, abs=1e-3)
-    assert score(guard, 1 - left(32).expand(3, -1, -1), pair) == pytest.approx(-100, abs=1e-3)
+EDGE, FLAT = left(32), torch.zeros(SIDE, SIDE)
+#: Half the pixels of the reference are 1 in every channel, or in red alone.
+GREY, RED = EDGE.expand(3, -1, -1), torch.stack([EDGE, FLAT, 1 - FLAT])
 
 
-def test_channels_are_centred_one_by_one_and_taken_together(guard: CopyPaste) -> None:
-    pair = pair_of(torch.stack([left(32), torch.zeros(SIDE, SIDE), torch.ones(SIDE, SIDE)]))
-    tinted = torch.stack([left(32), torch.ones(SIDE, SIDE), torch.zeros(SIDE, SIDE)])
-    assert score(guard, tinted, pair) == pytest.approx(100, abs=1e-3)
-    # The reference's red, and as much variance in a green of the image's own: 1/4 / sqrt(1/4 * 1/2).
-    greener = torch.stack([left(32), left(32).T, torch.zeros(SIDE, SIDE)])
-    assert score(guard, greener, pair) == pytest.approx(70.711, abs=1e-3)
+@pytest.mark.parametrize(
+    ("reference", "image", "expected"),
+    [
+        # A quarter of the pixels, all among those of the reference: (1/4 - 1/8) / sqrt(1/4 * 3/16).
+        (GREY, left(16).expand(3, -1, -1), 57.735),
+        (GREY, EDGE.T.expand(3, -1, -1), 0),
+        (GREY, 1 - GREY, -100),
+        (RED, torch.stack([EDGE, 1 - FLAT, FLAT]), 100),  # channels are centred one by one
+        # The reference's red, and as much variance in a green of the image's own: 1/4 / sqrt(1/4 * 1/2).
+        (RED, torch.stack([EDGE, EDGE.T, FLAT]), 70.711),
+    ],
+)
+def test_is_the_correlation_of_pixels(reference: Tensor, image: Tensor, expected: float, guard: CopyPaste) -> None:
+    assert score(guard, image, pair_of(reference)) == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_paste_is_seen_through_light_contrast_and_size(guard: CopyPaste) -> None:

@@ -1,4 +1,4 @@
-"""Error of the rewards."""
+"""Error of the rewards, and the remedy for an unknown name."""
 
 from collections.abc import Iterable
 
