@@ -5,8 +5,6 @@ Keys that are not set keep their default or the preset of the model.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args
@@ -19,6 +17,7 @@ from customized_grpo.config.reading import (
     describe,
     dotted,
     dump_yaml,
+    flat,
     flow_yaml,
     parse,
     read_file,
@@ -48,10 +47,8 @@ class Resolved:
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield (dotted key, value as YAML, origin) of all settings."""
-        values: Any = self.config.model_dump(mode="json")
-        for location in _leaves(values, ()):
-            value: Any = reduce(getitem, location, values)
-            yield dotted(location), flow_yaml(value), self.origins[dotted(location)]
+        for key, value in flat(self.config.model_dump(mode="json")).items():
+            yield key, flow_yaml(value), self.origins[key]
 
 
 def load_config(path: Path | Sequence[Path] | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -126,20 +123,18 @@ def _override(text: str) -> _Layer:
 
 def _model_of(layers: Iterable[_Layer]) -> dict[str, Any]:
     """Return `policy.kind` and `policy.path` where layers give them."""
-    policies = [layer.section("policy") for layer in layers]
-    return {key: policy[key] for policy in policies for key in ("kind", "path") if key in policy}
+    return _given(layers, "policy", ("kind", "path"))
 
 
-def _objective_of(layers: Iterable[_Layer]) -> dict[str, Any]:
-    """Return `method.objective` where layers give it."""
-    given = [layer.section("method") for layer in layers]
-    named = [method["objective"] for method in given if "objective" in method]
-    return {"objective": named[-1]} if named else {}
+def _given(layers: Iterable[_Layer], section: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a section that layers give, of those with these keys."""
+    found = [layer.section(section) for layer in layers]
+    return {key: values[key] for values in found for key in keys if key in values}
 
 
 def _resolve(layers: Sequence[_Layer], *, embedded: bool = False) -> Resolved:
     try:
-        base = Config.model_validate({"policy": _model_of(layers), "method": _objective_of(layers)})
+        base = Config.model_validate({"policy": _model_of(layers), "method": _given(layers, "method", ("objective",))})
     except ValidationError:  # no such model or objective, which is reported below
         base = Config()
     values: dict[str, Any] = base.model_dump(mode="json")
@@ -150,18 +145,18 @@ def _resolve(layers: Sequence[_Layer], *, embedded: bool = False) -> Resolved:
         config = Config.model_validate(values, strict=True)  # no "3" for 3, no true for 1
     except ValidationError as error:
         raise describe(error, Config, lambda location: _nearest(places, location)) from None
-    dumped, preset = config.model_dump(mode="json"), preset_of(config.policy)
-    usual = {key: f"preset of {preset.model}" for key, value in preset.values.items() if _at(dumped, key) == value}
-    usual |= {
-        key: f"default of method.objective={config.method.objective}"
-        for key, value in objective_defaults(config.method).items()
-        if _at(dumped, key) == value
-    }
+    found, preset, objective = flat(config.model_dump(mode="json")), preset_of(config.policy), config.method.objective
+    origins = dict.fromkeys(found, "default")
+    for name, usual in (
+        (f"preset of {preset.model}", preset.values),
+        (f"default of method.objective={objective}", objective_defaults(config.method)),
+    ):
+        origins |= {key: name for key, value in usual.items() if key in found and found[key] == value}
     for section in ("evaluation", "validation"):
         if (section, "data", "path") not in places:
-            usual |= {f"{section}.data.{key}": f"data.{key}" for key in ("path", "root")}
-    found = {dotted(at): places.get(at) for at in _leaves(dumped, ())}
-    return Resolved(config, {key: place or usual.get(key, "default") for key, place in found.items()}, embedded)
+            origins |= {f"{section}.data.{key}": f"data.{key}" for key in ("path", "root")}
+    given = {dotted(location): place for location, place in places.items()}
+    return Resolved(config, origins | {key: given[key] for key in found if key in given}, embedded)
 
 
 def _apply(values: dict[str, Any], places: Places, layer: _Layer) -> None:
@@ -210,23 +205,3 @@ def _nearest(places: Places, location: Location) -> str | None:
         return places[given[0]]
     # An unknown section that an override made has a place only for what is inside it.
     return next((place for at, place in places.items() if at[: len(location)] == location), None)
-
-
-def _leaves(value: Any, location: Location) -> Iterator[Location]:
-    """Yield the locations of all values that are neither sections nor lists of them."""
-    parts: Iterable[tuple[str | int, Any]]
-    if isinstance(value, dict) and section_in(type_at(Config, location)) is not None:
-        parts = value.items()
-    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        parts = enumerate(value)
-    else:
-        yield location
-        return
-    for name, part in parts:
-        yield from _leaves(part, (*location, name))
-
-
-def _at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values

@@ -64,6 +64,12 @@ def objective_defaults(method: object) -> Mapping[str, Any]:
     return {} if name == "grpo" else {**_FORWARD, **_OBJECTIVES.get(name, {})}
 
 
+def values_of(defaults: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Return the values of one section, by key without its name."""
+    start = f"{section}."
+    return {key.removeprefix(start): value for key, value in defaults.items() if key.startswith(start)}
+
+
 def fill(values: Any, preset: Mapping[str, Any]) -> Any:
     """Return a mapping with the preset's values at the dotted keys that it lacks; anything else as it is."""
     if not isinstance(values, Mapping):

@@ -1,6 +1,6 @@
 """Base class and types that all sections of a configuration share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from customized_grpo.config.presets import fill
 
 Location = tuple[str | int, ...]
 
@@ -30,6 +32,16 @@ class Section(BaseModel):
     """A group of settings. Unknown keys and numbers that are not finite are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return defaults that depend on the given values, by dotted key."""
+        return {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        return fill(values, cls.defaults(values)) if isinstance(values, Mapping) else values
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""

@@ -1,13 +1,13 @@
 """All settings of a run, with their types, bounds, defaults and meanings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from customized_grpo.config.kinds import KINDS, POLICIES
-from customized_grpo.config.presets import DEFAULT, KIND, PATH, fill, objective_defaults, preset_of
+from customized_grpo.config.presets import DEFAULT, KIND, PATH, objective_defaults, preset_of, values_of
 from customized_grpo.config.section import Location, PathOrText, Section, SizeOrAuto, TupleOrList
 
 #: Increased when a setting changes its name or meaning.
@@ -130,11 +130,10 @@ class PolicyConfig(Section):
     adapter_as: Literal["fused", "start"] = "fused"
     """fused: merge the adapter into the base weights and train a new LoRA; start: train the adapter."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _fill_preset(cls, values: Any) -> Any:
-        """Give keys that are not set the values of the model's preset."""
-        return fill(values, preset_of(values).section("policy")) if isinstance(values, dict) else values
+    def defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values of the model's preset."""
+        return values_of(preset_of(values).values, "policy")
 
     @property
     def largest_size(self) -> tuple[int, int]:
@@ -260,16 +259,10 @@ class MethodConfig(Section):
     """pcgrad: compute one gradient per role and project out conflicts (arXiv 2001.06782); needs a second backward pass.
     """
 
-    @model_validator(mode="before")
     @classmethod
-    def _fill_objective(cls, values: Any) -> Any:
-        """Give keys that are not set the values of the objective."""
-        if not isinstance(values, dict):
-            return values
-        own = {
-            key.removeprefix("method."): value for key, value in objective_defaults(values).items() if "method." in key
-        }
-        return fill(values, own)
+    def defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values of the objective."""
+        return values_of(objective_defaults(values), "method")
 
     def conflicts(self) -> Iterator[tuple[Location, str]]:
         """Yield (key, message) for each setting that does not fit the others."""
@@ -510,14 +503,10 @@ class Config(Section):
     validation: ValidationConfig = ValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    @model_validator(mode="before")
     @classmethod
-    def _fill_preset(cls, values: Any) -> Any:
-        """Give keys that are not set the values of the model's preset."""
-        if not isinstance(values, dict):
-            return values
-        filled = fill(values, objective_defaults(values.get("method", {})))
-        return fill(filled, preset_of(values.get("policy", {})).values)
+    def defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values of the objective, and of the model's preset."""
+        return {**preset_of(values.get("policy", {})).values, **objective_defaults(values.get("method", {}))}
 
     @field_validator("evaluation", "validation")
     @classmethod
