@@ -51,12 +51,9 @@ def test_a_known_vulnerability_fails() -> None:
     assert "2 known vulnerabilities" in done.stdout, "jinja2 and pillow are installed"
 
 
-def test_a_service_that_knows_nothing_is_no_clean_bill() -> None:
+def test_a_service_that_knows_nothing_or_is_not_there_is_no_clean_bill() -> None:
     with advisories(set()) as url:
-        done = audit(url)
-    assert done.returncode == 0 and done.stdout.startswith("audit: skipped, no advisory service can be reached")
-
-
-def test_no_service_is_reported() -> None:
-    done = audit("http://127.0.0.1:9/v1/query")
-    assert done.returncode == 0 and done.stdout.startswith("audit: skipped, no advisory service can be reached")
+        for address in (url, "http://127.0.0.1:9/v1/query"):
+            done = audit(address)
+            assert done.returncode == 0
+            assert done.stdout.startswith("audit: skipped, no advisory service can be reached")

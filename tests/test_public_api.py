@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import huggingface_hub
 import pytest
@@ -173,25 +175,12 @@ def test_a_dataset_of_ones_own_is_described_as_an_object(tmp_path: Path) -> None
 
 
 def test_weights_are_uploaded_as_diffusers_loads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, object] = {}
-
-    class Hub:
-        def __init__(self, token: str | None) -> None:
-            seen["token"] = token
-
-        def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> None:
-            seen["repository"] = (repo_id, private, exist_ok)
-
-        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> huggingface_hub.CommitInfo:
-            seen["files"] = sorted(path.name for path in folder_path.iterdir())
-            return huggingface_hub.CommitInfo(
-                commit_url="https://huggingface.co/me/dog/commit/1", commit_message="", commit_description="", oid="1"
-            )
-
-    monkeypatch.setattr(base, "HfApi", Hub)
-    assert (
-        trainer(tmp_path).push_to_hub("me/dog", private=True, token="secret")
-        == "https://huggingface.co/me/dog/commit/1"
+    hub = create_autospec(huggingface_hub.HfApi)
+    hub.return_value.upload_folder.side_effect = lambda **given: SimpleNamespace(
+        commit_url=" ".join(path.name for path in given["folder_path"].iterdir())
     )
-    assert seen["repository"] == ("me/dog", True, True)
-    assert seen["files"] == ["pytorch_lora_weights.safetensors"]
+    monkeypatch.setattr(base, "HfApi", hub)
+    found = trainer(tmp_path).push_to_hub("me/dog", private=True, token="secret")
+    assert found == "pytorch_lora_weights.safetensors"
+    hub.assert_called_once_with(token="secret")
+    hub.return_value.create_repo.assert_called_once_with("me/dog", private=True, exist_ok=True)

@@ -36,10 +36,6 @@ FORBIDDEN_CALLS = {"yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_
 FORBIDDEN_METHODS = {"extractall", "extract", "read_pickle"}
 
 
-def names(node: ast.expr) -> str:
-    return ast.unparse(node)
-
-
 @cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -55,8 +51,8 @@ def offences(tree: ast.AST) -> Iterator[str]:
                     yield f"{node.lineno}: imports {module}"
         if not isinstance(node, ast.Call):
             continue
-        called = names(node.func)
-        given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
+        called = ast.unparse(node.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         if called in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
             yield f"{node.lineno}: {called} of pickles"
         if called in FORBIDDEN_CALLS or any(called.endswith(f".{one}") for one in FORBIDDEN_METHODS):
@@ -84,9 +80,9 @@ def loads() -> Iterator[tuple[str, str, dict[str | None, str]]]:
     """Yield the place, the class and the keywords of each call of from_pretrained in the package."""
     for source in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(tree_of(source)):
-            if isinstance(node, ast.Call) and names(node.func).endswith(".from_pretrained"):
-                given = {keyword.arg: names(keyword.value) for keyword in node.keywords}
-                yield f"{source.name}:{node.lineno}", names(node.func).removesuffix(".from_pretrained"), given
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                yield f"{source.name}:{node.lineno}", ast.unparse(node.func).removesuffix(".from_pretrained"), given
 
 
 def test_every_model_is_loaded_from_safetensors() -> None:
@@ -135,8 +131,8 @@ def test_a_report_shows_no_secret() -> None:
     options = {"api_key": "opensesame", "folder": "/home/me/cache", "note": "sk-abcdefghijklmnop",
                "server": "https://me:hushhush@host:8000/v1"}  # fmt: skip
     reward = RewardConfig(kind="mine.py:Judge", role="guard", options=options)
-    message = list(changes(embedded(Config, evaluation=embedded(EvaluationConfig, monitors=[reward]))))
-    shown = " ".join(change.value for change in message)
+    found = changes(embedded(Config, evaluation=embedded(EvaluationConfig, monitors=[reward])))
+    shown = " ".join(value for *_, value in found)
     assert "opensesame" not in shown and "sk-abc" not in shown and "hush" not in shown
     assert SECRET in shown and "/home/me/cache" in shown and "@host:8000/v1" in shown
 

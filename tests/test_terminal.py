@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -36,13 +35,13 @@ RECORD = {
 class Clock:
     """Seconds that pass only when set."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self) -> float:
         return self.now
 
 
+@pytest.fixture
 def log() -> Console:
     return Console(file=io.StringIO(), force_terminal=False, width=80)
 
@@ -52,36 +51,26 @@ def text(console: Console) -> str:
     return console.file.getvalue()
 
 
-def lines(console: Console) -> list[str]:
-    return text(console).splitlines()
-
-
-def cells(console: Console) -> Iterator[list[str]]:
-    for line in lines(console):
-        if line.startswith("│"):
-            yield [cell.strip() for cell in line.strip("│").split("│")]
-
-
-def test_a_log_file_gets_one_line_per_iteration_with_the_time_left() -> None:
-    console, clock = log(), Clock()
-    with TrainingDisplay(60, console=console, clock=clock) as display:
+def test_a_log_file_gets_one_line_per_iteration_with_the_time_left(log: Console) -> None:
+    clock = Clock()
+    with TrainingDisplay(60, console=log, clock=clock) as display:
         clock.now += 65
         display.add({**RECORD, "share/missing": 0.0, "share/vetoed": 0.0})
         clock.now += 65
         display.add({**RECORD, "share/missing": 1 / 48, "share/vetoed": 1 / 4})
-    first, second = lines(console)
+    first, second = text(log).splitlines()
     assert first == "1/60  identity 61.23  prompt 24.50  conflicted 48%  KL 1.2e-05  1:03:55 left"
     assert "  not scored 2.1%  vetoed 25.0%  1:02:50 left" in second
 
 
-def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers() -> None:
-    console, clock = log(), Clock()
-    with TrainingDisplay(10, done=8, console=console, clock=clock) as display:
+def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers(log: Console) -> None:
+    clock = Clock()
+    with TrainingDisplay(10, done=8, console=log, clock=clock) as display:
         clock.now += 7
         display.add({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
         clock.now += 7
         display.add({})
-    assert lines(console) == [
+    assert text(log).splitlines() == [
         "9/10  prompt 2.00  0:00:07 left", "9/10  evaluation  a [b] 41.00", "10/10  0:00:00 left",
     ]  # fmt: skip
 
@@ -97,8 +86,7 @@ def test_a_terminal_gets_a_bar_with_the_metrics_and_returns_the_cursor() -> None
     assert shown.endswith("\x1b[?25h")  # shows the cursor
 
 
-def test_the_table_shows_absolute_and_relative_changes_and_warnings() -> None:
-    console = log()
+def test_the_table_shows_absolute_and_relative_changes_and_warnings(log: Console) -> None:
     rows = [
         ("identity [dino]", 50.0, 52.5),
         ("prompt", 24.0, 23.4),
@@ -108,8 +96,9 @@ def test_the_table_shows_absolute_and_relative_changes_and_warnings() -> None:
         ("new", None, 1.0),
         ("lost", 1.0, float("nan")),
     ]
-    console.print(score_table(rows, notes={"prompt": "warned"}))
-    assert list(cells(console)) == [
+    log.print(score_table(rows, notes={"prompt": "warned"}))
+    lines = [line.strip("│").split("│") for line in text(log).splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line] for line in lines] == [
         ["identity [dino]", "50.000", "52.500", "+2.500", "+5.0", ""],
         ["prompt", "24.000", "23.400", "-0.600", "-2.5", "warned"],
         ["negative", "-2.000", "-1.000", "+1.000", "+50.0", ""],
@@ -148,13 +137,11 @@ def test_of_many_errors_the_first_are_shown_and_the_rest_counted(capsys: pytest.
     assert capsys.readouterr().err == "run: saved and stopped by SIGINT\n"
 
 
-def test_work_shows_now_and_then_how_much_is_left() -> None:
+def test_work_shows_now_and_then_how_much_is_left(log: Console) -> None:
     now = itertools.count(0, 4)
-    console = Console(file=io.StringIO(), width=80)
-    with WorkDisplay("evaluation", 100, console, clock=lambda: float(next(now))) as display:
+    with WorkDisplay("evaluation", 100, log, clock=lambda: float(next(now))) as display:
         assert [display.update(done) for done in (10, 20, 30, 40, 100)] == [False, False, False, False, True]
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue() == "evaluation  30/100  0:00:28 left\n"
+    assert text(log) == "evaluation  30/100  0:00:28 left\n"
 
 
 def test_text_in_markdown_and_csv_is_shown_as_it_is() -> None:

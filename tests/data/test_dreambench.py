@@ -77,21 +77,6 @@ def test_a_folder_of_its_form(folder: Path) -> None:
     assert len(open_dataset(DataConfig(path=str(folder.parent / "repository")))) == 8
 
 
-def test_damaged_and_missing_photos_are_named(folder: Path) -> None:
-    (folder / "brolly" / "00.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"00\.png: not an image"):
-        open_dataset(DataConfig(path=str(folder)))
-    for photo in (folder / "plush").iterdir():
-        photo.unlink()
-    (folder / "brolly").rename(folder / "umbrella")
-    for opened in (lambda: open_dataset(DataConfig(path=str(folder))), lambda: open_benchmark(str(folder))):
-        with pytest.raises(DataError) as caught:
-            opened()
-        assert [problem.split(": ")[0] for problem in caught.value.problems] == [
-            str(folder / "brolly"), str(folder / "plush"),
-        ]  # fmt: skip
-
-
 def test_templates_are_filled_not_evaluated(folder: Path) -> None:
     (folder / LIST).write_text(TEXT.replace("in the jungle", "in {0.__class__} {1!r:>9}"))
     assert read_list(folder / LIST).prompts("plush")[0] == "a stuffed animal in {0.__class__} {1!r:>9}"

@@ -31,9 +31,9 @@ def folder(tmp_path: Path) -> Path:
     return inside
 
 
-def write(folder: Path, *lines: Any, ending: str = "\n", start: bytes = b"") -> DataConfig:
+def write(folder: Path, *lines: Any) -> DataConfig:
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    (folder / "pairs.jsonl").write_bytes(start + ending.join([*texts, ""]).encode())
+    (folder / "pairs.jsonl").write_text("\n".join(texts), encoding="utf-8")
     return DataConfig(path=str(folder / "pairs.jsonl"))
 
 
@@ -42,11 +42,10 @@ def write_json(folder: Path, content: Any) -> DataConfig:
     return DataConfig(path=str(folder / "data.json"))
 
 
-@pytest.mark.parametrize(("start", "ending"), [(b"", "\n"), (b"\xef\xbb\xbf", "\r\n")])
-def test_lines_become_pairs(folder: Path, start: bytes, ending: str) -> None:
+def test_lines_become_pairs(folder: Path) -> None:
     full = {"prompt": " un chat \u2028 été ", "references": ["a.jpg", "red.png"], "masks": ["m.png", None], "task": [1]}
     short = {**GOOD, "mask": "m.png", "subject": "cat", "key": "mine", "image_prompt": {"x": 1}}
-    dataset = open_dataset(write(folder, full, "", short, ending=ending, start=start))
+    dataset = open_dataset(write(folder, full, "", short))
     assert isinstance(dataset, PairDataset) and len(dataset) == 2
     first, second = dataset[0], dataset[1]
     assert (first.key, first.prompt, first.subject) == ("pairs.jsonl:1", "un chat \u2028 été", None)
@@ -91,8 +90,6 @@ def test_a_folder_of_images_with_captions_beside_them(folder: Path) -> None:
 def test_root_is_where_paths_start(folder: Path) -> None:
     config = write(folder, {"prompt": "a", "reference": "outside.png"})
     assert len(open_dataset(config.model_copy(update={"root": folder.parent}))) == 1
-    with pytest.raises(DataError, match=r"data\.root: no folder"):
-        open_dataset(config.model_copy(update={"root": folder / "nowhere"}))
 
 
 def test_a_size_takes_pairs_of_a_file_evenly_spread(folder: Path) -> None:

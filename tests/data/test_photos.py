@@ -87,10 +87,3 @@ def test_nothing_is_written_over_without_a_wish(
     done = CliRunner().invoke(app, ["pairs", "photos", "--subject", "owl", *options])
     assert done.exit_code == 2 and message in done.stderr, done.output
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_an_existing_file_is_replaced_on_request(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("old.jsonl").write_text("old\n")
-    done = CliRunner().invoke(app, ["pairs", "photos", "--subject", "owl", "--out", "old.jsonl", "--overwrite"])
-    assert done.exit_code == 0 and len(datasets.from_jsonl("old.jsonl")) > 10, done.output

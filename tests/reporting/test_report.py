@@ -75,8 +75,8 @@ def test_a_finished_run_is_read_completely(trained: Path) -> None:
     assert [record["iteration"] for record in run.records] == [0, 1, 2, 3]
     assert [stored.iteration for stored in run.samples.values()] == [0, 1, 2, 3]
     assert [stored.iteration for stored in run.groups.values()] == [1, 2, 3]
-    changed = {change.key: (change.default, change.value) for change in run.changes}
-    assert changed["rollout.pairs"] == ("4", "2") and changed["train.iterations"] == ("60", "3")
+    changed = {key: values for key, *values in run.changes}
+    assert changed["rollout.pairs"] == ["4", "2"] and changed["train.iterations"] == ["60", "3"]
     assert "train.learning_rate" not in changed
 
 

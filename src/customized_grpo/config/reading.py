@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config.section import ConfigError, Location, section_in
-from customized_grpo.utils.records import RecordError, read_regular
+from customized_grpo.utils.records import RecordError, read_text
 
 #: Numbers such as 1e-4, which YAML 1.1 takes for text because they have no point.
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
@@ -35,13 +35,9 @@ def read_file(path: Path, name: str | None = None) -> tuple[dict[str, Any], Plac
     Raises ConfigError if the file cannot be read, is no YAML mapping, or holds more than plain values.
     """
     try:
-        text = read_regular(path, _LARGEST_FILE).decode("utf-8-sig")
+        text = read_text(path, _LARGEST_FILE)
     except RecordError as error:
         raise ConfigError(str(error)) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
     values, places = parse(text, name or str(path), (), lines=True)
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: not a mapping; write keys such as 'train:' with their values below")

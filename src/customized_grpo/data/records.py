@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, PlainValidator, ValidationError, ValidationInfo
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo
 
 from customized_grpo.config import DataConfig
 from customized_grpo.data import image_files
@@ -66,67 +66,56 @@ OptionalText = Annotated[str | None, PlainValidator(clean_text)]
 Paths = Annotated[tuple[Path, ...], PlainValidator(_paths)]
 
 
-class RecordModel(BaseModel):
-    """Base of the models of records: for each field the keys that may give it; the first one present does."""
-
-    keys: ClassVar[Mapping[str, Sequence[str]]]
+class _RecordModel(BaseModel):
+    model_config = ConfigDict(extra="allow")
 
 
-class PairRecord(RecordModel):
+class PairRecord(_RecordModel):
     """One pair. Several keys are accepted for a field, because SynCD, UNO and others use different ones."""
 
-    keys = {
-        "prompt": ("prompt", "caption", "text"),
-        "references": (
-            *("references", "reference", "reference_images", "images", "image_paths", "image_path", "file_name"),
-        ),
-        "masks": ("masks", "mask"),
-        "subject": ("subject",),
-        "key": ("key",),
-    }
-
-    prompt: Text
-    references: Paths
-    masks: Annotated[tuple[Path | None, ...], PlainValidator(_paths)] = ()
+    prompt: Text = Field(validation_alias=AliasChoices("prompt", "caption", "text"))
+    references: Paths = Field(
+        validation_alias=AliasChoices(
+            *("references", "reference", "reference_images", "images", "image_paths", "image_path", "file_name")
+        )
+    )
+    masks: Annotated[tuple[Path | None, ...], PlainValidator(_paths)] = Field(
+        (), validation_alias=AliasChoices("masks", "mask")
+    )
     subject: OptionalText = None
     key: OptionalText = None
 
 
-class ImageSetRecord(RecordModel):
+class ImageSetRecord(_RecordModel):
     """Several images of one object with a prompt each, as in SynCD's metadata."""
-
-    keys = {"filenames": ("filenames",), "prompts": ("prompts",), "subject": ("subject", "category")}
 
     filenames: Paths
     prompts: Annotated[list[str], PlainValidator(_texts)]
-    subject: OptionalText = None
+    subject: OptionalText = Field(None, validation_alias=AliasChoices("subject", "category"))
 
 
-M = TypeVar("M", bound=RecordModel)
+M = TypeVar("M", bound=_RecordModel)
 
 
 def validate(model: type[M], where: str, item: Mapping[str, Any], root: Path) -> tuple[M, dict[str, Any]]:
     """Return a decoded JSON object as a record, whose paths start from `root` and stay inside, and the unused keys.
 
-    Raises DataError, one line that begins with `where` each.
+    Null stands for a key that is not given. Raises DataError, one line that begins with `where` each.
     """
-    given = {field: [key for key in keys if item.get(key) is not None] for field, keys in model.keys.items()}
-    if twice := [keys for keys in given.values() if keys[1:2] in (["reference"], ["mask"])]:
-        raise DataError(f"{where}: {keys[0]!r} and {keys[1]!r} are both given; keep one" for keys in twice)
-    values = {field: item[keys[0]] for field, keys in given.items() if keys}
+    values = {key: value for key, value in item.items() if value is not None}
+    if twice := [name for name in ("reference", "mask") if {name, f"{name}s"} <= values.keys()]:
+        raise DataError(f"{where}: '{name}s' and {name!r} are both given; keep one" for name in twice)
     try:
         record = model.model_validate(values, context=Path(os.path.abspath(root)))
     except ValidationError as error:
-        problems = []
-        for detail in error.errors():
-            field = str(detail["loc"][0])
-            message = detail["msg"].removeprefix("Value error, ")
-            problems.append(
-                f"{where}: {given[field][0]!r} {message}" if given[field] else f"{where}: no {field!r}; add it"
-            )
-        raise DataError(problems) from error
-    used = {keys[0] if keys else name for name, keys in given.items()}
-    return record, {key: value for key, value in item.items() if key not in used}
+        raise DataError(
+            f"{where}: no {detail['loc'][0]!r}; add it"
+            if detail["type"] == "missing"
+            else f"{where}: {detail['loc'][0]!r} {detail['msg'].removeprefix('Value error, ')}"
+            for detail in error.errors()
+        ) from error
+    unused = (record.model_extra or {}).keys() | item.keys() - values.keys() - model.model_fields.keys()
+    return record, {key: value for key, value in item.items() if key in unused}
 
 
 def parse_json(content: bytes, where: str, remedy: str) -> Any:

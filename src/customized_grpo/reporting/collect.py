@@ -21,26 +21,17 @@ Series = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Change:
-    """A setting that differs from the default: its dotted key, and both values as text."""
-
-    key: str
-    default: str
-    value: str
-
-
-@dataclass(frozen=True)
 class Run:
     """One run, finished or not.
 
     `records` are those of metrics.jsonl, after one of iteration 0 with the base model's evaluation if there is one;
-    `starts` has versions and hardware, `tuned` the newest evaluation; stored `samples` and `groups` are by their
-    folder, and `notes` are sentences about what is missing.
+    `changes` are those of the function of that name, `starts` has versions and hardware, `tuned` is the newest
+    evaluation; stored `samples` and `groups` are by their folder, and `notes` are sentences about what is missing.
     """
 
     folder: Path
     config: Config
-    changes: list[Change]
+    changes: list[tuple[str, str, str]]
     records: list[dict[str, Any]]
     starts: list[dict[str, Any]]
     base: Evaluation | None
@@ -89,8 +80,8 @@ def collect(folder: Path, config: Config) -> Run:
     )
 
 
-def changes(config: Config) -> Iterator[Change]:
-    """Yield the settings that differ from the defaults of the run's model, without secrets."""
+def changes(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield (dotted key, default, value) of settings that differ from the defaults of the model, without secrets."""
     default = flat(base_config(config.policy).model_dump(mode="json"))
     mine = flat(hide_secrets(config.model_dump(mode="json")))
     for key in dict.fromkeys([*default, *mine]):
@@ -99,7 +90,7 @@ def changes(config: Config) -> Iterator[Change]:
             for values in (default, mine)
         )
         if before != after:
-            yield Change(key, before, after)
+            yield key, before, after
 
 
 def series(records: Records, key: str) -> Series:

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from customized_grpo.evaluation import Evaluation, shown_pairs
 from customized_grpo.protocols import ROLES, PairDataset
@@ -24,11 +24,7 @@ SIDE = 192  #: pixels of an image's longer side, at most
 _INDEX = "index.json"
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Sample(_Stored):
+class Sample(BaseModel):
     """One held-out pair: file names of its first reference and of its first generated image, and the image's scores."""
 
     key: str
@@ -38,14 +34,14 @@ class Sample(_Stored):
     scores: dict[str, float | None]
 
 
-class Samples(_Stored):
+class Samples(BaseModel):
     """Held-out pairs after `iteration` iterations."""
 
     iteration: int
     pairs: list[Sample]
 
 
-class Group(_Stored):
+class Group(BaseModel):
     """One group: file names of its G images, and G numbers of each kind; `learned` as in `Groups`."""
 
     rank: Literal["best", "worst", "only"]
@@ -59,7 +55,7 @@ class Group(_Stored):
     learned: list[float | None]
 
 
-class GroupChoice(_Stored):
+class GroupChoice(BaseModel):
     """The best and the worst of an iteration's groups, or the only one."""
 
     iteration: int

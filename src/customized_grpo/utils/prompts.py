@@ -4,7 +4,7 @@ import logging
 import unicodedata
 from pathlib import Path
 
-from customized_grpo.utils.records import read_regular
+from customized_grpo.utils.records import read_text
 
 _LARGEST_FILE = 2**20  # bytes
 #: Unicode's categories of invisible characters: control and format characters, surrogates, spaces.
@@ -35,13 +35,7 @@ def check_prompt(text: str, where: str) -> None:
 
 def read_prompts(path: Path) -> list[str]:
     """Return the prompts of a text file, one per line; blank lines are skipped. Raises ValueError, one line."""
-    try:
-        text = read_regular(path, _LARGEST_FILE).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
-    prompts = [line.strip() for line in text.splitlines() if has_letters(line)]
+    prompts = [line.strip() for line in read_text(path, _LARGEST_FILE).splitlines() if has_letters(line)]
     if not prompts:
         raise ValueError(f"{path}: holds no prompt; write one per line")
     return prompts

@@ -94,6 +94,16 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
     return path.read_bytes()
 
 
+def read_text(path: Path, most: int | None = None) -> str:
+    """Return the text of a regular file of at most `most` bytes, without a byte order mark. Raises RecordError."""
+    try:
+        return read_regular(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+
+
 def write_json(path: Path, obj: Any) -> None:
     """Write JSON values, indented, in one move. Raises RecordError and changes nothing if a value has no JSON form."""
     write_bytes(path, _json(path, obj, indent=2) + b"\n")
