@@ -22,6 +22,8 @@ Format = Literal["diffusers", "comfyui", "kohya"]
 _PREFIX, _DOWN, _UP = "transformer.", ".lora_A.weight", ".lora_B.weight"
 _QKV = "attn.to_q", "attn.to_k", "attn.to_v"
 _ADDED_QKV = "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"
+#: Down and up projection of a layer's LoRA.
+_Halves = tuple[Tensor, Tensor]
 #: diffusers' layers by a layer of the original code, in the order in which they are one.
 _Parts = dict[str, tuple[str, ...]]
 _DOUBLE: _Parts = {
@@ -54,14 +56,11 @@ def convert(weights: Mapping[str, Tensor], alpha: float, kind: str, form: Format
     """
     if form == "diffusers":
         return dict(weights)
-    layers = {
-        name.removeprefix(_PREFIX).removesuffix(_DOWN): (
-            down,
-            weights[name.removesuffix(_DOWN) + _UP] * alpha / len(down),
-        )
-        for name, down in weights.items()
-        if name.endswith(_DOWN)
-    }
+    layers: dict[str, _Halves] = {}
+    for name, down in weights.items():
+        if name.endswith(_DOWN):
+            layer = name.removesuffix(_DOWN)
+            layers[layer.removeprefix(_PREFIX)] = down, weights[layer + _UP] * alpha / len(down)
     if kind in _KINDS:
         layers = _merged(layers, *_KINDS[kind])
     elif not (kind == "qwen-image-edit" and form == "comfyui"):
@@ -78,19 +77,15 @@ def convert(weights: Mapping[str, Tensor], alpha: float, kind: str, form: Format
     return found
 
 
-def _merged(
-    layers: Mapping[str, tuple[Tensor, Tensor]],
-    double: Mapping[str, tuple[str, ...]],
-    single: Mapping[str, tuple[str, ...]],
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _merged(layers: Mapping[str, _Halves], double: _Parts, single: _Parts) -> dict[str, _Halves]:
     """Return (down, up) by the layers of the original code, whose parts are blocks of one LoRA of a higher rank."""
     places = {
         (kind, part): (f"{block}_blocks", name, parts)
-        for kind, block, names in (("", "double", _DOUBLE | dict(double)), ("single_", "single", single))
+        for kind, block, names in (("", "double", _DOUBLE | double), ("single_", "single", single))
         for name, parts in names.items()
         for part in parts
     }
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    found: dict[str, _Halves] = {}
     for layer in layers:
         match = _BLOCK.fullmatch(layer)
         place = places.get((match[1] or "", match[3])) if match else None
@@ -103,14 +98,13 @@ def _merged(
     return found
 
 
-def _joined(halves: list[tuple[Tensor, Tensor] | None], parts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def _joined(halves: list[_Halves | None], parts: tuple[str, ...]) -> _Halves:
     """Return one LoRA of several layers with the same input; parts without a LoRA are zeros."""
-    known = next(one for one in halves if one is not None)
-    rank, inputs = known[0].shape
-    for i, part in enumerate(parts):
-        if halves[i] is None:
-            outputs = inputs * (_MLP_RATIO if part == "proj_mlp" else 1)
-            halves[i] = known[0].new_zeros(rank, inputs), known[1].new_zeros(outputs, rank)
-    whole = [one for one in halves if one is not None]
+    first, second = next(one for one in halves if one is not None)
+    rank, inputs = first.shape
+    whole: list[_Halves] = []
+    for one, part in zip(halves, parts, strict=True):
+        outputs = inputs * (_MLP_RATIO if part == "proj_mlp" else 1)
+        whole.append(one or (first.new_zeros(rank, inputs), second.new_zeros(outputs, rank)))
     up: Tensor = torch.block_diag(*(up for _, up in whole))
     return torch.cat([down for down, _ in whole]), up

@@ -181,19 +181,10 @@ def _strips(frames: Sequence[tuple[Path, Any, str]]) -> Iterator[dict[str, Any]]
         for folder, stored, _ in frames:
             sample = next((one for one in stored.pairs if one.key == first.key), None)
             source = _source(folder, sample.image) if sample else None
-            scores = (
-                [(name, v, _difference(v, first.scores.get(name))) for name, v in sample.scores.items()]
-                if sample
-                else []
-            )
-            shown.append({"source": source, "scores": scores} if source else None)
+            shown.append({"source": source, "scores": sample.scores} if sample and source else None)
         reference = _source(frames[0][0], first.reference)
         if reference and any(shown):
-            yield {"prompt": first.prompt, "reference": reference, "frames": shown}
-
-
-def _difference(value: float | None, first: float | None) -> float | None:
-    return None if value is None or first is None else value - first
+            yield {"prompt": first.prompt, "reference": reference, "frames": shown, "first": first.scores}
 
 
 def _groups(run: Run) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
@@ -222,13 +213,7 @@ def _table(folder: Path, group: Group) -> dict[str, Any] | None:
     reference = _source(folder, group.reference)
     if not rows or not reference or not all(row["source"] for row in rows):
         return None
-    return {
-        "rank": group.rank,
-        "prompt": group.prompt,
-        "reference": reference,
-        "scores": list(group.scores),
-        "rows": rows,
-    }
+    return {"group": group, "reference": reference, "rows": rows}
 
 
 def _quadrant(identity: float, prompt: float) -> str:

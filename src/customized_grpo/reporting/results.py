@@ -95,16 +95,11 @@ def _score(name: str, base: Sequence[float], tuned: Sequence[float], images: int
 def headline_of(
     planes: Mapping[str, tuple[Score, Score]], scores: Mapping[str, Score], findings: Iterable[Finding]
 ) -> str:
-    """Return the result in a sentence, with all that contradicts it."""
+    """Return the result in a sentence, with all that it would hide.
+
+    These are scores that fell, guards that rose, less diversity, a warning.
+    """
     headline = _headline(planes)
-    against = _against(headline, planes, scores, findings)
-    return headline + (f"; but {' and '.join(against)}" if against else "")
-
-
-def _against(
-    headline: str, planes: Mapping[str, tuple[Score, Score]], scores: Mapping[str, Score], findings: Iterable[Finding]
-) -> list[str]:
-    """Return facts that the headline would hide: scores that fell, guards that rose, less diversity, a warning."""
     in_headline = {one.name for one in planes.get("independent", planes.get("rewards", ()))}
     others = [one for one in scores.values() if not one.guard and one.name not in in_headline]
     against = [f"{one.name} fell" for one in others if one.course == "fell"]
@@ -113,7 +108,7 @@ def _against(
     against += [f"the guard {one.name} rose" for one in scores.values() if one.guard and one.course == "rose"]
     kinds = {finding.kind for finding in findings}
     against += [text for kind, text in _HIDDEN.items() if kind in kinds]
-    return against
+    return headline + (f"; but {' and '.join(against)}" if against else "")
 
 
 def _headline(planes: Mapping[str, tuple[Score, Score]]) -> str:

@@ -18,7 +18,7 @@ from customized_grpo.rewards.callables import as_reward, describe, load_custom
 from customized_grpo.rewards.errors import RewardError, did_you_mean
 from customized_grpo.rewards.scores import score
 from customized_grpo.rewards.terms import RewardTerm, terms_from
-from customized_grpo.utils.devices import device_named
+from customized_grpo.utils.devices import device_of
 
 if TYPE_CHECKING:
     from customized_grpo.rewards.alignment import Clip, HpsV2, PickScore, Siglip
@@ -98,7 +98,7 @@ def build_reward(config: RewardConfig, device: torch.device | str) -> Reward:
     """
     name = config.name or config.kind
     if config.device is not None:
-        device = device_named(config.device, f"reward {name!r}: device")
+        device = device_of(config.device, f"reward {name!r}: device")
     if ":" in config.kind:
         return load_custom(config, name, torch.device(device))
     if config.kind not in KINDS:

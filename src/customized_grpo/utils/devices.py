@@ -10,21 +10,13 @@ def device_of(name: torch.device | str | None, key: str = "policy.device") -> to
 
     Raises ModelError, which names the setting `key`, if there is no such device.
     """
-    if name is not None:
-        return device_named(str(name), key)
     found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None:
-        return torch.device("cpu")
-    return torch.device(found.type, torch.accelerator.current_device_index())
-
-
-def device_named(name: str, key: str) -> torch.device:
-    """Return the device of that name. Raises ModelError, which names the setting `key`, if there is none."""
+    if name is None:
+        return torch.device(found.type, torch.accelerator.current_device_index()) if found else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"{key}: {name!r} is no device; give cpu, cuda or null") from error
-    found = torch.accelerator.current_accelerator(check_available=True)
     there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
     if (device.index or 0) >= there.get(device.type, 0):
         raise ModelError(f"{key}: {name} is not there; give another, or null for the best device")
