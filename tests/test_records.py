@@ -56,16 +56,12 @@ def test_a_last_line_cut_anywhere_is_omitted_and_then_replaced(path: Path, text:
 
 
 @pytest.mark.parametrize("bad", [b"{oops", b"[1]", b"", b"\xff\xfe"])
-def test_a_bad_line_inside_is_named_by_its_number(path: Path, bad: bytes) -> None:
+def test_a_missing_file_is_an_error_and_a_bad_line_is_named_by_its_number(path: Path, bad: bytes) -> None:
+    with pytest.raises(RecordError, match=r"^[^\n]*metrics\.jsonl: no such file; give[^\n]*$"):
+        read_records(path)
     path.write_bytes(b'{"iteration": 1}\n' + bad + b'\n{"iteration": 3}\n')
     with pytest.raises(RecordError, match=r"metrics\.jsonl:2: not a JSON object; remove the line$"):
         read_records(path)
-
-
-def test_a_missing_file_is_an_error_of_one_line(path: Path) -> None:
-    with pytest.raises(RecordError, match=r"metrics\.jsonl: no such file; give") as caught:
-        read_records(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_truncating_keeps_the_lines_up_to_the_iteration_as_they_were(path: Path) -> None:
@@ -86,8 +82,6 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     write_json(path, {"a": [1, math.nan]})
     assert json.loads(path.read_text()) == {"a": [1, None]}
     before = path.read_bytes()
-    with pytest.raises(RecordError):
-        write_json(path, {"a": object()})
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -1,7 +1,6 @@
 """Fingerprints of datasets, by which a resumed run recognises other data."""
 
 import hashlib
-from pathlib import Path
 
 from torch.utils.data import Subset
 
@@ -41,12 +40,9 @@ def _records(dataset: object) -> list[Record] | None:
 
 
 def _content(record: Record) -> object:
-    sizes = [path and _size(path) for path in (*record.references, *record.masks)]
+    paths = (*record.references, *record.masks)
+    sizes = [path.stat().st_size if path is not None and path.exists() else None for path in paths]
     return record.prompt, record.subject, sorted(record.columns.items()), sizes
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.exists() else None
 
 
 def _digest(values: list[object] | list[str]) -> str:

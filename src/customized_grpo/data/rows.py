@@ -119,10 +119,9 @@ class RowPairs:
         return row
 
     def _text(self, index: int, row: Mapping[str, Any], column: str) -> str:
+        value = _value(index, row, column)
         try:
-            return clean_text(_value(index, row, column))
-        except DataError:
-            raise
+            return clean_text(value)
         except ValueError as error:
             raise DataError([f"row {index}, column {column!r} {error}"]) from error
 

@@ -30,7 +30,7 @@ from customized_grpo.figures.style import (
     integer_ticks,
     legend_above,
 )
-from customized_grpo.utils.terminal import percent
+from customized_grpo.utils.terminal import finite, percent
 
 Records = Sequence[Mapping[str, Any]]
 Values = NDArray[np.float64]
@@ -135,17 +135,13 @@ def _series(records: Records, key: str) -> tuple[Values, Values]:
     """Return the iterations of a metric and its values, NaN for null; both are empty if no value is finite."""
     found = [(record["iteration"], record[key]) for record in records if key in record]
     xs = np.array([x for x, _ in found], dtype=np.float64)
-    ys = np.array([y if _finite(y) else math.nan for _, y in found], dtype=np.float64)
+    ys = np.array([y if finite(y) else math.nan for _, y in found], dtype=np.float64)
     return (xs, ys) if np.isfinite(ys).any() else (xs[:0], ys[:0])
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _complete(records: Records, keys: Iterable[str]) -> Records:
     """Return the records that have a finite value of each key."""
-    return [record for record in records if all(_finite(record.get(key)) for key in keys)]
+    return [record for record in records if all(finite(record.get(key)) for key in keys)]
 
 
 def _names(keys: Iterable[str], prefix: str) -> list[str]:

@@ -1,9 +1,11 @@
 """The model card of a LoRA. Decisions for a person, such as the license, are marked TODO."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -12,9 +14,12 @@ from customized_grpo.config.reading import dump_yaml
 from customized_grpo.config.redaction import redact, redact_text
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.trainer.credit import reward_name
-from customized_grpo.utils.hub import EMBEDDED, ModelError, resolve
+from customized_grpo.utils.hub import ModelError, is_embedded, resolve
 from customized_grpo.utils.tables import markdown_text
 from customized_grpo.utils.terminal import ABSENT
+
+if TYPE_CHECKING:
+    from customized_grpo.policies import PipelinePolicy
 
 _TAGS = [
     "lora", "text-to-image", "subject-driven-generation", "image-editing", "reinforcement-learning", "grpo",
@@ -37,8 +42,12 @@ def model_card(
         prompts: Examples of prompts.
         image: Name of an image file beside the card.
     """
+    from customized_grpo.policies import PipelinePolicy, class_of  # takes seconds to import
+
     policy = config.policy
-    base, embedded = _base_model(policy), policy.path.startswith(f"{EMBEDDED}/")
+    embedded = is_embedded(policy.path)
+    base = policy.path if embedded else _base_model(policy)
+    model = class_of(policy.kind) if policy.kind in KINDS else PipelinePolicy
     height, width = (policy.reference_sizes or [(policy.height, policy.width)])[0]
     recipe = dump_yaml(redact(config.model_dump(mode="json")))
     data = ModelCardData(
@@ -56,8 +65,8 @@ def model_card(
         policy=policy,
         base=base,
         embedded=embedded,
-        call=_example_call(policy),
-        load=_example_load(policy),
+        call=_example_call(policy, model),
+        load=model.example_load,
         sizes=policy.sizes if len(policy.sizes or ()) > 1 else None,
         adapter=policy.adapter is not None and policy.adapter_as == "fused",  # else the LoRA contains it
         settings=_changed_settings(policy),
@@ -76,9 +85,7 @@ def model_card(
 
 
 def _base_model(policy: PolicyConfig) -> str | None:
-    """Return the base model's hub id or its name inside the package, or None for a local folder."""
-    if policy.path.startswith(f"{EMBEDDED}/"):
-        return policy.path
+    """Return the base model's hub id, or None for a local folder."""
     try:
         source = resolve(policy.path)
     except ModelError:
@@ -86,13 +93,8 @@ def _base_model(policy: PolicyConfig) -> str | None:
     return source if isinstance(source, str) else None
 
 
-def _example_call(policy: PolicyConfig) -> str:
+def _example_call(policy: PolicyConfig, model: type[PipelinePolicy]) -> str:
     """Return the policy's arguments of its diffusers pipeline, or "" if no pipeline takes its references."""
-    if policy.kind not in KINDS:
-        return ""
-    from customized_grpo.policies import class_of  # takes seconds to import
-
-    model = class_of(policy.kind)
     if not model.example_call:
         return ""
     call = model.example_call + (model.example_guidance if policy.true_cfg != 1 else "") + model.example_size
@@ -105,13 +107,6 @@ def _example_call(policy: PolicyConfig) -> str:
         height=_size(policy)[0],
         width=_size(policy)[1],
     )
-
-
-def _example_load(policy: PolicyConfig) -> str:
-    """Return the statements that load the LoRA into a diffusers pipeline."""
-    from customized_grpo.policies import PipelinePolicy, class_of  # takes seconds to import
-
-    return (class_of(policy.kind) if policy.kind in KINDS else PipelinePolicy).example_load
 
 
 def _size(policy: PolicyConfig) -> tuple[int | str, int | str]:

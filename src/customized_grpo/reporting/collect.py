@@ -1,6 +1,5 @@
 """Read a run's folder for its report. Whatever an unfinished or older run lacks is empty here."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from customized_grpo.evaluation import Evaluation, read_evaluation
 from customized_grpo.reporting.snapshots import GroupChoice, Samples, read_groups, read_samples
 from customized_grpo.trainer.folder import STARTS
 from customized_grpo.utils.records import RecordError, read_records
+from customized_grpo.utils.terminal import finite
 
 Records = Sequence[Mapping[str, Any]]
 Series = list[tuple[int, float]]
@@ -96,11 +96,6 @@ def changes(config: Config) -> Iterator[tuple[str, str, str]]:
 def series(records: Records, key: str) -> Series:
     """Return the finite values of a metric."""
     return [(record["iteration"], float(record[key])) for record in records if finite(record.get(key))]
-
-
-def finite(value: object) -> bool:
-    """Report whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def in_steps(values: Sequence[Any], most: int) -> list[Any]:

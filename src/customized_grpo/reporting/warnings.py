@@ -12,10 +12,10 @@ from typing import Literal
 from customized_grpo.config import Config, DataConfig, RewardConfig
 from customized_grpo.data import WORLDS
 from customized_grpo.protocols import ROLES, Role
-from customized_grpo.reporting.collect import Records, Series, finite, series
+from customized_grpo.reporting.collect import Records, Series, series
 from customized_grpo.trainer.credit import reward_name
 from customized_grpo.trainer.scoring import CONSTANT
-from customized_grpo.utils.terminal import percent
+from customized_grpo.utils.terminal import finite, percent
 
 PARTED = 2.0  #: percent of its first value that a score must rise, and another fall
 PASTED = 5.0  #: points of 100 that a guard must rise

@@ -231,8 +231,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _flush(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
-    if path.is_dir() and os.name != "posix":
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

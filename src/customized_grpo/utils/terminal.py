@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -126,7 +126,7 @@ class TrainingDisplay(WorkDisplay):
     def add(self, record: Mapping[str, Any]) -> None:
         """Show a finished iteration by its record of metrics; keys may be missing."""
         self._done += 1
-        found = {key: value for key in record if (value := _number(record[key])) is not None}
+        found = {key: value for key, value in record.items() if finite(value)}
         numbers = [
             f"{label} {found[key]:{form}}" for label, key, form, zero in _SHOWN if key in found and (zero or found[key])
         ]
@@ -176,7 +176,7 @@ def score_table(
     if notes:
         table.add_column("warning")
     for name, base, tuned in rows:
-        before, after = _number(base), _number(tuned)
+        before, after = (value if finite(value) else None for value in (base, tuned))
         change = after - before if before is not None and after is not None else None
         relative = None if before is None or after is None or name in guards else percent(before, after)
         style = "" if not change or name in guards else "green" if change > 0 else "red"
@@ -231,10 +231,9 @@ def describe_os_error(error: OSError) -> str:
     return "; ".join([f"{where}{text[0].lower()}{text[1:]}", *filter(None, remedies)]) if error.strerror else text
 
 
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+def finite(value: object) -> TypeGuard[float]:
+    """Report whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _clock_time(seconds: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_flux2
 from embedded import embedded
 from PIL import Image
 from proofs import tune
@@ -19,6 +20,13 @@ from customized_grpo.evaluation import evaluate, evaluation_grid
 from customized_grpo.policies import build_policy
 from customized_grpo.reporting.snapshots import keep_samples
 from customized_grpo.trainer.parts import build_scorers
+
+#: Functions that save a tiny pipeline to a folder, by `policy.kind`.
+PIPELINES = {
+    "flux-kontext": tiny.save_flux_kontext,
+    "flux2": lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder),
+    "uno": tiny.save_flux,
+}
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_flux2
 import torch
 import yaml
 from embedded import embedded
 from huggingface_hub import ModelCard
 from PIL import Image
+from reporting.export.conftest import PIPELINES
 from safetensors import safe_open
 
 from customized_grpo.config import Config, ConfigError, PolicyConfig
@@ -28,12 +27,6 @@ from customized_grpo.evaluation.generate import generate
 from customized_grpo.reporting.card import model_card
 from customized_grpo.reporting.lora import export_run
 from customized_grpo.trainer.parts import policy_with_adapter
-
-KINDS = {
-    "flux-kontext": lambda folder: tiny.save_flux_kontext(folder),
-    "flux2": lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder),
-    "uno": lambda folder: tiny.save_flux(folder),
-}
 
 
 def snippet(card: str) -> str:
@@ -59,7 +52,7 @@ def pixels(image: Image.Image) -> torch.Tensor:
 def test_the_cards_snippet_generates_with_the_lora(
     kind: str, make_run: Callable[..., Path], tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = KINDS[kind](tmp_path / "base")
+    base = PIPELINES[kind](tmp_path / "base")
     sizes = None if kind == "flux-kontext" else [(32, 24), (96, 64)]  # the photo has the shape of the second
     run, out = make_run(base, kind=kind, sizes=sizes, reference_sizes=[(64, 64)]), tmp_path / "out"
     export_run(run, out)

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
-import tiny_flux2
 import torch
 from diffusers import DiffusionPipeline
 from embedded import embedded
 from PIL import Image
+from reporting.export.conftest import PIPELINES
 from safetensors import safe_open
 from torch import nn
 
@@ -25,11 +24,6 @@ from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.parts import policy_with_adapter
 from customized_grpo.trainer.processes import ALONE
 from customized_grpo.trainer.rollout import image_noise, sample_images
-
-KINDS = {
-    "flux-kontext": lambda folder: tiny.save_flux_kontext(folder),
-    "flux2": lambda folder: tiny_flux2.save(tiny_flux2.klein(), folder),
-}
 
 
 def draw(policy: Policy, photo: Image.Image) -> torch.Tensor:
@@ -45,7 +39,7 @@ def draw(policy: Policy, photo: Image.Image) -> torch.Tensor:
 def test_a_merged_pipeline_generates_the_runs_images(
     kind: str, settings: dict[str, object], make_run: Callable[..., Path], tmp_path: Path, photo: Image.Image
 ) -> None:
-    base = KINDS[kind](tmp_path / "base")
+    base = PIPELINES[kind](tmp_path / "base")
     run, out = make_run(base, kind=kind, **settings), tmp_path / "out"
     merge_run(run, out)
     assert type(DiffusionPipeline.from_pretrained(out)) is type(DiffusionPipeline.from_pretrained(base))
