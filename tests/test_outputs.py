@@ -122,7 +122,7 @@ def test_output_without_a_reader_is_discarded_and_the_work_continues() -> None:
     os.close(reader)
     with os.fdopen(writer, "w") as file:
         console = OutputConsole(file=file)
-        with TrainingDisplay(2, console=console) as display:
+        with TrainingDisplay("", 2, console) as display:
             for iteration in (1, 2):
                 display.add({"iteration": iteration, "kl": 0.5})
         assert console.quiet

@@ -53,7 +53,7 @@ def text(console: Console) -> str:
 
 def test_a_log_file_gets_one_line_per_iteration_with_the_time_left(log: Console) -> None:
     clock = Clock()
-    with TrainingDisplay(60, console=log, clock=clock) as display:
+    with TrainingDisplay("", 60, log, clock=clock) as display:
         clock.now += 65
         display.add({**RECORD, "share/missing": 0.0, "share/vetoed": 0.0})
         clock.now += 65
@@ -65,7 +65,7 @@ def test_a_log_file_gets_one_line_per_iteration_with_the_time_left(log: Console)
 
 def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers(log: Console) -> None:
     clock = Clock()
-    with TrainingDisplay(10, done=8, console=log, clock=clock) as display:
+    with TrainingDisplay("", 10, log, done=8, clock=clock) as display:
         clock.now += 7
         display.add({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
         clock.now += 7
@@ -77,7 +77,7 @@ def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers
 
 def test_a_terminal_gets_a_bar_with_the_metrics_and_returns_the_cursor() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
-    with TrainingDisplay(60, done=11, console=console, clock=Clock()) as display:
+    with TrainingDisplay("", 60, console, done=11, clock=Clock()) as display:
         display.add({**RECORD, "evaluation/dino/mean": 41.0})
     shown = text(console)
     assert "12/60" in shown and "━" in shown and "left" in shown

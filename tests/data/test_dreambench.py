@@ -184,8 +184,6 @@ def test_any_other_data_is_taken_pair_by_pair(folder: Path, tmp_path: Path) -> N
     ]
     world = open_benchmark("world")
     assert (len(world.cases), world.masked) == (96, True)
-    with pytest.raises(DataError, match="two subjects need DreamBench"):
-        open_benchmark("world", two_subjects=True)
 
 
 @real

@@ -212,7 +212,7 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(self, trainer: BaseTrainer) -> None:
         """Open the progress display."""
         if trainer.is_main:
-            display = TrainingDisplay(trainer.iterations, done=trainer.iteration, console=self._console)
+            display = TrainingDisplay("", trainer.iterations, self._console, done=trainer.iteration)
             self._display = self._open.enter_context(display)
 
     def on_step_end(self, trainer: BaseTrainer, metrics: Mapping[str, float]) -> None:

@@ -64,21 +64,16 @@ class OutputConsole(Console):
 class WorkDisplay:
     """Progress of work on a number of items, with the time left: a bar in a terminal, lines in a log.
 
-    `done` items were done before. A log gets a line after `interval` seconds at the earliest. `clock` returns seconds.
+    `done` items were done before. `clock` returns seconds.
     """
 
+    interval = 10.0  #: least number of seconds between two lines of a log
+
     def __init__(
-        self,
-        title: str,
-        total: int,
-        console: Console,
-        *,
-        done: int = 0,
-        interval: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, title: str, total: int, console: Console, *, done: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._title, self._total, self._console, self._clock = title, total, console, clock
-        self._first, self._interval = done, interval
+        self._first = self._done = done
         self._began = self._shown = clock()
         live = console.is_terminal and not console.is_dumb_terminal
         self._bar = _Bar(title, total, done, console) if live else None
@@ -99,7 +94,7 @@ class WorkDisplay:
         left = f"{_clock_time(each * max(0, self._total - done))} left"
         if self._bar is not None:
             self._bar.show(done, left, numbers)
-        elif now - self._shown >= self._interval and (done < self._total or not self._interval):
+        elif now - self._shown >= self.interval and (done < self._total or not self.interval):
             self.print("  ".join(filter(None, (self._title, f"{done}/{self._total}", numbers, left))))
             self._shown = now
         return done >= self._total
@@ -112,16 +107,7 @@ class WorkDisplay:
 class TrainingDisplay(WorkDisplay):
     """Progress of a training: a live bar with the metrics below it in a terminal, a line per iteration in a log."""
 
-    def __init__(
-        self,
-        iterations: int,
-        *,
-        done: int = 0,
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__("", iterations, console or plain_console(), done=done, interval=0.0, clock=clock)
-        self._done = done
+    interval = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Show a finished iteration by its record of metrics; keys may be missing."""
