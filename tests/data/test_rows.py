@@ -14,18 +14,13 @@ from PIL import Image
 
 from customized_grpo.data import DataError, datasets
 from customized_grpo.protocols import Pair, PairDataset
+from customized_grpo.utils.pixels import encoded
 
 Rows = list[dict[str, Any]]
 
 
 def photo(colour: str = "red", size: tuple[int, int] = (12, 8)) -> Image.Image:
     return Image.new("RGB", size, colour)
-
-
-def content(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def pixel(pair: Pair, index: int = 0) -> list[int]:
@@ -78,8 +73,8 @@ def test_rows_become_pairs(rows: Rows, made: Callable[[Rows], Any]) -> None:
 def test_every_form_of_an_image(tmp_path: Path) -> None:
     photo("red").save(tmp_path / "a.png")
     forms = [
-        str(tmp_path / "a.png"), tmp_path / "a.png", content(photo("red")), photo("red"),
-        {"bytes": content(photo("red")), "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")},
+        str(tmp_path / "a.png"), tmp_path / "a.png", encoded(photo("red")), photo("red"),
+        {"bytes": encoded(photo("red")), "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")},
         photo("red").convert("P"), Image.new("RGBA", (12, 8), "red"),
     ]  # fmt: skip
     pairs = datasets.from_dataset([{"prompt": "a", "references": v} for form in forms for v in (form, [form], (form,))])
@@ -91,11 +86,9 @@ def test_images_that_pillow_has_read_stay_as_they_are() -> None:
     large = Image.new("L", (4096, 16), 7)
     upside_down = Image.Exif()
     upside_down[0x0112] = 3
-    buffer = io.BytesIO()
     turned = photo("red", (64, 8))
     turned.putpixel((0, 0), (0, 0, 255))
-    turned.save(buffer, "JPEG", exif=upside_down, quality=100, subsampling=0)
-    lazy = Image.open(buffer)
+    lazy = Image.open(io.BytesIO(encoded(turned, "JPEG", exif=upside_down, quality=100, subsampling=0)))
     pairs = datasets.from_dataset([{"prompt": "a", "references": [large, lazy]}])
     assert [image.size for image in pairs[0].references] == [(2048, 8), (64, 8)]
     assert large.size == (4096, 16) and large.mode == "L" and lazy.size == (64, 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from embedded import embedded
@@ -16,10 +18,8 @@ from customized_grpo.protocols import PairDataset
 MANY = 120
 
 
-def combinations(attributes: Attributes) -> set[tuple[str, str]]:
-    parts = [("place", attributes.place), ("accessory", attributes.accessory), ("colour", attributes.colour)]
-    given = [f"{kind} {value}" for kind, value in parts if value]
-    return {(a, b) for i, a in enumerate(given) for b in given[i + 1 :]}
+def pairs_of(attributes: Attributes) -> set[tuple[str, str]]:
+    return set(combinations(filter(None, (attributes.place, attributes.accessory, attributes.colour)), 2))
 
 
 def test_a_pair_is_a_function_of_seed_split_and_number() -> None:
@@ -41,8 +41,8 @@ def test_no_sprite_and_no_combination_is_in_both_splits() -> None:
     held_out = [WorldPairs("held-out", MANY, 0).draft(i) for i in range(MANY)]
     assert {subject.sprite for subject, *_ in train} <= set(sprites(held_out=False))
     assert {subject.sprite for subject, *_ in held_out} <= set(sprites(held_out=True))
-    trained = set[tuple[str, str]]().union(*(combinations(attributes) for _, attributes, *_ in train))
-    assert all(combinations(attributes) - trained for _, attributes, *_ in held_out[1::2])
+    trained = set[tuple[str, str]]().union(*(pairs_of(attributes) for _, attributes, *_ in train))
+    assert all(pairs_of(attributes) - trained for _, attributes, *_ in held_out[1::2])
     assert not any(attributes.held_out for _, attributes, *_ in [*held_out[::2], *train])
     assert all(place != attributes.place for _, attributes, place, _ in [*train, *held_out]), (
         "the reference is in another place"
@@ -72,10 +72,8 @@ def test_a_recoloured_world_asks_for_a_colour_in_every_prompt(split: Split) -> N
     config = embedded(DataConfig, path="world-recoloured", split=split, size=MANY, seed=2)
     pairs, plain = open_dataset(config), open_dataset(config.model_copy(update={"path": "world"}))
     assert isinstance(pairs, WorldPairs) and isinstance(plain, WorldPairs)
-    combinations = [pairs.draft(i)[1] for i in range(MANY)]
-    assert all(attributes.colour for attributes in combinations)
+    asked = [pairs.draft(i)[1] for i in range(MANY)]
+    assert all(attributes.colour for attributes in asked)
     assert not all(plain.draft(i)[1].colour for i in range(MANY))
-    assert [attributes.held_out for attributes in combinations] == [
-        split == "held-out" and i % 2 == 1 for i in range(MANY)
-    ]
-    assert str(combinations[0].colour) in pairs[0].prompt and pairs[0].key != plain[0].key
+    assert [attributes.held_out for attributes in asked] == [split == "held-out" and i % 2 == 1 for i in range(MANY)]
+    assert str(asked[0].colour) in pairs[0].prompt and pairs[0].key != plain[0].key

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -44,8 +45,7 @@ class Attributes:
     @property
     def held_out(self) -> bool:
         """True if no training image shows one of the combinations of two attributes (about one in eight)."""
-        parts = [self.place, self.accessory, self.colour]
-        pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i + 1 :] if a and b]
+        pairs = combinations(filter(None, (self.place, self.accessory, self.colour)), 2)
         return any(hashlib.sha256(f"{a}+{b}".encode()).digest()[0] < 32 for a, b in pairs)
 
 

@@ -30,8 +30,7 @@ def resolve(path: str) -> str | Path:
     if parts and parts[0] == EMBEDDED:
         folder = EMBEDDED_FOLDER.joinpath(*parts[1:])
         if len(parts) < 2 or ".." in parts or not folder.is_dir():
-            names = sorted(p.name for p in EMBEDDED_FOLDER.glob("*") if p.is_dir())
-            known = ", ".join(f"{EMBEDDED}/{name}" for name in names) or "none"
+            known = ", ".join(f"{EMBEDDED}/{name}" for name in embedded_models())
             raise ModelError(f"{path}: no such embedded model; there are: {known}")
         return folder
     if not path:
