@@ -41,25 +41,21 @@ class CustomizedGRPOConfig(Config):
 
 def _by_section(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Move settings that were given directly into their section."""
-    sorted_in: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
+    sorted_in = {name: value for name, value in settings.items() if name in CustomizedGRPOConfig.model_fields}
+    models = {section: section_in(Config.model_fields[section].annotation) for section in _SECTIONS}
     for name, value in settings.items():
-        if name in CustomizedGRPOConfig.model_fields:
-            sorted_in[name] = value
+        if name in sorted_in:
             continue
-        models = {section: section_in(Config.model_fields[section].annotation) for section in _SECTIONS}
         sections = [section for section, model in models.items() if model and name in model.model_fields]
         if not sections:
             raise ConfigError(f"{name}: unknown setting; `cgrpo settings` lists all of them")
         if len(sections) > 1:
             forms = " or ".join(f"{section}={{{name!r}: {value!r}}}" for section in sections)
             raise ConfigError(f"{name}: is a setting of {' and of '.join(sections)}; give {forms}")
-        nested.setdefault(sections[0], {})[name] = value
-    for section, values in nested.items():
-        given = sorted_in.get(section, {})
+        given = sorted_in.get(sections[0], {})
         if isinstance(given, Section):
-            given = {name: getattr(given, name) for name in given.model_fields_set}
-        if twice := given.keys() & values.keys():
-            raise ConfigError(f"{min(twice)}: given twice, directly and in {section}; give it once")
-        sorted_in[section] = {**given, **values}
+            given = {key: getattr(given, key) for key in given.model_fields_set}
+        if name in given:
+            raise ConfigError(f"{name}: given twice, directly and in {sections[0]}; give it once")
+        sorted_in[sections[0]] = {**given, name: value}
     return sorted_in

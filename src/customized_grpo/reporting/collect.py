@@ -12,7 +12,7 @@ from customized_grpo.config.redaction import hide_secrets
 from customized_grpo.evaluation import Evaluation, read_evaluation
 from customized_grpo.reporting.snapshots import GroupChoice, Samples, read_groups, read_samples
 from customized_grpo.trainer.folder import STARTS
-from customized_grpo.utils.records import RecordError, read_records
+from customized_grpo.utils.records import check_iterations, read_records
 from customized_grpo.utils.terminal import finite
 
 Records = Sequence[Mapping[str, Any]]
@@ -54,11 +54,7 @@ class Run:
 def collect(folder: Path, config: Config) -> Run:
     """Read the folder of a run. Raises RecordError if a complete line of its records is damaged."""
     records = _lines(folder / "metrics.jsonl")
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("iteration"), int):
-            raise RecordError(
-                f"{folder}/metrics.jsonl:{number}: iteration is missing or not an integer; remove the line"
-            )
+    check_iterations(folder / "metrics.jsonl", records)
     records.sort(key=lambda record: int(record["iteration"]))
     done = records[-1]["iteration"] if records else 0
     base, tuned, other = _evaluations(folder / "evaluation", config)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(path)]
 
 
+def check_iterations(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise RecordError unless each record, of the file at `path`, has an integer `iteration`."""
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record.get("iteration"), int):
+            raise RecordError(f"{path}:{number}: iteration is missing or not a whole number; remove the line")
+
+
 def truncate_records(path: Path, iteration: int) -> int:
     """Remove the records made after `iteration`, and return their number. A missing file stays missing.
 
@@ -59,9 +66,7 @@ def truncate_records(path: Path, iteration: int) -> int:
     if not path.exists():
         return 0
     lines = _lines(path)
-    for number, (_, record) in enumerate(lines, start=1):
-        if not isinstance(record.get("iteration"), int):
-            raise RecordError(f"{path}:{number}: iteration is missing or not a whole number; remove the line")
+    check_iterations(path, (record for _, record in lines))
     kept = [line for line, record in lines if record["iteration"] <= iteration]
     write_bytes(path, b"".join(line + b"\n" for line in kept))
     return len(lines) - len(kept)
