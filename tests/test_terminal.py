@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import itertools
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -32,13 +32,9 @@ RECORD = {
 }
 
 
-class Clock:
-    """Seconds that pass only when set."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+def clock(*seconds: float) -> Callable[[], float]:
+    """Return a function that returns one of the seconds at each call."""
+    return iter(seconds).__next__
 
 
 @pytest.fixture
@@ -52,11 +48,8 @@ def text(console: Console) -> str:
 
 
 def test_a_log_file_gets_one_line_per_iteration_with_the_time_left(log: Console) -> None:
-    clock = Clock()
-    with TrainingDisplay("", 60, log, clock=clock) as display:
-        clock.now += 65
+    with TrainingDisplay("", 60, log, clock=clock(0, 65, 130)) as display:
         display.add({**RECORD, "share/missing": 0.0, "share/vetoed": 0.0})
-        clock.now += 65
         display.add({**RECORD, "share/missing": 1 / 48, "share/vetoed": 1 / 4})
     first, second = text(log).splitlines()
     assert first == "1/60  identity 61.23  prompt 24.50  conflicted 48%  KL 1.2e-05  1:03:55 left"
@@ -64,11 +57,8 @@ def test_a_log_file_gets_one_line_per_iteration_with_the_time_left(log: Console)
 
 
 def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers(log: Console) -> None:
-    clock = Clock()
-    with TrainingDisplay("", 10, log, done=8, clock=clock) as display:
-        clock.now += 7
+    with TrainingDisplay("", 10, log, done=8, clock=clock(0, 7, 14)) as display:
         display.add({"kl": None, "identity/mean": float("nan"), "prompt/mean": 2, "evaluation/a [b]/mean": 41.0})
-        clock.now += 7
         display.add({})
     assert text(log).splitlines() == [
         "9/10  prompt 2.00  0:00:07 left", "9/10  evaluation  a [b] 41.00", "10/10  0:00:00 left",
@@ -77,7 +67,7 @@ def test_a_resumed_run_estimates_by_its_own_iterations_and_skips_missing_numbers
 
 def test_a_terminal_gets_a_bar_with_the_metrics_and_returns_the_cursor() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
-    with TrainingDisplay("", 60, console, done=11, clock=Clock()) as display:
+    with TrainingDisplay("", 60, console, done=11, clock=clock(0, 0)) as display:
         display.add({**RECORD, "evaluation/dino/mean": 41.0})
     shown = text(console)
     assert "12/60" in shown and "━" in shown and "left" in shown
@@ -138,8 +128,7 @@ def test_of_many_errors_the_first_are_shown_and_the_rest_counted(capsys: pytest.
 
 
 def test_work_shows_now_and_then_how_much_is_left(log: Console) -> None:
-    now = itertools.count(0, 4)
-    with WorkDisplay("evaluation", 100, log, clock=lambda: float(next(now))) as display:
+    with WorkDisplay("evaluation", 100, log, clock=clock(*range(0, 24, 4))) as display:
         assert [display.update(done) for done in (10, 20, 30, 40, 100)] == [False, False, False, False, True]
     assert text(log) == "evaluation  30/100  0:00:28 left\n"
 
