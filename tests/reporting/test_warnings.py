@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 from embedded import embedded
 
@@ -9,6 +11,7 @@ from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
 from customized_grpo.reporting.collect import Series
 from customized_grpo.reporting.warnings import (
+    Finding,
     clip_pinned,
     coming_apart,
     competition,
@@ -35,49 +38,67 @@ def curve(values: list[float]) -> Series:
     return list(enumerate(values, start=1))
 
 
-def test_hacking_is_found_at_the_iteration_of_parting() -> None:
-    found = reward_hacking("identity", [at(RISING)], [at([50, 51, 52, 51, 50, 48, 47])])
-    assert found is not None and found.kind == "hacking" and found.iteration == 20
-    # (60 + 62) / 2 - 54 of 50, and 52 - (48 + 47) / 2 of 50
-    assert "risen by 14.0%" in found.message and "fallen by 9.0%" in found.message
-    two = [at([40.0] * 7), at([50, 50, 50, 49, 48, 44, 44])]
-    assert reward_hacking("identity", [at(RISING)], two) is not None, "several monitors count by their mean"
+UP, DOWN = at([50, 55, 60, 65]), at([50, 51, 48, 46])
+FROM_NEARLY_ZERO, SLOWLY_DOWN = at([0.01, 5, 10, 15]), at([50, 49, 48, 47])
+COLLAPSING = curve([0.1] * 20 + [0.1 - 0.004 * i for i in range(20)] + [0.02] * 20)
+MORE, LESS = curve([0.1] * 30 + [0.75] * 30), curve([0.75] * 30 + [0.25] * 30)
+PINNED = curve([0.1] * 20 + [0.45] * 20)
 
 
 @pytest.mark.parametrize(
-    ("reward", "monitors"),
+    ("found", "since", "words"),
     [
-        (RISING, [[50, 51, 52, 53, 54, 55, 52]]),  # one low value at the end
-        (RISING, [[50, 52, 51.9, 52, 51.9, 51.8, 51.9]]),  # less than the threshold
-        (RISING, [[40.0] * 7, [50, 50, 50, 49, 49, 49, 49]]),  # the mean does not fall enough
-        ([50, 60], [[50, 40]]),  # two points are no trend
+        # (60 + 62) / 2 - 54 of 50, and 52 - (48 + 47) / 2 of 50
+        (reward_hacking("identity", [at(RISING)], [at([50, 51, 52, 51, 50, 48, 47])]), [20], ["14.0%", "9.0%"]),
+        # Several monitors count by their mean.
+        (reward_hacking("identity", [at(RISING)], [at([40.0] * 7), at([50, 50, 50, 49, 48, 44, 44])]), [20], []),
+        (competition({"identity": [UP], "prompt": [DOWN]}), [10], ["25.0% while prompt has fallen by 6.0%"]),
+        (competition({"identity": [FROM_NEARLY_ZERO], "prompt": [SLOWLY_DOWN]}), [0], ["12.5%"]),  # of the largest
+        (copy_paste("copy-paste", at([4, 5, 8, 10, 12, 14, 15])), [30], ["risen by 10.5 points"]),
+        (diversity_collapse(COLLAPSING), range(22, 30), ["differ by 2.00%", "at first it was 10.00%"]),
+        (diversity_collapse(curve([0.22] * 30 + [0.13] * 30)), range(24, 34), []),
+        (dead_groups("prompt", MORE), range(24, 32), ["75%"]),
+        (many_vetoes(MORE), range(24, 32), ["75%"]),
+        (kl_explosion(curve([1e-4] * 50 + [1e-4 * 2**i for i in range(10)])), range(51, 58), []),
+        (kl_explosion(curve([2.0] * 20)), [1], []),
+        (coming_apart(curve([1e-3] * 20 + [1e-3 * 2**i for i in range(8)])), range(22, 28), ["forward.pull"]),
+        (clip_pinned(PINNED, updates=2), range(14, 22), ["of at most 50%"]),
+        (not_finite([{"iteration": 1, "kl": 0.1}, {"iteration": 2, "gradient_norm": None}]), [2], ["gradient norm"]),
     ],
 )
-def test_no_hacking(reward: list[float], monitors: list[list[float]]) -> None:
-    assert reward_hacking("prompt", [at(reward)], [at(monitor) for monitor in monitors]) is None
+def test_a_bad_curve_is_reported_with_the_iteration_where_it_began(
+    found: Finding | None, since: Collection[int], words: list[str]
+) -> None:
+    assert found is not None and found.iteration in since
+    assert all(word in f"{found.message} {found.remedy}" for word in words)
 
 
-def test_one_role_at_the_expense_of_the_other() -> None:
-    up, down = at([50, 55, 60, 65]), at([50, 51, 48, 46])
-    found = competition({"identity": [up], "prompt": [down]})
-    assert found is not None and found.iteration == 10
-    assert found.message == "Held-out identity has risen by 25.0% while prompt has fallen by 6.0%."
-    assert competition({"identity": [down], "prompt": [down]}) is None
-
-
-def test_copied_references() -> None:
-    found = copy_paste("copy-paste", at([4, 5, 8, 10, 12, 14, 15]))
-    assert found is not None and found.iteration == 30 and "risen by 10.5 points" in found.message
-    assert copy_paste("copy-paste", at([4, 5, 8, 8, 7, 8, 8])) is None
-    assert copy_paste("copy-paste", at([40, 30, 20])) is None
-
-
-def test_collapse_of_diversity() -> None:
-    found = diversity_collapse(curve([0.1] * 20 + [0.1 - 0.004 * i for i in range(20)] + [0.02] * 20))
-    assert found is not None and found.iteration is not None and found.iteration in range(22, 30)
-    assert "differ by 2.00%" in found.message and "at first it was 10.00%" in found.message
-    assert diversity_collapse(curve([0.22] * 30 + [0.13] * 30)) is not None, "a fall of a third is one"
-    assert diversity_collapse(curve([0.1, 0.01])) is None, "two iterations are no trend"
+@pytest.mark.parametrize(
+    "found",
+    [
+        # One low value at the end; less than the threshold; the mean does not fall enough; two points are no trend.
+        reward_hacking("prompt", [at(RISING)], [at([50, 51, 52, 53, 54, 55, 52])]),
+        reward_hacking("prompt", [at(RISING)], [at([50, 52, 51.9, 52, 51.9, 51.8, 51.9])]),
+        reward_hacking("prompt", [at(RISING)], [at([40.0] * 7), at([50, 50, 50, 49, 49, 49, 49])]),
+        reward_hacking("prompt", [at([50, 60])], [at([50, 40])]),
+        competition({"identity": [DOWN], "prompt": [DOWN]}),
+        copy_paste("copy-paste", at([4, 5, 8, 8, 7, 8, 8])),
+        copy_paste("copy-paste", at([40, 30, 20])),
+        diversity_collapse(curve([0.1, 0.01])),
+        dead_groups("prompt", LESS),
+        many_vetoes(LESS),
+        many_vetoes([]),
+        # Steady values and steady growth, and a jump that is over.
+        *(kl_explosion(curve([1e-8 * i**power for i in range(1, 200)])) for power in (0, 3)),
+        kl_explosion(curve([1e-4] * 30 + [1.0] + [1e-4] * 30)),
+        coming_apart(curve([0.0] + [3e-3] * 20)),
+        clip_pinned(PINNED, updates=4),  # of which 75% can be clipped
+        clip_pinned(curve([0.9] * 20), updates=1),
+        not_finite([{"iteration": 1, "kl": 0.1, "loss": 0.0}]),
+    ],
+)
+def test_other_curves_are_not_reported(found: Finding | None) -> None:
+    assert found is None
 
 
 def test_a_reward_that_never_varies() -> None:
@@ -90,51 +111,6 @@ def test_a_reward_that_never_varies() -> None:
     assert constant_reward(rewards, "prompt", [{**record, "prompt/std": 0.1} for record in records]) is None
     moving = [{**record, "reward/prompt/mean": float(record["iteration"])} for record in records]
     assert constant_reward(rewards, "prompt", moving) is None
-
-
-def test_changes_of_scores_near_zero_are_of_their_largest_value() -> None:
-    up, down = at([0.01, 5, 10, 15]), at([50, 49, 48, 47])
-    found = competition({"identity": [up], "prompt": [down]})
-    assert found is not None and "identity has risen by 12.5%" in found.message
-
-
-def test_groups_without_signal_and_vetoes() -> None:
-    late, early = curve([0.1] * 30 + [0.75] * 30), curve([0.75] * 30 + [0.25] * 30)
-    for found in (dead_groups("prompt", late), many_vetoes(late)):
-        assert found is not None and found.iteration in range(24, 32) and "75%" in found.message
-    assert dead_groups("prompt", early) is None and many_vetoes(early) is None and many_vetoes([]) is None
-
-
-@pytest.mark.parametrize("power", [0, 3])
-def test_steady_growth_of_the_kl_is_no_explosion(power: int) -> None:
-    assert kl_explosion(curve([1e-8 * i**power for i in range(1, 200)])) is None
-
-
-def test_explosion_of_the_kl() -> None:
-    found = kl_explosion(curve([1e-4] * 50 + [1e-4 * 2**i for i in range(10)]))
-    assert found is not None and found.iteration in range(51, 58)
-    assert kl_explosion(curve([1e-4] * 30 + [1.0] + [1e-4] * 30)) is None, "a jump that is over"
-    assert kl_explosion(curve([2.0] * 20)) is not None, "high from the start"
-
-
-def test_a_policy_that_leaves_its_moving_average_is_coming_apart() -> None:
-    found = coming_apart(curve([1e-3] * 20 + [1e-3 * 2**i for i in range(8)]))
-    assert found is not None and found.iteration in range(22, 28) and "forward.pull" in found.remedy
-    assert coming_apart(curve([0.0] + [3e-3] * 20)) is None
-
-
-def test_pinned_clip_fraction() -> None:
-    pinned = curve([0.1] * 20 + [0.45] * 20)
-    found = clip_pinned(pinned, updates=2)
-    assert found is not None and found.iteration in range(14, 22) and "of at most 50%" in found.message
-    assert clip_pinned(pinned, updates=4) is None, "with four updates 75% can be clipped"
-    assert clip_pinned(curve([0.9] * 20), updates=1) is None
-
-
-def test_numbers_that_are_not_finite() -> None:
-    found = not_finite([{"iteration": 1, "kl": 0.1}, {"iteration": 2, "gradient_norm": None}])
-    assert found is not None and found.iteration == 2 and "gradient norm" in found.message
-    assert not_finite([{"iteration": 1, "kl": 0.1, "loss": 0.0}]) is None
 
 
 def test_notes_are_about_the_right_scores() -> None:
