@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from customized_grpo.config import Config
-from customized_grpo.policies.tuning import lora_metadata
+from customized_grpo.policies.adapters import lora_metadata
 from customized_grpo.utils.hub import ModelError
 
 few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import Model, each_model
 
 from customized_grpo.config import LoraConfig
+from customized_grpo.policies.adapters import lora_metadata
 from customized_grpo.policies.pipelines import PipelinePolicy
-from customized_grpo.policies.tuning import lora_metadata
 from customized_grpo.reporting.formats import convert
 
 KINDS = ("flux-kontext", "flux2-klein", "qwen-image-edit")

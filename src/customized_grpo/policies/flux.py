@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.hooks import ATTENTION, PATCH, Grid
+from customized_grpo.policies.hooks import ATTENTION, Grid
 from customized_grpo.policies.kernels.flux import fuse_blocks
 from customized_grpo.policies.pipelines import PipelinePolicy
 
@@ -50,11 +50,28 @@ class FluxPolicy(PipelinePolicy):
         tokens = self._pipeline.tokenizer_2(list(prompts), verbose=False)["input_ids"]
         return list(map(len, tokens)), self._config.max_sequence_length
 
+    def _resized(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """Resize a reference to whole tokens of a size, cropped before if there are several `reference_sizes`."""
+        rows, columns = self._tokens_of("policy.reference_sizes", height, width)
+        height, width = rows * self.token_pixels, columns * self.token_pixels
+        resized: Image.Image = self._pipeline.image_processor.resize(self._cropped(image, height, width), height, width)
+        return resized
+
+    def _encode_tokens(self, image: Image.Image) -> Tensor:
+        """Encode a reference of whole tokens to (1, rows, columns, channels)."""
+        vae, rows, columns = self._pipeline.vae, image.height // self.token_pixels, image.width // self.token_pixels
+        pixels = self._pipeline.image_processor.preprocess(image, image.height, image.width)
+        latents = vae.encode(pixels.to(self._device, vae.dtype)).latent_dist.mode()
+        scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        packed = self._pipeline._pack_latents(scaled, 1, *scaled.shape[1:])
+        return packed.to(self._dtype).reshape(1, rows, columns, -1)
+
     def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
         """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1]."""
-        pipeline, vae, factor = self._pipeline, self._pipeline.vae, self._pipeline.vae_scale_factor
-        height, width = (side * factor * PATCH for side in grid)
-        unpacked = pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
+        pipeline, vae = self._pipeline, self._pipeline.vae
+        height, width = (side * self.token_pixels for side in grid)
+        latents = latents.to(self._device, self._dtype)
+        unpacked = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
         output = vae.decode(unpacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
         return pipeline.image_processor.postprocess(output, output_type="pt").float()
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.hooks import ATTENTION, PATCH, Grid, nearest_size
+from customized_grpo.policies.hooks import ATTENTION, Grid, nearest_size
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.utils.hub import ModelError
 
@@ -109,7 +109,7 @@ class Flux2Policy(PipelinePolicy):
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize, crop and encode a reference to tokens (1, rows, columns, channels)."""
-        processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
+        processor, multiple = self._pipeline.image_processor, self.token_pixels
         if self._config.reference_sizes is not None:
             height, width = nearest_size(image.height, image.width, self._config.reference_sizes)
             image = processor.resize(self._cropped(image, height, width), height, width)

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.policies.flux import FluxPolicy
-from customized_grpo.policies.hooks import PATCH, Grid, nearest_size
+from customized_grpo.policies.hooks import Grid, nearest_size
 
 
 class FluxKontextPolicy(FluxPolicy):
@@ -28,18 +28,16 @@ class FluxKontextPolicy(FluxPolicy):
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize and encode a reference to tokens (1, rows, columns, channels)."""
-        processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
-        # The pipeline measures an image in whole tokens, at least one.
-        shape = [max(side, multiple) for side in processor.get_default_height_width(image)]
+        own = self._pipeline.image_processor.get_default_height_width(image)
         sizes = self._config.reference_sizes
         if sizes is None:
             sizes = [(h, w) for w, h in kontext.PREFERRED_KONTEXT_RESOLUTIONS]
-        rows, columns = self._tokens_of("policy.reference_sizes", *nearest_size(shape[0], shape[1], sizes))
-        height, width = rows * multiple, columns * multiple
-        pixels = processor.preprocess(processor.resize(image, height, width), height, width)
-        latents = self._pipeline._encode_vae_image(pixels.to(self._device, self._pipeline.vae.dtype), generator=None)
-        packed = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
-        return packed.to(self._dtype).reshape(1, rows, columns, -1)
+        height, width = (max(side, self.token_pixels) for side in own)  # as the pipeline measures it, in whole tokens
+        return self._encode_tokens(self._resized(image, *nearest_size(height, width, sizes)))
+
+    def _cropped(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """Return a reference as it is, because the pipeline resizes without cropping."""
+        return image
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
         """Return position ids (tokens, 3) of image and references; the first coordinate numbers them."""

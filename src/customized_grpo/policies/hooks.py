@@ -146,3 +146,12 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
     aspect = width / height
     _, width, height = min((abs(aspect - w / h), w, h) for h, w in sizes)
     return height, width
+
+
+def latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation by channel of a video VAE's latents, for `latents` (B, C, 1, H, W)."""
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std

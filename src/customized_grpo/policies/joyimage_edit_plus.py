@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.hooks import Grid, nearest_size
+from customized_grpo.policies.hooks import Grid, latent_statistics, nearest_size
 from customized_grpo.policies.pipelines import PipelinePolicy
 
 _SEEN = 32  # pixels of a token of the text encoder's vision tower
@@ -96,7 +96,7 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         pixels = processor.normalize(processor.numpy_to_pt(processor.pil_to_numpy(image)))
         pixels = pixels.unsqueeze(2).to(self._device, self._dtype)
         latents = pipeline.vae.encode(pixels.to(pipeline.vae.dtype)).latent_dist.mode().to(self._dtype)
-        mean, std = self._statistics(latents)
+        mean, std = latent_statistics(pipeline.vae, latents)
         patches = ((latents - mean) / std).reshape(1, -1, 1, rows, self._patch, columns, self._patch)
         return patches.permute(0, 3, 5, 1, 2, 4, 6).flatten(3)  # of (B, C, 1, rows, p, columns, p)
 
@@ -105,7 +105,7 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         vae, side = self._pipeline.vae, self._patch
         patches = latents.to(self._device, self._dtype).reshape(len(latents), *grid, -1, 1, side, side)
         unpacked = patches.permute(0, 3, 4, 1, 5, 2, 6).flatten(5).flatten(3, 4)  # (B, C, 1, H, W)
-        mean, std = self._statistics(unpacked)
+        mean, std = latent_statistics(vae, unpacked)
         output = vae.decode((unpacked * std + mean).to(vae.dtype), return_dict=False)[0][:, :, 0]
         return self._pipeline.image_processor.postprocess(output.float(), output_type="pt")
 
@@ -139,12 +139,3 @@ class JoyImageEditPlusPolicy(PipelinePolicy):
         pixels, own = super().guided(conditional, negative).reshape(shape), conditional.reshape(shape)
         scale = own.norm(dim=-2, keepdim=True) / pixels.norm(dim=-2, keepdim=True).clamp_min(1e-6)
         return (pixels * scale).flatten(-2)
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the VAE's latents, for those of that type and device."""
-        config = self._pipeline.vae.config
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return mean, std

@@ -80,14 +80,9 @@ class LongCatImageEditPolicy(FluxPolicy):
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize and encode a reference to tokens (1, rows, columns, channels)."""
-        pipeline, sizes = self._pipeline, self._config.reference_sizes
-        height, width = _own_size(image)[::-1] if sizes is None else nearest_size(image.height, image.width, sizes)
-        rows, columns = self._tokens_of("policy.reference_sizes", height, width)
-        height, width = rows * self.token_pixels, columns * self.token_pixels
-        image = pipeline.image_processor.resize(self._cropped(image, height, width), height, width)
-        pixels = pipeline.image_processor.preprocess(image, height, width)
-        latents = pipeline._encode_vae_image(pixels.to(self._device, pipeline.vae.dtype), generator=None)
-        return pipeline._pack_latents(latents, 1, *latents.shape[1:]).to(self._dtype).reshape(1, rows, columns, -1)
+        sizes = self._config.reference_sizes
+        size = _own_size(image)[::-1] if sizes is None else nearest_size(image.height, image.width, sizes)
+        return self._encode_tokens(self._resized(image, *size))
 
     def transformer_inputs(self, rows: dict[str, Tensor], grids: tuple[Grid, ...]) -> dict[str, Any]:
         """Return prompt embeddings and position ids of text and images."""

@@ -26,7 +26,7 @@ from customized_grpo.policies.conditions import ConditionsFolder, conditions_fol
 from customized_grpo.policies.hooks import Grid, PipelineHooks, nearest_size, token_grid
 from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
 from customized_grpo.policies.sharding import sum_over_processes
-from customized_grpo.policies.tuning import FullTuning, LoraTuning, Tuning
+from customized_grpo.policies.tuning import FullTuning, LoraTuning
 from customized_grpo.protocols import Conditions
 from customized_grpo.utils.devices import device_of
 from customized_grpo.utils.hub import ModelError
@@ -84,7 +84,7 @@ class PipelinePolicy(PipelineHooks):
         self._transformer = self._pipeline.transformer
         self._class = type(self._transformer)  # before it is sharded, which changes the class
         kernels = config.kernels == "auto"
-        self._tuning: Tuning
+        self._tuning: LoraTuning | FullTuning
         if config.lora is not None:
             # All pipelines write the same format; some of diffusers' have no such method.
             write = getattr(type(self._pipeline), "save_lora_weights", FluxLoraLoaderMixin.save_lora_weights)

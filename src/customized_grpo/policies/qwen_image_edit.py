@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
-import torch
 from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.hooks import ATTENTION, PATCH, Grid, nearest_size
+from customized_grpo.policies.hooks import ATTENTION, Grid, latent_statistics, nearest_size
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.utils.hub import ModelError
 
@@ -59,13 +58,11 @@ class QwenImageEditPolicy(PipelinePolicy):
 
     def decode_latents(self, latents: Tensor, grid: Grid) -> Tensor:
         """Decode packed latents (B, tokens, channels) on a grid to images, float32 (B, 3, H, W) in [0, 1]."""
-        pipeline, vae, factor = self._pipeline, self._pipeline.vae, self._pipeline.vae_scale_factor
-        height, width = (side * factor * PATCH for side in grid)
-        unpacked = pipeline._unpack_latents(latents.to(self._device, self._dtype), height, width, factor)
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(unpacked)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
+        pipeline, vae = self._pipeline, self._pipeline.vae
+        height, width = (side * self.token_pixels for side in grid)
+        latents = latents.to(self._device, self._dtype)
+        unpacked = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
+        mean, std = latent_statistics(vae, unpacked)
         # Divided by the inverse, as the pipeline does: the same bits in half precision too.
         output = vae.decode(unpacked / (1.0 / std) + mean, return_dict=False)[0][:, :, 0]
         return pipeline.image_processor.postprocess(output, output_type="pt").float()
@@ -82,13 +79,12 @@ class QwenImageEditPolicy(PipelinePolicy):
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize and encode a reference to tokens (1, rows, columns, channels)."""
-        multiple = self._pipeline.vae_scale_factor * PATCH
         if self._config.reference_sizes is None:
             width, height = plus.calculate_dimensions(plus.VAE_IMAGE_SIZE, image.width / image.height)
         else:
             height, width = nearest_size(image.height, image.width, self._config.reference_sizes)
         rows, columns = self._tokens_of("policy.reference_sizes", height, width)
-        height, width = rows * multiple, columns * multiple
+        height, width = rows * self.token_pixels, columns * self.token_pixels
         image = self._cropped(image, height, width)
         pixels = self._pipeline.image_processor.preprocess(image, height, width).unsqueeze(2)
         latents = self._pipeline._encode_vae_image(pixels.to(self._device, self._dtype), generator=None)

@@ -1,6 +1,5 @@
 """The trained part of a diffusers transformer: a LoRA, or all of its weights."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,31 +9,25 @@ from typing import Any
 import peft
 import torch
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.training_utils import cast_training_params
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraConfig
-from customized_grpo.policies.adapters import lora_file
+from customized_grpo.policies.adapters import PREFIX, lora_file, lora_metadata, reading
 from customized_grpo.policies.kernels import lora as kernel
 from customized_grpo.policies.sharding import any_sharded, is_sharded, like, local, reshard, undone, whole, writes
 from customized_grpo.utils.hub import ModelError, first_line
 
 _INIT_SEED = 0
-_PREFIX = "transformer."
 _FOLDER = "transformer"
 
 
 class Tuning(ABC):
-    """The part of a policy that training changes; see `protocols.Policy` for the members."""
+    """The part of a policy that training changes; see `protocols.Policy` for the members of its subclasses."""
 
     _nested = False
-
-    @abstractmethod
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name."""
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -52,18 +45,6 @@ class Tuning(ABC):
     @abstractmethod
     def _untuned(self) -> AbstractContextManager[None]:
         """Make the context in which the transformer is the untuned one."""
-
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the trained weights to a folder."""
-
-    @abstractmethod
-    def load(self, folder: Path) -> None:
-        """Read weights that `save` wrote. Raises ModelError if they do not fit; nothing is changed then."""
-
-    @abstractmethod
-    def merge(self, dtype: torch.dtype) -> None:
-        """Merge what was trained into a plain transformer of that precision; nothing is trainable afterwards."""
 
 
 class LoraTuning(Tuning):
@@ -172,17 +153,15 @@ class LoraTuning(Tuning):
         """Read the LoRA that `save` wrote. ModelError, and no change, if it is damaged or does not fit."""
         path = lora_file(folder)
         metadata = lora_metadata(path)
-        try:
+        with reading(path):
             saved = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{path}: not a LoRA in safetensors ({first_line(error)}); save it again") from error
-        own = {f"{_PREFIX}{name}": weight for name, weight in self._state().items()}
+        own = {f"{PREFIX}{name}": weight for name, weight in self._state().items()}
         _check_fit(path, saved, own, "policy.path, policy.lora.rank and policy.lora.targets")
-        alpha = metadata.get(f"{_PREFIX}lora_alpha", self._config.r)
+        alpha = metadata.get(f"{PREFIX}lora_alpha", self._config.r)
         own_alpha = self._config.lora_alpha
         if alpha != own_alpha:
             raise ModelError(f"{path}: its alpha is {alpha}, not {own_alpha}; set policy.lora.alpha to {alpha}")
-        shards = {name.removeprefix(_PREFIX): like(weight, own[name]) for name, weight in saved.items()}
+        shards = {name.removeprefix(PREFIX): like(weight, own[name]) for name, weight in saved.items()}
         peft.set_peft_model_state_dict(self._transformer, shards)
 
     def merge(self, dtype: torch.dtype) -> None:
@@ -203,20 +182,6 @@ class LoraTuning(Tuning):
         """Return the LoRA's weights by the names of its file, which omit the adapter's name."""
         reshard(self._transformer)
         return peft.get_peft_model_state_dict(self._transformer)
-
-
-def lora_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a LoRA's file without its weights. ModelError if it is no whole safetensors file."""
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the folder of a saved LoRA")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY) or "{}")
-        if not isinstance(metadata, dict):
-            raise ValueError(f"its {LORA_ADAPTER_METADATA_KEY} is no mapping")
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not a LoRA in safetensors ({first_line(error)}); save it again") from error
-    return metadata
 
 
 class FullTuning(Tuning):

@@ -4,21 +4,19 @@ Without references, its Euler rollouts are images of `FluxPipeline`.
 """
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from customized_grpo.policies.adapters import Terms, adapter_file, fitting
+from customized_grpo.policies.adapters import Terms, adapter_file, adapter_terms, reading
 from customized_grpo.policies.flux import FluxPolicy
-from customized_grpo.policies.hooks import PATCH, Grid, nearest_size
-from customized_grpo.utils.hub import ModelError, first_line
+from customized_grpo.policies.hooks import Grid, nearest_size
+from customized_grpo.utils.hub import ModelError
 
 #: Longer side of a reference in pixels in UNO's own inference: of a single one, and of several.
 _ALONE, _SEVERAL = 512, 320
@@ -50,49 +48,36 @@ class UnoPolicy(FluxPolicy):
 
     def encode_reference(self, image: Image.Image, count: int) -> Tensor:
         """Resize or crop a reference, and encode it to tokens (1, rows, columns, channels)."""
-        processor, multiple = self._pipeline.image_processor, self._pipeline.vae_scale_factor * PATCH
-        if self._config.reference_sizes is None:
-            image = self._crop(image, _ALONE if count == 1 else _SEVERAL)
-        else:
-            size = nearest_size(image.height, image.width, self._config.reference_sizes)
-            height, width = (multiple * length for length in self._tokens_of("policy.reference_sizes", *size))
-            image = processor.resize(self._cropped(image, height, width), height, width)
-        vae = self._pipeline.vae
-        pixels = processor.preprocess(image, image.height, image.width).to(self._device, vae.dtype)
-        latents = (vae.encode(pixels).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
-        packed = self._pipeline._pack_latents(latents, 1, *latents.shape[1:])
-        return packed.to(self._dtype).reshape(1, image.height // multiple, image.width // multiple, -1)
+        sizes = self._config.reference_sizes
+        if sizes is None:
+            return self._encode_tokens(self._crop(image, _ALONE if count == 1 else _SEVERAL))
+        return self._encode_tokens(self._resized(image, *nearest_size(image.height, image.width, sizes)))
 
     def _crop(self, image: Image.Image, longer: int) -> Image.Image:
         """Resize an image to that longer side and crop it about its centre to whole tokens."""
         scale = longer / max(image.size)
         # Floored as in UNO's code, except for the longer side, which rounding could make one pixel less.
         width, height = (longer if side == max(image.size) else int(scale * side) for side in image.size)
-        rows, columns = self._tokens_of("policy.reference_sizes is null, so a reference", height, width)
-        multiple = self._pipeline.vae_scale_factor * PATCH
-        left, top = (width - columns * multiple) // 2, (height - rows * multiple) // 2
+        grid = self._tokens_of("policy.reference_sizes is null, so a reference", height, width)
+        rows, columns = (self.token_pixels * side for side in grid)
+        left, top = (width - columns) // 2, (height - rows) // 2
         resized = image.resize((width, height), Image.Resampling.LANCZOS)
-        return resized.crop((left, top, left + columns * multiple, top + rows * multiple))
+        return resized.crop((left, top, left + columns, top + rows))
 
     def position_ids(self, grids: tuple[Grid, ...]) -> Tensor:
-        """Return UNO's position ids (tokens, 3) of image and references."""
-        return position_ids(grids)
+        """Return UNO's position ids, float32 (tokens, 3), of the grids of image and references ("pe='d'").
 
-
-def position_ids(grids: Sequence[Grid]) -> Tensor:
-    """Return UNO's position ids, float32 (tokens, 3), of the grids of image and references ("pe='d'").
-
-    The grids stand on one diagonal: rows and columns of each begin where those of the one before it end.
-    """
-    row = column = 0
-    parts = []
-    for rows, columns in grids:
-        ids = torch.zeros(rows, columns, 3)
-        ids[..., 1] = torch.arange(row, row + rows)[:, None]
-        ids[..., 2] = torch.arange(column, column + columns)
-        parts.append(ids.flatten(0, 1))
-        row, column = row + rows, column + columns
-    return torch.cat(parts)
+        The grids stand on one diagonal: rows and columns of each begin where those of the one before it end.
+        """
+        row = column = 0
+        parts = []
+        for rows, columns in grids:
+            ids = torch.zeros(rows, columns, 3)
+            ids[..., 1] = torch.arange(row, row + rows)[:, None]
+            ids[..., 2] = torch.arange(column, column + columns)
+            parts.append(ids.flatten(0, 1))
+            row, column = row + rows, column + columns
+        return torch.cat(parts)
 
 
 _KEY = re.compile(
@@ -110,24 +95,14 @@ def uno_lora_by_layer(transformer: Any, path: str | Path) -> Terms:
     """
     path = adapter_file(path)
     where = f"policy.adapter: {path}"
-    try:
-        saved = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{where}: not a safetensors file ({first_line(error)}); download it again") from error
-    if not saved:
+    with reading(where), safe_open(path, framework="pt") as file:
+        keys = set(file.keys())
+    if not keys:
         raise ModelError(f"{where}: holds no weights; give UNO's dit_lora.safetensors")
-    for key, weight in saved.items():
+    for key in sorted(keys):
         if not (match := _KEY.fullmatch(key)):
             raise ModelError(f"{where}: {key} is no key of UNO's LoRA; give its dit_lora.safetensors")
         other = f"{match[1]}.{'up' if match[4] == 'down' else 'down'}.weight"
-        if other not in saved:
+        if other not in keys:
             raise ModelError(f"{where}: has {key} but lacks {other}; download it again")
-        if not weight.isfinite().all():
-            raise ModelError(f"{where}: {key} holds values that are not finite; download it again")
-        if weight.ndim != 2 or (".qkv_" in key and match[4] == "up" and len(weight) % 3):
-            raise ModelError(f"{where}: {key} has shape {tuple(weight.shape)}; give UNO's dit_lora.safetensors")
-    converted = FluxPipeline.lora_state_dict(saved)
-    halves = {name.removeprefix("transformer."): weight for name, weight in converted.items()}
-    names = [name.removesuffix(".lora_A.weight") for name in halves if name.endswith(".lora_A.weight")]
-    found = {name: (halves[f"{name}.lora_A.weight"], halves[f"{name}.lora_B.weight"]) for name in names}
-    return fitting(transformer, found, where)
+    return adapter_terms(transformer, FluxPipeline, path)

@@ -54,7 +54,7 @@ def export_run(run: Path, out: Path, form: Format = "diffusers") -> None:
     with new_folder(out) as folder:
         shutil.copyfile(weights, folder / weights.name)
         if form != "diffusers":
-            from customized_grpo.policies.tuning import lora_metadata  # takes seconds
+            from customized_grpo.policies.adapters import lora_metadata  # takes seconds
 
             stored = load_file(weights)
             rank = max(len(down) for name, down in stored.items() if name.endswith(".lora_A.weight"))

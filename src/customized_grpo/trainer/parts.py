@@ -28,7 +28,7 @@ def policy_with_adapter(config: Config, run: Path | None) -> Policy:
     if not (run / LORA).exists():
         raise ConfigError(f"{run}: holds no {LORA}; give the folder of a finished run")
     if config.policy.lora is not None and config.policy.kind in POLICIES:
-        from customized_grpo.policies.tuning import lora_metadata
+        from customized_grpo.policies.adapters import lora_metadata
 
         lora_metadata(run / LORA / LORA_FILE)  # raises on a damaged file, before a large model is loaded
     policy = build_policy(config.policy)
