@@ -31,12 +31,7 @@ WORDS = ["a", "the", "red", "blue", "bird", "cat", "dog", "in", "on", "snow", "h
 def clip_tokenizer() -> CLIPTokenizer:
     """Byte-level BPE without merges: every text is spelt."""
     letters = sorted(ByteLevel.alphabet())
-    tokens = [
-        *letters,
-        *[f"{letter}</w>" for letter in letters],
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
+    tokens = [*letters, *[f"{letter}</w>" for letter in letters], "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=CLIP_TOKENS)
 
 
@@ -64,21 +59,43 @@ def randomise(pipeline: Any, seed: int) -> torch.Generator:
     return generator
 
 
+#: A VAE of which a latent pixel covers 4x4 pixels.
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (8, 8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 32,
+    "mid_block_add_attention": False,
+}
+
+
 def vae(latent_channels: int) -> AutoencoderKL:
-    """A VAE as FLUX.1's, of which a latent pixel covers 4x4 pixels."""
+    """A VAE as FLUX.1's."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
+        **VAE,
         latent_channels=latent_channels,
-        norm_num_groups=4,
-        sample_size=32,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        mid_block_add_attention=False,
         scaling_factor=0.7,
         shift_factor=0.1,
+    )
+
+
+def clip_config(clip: CLIPTokenizer, hidden_size: int, layers: int) -> CLIPTextConfig:
+    """The config of a small text encoder for that tokenizer."""
+    return CLIPTextConfig(
+        vocab_size=len(clip),
+        hidden_size=hidden_size,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=CLIP_TOKENS,
+        projection_dim=16,
+        bos_token_id=clip.bos_token_id,
+        eos_token_id=clip.eos_token_id,
+        pad_token_id=clip.eos_token_id,
     )
 
 
@@ -88,24 +105,10 @@ def flux_kontext(
     """A float32 pipeline of random weights; `width` is that of the transformer, a multiple of 16 (one head each)."""
     heads = width // 16
     clip, t5 = clip_tokenizer(), t5_tokenizer()
-    end = clip.eos_token_id
     pipeline = FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic_shifting),
         vae=vae(latent_channels=4),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(clip),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=CLIP_TOKENS,
-                projection_dim=16,
-                bos_token_id=clip.bos_token_id,
-                eos_token_id=end,
-                pad_token_id=end,
-            )
-        ),
+        text_encoder=CLIPTextModel(clip_config(clip, 16, 1)),
         tokenizer=clip,
         text_encoder_2=T5EncoderModel(
             T5Config(
@@ -146,6 +149,11 @@ def save_flux_kontext(folder: Path, **options: Any) -> Path:
     return save(flux_kontext(**options), folder)
 
 
+def flux(**options: Any) -> FluxPipeline:
+    """A FluxPipeline of the same parts."""
+    return FluxPipeline(**flux_kontext(**options).components)
+
+
 def save_flux(folder: Path, **options: Any) -> Path:
-    """The folder, with a FluxPipeline of the same parts in safetensors."""
-    return save(FluxPipeline(**flux_kontext(**options).components), folder)
+    """The folder, with such a FluxPipeline in safetensors."""
+    return save(flux(**options), folder)

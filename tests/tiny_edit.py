@@ -56,16 +56,7 @@ def joyimage(*, width: int = 32, layers: int = 2, seed: int = 0) -> JoyImageEdit
     spelling = tiny_qwen.tokenizer()
     pipeline = JoyImageEditPlusPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=4.0),
-        vae=AutoencoderKLWan(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 2, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False, True],
-            latents_mean=[0.3, -0.2, 0.1, -0.4],
-            latents_std=[0.5, 1.6, 2.0, 0.8],
-            scale_factor_spatial=4,
-        ),
+        vae=AutoencoderKLWan(**tiny_qwen.VAE, scale_factor_spatial=4),
         text_encoder=Qwen3VLForConditionalGeneration(
             tiny_qwen.config_of(
                 Qwen3VLConfig,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
+import tiny_qwen
 from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
@@ -13,14 +14,13 @@ from diffusers import (
     Flux2Pipeline,
     Flux2Transformer2DModel,
 )
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
     PixtralVisionConfig,
-    Qwen2TokenizerFast,
+    Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -42,15 +42,11 @@ _MISTRAL_TEMPLATE = (
 )
 
 
-def tokenizer(template: str) -> Qwen2TokenizerFast:
-    """Byte-level BPE without merges: every text is spelt, but for the marks of the template."""
-    letters = sorted(ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*letters, "<|endoftext|>"])}
-    spelling = Qwen2TokenizerFast(vocab=vocabulary, merges=[])
-    marks = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "[SYS]", "[INST]", "[/INST]"]
-    spelling.add_special_tokens({"additional_special_tokens": marks})
-    spelling.chat_template = template
-    return spelling
+def tokenizer(template: str) -> Qwen2Tokenizer:
+    """Every text is spelt, but for the marks of the template."""
+    made = tiny_qwen.tokenizer(["<|im_start|>", "<|im_end|>", "<think>", "</think>", "[SYS]", "[INST]", "[/INST]"])
+    made.chat_template = template
+    return made
 
 
 def _text(layers: int, words: int) -> dict[str, Any]:
@@ -69,16 +65,7 @@ def _text(layers: int, words: int) -> dict[str, Any]:
 def _parts(*, dev: bool, width: int, layers: int, dynamic_shifting: bool) -> dict[str, Any]:
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic_shifting),
-        "vae": AutoencoderKLFlux2(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 16),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=32,
-            mid_block_add_attention=False,
-        ),
+        "vae": AutoencoderKLFlux2(**tiny.VAE, latent_channels=4),
         "transformer": Flux2Transformer2DModel(
             in_channels=16,
             num_layers=layers,

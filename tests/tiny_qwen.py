@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,14 +25,17 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-SPECIAL = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+#: A VAE of videos of which a latent pixel covers 4x4 pixels.
+VAE: dict[str, Any] = {
+    "base_dim": 4,
+    "z_dim": 4,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True],
+    "latents_mean": [0.3, -0.2, 0.1, -0.4],
+    "latents_std": [0.5, 1.6, 2.0, 0.8],
+}
 
 
 @contextmanager
@@ -47,11 +49,11 @@ def without_video() -> Iterator[None]:
         yield
 
 
-def tokenizer() -> Qwen2Tokenizer:
+def tokenizer(marks: Sequence[str] = SPECIAL) -> Qwen2Tokenizer:
     """Byte-level BPE without merges: every text is spelt."""
     letters = sorted(ByteLevel.alphabet())
     made = Qwen2Tokenizer(vocab={token: i for i, token in enumerate([*letters, "<|endoftext|>"])}, merges=[])
-    made.add_tokens(SPECIAL, special_tokens=True)
+    made.add_tokens(list(marks), special_tokens=True)
     return made
 
 
@@ -112,15 +114,7 @@ def qwen_image_edit(
             max_image_seq_len=8192,
             shift_terminal=0.02 if dynamic_shifting else None,
         ),
-        vae=AutoencoderKLQwenImage(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 2, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False, True],
-            latents_mean=[0.3, -0.2, 0.1, -0.4],
-            latents_std=[0.5, 1.6, 2.0, 0.8],
-        ),
+        vae=AutoencoderKLQwenImage(**VAE),
         text_encoder=text_encoder(spelling),
         tokenizer=spelling,
         processor=Qwen2VLProcessor(Qwen2VLImageProcessorPil(), spelling),
@@ -137,8 +131,3 @@ def qwen_image_edit(
     )
     tiny.randomise(pipeline, seed)
     return pipeline
-
-
-def save_qwen_image_edit(folder: Path, **options: Any) -> Path:
-    """The folder, with such a pipeline in safetensors."""
-    return tiny.save(qwen_image_edit(**options), folder)

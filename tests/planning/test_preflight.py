@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 import huggingface_hub.constants as hub
 import pytest
+import tiny
 import tiny_qwen
 from embedded import embedded
 from servers import Scripted, reply
@@ -152,7 +153,7 @@ def test_the_command_checks_before_it_makes_anything(answering: Hub, tmp_path: P
 
 def test_a_processor_without_its_package_is_reported_before_weights_load(tmp_path: Path) -> None:
     with tiny_qwen.without_video():
-        tiny_qwen.save_qwen_image_edit(tmp_path)
+        tiny.save(tiny_qwen.qwen_image_edit(), tmp_path)
     # The published folder has this file, which torchvision reads.
     settings = {"video_processor_type": "Qwen2VLVideoProcessor"}
     (tmp_path / "processor" / "video_preprocessor_config.json").write_text(json.dumps(settings))

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from embedded import embedded
 from proofs import refused
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from customized_grpo.config import KINDS, Config, DataConfig, PolicyConfig, RolloutConfig, TrainConfig
 from customized_grpo.config.kinds import Preset
@@ -44,12 +44,7 @@ def blocks() -> dict[str, str]:
 def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny StableDiffusion3Pipeline of the shapes that this test gives it."""
     parts, clip = tiny.flux_kontext(), tiny.clip_tokenizer()
-    end = clip.eos_token_id
-    text = CLIPTextConfig(
-        vocab_size=len(clip), hidden_size=8, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=tiny.CLIP_TOKENS, projection_dim=16,
-        bos_token_id=clip.bos_token_id, eos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
+    text = tiny.clip_config(clip, 8, 2)
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=16, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,

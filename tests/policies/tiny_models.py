@@ -37,13 +37,13 @@ TOKENS = 208  # text tokens of FLUX.2: dev's system message alone has 169 letter
 class Source:
     """How a model is made, and called.
 
-    `save` writes its pipeline to a folder; `settings` are those of its policy; `arguments` those of the pipeline's call
+    `make` makes its pipeline; `settings` are those of its policy; `arguments` those of the pipeline's call
     for latents and references, beside prompt, size and steps. With `adapter`, UNO's LoRA is fused into the weights.
     `stock_references` is False if the pipeline itself takes no references, and `sized` if its image's size follows from
     them. `scale` is its argument of classifier-free guidance, "" if it has none.
     """
 
-    save: Callable[[Path], Path]
+    make: Callable[[], Any]
     settings: dict[str, Any]
     references: Sequence[Image.Image]
     arguments: Callable[[Tensor, Sequence[Image.Image]], dict[str, Any]]
@@ -139,30 +139,30 @@ _QWEN = {"kind": "qwen-image-edit", "reference_sizes": None}
 _QWEN_TWO = [random_image(40, 50, 0), random_image(90, 30, 1)]
 SOURCES = {
     "flux-kontext": Source(
-        tiny.save_flux_kontext,
+        tiny.flux_kontext,
         {"reference_sizes": [(16, 24)]},
         [random_image(16, 24, 0)],
         _flux,
         scale="true_cfg_scale",
     ),
     "uno": Source(
-        partial(tiny.save_flux, layers=tiny_uno.LAYERS, dynamic_shifting=True),
+        partial(tiny.flux, layers=tiny_uno.LAYERS, dynamic_shifting=True),
         {"kind": "uno", "reference_sizes": [(16, 24), (24, 16)]},
         [random_image(16, 24, 0), random_image(24, 16, 1)],
         _flux,
         adapter=True,
         stock_references=False,
     ),
-    "flux2-klein": Source(lambda folder: tiny.save(tiny_flux2.klein(), folder), _FLUX2, _TWO, _flux2),
-    "flux2-dev": Source(lambda folder: tiny.save(tiny_flux2.dev(), folder), _FLUX2, _TWO, _flux2),
+    "flux2-klein": Source(tiny_flux2.klein, _FLUX2, _TWO, _flux2),
+    "flux2-dev": Source(tiny_flux2.dev, _FLUX2, _TWO, _flux2),
     "flux2-klein-kv": Source(
-        lambda folder: tiny.save(tiny_flux2.klein_kv(), folder),
+        tiny_flux2.klein_kv,
         {**_FLUX2, "kind": "flux2-klein-kv"},
         _TWO,
         _flux2_kv,
     ),
     "longcat-image-edit": Source(
-        lambda folder: tiny.save(tiny_edit.longcat(), folder),
+        tiny_edit.longcat,
         {"kind": "longcat-image-edit", "reference_sizes": None, "max_sequence_length": 96},
         [random_image(48, 36, 0)],
         _longcat,
@@ -170,16 +170,16 @@ SOURCES = {
         scale="guidance_scale",
     ),
     "joyimage-edit-plus": Source(
-        lambda folder: tiny.save(tiny_edit.joyimage(), folder),
+        tiny_edit.joyimage,
         {"kind": "joyimage-edit-plus", "reference_sizes": None, "max_sequence_length": 4096},
         _QWEN_TWO,
         _joyimage,
         scale="guidance_scale",
     ),
-    "qwen-image-edit": Source(tiny_qwen.save_qwen_image_edit, _QWEN, _QWEN_TWO, _qwen, scale="true_cfg_scale"),
+    "qwen-image-edit": Source(tiny_qwen.qwen_image_edit, _QWEN, _QWEN_TWO, _qwen, scale="true_cfg_scale"),
     # Modulates references as at time 0; here with a fixed shift of noise levels.
     "qwen-image-edit-2511": Source(
-        partial(tiny_qwen.save_qwen_image_edit, zero_cond_t=True, dynamic_shifting=False),
+        partial(tiny_qwen.qwen_image_edit, zero_cond_t=True, dynamic_shifting=False),
         _QWEN,
         _QWEN_TWO,
         _qwen,
@@ -188,9 +188,7 @@ SOURCES = {
 }
 #: Models that differ from those above in what they are distilled to only.
 BASES = {
-    "flux2-klein-base": Source(
-        lambda folder: tiny.save(tiny_flux2.klein(distilled=False), folder), _FLUX2, _TWO, _flux2
-    ),
+    "flux2-klein-base": Source(partial(tiny_flux2.klein, distilled=False), _FLUX2, _TWO, _flux2),
 }
 
 
@@ -218,7 +216,7 @@ def made(name: str, folder: Path) -> Model:
     """Save the model of that name to the empty `folder`."""
     source = {**SOURCES, **BASES}[name]
     with small_qwen():
-        source.save(folder)
+        tiny.save(source.make(), folder)
     further = {}
     if source.adapter:
         further["adapter"] = str(tiny_uno.save(folder / "dit_lora.safetensors", tiny_uno.uno_lora()))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from customized_grpo.config import PolicyConfig
 from customized_grpo.config.kinds import Preset
 from customized_grpo.policies.adapters import Terms, adapter_terms
-from customized_grpo.utils.hub import ModelError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Linear layers of joint attention by diffusers' names: LoRA targets in every built-in model."""
@@ -117,28 +116,15 @@ class PipelineHooks(ABC):
 
     def shift(self, steps: int, tokens: int) -> float:
         """Return the scheduler's mu for these numbers of steps and image tokens; here as FLUX.1 and Qwen-Image."""
-        return linear_shift(self._pipeline.scheduler.config, tokens)
+        scheduler = self._pipeline.scheduler.config
+        base, largest = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+        fewest, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+        slope = (largest - base) / (most - fewest)
+        return tokens * slope + (base - slope * fewest)
 
     def adapter_terms(self, transformer: nn.Module, path: str) -> Terms:
         """Return the LoRA of `config.adapter` by layer. Raises ModelError if it does not fit."""
         return adapter_terms(transformer, self.pipelines[0], path)
-
-
-def token_grid(multiple: int, key: str, height: int, width: int) -> Grid:
-    """Return rows and columns of tokens of `multiple` pixels; `key` is the setting to name if there are none."""
-    if height < multiple or width < multiple:
-        raise ModelError(
-            f"{key}: {height}x{width} is less than one token of this model; give at least {multiple}x{multiple}"
-        )
-    return height // multiple, width // multiple
-
-
-def linear_shift(scheduler: Any, tokens: int) -> float:
-    """Return mu as a linear function of the number of tokens, with the numbers of a scheduler's config."""
-    base, largest = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
-    fewest, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
-    slope = (largest - base) / (most - fewest)
-    return tokens * slope + (base - slope * fewest)
 
 
 def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

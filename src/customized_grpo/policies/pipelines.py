@@ -23,7 +23,7 @@ from customized_grpo.policies.backends import context_of, resolve_backend, use_b
 from customized_grpo.policies.checkpointing import checkpointing
 from customized_grpo.policies.compute import Placement, keep_freed_memory, takes_channels_last, use_channels_last
 from customized_grpo.policies.conditions import ConditionsFolder, conditions_folder
-from customized_grpo.policies.hooks import Grid, PipelineHooks, nearest_size, token_grid
+from customized_grpo.policies.hooks import Grid, PipelineHooks, nearest_size
 from customized_grpo.policies.loading import adopt_pipeline, load_part, load_pipeline, load_transformer
 from customized_grpo.policies.sharding import sum_over_processes
 from customized_grpo.policies.tuning import FullTuning, LoraTuning
@@ -326,4 +326,10 @@ class PipelinePolicy(PipelineHooks):
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
     def _tokens_of(self, key: str, height: int, width: int) -> Grid:
-        return token_grid(self.token_pixels, key, height, width)
+        """Return rows and columns of tokens of an image; `key` is the setting to name if there are none."""
+        side = self.token_pixels
+        if height < side or width < side:
+            raise ModelError(
+                f"{key}: {height}x{width} is less than one token of this model; give at least {side}x{side}"
+            )
+        return height // side, width // side
