@@ -6,18 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from proofs import apart, noise, ratios_are_one, tune
+from proofs import NEAR, apart, likeness, noise, only_the_lora_is_trainable, ratios_are_one, schemes, tune
 from steps import ETA, SAMPLER, sample, update
 from tiny_models import Model, each_model
-from torch import Tensor
-
-#: How near velocities of rounded weights come to those of the weights as they are, as a correlation.
-NEAR = {"int8": 0.99, "nf4": 0.9}
-schemes = pytest.mark.parametrize(("scheme", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
-
-
-def likeness(one: Tensor, other: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).float())[0, 1])
 
 
 @each_model("flux-kontext")
@@ -28,6 +19,9 @@ def test_a_lora_on_quantised_weights_learns_and_replays_its_own_bits(
 ) -> None:
     pytest.importorskip(package)
     policy, plain = (model.policy(device, dtype=dtype, quantise=one) for one in (scheme, None))
+    only_the_lora_is_trainable(policy)
+    weight = policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight
+    assert type(weight).__name__ == {"int8": "Int8Tensor", "nf4": "Params4bit"}[scheme]
     with torch.no_grad():
         one, other = (p.velocity(noise(p), torch.tensor([0.5]), model.encode(p)) for p in (policy, plain))
     assert apart(one, other) > 0 and likeness(one, other) > NEAR[scheme]

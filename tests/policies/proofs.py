@@ -38,6 +38,11 @@ FILE = "pytorch_lora_weights.safetensors"
 #: Runs a test for both ways of tuning.
 lora_and_full = pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 
+#: Runs a test for both schemes of quantisation, given the package that it needs.
+schemes = pytest.mark.parametrize(("scheme", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+#: How near velocities of rounded weights come to those of the weights as they are, as a correlation.
+NEAR = {"int8": 0.99, "nf4": 0.9}
+
 P = TypeVar("P", bound=Policy)
 
 
@@ -143,6 +148,11 @@ def apart(one: Tensor, other: Tensor) -> float:
     """The largest difference of two finite tensors of one shape, on any device."""
     assert one.shape == other.shape and one.isfinite().all() and other.isfinite().all()
     return (one.cpu() - other.cpu()).abs().max().item()
+
+
+def likeness(one: Tensor, other: Tensor) -> float:
+    """The correlation of the numbers of two tensors."""
+    return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).float())[0, 1])
 
 
 def near_in_bfloat16(found: Tensor, expected: Tensor) -> None:

@@ -30,10 +30,6 @@ CPU, CUDA, META = map(torch.device, ("cpu", "cuda", "meta"))
 EXPLICIT = [name for name in available_backends(CPU, torch.float32) if name != "auto"]
 
 
-def test_a_cpu_has_what_torch_has_there() -> None:
-    assert available_backends(CPU, torch.float32) == ["auto", "native", "flash", "math"]
-
-
 @pytest.mark.parametrize("model", ["flux-kontext", "flux2-klein", "qwen-image-edit"], indirect=True)
 def test_every_backend_learns_the_same_and_again_when_recomputed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's kernels are restricted to the one that was asked for, also by checkpointing."""

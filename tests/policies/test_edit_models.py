@@ -23,21 +23,6 @@ both = pytest.mark.parametrize("model", ["longcat-image-edit", "joyimage-edit-pl
 
 
 @both
-def test_cached_conditioning_has_the_same_bits_and_no_text_encoder(model: Model, tmp_path: Path) -> None:
-    plain = model.encode(model.policy(true_cfg=2.0)).rows
-    settings = {"true_cfg": 2.0, "conditions": tmp_path, "offload": True}
-    first, second = (model.policy(**settings) for _ in range(2))  # type: ignore[arg-type]
-    assert first._pipeline.text_encoder is None
-    conditions = model.encode(first)
-    assert first._pipeline.text_encoder is not None
-    half_way(first, conditions)
-    again = model.encode(second)
-    assert first._pipeline.text_encoder is None and second._pipeline.text_encoder is None
-    for name, row in plain.items():
-        assert torch.equal(conditions.rows[name], row) and torch.equal(again.rows[name], row), name
-
-
-@both
 def test_a_plan_has_the_models_shapes(model: Model) -> None:
     policy = model.policy(reference_sizes=[(64, 72)])
     plan = make_plan(embedded(Config, policy=policy.config), references=len(model.source.references))

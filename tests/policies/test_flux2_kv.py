@@ -119,10 +119,3 @@ def test_weights_that_changed_between_rollouts_are_used(model: Model) -> None:
 @kv
 def test_fsdp_is_refused(model: Model) -> None:
     refused(lambda: model.policy().shard(lambda module: module), "policy.kind", "FSDP")
-
-
-@kv
-def test_images_without_a_reference_are_the_pipelines(model: Model) -> None:
-    policy = model.policy()
-    sampled = sample_images(policy, policy.encode(PROMPT, []), noise(policy), policy.sigmas(STEPS))
-    assert apart(sampled, model.draw(model.stock(policy), noise(policy), image=None)) < 1e-4

@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
-from PIL import Image
 from proofs import FILE, PROMPT, STEPS, apart, euler, noise, refused, stock
 from safetensors.torch import load_file, save_file
 from tiny_models import Model
@@ -18,10 +17,6 @@ from tiny_models import Model
 from customized_grpo.config import LoraConfig
 
 kontext_model = pytest.mark.parametrize("model", ["flux-kontext"], indirect=True)
-
-
-def make_image(height: int = 16, width: int = 24, seed: int = 0) -> Image.Image:
-    return proofs.random_image(height, width, seed)
 
 
 # Sampling
@@ -42,17 +37,10 @@ def test_noise_levels_that_depend_on_the_size_are_the_pipelines(model: Model, tm
 
 
 @kontext_model
-def test_without_references_it_is_the_pipeline_without_image(model: Model) -> None:
-    policy = model.policy()
-    sampled = euler(policy, noise(policy), policy.encode(PROMPT, []))
-    assert apart(sampled, model.draw(model.stock(policy), noise(policy), image=None)) < 1e-4
-
-
-@kontext_model
 def test_references_are_resized_as_the_pipeline_does(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(24, 16), (16, 16), (20, 36)]  # (width, height), and no multiples of a token
     monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)
-    policy, image = model.policy(reference_sizes=None), make_image(90, 50)
+    policy, image = model.policy(reference_sizes=None), proofs.random_image(90, 50, 0)
     conditions = policy.encode(PROMPT, [image])
     assert conditions.rows["reference_1"].shape[1:3] == (4, 2)
     expected = model.draw(model.stock(policy), noise(policy), image=image, _auto_resize=True)
@@ -62,7 +50,7 @@ def test_references_are_resized_as_the_pipeline_does(model: Model, monkeypatch: 
 def test_several_references_have_ids_and_tokens_of_their_own(folder: Path) -> None:
     """The pipeline takes one only: held against the transformer given tokens and ids by hand."""
     policy = proofs.kontext(folder, reference_sizes=[(16, 24), (24, 16)])
-    images = [make_image(16, 24, 1), make_image(24, 16, 2)]
+    images = [proofs.random_image(16, 24, 1), proofs.random_image(24, 16, 2)]
     x, sigma = noise(policy), torch.tensor([0.7])
     found = policy.velocity(x, sigma, policy.encode(PROMPT, images))
 

@@ -64,7 +64,9 @@ TWO = list(SOURCES["qwen-image-edit"].references)
 @pytest.mark.parametrize(
     ("model", "choices"),
     [
+        ("flux-kontext", [[]]),
         ("flux2-klein", [[], CROPPED]),
+        ("flux2-klein-kv", [[]]),
         ("flux2-dev", [[], CROPPED]),
         ("qwen-image-edit", [TWO[:1], TWO[::-1]]),
         ("qwen-image-edit-2511", [TWO[:1], TWO[::-1]]),

@@ -10,20 +10,17 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, TorchAoConfig
 from embedded import embedded
-from proofs import LORA, PROMPT, noise, refused
+from proofs import LORA, NEAR, PROMPT, likeness, noise, refused, schemes
 from pydantic import ValidationError
-from torch import Tensor
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.config.loading import load_config
-from customized_grpo.method import SAMPLERS
-from customized_grpo.trainer.rollout import noise_levels, sample_trajectories
 
 HALF = torch.tensor([0.5])
 
 
 @pytest.mark.parametrize("key", ["quantise", "quantise_text_encoders"])
-@pytest.mark.parametrize(("scheme", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+@schemes
 def test_a_missing_package_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, scheme: str, package: str
 ) -> None:
@@ -37,43 +34,6 @@ def test_what_cannot_be_quantised_is_refused() -> None:
         embedded(PolicyConfig, lora=None, quantise="int8")
     with pytest.raises(ValueError, match=r"policy\.quantise"):
         load_config(None, ["policy.quantise=int3"])
-
-
-#: How near velocities of rounded weights come to those of the weights as they are, as a correlation.
-NEAR = {"int8": 0.99, "nf4": 0.9}
-schemes = pytest.mark.parametrize(("scheme", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
-
-
-def likeness(one: Tensor, other: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).float())[0, 1])
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@schemes
-def test_a_lora_on_quantised_weights_learns_and_replays_its_own_bits(
-    folder: Path, tmp_path: Path, dtype: str, scheme: str, package: str
-) -> None:
-    pytest.importorskip(package)
-    policy, plain = (proofs.kontext(folder, dtype=dtype, quantise=one) for one in (scheme, None))
-    conditions = policy.encode(PROMPT, [proofs.random_image(16, 24, 0)])
-    proofs.only_the_lora_is_trainable(policy)
-    weight = policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight
-    assert type(weight).__name__ == {"int8": "Int8Tensor", "nf4": "Params4bit"}[scheme]
-    one, other = (p.velocity(noise(p), HALF, conditions).detach() for p in (policy, plain))
-    assert not torch.equal(one, other)
-    assert likeness(one, other) > NEAR[scheme]
-    proofs.tune(policy)
-    sigmas = noise_levels(policy, 4, None)
-    two = conditions.select(torch.zeros(2, dtype=torch.long))
-    steps = torch.randn(2, 3, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
-    step = SAMPLERS["dance"]
-    sampled = sample_trajectories(policy, torch.arange(2), two, noise(policy, 2), steps, sigmas, 0, step, 0.4)
-    proofs.ratios_are_one(policy, sampled, "dance", 0.4)
-    policy._transformer.zero_grad()
-    assert proofs.without_gradient(policy, conditions) == set()
-    policy.save(tmp_path)
-    plain.load(tmp_path)
-    assert all(torch.equal(w, plain.trainable()[n]) for n, w in policy.trainable().items())
 
 
 @schemes

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from proofs import PROMPT, apart, flux_velocity, half_way, noise, refused, stock
-from tiny_uno import make_image, policy_of
+from proofs import PROMPT, apart, flux_velocity, half_way, noise, random_image, refused, stock
+from tiny_uno import policy_of
 
 
 def test_references_are_appended_with_their_ids(flux_folder: Path) -> None:
     policy = policy_of(flux_folder)
-    images = [make_image(16, 24, 1), make_image(24, 16, 2)]
+    images = [random_image(16, 24, 1), random_image(24, 16, 2)]
     velocity = half_way(policy, policy.encode(PROMPT, images))
     # The image has 4x3 tokens, the references 2x3 and 3x2.
     ids = [[0, r, c] for r in range(4) for c in range(3)]
@@ -43,7 +43,7 @@ def test_references_are_appended_with_their_ids(flux_folder: Path) -> None:
 @pytest.mark.parametrize(("count", "sides"), [(1, (512, 297, 296)), (2, (320, 185, 184))])
 def test_unos_own_sizes(flux_folder: Path, count: int, sides: tuple[int, int, int]) -> None:
     policy = policy_of(flux_folder, reference_sizes=None)
-    image = make_image(131, 76)
+    image = random_image(131, 76, 0)
     width, shorter, cropped = sides
     rows = policy.encode(PROMPT, [image.transpose(Image.Transpose.ROTATE_90)] * count).rows
     given = image.transpose(Image.Transpose.ROTATE_90).resize((width, shorter), Image.Resampling.LANCZOS)
@@ -54,10 +54,10 @@ def test_unos_own_sizes(flux_folder: Path, count: int, sides: tuple[int, int, in
         assert torch.equal(rows[name], row), name
     upright = policy.encode(PROMPT, [image] * count).rows["reference_1"]
     assert upright.shape[1:3] == (width // 8, cropped // 8)
-    square = policy.encode(PROMPT, [make_image(49, 49)] * count).rows["reference_1"]
+    square = policy.encode(PROMPT, [random_image(49, 49, 0)] * count).rows["reference_1"]
     assert square.shape[1:3] == (width // 8, width // 8)
 
 
 def test_references_of_less_than_one_token_are_refused(flux_folder: Path) -> None:
     policy = policy_of(flux_folder, reference_sizes=None)
-    refused(lambda: policy.encode(PROMPT, [make_image(4, 400)]), "policy.reference_sizes", "8x8")
+    refused(lambda: policy.encode(PROMPT, [random_image(4, 400, 0)]), "policy.reference_sizes", "8x8")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from proofs import PROMPT, apart, half_way, refused, stock, tune
-from tiny_uno import euler, make_image, policy_of, save, stock_image, uno_lora
+from proofs import PROMPT, apart, half_way, random_image, refused, schemes, stock, tune
+from tiny_uno import euler, policy_of, save, stock_image, uno_lora
 from torch import Tensor, nn
 
 import customized_grpo
@@ -40,7 +40,7 @@ def test_the_stock_pipeline_reads_the_same_file_to_the_same_end(
     assert apart(euler(policy), before) > 1e-2
 
 
-@pytest.mark.parametrize(("scheme", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+@schemes
 def test_it_is_fused_before_weights_are_quantised(
     flux_folder: Path, uno_adapter: Path, tmp_path: Path, scheme: str, package: str
 ) -> None:
@@ -54,7 +54,7 @@ def test_it_is_fused_before_weights_are_quantised(
         policy_of(tmp_path, quantise=scheme),
     )
     assert type(policy._transformer.transformer_blocks[0].attn.to_q.base_layer.weight) is not nn.Parameter
-    conditions = policy.encode(PROMPT, [make_image()])
+    conditions = policy.encode(PROMPT, [random_image(16, 24, 0)])
     assert torch.equal(half_way(policy, conditions), half_way(expected, conditions))
     assert apart(half_way(policy, conditions), half_way(policy_of(flux_folder, quantise=scheme), conditions)) > 1e-2
 
@@ -62,24 +62,16 @@ def test_it_is_fused_before_weights_are_quantised(
 START: dict[str, Any] = {"adapter_as": "start", "lora": LoraConfig(rank=8, alpha=3)}
 
 
-def test_training_starts_from_it(flux_folder: Path, uno_adapter: Path, tmp_path: Path) -> None:
-    policy, fused = (
-        policy_of(flux_folder, adapter=str(uno_adapter), **START),
-        policy_of(flux_folder, adapter=str(uno_adapter)),
-    )
-    conditions = policy.encode(PROMPT, [make_image(), make_image(24, 16, 1)])
+def test_a_resumed_run_has_the_untuned_model_that_it_began_with(
+    flux_folder: Path, uno_adapter: Path, tmp_path: Path
+) -> None:
+    policy, resumed = (policy_of(flux_folder, adapter=str(uno_adapter), **START) for _ in range(2))
+    conditions = policy.encode(PROMPT, [random_image(16, 24, 0), random_image(24, 16, 1)])
     begun = half_way(policy, conditions)
-    assert apart(begun, half_way(fused, conditions)) < 1e-5
-    assert apart(begun, half_way(policy_of(flux_folder), conditions)) > 1e-2
-    # The untuned model is the one that it began as, before and after a run that goes on.
     tune(policy)
     tuned = half_way(policy, conditions)
     assert apart(tuned, begun) > 1e-3
-    with policy.reference():
-        assert torch.equal(half_way(policy, conditions), begun)
-    assert torch.equal(half_way(policy, conditions), tuned)
     policy.save(tmp_path)
-    resumed = policy_of(flux_folder, adapter=str(uno_adapter), **START)
     resumed.load(tmp_path)
     assert torch.equal(half_way(resumed, conditions), tuned)
     with resumed.reference():
@@ -128,22 +120,14 @@ def test_a_bad_adapter_is_refused_and_changes_nothing(flux_folder: Path, tmp_pat
         weights = {name: weight for name, weight in {**good, **changes}.items() if name != without}
         return save(tmp_path / "dit_lora.safetensors", weights)
 
-    for name in (
-        "single_blocks.1.processor.mlp_lora.down.weight",
-        "double_blocks.1.processor.qkv_lora.down.weight",
-        "single_blocks.1.processor.proj_lora.alpha",
-        "transformer.single_blocks.1.processor.proj_lora.up.weight",
-    ):
+    for name in ("double_blocks.1.processor.qkv_lora.down.weight", "single_blocks.1.processor.proj_lora.alpha"):
         refused(lambda name=name: fuse_uno_lora(transformer, file({name: torch.ones(6, 32)})), name, "no key of UNO")
     refused(lambda: fuse_uno_lora(transformer, file({}, key)), key, "lacks")
-    refused(lambda: fuse_uno_lora(transformer, file({}, key.replace("down", "up"))), key, "lacks")
     refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(6, 32)})), layer, "(rank, 160)")
     refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(5, 160)})), layer, "(32, rank)")
     refused(lambda: fuse_uno_lora(transformer, file({key: torch.ones(6)})), layer)
     deeper = save(tmp_path / "deeper.safetensors", uno_lora(layers=3))
     refused(lambda: fuse_uno_lora(transformer, deeper), "policy.path has no", "transformer_blocks.2")
-    wider = save(tmp_path / "wider.safetensors", uno_lora(width=48))
-    refused(lambda: fuse_uno_lora(transformer, wider), "another model", "(rank, 32)")
     refused(lambda: fuse_uno_lora(transformer, save(tmp_path / "none.safetensors", {})), "no weights")
     (tmp_path / "text.safetensors").write_text("not a file of weights")
     refused(lambda: fuse_uno_lora(transformer, tmp_path / "text.safetensors"), "not a LoRA in safetensors")

@@ -8,8 +8,7 @@ from typing import Any
 import proofs
 import torch
 from diffusers import FluxPipeline
-from PIL import Image
-from proofs import PROMPT, STEPS, built, noise, random_image
+from proofs import PROMPT, STEPS, built, noise
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -44,10 +43,6 @@ def save(path: Path, weights: dict[str, Tensor]) -> Path:
 
 def policy_of(folder: Path, **changes: Any) -> UnoPolicy:
     return built(UnoPolicy, folder, **{"kind": "uno", "reference_sizes": [(16, 24), (24, 16), (16, 16)], **changes})
-
-
-def make_image(height: int = 16, width: int = 24, seed: int = 0) -> Image.Image:
-    return random_image(height, width, seed)
 
 
 @torch.no_grad()

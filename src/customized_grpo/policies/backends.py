@@ -98,8 +98,7 @@ def with_contiguous_gradients(attention: Callable[..., Any]) -> Callable[..., An
 
     @wraps(attention)
     def compute(*args: Any, **kwargs: Any) -> Any:
-        found = attention(*args, **kwargs)
-        return _ContiguousGradient.apply(found) if isinstance(found, Tensor) else found
+        return _ContiguousGradient.apply(attention(*args, **kwargs))
 
     return compute
 
