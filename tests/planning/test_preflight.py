@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,11 @@ from embedded import embedded
 from servers import Scripted, reply
 from typer.testing import CliRunner
 
-from customized_grpo import __version__
 from customized_grpo.cli import app
 from customized_grpo.config import Config, DataConfig, PolicyConfig, RewardConfig
 from customized_grpo.planning import check_models
 from customized_grpo.policies import build_policy
 from customized_grpo.utils.hub import ModelError
-from customized_grpo.utils.machine import versions
 
 WEIGHTS, TOO_LARGE = 1000, 10**16
 REWARD = [
@@ -162,15 +160,3 @@ def test_a_processor_without_its_package_is_reported_before_weights_load(tmp_pat
     next((tmp_path / "text_encoder").glob("*.safetensors")).unlink()  # would be an error of its own, later
     with pytest.raises(ModelError, match=r"Qwen2VLProcessor of .*needs a package .*; pip install torchvision$"):
         build_policy(embedded(PolicyConfig, kind="qwen-image-edit", path=str(tmp_path)))
-
-
-def test_a_source_tree_without_installed_metadata_has_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed: Callable[[str], str] = importlib.metadata.version
-
-    def missing(name: str) -> str:
-        if name == "customized-grpo":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return installed(name)
-
-    monkeypatch.setattr("customized_grpo.utils.machine.version", missing)
-    assert versions()["customized-grpo"] == __version__

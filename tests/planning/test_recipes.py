@@ -14,7 +14,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinKVPipeline,
     Flux2KleinPipeline,
-    QwenImageEditPlusPipeline,
 )
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from diffusers.pipelines.flux2 import pipeline_flux2_klein as klein
@@ -23,7 +22,6 @@ from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
 from customized_grpo.planning import make_plan
 from customized_grpo.policies import build_policy
-from customized_grpo.trainer.grpo import trained_count
 from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.outlines import config_reader
 
@@ -80,20 +78,10 @@ def test_hardware_changes_neither_method_nor_model(hardware: str) -> None:
     assert settings["num_processes"] == load_config(RECIPES / "hardware" / "8gpu.yaml").rollout.pairs
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_photos_keep_their_shape(model: str) -> None:
-    policy = load_config(RECIPES / f"{model}.yaml").policy
-    assert policy.reference_sizes is None or len(policy.reference_sizes) > 10
-    assert policy.kind == "uno" or (policy.sizes is not None and len(policy.sizes) > 10), (
-        "the paper's images are square"
-    )
-
-
-def test_kontext_has_its_own_resolutions_and_guidance() -> None:
+def test_kontext_has_its_own_resolutions() -> None:
     policy = load_config(RECIPES / "kontext-dev.yaml").policy
     assert policy.sizes is not None and policy.reference_sizes is None, "references by the pipeline's rule"
     assert sorted((width, height) for height, width in policy.sizes) == sorted(kontext.PREFERRED_KONTEXT_RESOLUTIONS)
-    assert policy.guidance == 2.5
 
 
 @pytest.mark.parametrize(("recipe", "guidance"), [("kontext-dev.yaml", 2.5), ("paper.yaml", 3.5)])
@@ -143,11 +131,6 @@ def test_the_fast_recipe_is_the_papers_work_with_fewer_evaluations() -> None:
     steps = [stochastic_steps(fast.rollout, fast.seed, iteration) for iteration in range(fast.train.iterations)]
     assert {step for window in steps for step in window} == set(range(15)), "the noisy steps, all of them"
     assert len(stochastic_steps(paper.rollout, paper.seed, 0)) == 24
-    trained = [
-        trained_count(len(stochastic_steps(config.rollout, config.seed, 0)), config.train.trained_fraction)
-        for config in (paper, fast)
-    ]
-    assert trained == [14, 4]
 
 
 @pytest.mark.parametrize("recipe", ["flux2-klein", "flux2-klein-distilled", "flux2-klein-kv"])
@@ -162,10 +145,6 @@ def test_klein_samples_as_its_pipeline_does(recipe: str) -> None:
     assert config.rollout.window is None and config.rollout.shift is None
     index = config_reader(config.policy.path)("model_index.json")
     assert index["_class_name"] == pipeline.__name__ and index.get("is_distilled", True) is distilled
-    if recipe == "flux2-klein-kv":
-        assert config.rollout.steps == usual["num_inference_steps"]
-    if distilled:
-        assert trained_count(config.rollout.steps - 1, config.train.trained_fraction) == 3
 
     policy = build_policy(config.policy.model_copy(update={"device": "meta"}))
     steps, tokens = config.rollout.steps, math.prod(policy.latent_shape[:-1])
@@ -173,9 +152,3 @@ def test_klein_samples_as_its_pipeline_does(recipe: str) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=klein.compute_empirical_mu(tokens, steps))
     assert (tokens, torch.equal(levels, scheduler.sigmas)) == (1024, True)
-
-
-def test_qwen_image_edit_has_its_pipelines_guidance() -> None:
-    policy = load_config(RECIPES / "qwen-image-edit.yaml").policy
-    usual = inspect.signature(QwenImageEditPlusPipeline.__call__).parameters["true_cfg_scale"].default
-    assert (policy.true_cfg, policy.negative_prompt) == (usual, " ")

@@ -99,15 +99,11 @@ def test_another_models_weights_are_refused_and_change_nothing(folder: Path, tmp
         (wider, proofs.LORA, ("another model", "policy.path")),
         (deeper, proofs.LORA, ("policy lacks transformer.",)),
         (folder, LoraConfig(rank=2, alpha=6), ("policy.lora.rank",)),
-        (folder, LoraConfig(rank=4, alpha=5), ("policy.lora.alpha to 5",)),
         (folder, LoraConfig(rank=4, alpha=6, targets=["to_q"]), ("file lacks", "policy.lora.targets")),
     ]
     for number, (path, lora, words) in enumerate(cases):
         proofs.kontext(path, lora=lora).save(tmp_path / str(number))
         refused(lambda number=number: policy.load(tmp_path / str(number)), FILE, *words)
-    refused(lambda: policy.load(tmp_path / "nowhere"), FILE, "no such file")
-    (tmp_path / FILE).write_bytes(b"not a file of weights")
-    refused(lambda: policy.load(tmp_path), FILE, "not a LoRA")
     assert all(torch.equal(parameter, before[name]) for name, parameter in policy.trainable().items())
     full = proofs.kontext(folder, lora=None)
     refused(lambda: full.load(tmp_path / "0"), "no saved transformer")

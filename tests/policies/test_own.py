@@ -147,7 +147,7 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "class Empty:\n    def __init__(self, config):\n        pass\n\n\nclass Broken:\n"
-        "    def __init__(self, config):\n        raise KeyError('what\\nnot')\n\n\nnumber = 3\n"
+        "    def __init__(self, config):\n        raise KeyError('what\\nnot')\n"
     )
 
     def of(kind: str) -> Callable[[], object]:
@@ -155,10 +155,6 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path: Path) -> None:
 
     refused(of(f"{file}:Empty"), "policy.kind", "Empty has no", "protocols.Policy")
     refused(of(f"{file}:Broken"), "policy.kind", "could not be constructed", "KeyError")
-    refused(of(f"{file}:Empti"), "policy.kind", "did you mean 'Empty'")
-    refused(of(f"{file}:number"), "policy.kind", "is a int")
-    refused(of("nowhere.py:Policy"), "policy.kind", "no file nowhere.py")
-    refused(of("no_such_package.module:Policy"), "policy.kind", "no_such_package", "install")
     with pytest.raises(
         ValueError, match=r"flux-kontext, uno, flux2, flux2-klein-kv, qwen-image-edit, .*joyimage-edit-plus, or package"
     ):

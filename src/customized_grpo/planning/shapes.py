@@ -192,22 +192,17 @@ def of_all_blocks(transformer: nn.Module, count: Callable[[], tuple[int, ...]]) 
         transformer: A diffusers model; it has fewer blocks while `count` is called.
         count: Computes with the transformer, and counts things that grow with its blocks by equal amounts.
     """
-    few = _few(transformer)
+    lists = {name: part for name, part in transformer.named_children() if isinstance(part, nn.ModuleList)}
+    few = {name: min(len(blocks), _LONGEST_LIST - 1) for name, blocks in lists.items()}
     with _cut(transformer, few):
         total = base = count()
     for name, blocks in few.items():
-        left = len(getattr(transformer, name)) - blocks
+        left = len(lists[name]) - blocks
         if left:
             with _cut(transformer, {**few, name: blocks + 1}):
                 more = count()
             total = tuple(t + left * (m - b) for t, m, b in zip(total, more, base, strict=True))
     return total
-
-
-def _few(transformer: nn.Module) -> dict[str, int]:
-    """Return the number of blocks to compute with, by the name of each list of blocks."""
-    lists = ((name, part) for name, part in transformer.named_children() if isinstance(part, nn.ModuleList))
-    return {name: min(len(blocks), _LONGEST_LIST - 1) for name, blocks in lists}
 
 
 @contextmanager
@@ -232,9 +227,13 @@ def measure(compute: Callable[[], object]) -> tuple[int, int]:
     of all pairs of tokens.
     """
     counted, functional = _Counted(), torch.nn.functional
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        return _Fused.apply(query, key, value, counted)
+
     # Not by a TorchFunctionMode, which is off where gradient checkpointing recomputes a block.
     own = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = partial(_fused_attention, counted)
+    functional.scaled_dot_product_attention = fused
     try:
         with counted:
             compute()
@@ -286,10 +285,6 @@ def _layout(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(map(_layout, value))
     return type(value), value
-
-
-def _fused_attention(counted: _Counted, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    return _Fused.apply(query, key, value, counted)
 
 
 class _Fused(torch.autograd.Function):

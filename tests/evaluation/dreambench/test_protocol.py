@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from customized_grpo.config import ConfigError
-from customized_grpo.evaluation.dreambench.folder import check_template
 from customized_grpo.evaluation.dreambench.protocol import PROTOCOLS, EvaluationProtocol, Metric, load_protocol
 from customized_grpo.rewards import KINDS
 
@@ -54,11 +53,3 @@ def test_protocols_that_are_none(protocol: Path, tmp_path: Path, change: dict[st
     with pytest.raises(ConfigError, match=text) as caught:
         load_protocol(str(path))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("template", ["{subject}_{prompt}.png", "{subject.name}/{prompt}_{index}.png", "{seed}", "{a"])
-def test_templates_that_cannot_name_images(template: str) -> None:
-    check_template("{prompt}-{subject}.png", images=1)
-    check_template("{subject}/{prompt:02}/{index:04}.jpg", images=2)
-    with pytest.raises(ConfigError, match="--image-pattern"):
-        check_template(template, images=2)
