@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from devices import GPU
-from proofs import apart, half_way, near_in_bfloat16, tune
+from proofs import apart, learned, near_in_bfloat16
 from steps import apart_in_length
 from tiny_models import SOURCES, Model, small_qwen
 from torch import Tensor
@@ -25,11 +25,8 @@ _SECONDS = 600
 def velocity_and_gradient(model: Model, device: str, dtype: str, backend: str) -> tuple[Tensor, Tensor]:
     """Of a tuned policy with checkpointing: all kinds of blocks, the last with fewer queries than keys."""
     policy = model.policy(device, dtype=dtype, attention=backend, gradient_checkpointing=True)
-    tune(policy)
-    velocity = half_way(policy, model.encode(policy))
-    velocity.square().mean().backward()
-    gradients = [weight.grad.flatten() for weight in policy.trainable().values() if weight.grad is not None]
-    return velocity.detach(), torch.cat(gradients)
+    velocity, *gradients = learned(policy, model.encode(policy))
+    return velocity, torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def compare(folders: dict[str, tuple[Path, dict[str, str]]], device: str, dtype: str, backend: str) -> None:

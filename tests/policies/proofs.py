@@ -5,8 +5,6 @@ Images have 32x24 pixels and are sampled in `STEPS` steps, in float32 on the CPU
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -168,14 +166,6 @@ def refused(action: Callable[[], object], *words: str) -> None:
     assert "\n" not in text
     for word in words:
         assert word in text
-
-
-def renamed(folder: Path, copy: Path, pipeline_class: str) -> Path:
-    """A copy of the pipeline in `folder` that says it is of another class."""
-    shutil.copytree(folder, copy)
-    index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": pipeline_class}))
-    return copy
 
 
 def frozen_row(conditions: Conditions) -> None:
