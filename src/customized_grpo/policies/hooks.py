@@ -14,8 +14,6 @@ from customized_grpo.policies.adapters import Terms, adapter_terms
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Linear layers of joint attention by diffusers' names: LoRA targets in every built-in model."""
-PATCH = 2
-"""Patch size of the pipelines: 2x2 latents make one token."""
 
 Grid = tuple[int, int]
 
@@ -57,7 +55,7 @@ class PipelineHooks(ABC):
     @property
     def token_pixels(self) -> int:
         """Side of a token's square in pixels."""
-        return self._pipeline.vae_scale_factor * PATCH
+        return self._pipeline.vae_scale_factor * 2  # 2x2 latents make one token
 
     @abstractmethod
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
