@@ -37,6 +37,13 @@ def test_noise_levels_that_depend_on_the_size_are_the_pipelines(model: Model, tm
 
 
 @kontext_model
+def test_without_references_it_is_the_pipeline_without_image(model: Model) -> None:
+    policy = model.policy()
+    sampled = euler(policy, noise(policy), policy.encode(PROMPT, []))
+    assert apart(sampled, model.draw(model.stock(policy), noise(policy), image=None)) < 1e-4
+
+
+@kontext_model
 def test_references_are_resized_as_the_pipeline_does(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(24, 16), (16, 16), (20, 36)]  # (width, height), and no multiples of a token
     monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)

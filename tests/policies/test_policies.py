@@ -64,7 +64,6 @@ TWO = list(SOURCES["qwen-image-edit"].references)
 @pytest.mark.parametrize(
     ("model", "choices"),
     [
-        ("flux-kontext", [[]]),
         ("flux2-klein", [[], CROPPED]),
         ("flux2-klein-kv", [[]]),
         ("flux2-dev", [[], CROPPED]),
