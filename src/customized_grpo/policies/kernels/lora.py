@@ -20,16 +20,17 @@ USABLE = usable("LoRA", {Linear.forward: "ec0a80f5c5ce"})
 
 
 class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
-    """peft's LoRA of an `nn.Linear` by this kernel; it has one adapter, without dropout, bias or variant (DoRA)."""
+    """peft's LoRA of an `nn.Linear`, by this kernel while one adapter is active; it has neither dropout nor bias."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer's output (..., out_features) of x (..., in_features)."""
         base = self.base_layer
-        if not shortcuts.taken() or self.merged or x.dtype != base.weight.dtype:
+        active = self.active_adapters
+        if not shortcuts.taken() or self.merged or len(active) != 1 or x.dtype != base.weight.dtype:
             return super().forward(x)
         if self.disable_adapters:
             return linear(x.reshape(-1, x.shape[-1]), base.weight, base.bias).view(*x.shape[:-1], -1)
-        (name,) = self.active_adapters
+        name = active[0]
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
         return _LowRankProduct.apply(x, base.weight, base.bias, down, up, self.scaling[name])
 
