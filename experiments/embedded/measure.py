@@ -89,9 +89,9 @@ def spread(name: str, scores: Tensor) -> Results:
     return {f"{name} mean": float(scores.mean()), f"{name} std": float(scores.std())}
 
 
-def identity(path: str, samples: list[Sample], coloured: list[Sample]) -> dict[str, Results]:
-    """Score an identity encoder with the cut-out reference and with the plain one."""
-    results = {}
+def identity(path: str, samples: list[Sample], others: list[Sample]) -> dict[str, Results]:
+    """Score an identity encoder with the cut-out reference and with the plain one; `others` may have other colours."""
+    coloured, results = [sample for sample in others if sample.prompt.attributes.colour is not None], {}
     for way in ("segmented reference", "plain reference"):
         options = {"segmented": way.startswith("segmented")}
         reward = build_reward(RewardConfig(kind="dino", role="identity", path=path, options=options), "cpu")
@@ -104,12 +104,12 @@ def identity(path: str, samples: list[Sample], coloured: list[Sample]) -> dict[s
             true.append(table.diagonal())
             other.append(table[~torch.eye(CANDIDATES, dtype=torch.bool)])
             first.append(table.argmax(1) == torch.arange(CANDIDATES))
-        others = [sample.pair(f"coloured {i}") for i, sample in enumerate(coloured)]
+        references = [sample.pair(f"coloured {i}") for i, sample in enumerate(coloured)]
         results[way] = {
             f"top-1 of {CANDIDATES}": float(torch.cat(first).float().mean()),
             **spread("true image", torch.cat(true)),
             **spread("copied reference", reward(tensors(samples, "reference"), pairs)),
-            **spread("in another colour", reward(tensors(coloured, "target"), others)),
+            **spread("in another colour", reward(tensors(coloured, "target"), references)),
             **spread("wrong subject", torch.cat(other)),
         }
     return results
@@ -161,28 +161,24 @@ def generated(policy: Policy, samples: list[Sample], steps: int, seed: int) -> l
 
 def right_answers(bare: list[Sample], known: list[Sample], unseen: list[Sample]) -> Results:
     """Return shares of right answers by the monitors, in 0..1, and the mean identity score."""
-    coloured = [sample for sample in known if sample.prompt.attributes.colour is not None]
-    found = identity("embedded/monitor-identity", bare, coloured)["segmented reference"]
+    found = identity("embedded/monitor-identity", bare, known)["segmented reference"]
     results = {"subject": found[f"top-1 of {CANDIDATES}"], "identity score": found["true image mean"]}
     guard = build_reward(RewardConfig(kind="copy-paste", role="guard"), "cpu")
     correlation = guard(tensors(bare, "target"), [sample.pair(str(i)) for i, sample in enumerate(bare)])
     results["copied"] = float((correlation > COPIED).float().mean())
     for name, part in prompt("embedded/monitor-prompt", known, unseen).items():
-        for key, value in part.items():
-            kind = key.split(",")[0]
-            if (", 1 of " in key or key == "all four") and kind in GUESSES:
-                results[f"{kind}, {name}"] = value
+        results |= {f"{kind}, {name}": part[f"{kind}, 1 of {len(NAMED[kind])}"] for kind in FOUR}
+        results[f"all four, {name}"] = part["all four"]
     return results
 
 
 def measure_encoders(
     options: argparse.Namespace, bare: list[Sample], known: list[Sample], unseen: list[Sample]
 ) -> object:
-    coloured = [sample for sample in known if sample.prompt.attributes.colour is not None]
     results = {}
     for name in options.only:
         path = f"embedded/{name}"
-        found = identity(path, bare, coloured) if name.endswith("identity") else prompt(path, known, unseen)
+        found = identity(path, bare, known) if name.endswith("identity") else prompt(path, known, unseen)
         results[name] = {way: {key: round(one, 3) for key, one in values.items()} for way, values in found.items()}
     return results
 
@@ -202,7 +198,7 @@ def measure_policy(options: argparse.Namespace, *sets: list[Sample]) -> object:
     if options.grid:
         rows = [
             [Image.fromarray(image) for image in (a.reference.image, b.target.image, a.target.image)]
-            for a, b in list(zip(sets[1], made[1], strict=True))[:12]
+            for a, b in zip(sets[1][:12], made[1][:12], strict=True)
         ]
         labels = [sample.prompt.text for sample in sets[1][:12]]
         image_grid(options.grid, rows, labels, ("reference", "generated", "the world's own"))

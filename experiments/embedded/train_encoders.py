@@ -11,6 +11,7 @@ by how much of a prompt is right. `--resume` continues from the weights in the o
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +38,6 @@ class Spec:
     new: Callable[[], nn.Module]
     seed: int
     steps: int
-    rate: float = 1e-3
 
 
 def new_dino(width: int, depth: int, heads: int) -> Dinov2Model:
@@ -216,9 +216,7 @@ class PromptTask(nn.Module):
 
 def save(model: nn.Module, folder: Path) -> None:
     """Write a folder as on the Hub: float16 weights, image processor, tokenizer."""
-    half = type(model)(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
+    copy.deepcopy(model).half().save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     clip, grey = isinstance(model, CLIPModel), [0.5, 0.5, 0.5]
     processor = CLIPImageProcessor if clip else BitImageProcessor
@@ -231,14 +229,13 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, rate=1e-3)
     arguments.add_argument("encoder", choices=SPECS)
     arguments.add_argument("--steps", type=int)
-    arguments.add_argument("--rate", type=float)
     arguments.add_argument("--resume", action="store_true")
     options = arguments.parse_args()
     spec, folder = SPECS[options.encoder], options.out / options.encoder
-    options.steps, options.rate = options.steps or spec.steps, options.rate or spec.rate
+    options.steps = options.steps or spec.steps
     options.seed = spec.seed + (1000 if options.resume else 0)
     torch.manual_seed(options.seed)
     model = spec.new()

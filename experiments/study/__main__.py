@@ -17,9 +17,10 @@ from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.parts import policy_with_adapter
 from customized_grpo.utils.records import write_bytes, write_json
 from customized_grpo.utils.terminal import plain_console
+from experiments.study.figures import draw_gradients
 from experiments.study.gradients import gradient_evidence, other_than, read_evidence
 from experiments.study.plan import StudyConfig, StudyRun, load_study, plan
-from experiments.study.report import GRADIENTS, draw_gradients, gradients_tables, write_report
+from experiments.study.report import GRADIENTS, gradients_tables, write_report
 from experiments.study.results import read_results
 from experiments.study.runner import run_all
 
@@ -109,7 +110,7 @@ def measure_gradients(path: Path, out: Path, console: Console, at: Path | None =
     out.mkdir(parents=True, exist_ok=True)
     _measure_gradients(study, ours, out, console, at)
     evidence = read_evidence(out / GRADIENTS)
-    draw_gradients(out, evidence)
+    draw_gradients(out / "gradients.png", evidence)
     console.print(*gradients_tables(evidence))
     console.print(f"look at {out}/gradients.png")
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,18 +25,18 @@ from customized_grpo.figures.style import (
     grid_shape,
     integer_ticks,
 )
+from experiments.study.gradients import AtStep, Evidence
 
 Curve = Sequence[tuple[int, float]]
 """(iteration, score) of one seed; iteration 0 is the base model."""
 Shares = tuple[float, float, float]
 """(conflicted, both positive, both negative) in percent."""
-Steps = Sequence[tuple[float, float, float, float]]
-"""(sigma, value, low, high) of each denoising step, from the noisiest on."""
 
 _SIGNS = {"conflicted": CONFLICTED, "both positive": BOTH_POSITIVE, "both negative": BOTH_NEGATIVE}
 _NARROW = 4.5  # percent: a narrower bar has no space for its number
 _ROLES = {"identity": IDENTITY, "prompt": PROMPT}
 _MOST_TICKS = 26
+_OTHER: dict[str, Any] = {"color": GREY, "linestyle": "-", "linewidth": 0.9, "zorder": 2}  # of a row without highlight
 
 
 def learning_curves(
@@ -66,7 +67,11 @@ def learning_curves(
     rows = list(dict.fromkeys(row for panel in panels.values() for row in panel))
     if not rows:
         raise FigureError(f"{path}: there is no curve to show")
-    styles = [(color, style) for style in ("-", "--", ":", "-.") for color in PALETTE]
+    styles = [
+        {"color": color, "linestyle": style, "linewidth": 2.2, "zorder": 3}
+        for style in ("-", "--", ":", "-.")
+        for color in PALETTE
+    ]
     looks = dict(zip((row for row in rows if highlight is None or row in highlight), cycle(styles), strict=False))
     lines, columns = grid_shape(len(panels))
     width = max(6.0, 4.2 * columns)
@@ -82,20 +87,12 @@ def learning_curves(
                 axes.axhline(0, color=INK, linewidth=0.8)
             for row, seeds in panel.items():
                 at, scores = on_shared_iterations(f"{path}: {metric}, {row}", seeds, relative=metric not in absolute)
-                color, style = looks.get(row, (GREY, "-"))
+                look, marker = looks.get(row, _OTHER), "o" if len(at) == 1 else ""
                 places = at if seconds is None else [iteration * seconds[row] / 60 for iteration in at]
-                axes.plot(
-                    places,
-                    scores.mean(0),
-                    color=color,
-                    linestyle=style,
-                    linewidth=2.2 if row in looks else 0.9,
-                    marker="o" if len(at) == 1 else "",
-                    zorder=3 if row in looks else 2,
-                    label=row,
-                )
+                axes.plot(places, scores.mean(0), marker=marker, label=row, **look)
                 if row in looks:
-                    axes.fill_between(places, scores.min(0), scores.max(0), color=color, alpha=0.15, linewidth=0)
+                    low, high = scores.min(0), scores.max(0)
+                    axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
             if seconds is None:
                 integer_ticks(axes)
         handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
@@ -105,18 +102,17 @@ def learning_curves(
         figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=legend_columns)
 
 
-def quadrant_bars(path: Path, shares: Mapping[str, Shares], title: str | None = None) -> None:
+def quadrant_bars(path: Path, shares: Mapping[str, Shares]) -> None:
     """Plot how often the two advantages agree in each row, as stacked bars.
 
     Args:
         path: PNG file to write.
         shares: (conflicted, both positive, both negative) in percent of each row. The rest to 100 is "no signal".
-        title: Title of the figure.
     """
     values = np.array(list(shares.values()), dtype=np.float64)
     rest = np.clip(100 - values.sum(1), 0, None)
     places = np.arange(len(values))
-    with drawing(path, 6.8, 1.3 + 0.32 * len(values), title) as figure:
+    with drawing(path, 6.8, 1.3 + 0.32 * len(values)) as figure:
         axes = figure.add_subplot()
         for (label, color), part, end in zip(_SIGNS.items(), values.T, values.cumsum(1).T, strict=True):
             bars = axes.barh(places, part, left=end - part, height=0.76, color=color, edgecolor="white", label=label)
@@ -135,45 +131,30 @@ def quadrant_bars(path: Path, shares: Mapping[str, Shares], title: str | None = 
         figure.legend(loc="outside lower center", ncols=4)
 
 
-def gradient_evidence(
-    path: Path,
-    cosines: Mapping[str, Steps],
-    agreements: Mapping[str, Steps],
-    strengths: Mapping[str, Steps],
-    title: str | None = None,
-) -> None:
-    """Plot the relation of the identity and the prompt gradient at each denoising step.
-
-    Args:
-        path: PNG file to write.
-        cosines: Cosine of the two roles' gradients.
-        agreements: Inner product of their means over the noise.
-        strengths: Signal over noise of each role's gradient.
-        title: Title of the figure.
-    """
-    shown = {
-        "cosine of the two gradients": cosines,
-        "agreement / noise": agreements,
-        "signal / noise of a gradient, one iteration": strengths,
+def draw_gradients(path: Path, evidence: Evidence) -> None:
+    """Plot the relation of the identity and the prompt gradient at each denoising step to a PNG file."""
+    panels: dict[str, Mapping[str, Sequence[AtStep]]] = {
+        "cosine of the two gradients": evidence.cosines,
+        "agreement / noise": evidence.agreements,
+        "signal / noise of a gradient, one iteration": evidence.strengths,
     }
-    shown = {label: curves for label, curves in shown.items() if curves}
-    steps = len(next(iter(cosines.values())))
+    steps = len(next(iter(evidence.cosines.values())))
     # Curves of both roles have neither role's color.
-    of_both = dict(zip(cosines, cycle(color for color in PALETTE if color not in _ROLES.values()), strict=False))
+    others = cycle(color for color in PALETTE if color not in _ROLES.values())
+    colors = dict(zip(evidence.cosines, others, strict=False)) | _ROLES
     width = min(12.0, max(5.6, 1.4 + 0.42 * steps))
-    with drawing(path, width, 0.4 + 3.4 * len(shown), title) as figure:
-        panels = figure.subplots(len(shown), squeeze=False)[:, 0]
-        for axes, (label, curves) in zip(panels, shown.items(), strict=True):
-            _plot_steps(axes, curves, of_both | _ROLES)
+    with drawing(path, width, 0.4 + 3.4 * len(panels), evidence.at or None) as figure:
+        for axes, (label, curves) in zip(figure.subplots(len(panels)), panels.items(), strict=True):
+            _plot_steps(axes, curves, colors)
             axes.set_ylabel(label)
 
 
-def _plot_steps(axes: Axes, curves: Mapping[str, Steps], colors: Mapping[str, str]) -> None:
+def _plot_steps(axes: Axes, curves: Mapping[str, Sequence[AtStep]], colors: Mapping[str, str]) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
     for i, (name, curve) in enumerate(curves.items()):
-        sigmas, value, low, high = np.array(curve, dtype=np.float64).T
+        sigmas, value, low, high = np.array([(at.sigma, at.value, at.low, at.high) for at in curve]).T
         xs = np.arange(len(sigmas)) + 0.12 * (i - (len(curves) - 1) / 2)  # side by side: no bar covers another
-        color = colors.get(name, INK)
+        color = colors[name]
         axes.vlines(xs, low, high, color=color, linewidth=1.2, alpha=0.8)
         axes.plot(xs, np.stack([low, high], 1), "_", color=color, markersize=6)
         axes.plot(xs, value, color=color, marker="o", markersize=4.5, label=name)

@@ -11,7 +11,6 @@ the noise that they share, whether following one raises the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from customized_grpo.utils.noise import generator
 from experiments.study.results import difference
 
 _RESAMPLES = 2000
-Statistic = Callable[[Tensor], Tensor]
-"""Maps how often each batch was taken (resamples, batches) to a value (resamples,)."""
+Statistic = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Maps how often each batch was taken (resamples, batches), and the inner products (batches, batches) of two gradients,
+of the first alone and of the second alone, to a value (resamples,)."""
 
 
 class AtStep(BaseModel):
@@ -61,7 +61,7 @@ class Evidence(BaseModel):
     An agreement is the inner product of the two means over the standard deviations of one batch, unbiased.
 
     Args:
-        settings: Settings of the measurement except training and evaluation; empty if they were not stored.
+        settings: Settings of the measurement except training and evaluation.
         batches: Number of batches.
         at: Run whose policy was measured; empty for the base.
     """
@@ -69,8 +69,8 @@ class Evidence(BaseModel):
     cosines: dict[str, list[AtStep]]
     agreements: dict[str, list[AtStep]]
     strengths: dict[str, list[Strength]]
-    settings: dict[str, Any] = {}
-    batches: int = 0
+    settings: dict[str, Any]
+    batches: int
     at: str = ""
 
 
@@ -101,13 +101,11 @@ def gradient_evidence(
     pulls = {"naive": (identity, prompt), "shaped": (identity + bonus, prompt + bonus)}
     scales = _scales(config, sigmas)
     return Evidence(
-        cosines={
-            name: [_cosine(t, float(sigmas[t]), one[:, t], other[:, t]) for t in range(one.shape[1])]
-            for name, (one, other) in pulls.items()
-        },
-        agreements={name: _agreements(one, other, sigmas) for name, (one, other) in pulls.items()},
+        cosines={name: _by_step(_cosine, *pair, sigmas) for name, pair in pulls.items()},
+        agreements={name: _by_step(_agreement, *pair, sigmas) for name, pair in pulls.items()},
         strengths={
-            role: _strengths(found, sigmas, scales) for role, found in (("identity", identity), ("prompt", prompt))
+            "identity": _strengths(identity, sigmas, scales),
+            "prompt": _strengths(prompt, sigmas, scales),
         },
         settings=_measured(config).model_dump(mode="json"),
         batches=batches,
@@ -157,8 +155,6 @@ def other_than(evidence: Evidence, config: Config, batches: int, at: str = "") -
     """Return the first setting in which the evidence differs from this configuration; "policy" for another run."""
     if evidence.at != at:
         return "policy"
-    if not evidence.settings:
-        return None
     if evidence.batches != batches:
         return "gradient_batches"
     now = _measured(config)
@@ -201,11 +197,9 @@ def _at_step(config: Config, policy: Policy, trajectories: list[Trajectories], k
     for batch in trajectories:
         rows = torch.arange(len(batch))
         items = Items.of(batch, rows, torch.full_like(rows, t), torch.zeros(len(rows)))
-        start = 0
-        for micro in items.split(len(items) if size == "auto" else size):
+        most = len(items) if size == "auto" else size
+        for micro, images in zip(items.split(most), batch.images.split(most), strict=True):
             _, _, log_density = replay(policy, micro, step, config.rollout.eta)
-            images = batch.images[start : start + len(micro)]
-            start += len(micro)
             for k, advantages in enumerate(kinds):
                 given = advantages[images].to(log_density.device)
                 # An image that failed has no advantage, and its density may be NaN.
@@ -215,43 +209,38 @@ def _at_step(config: Config, policy: Policy, trajectories: list[Trajectories], k
     return total
 
 
-def _cosine(step: int, sigma: float, one: Tensor, other: Tensor) -> AtStep:
-    """Compute the cosine of the sums over batches of two gradients (batches, parameters)."""
-    inner = [a.double() @ b.double().T for a, b in ((one, other), (one, one), (other, other))]
-
-    def cosine(counts: Tensor) -> Tensor:
-        between, first, second = (torch.einsum("rb,bc,rc->r", counts, part, counts) for part in inner)
-        return between / (first * second).sqrt().clamp(min=1e-30)
-
-    return AtStep(step=step, sigma=sigma, **_estimate(cosine, len(one)))
-
-
-def _agreements(one: Tensor, other: Tensor, sigmas: Tensor) -> list[AtStep]:
-    """Compute the agreement of two roles' gradients (batches, steps, parameters) at each step."""
-
-    def agreement(inner: list[Tensor], counts: Tensor) -> Tensor:
-        return _apart(counts, inner[0]) / (_noise(counts, inner[1]) * _noise(counts, inner[2])).sqrt()
-
+def _by_step(statistic: Statistic, one: Tensor, other: Tensor, sigmas: Tensor) -> list[AtStep]:
+    """Estimate a statistic of two gradients (batches, steps, parameters) at each step, with its 95% interval."""
+    batches = len(one)
+    taken = torch.randint(batches, (_RESAMPLES, batches), generator=generator("gradient cosines", batches))
+    resampled = torch.nn.functional.one_hot(taken, batches).sum(1).double()
+    each, bounds = torch.ones(1, batches, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64)
     found = []
     for t in range(one.shape[1]):
         first, second = one[:, t].double(), other[:, t].double()
-        inner = [first @ second.T, first @ first.T, second @ second.T]
-        found.append(AtStep(step=t, sigma=float(sigmas[t]), **_estimate(partial(agreement, inner), len(one))))
+        inner = first @ second.T, first @ first.T, second @ second.T
+        low, high = torch.quantile(statistic(resampled, *inner), bounds).tolist()
+        value = float(statistic(each, *inner))
+        found.append(AtStep(step=t, sigma=float(sigmas[t]), value=value, low=low, high=high))
     return found
+
+
+def _cosine(counts: Tensor, inner: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Compute the cosine of the sums over batches of two gradients."""
+    between, one, other = (torch.einsum("rb,bc,rc->r", counts, part, counts) for part in (inner, first, second))
+    return between / (one * other).sqrt().clamp(min=1e-30)
+
+
+def _agreement(counts: Tensor, inner: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Compute the inner product of two means over the noise; of a gradient with itself, its signal over its noise."""
+    return _apart(counts, inner) / (_noise(counts, first) * _noise(counts, second)).sqrt()
 
 
 def _strengths(gradients: Tensor, sigmas: Tensor, scales: Tensor) -> list[Strength]:
     """Compute the signal of one role's gradients (batches, steps, parameters) at each step."""
-
-    def strength(inner: Tensor, counts: Tensor) -> Tensor:
-        return _apart(counts, inner) / _noise(counts, inner)
-
-    products = inner_products(gradients)
-    found = []
-    for t, weight in enumerate(learned_weights(products, scales)):
-        estimate = _estimate(partial(strength, products[:, :, t, t]), len(products))
-        found.append(Strength(step=t, sigma=float(sigmas[t]), weight=float(weight), **estimate))
-    return found
+    weights = learned_weights(inner_products(gradients), scales).tolist()
+    signals = _by_step(_agreement, gradients, gradients, sigmas)
+    return [Strength(weight=weight, **dict(signal)) for signal, weight in zip(signals, weights, strict=True)]
 
 
 def _apart(counts: Tensor, inner: Tensor) -> Tensor:
@@ -263,14 +252,6 @@ def _apart(counts: Tensor, inner: Tensor) -> Tensor:
 def _noise(counts: Tensor, inner: Tensor) -> Tensor:
     """Estimate the variance of one batch about its mean."""
     return (counts @ inner.diagonal() / counts.sum(1) - _apart(counts, inner)).clamp(min=1e-30)
-
-
-def _estimate(statistic: Statistic, batches: int) -> dict[str, float]:
-    """Return the statistic of all batches and its 95% interval over batches sampled with replacement."""
-    taken = torch.randint(batches, (_RESAMPLES, batches), generator=generator("gradient cosines", batches))
-    counts = torch.nn.functional.one_hot(taken, batches).sum(1).double()
-    low, high = torch.quantile(statistic(counts), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"value": float(statistic(torch.ones(1, batches, dtype=torch.float64))), "low": low, "high": high}
 
 
 def _scales(config: Config, sigmas: Tensor) -> Tensor:

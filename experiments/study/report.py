@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from customized_grpo.evaluation.estimates import Estimate
 from customized_grpo.figures.plane import Interval, Point, identity_prompt_plane
 from customized_grpo.utils.records import write_bytes, write_json
 from customized_grpo.utils.tables import markdown_table, markdown_text
-from experiments.study.figures import gradient_evidence, learning_curves, on_shared_iterations, quadrant_bars
+from experiments.study.figures import draw_gradients, learning_curves, on_shared_iterations, quadrant_bars
 from experiments.study.gradients import AtStep, Evidence, read_evidence
 from experiments.study.plan import StudyConfig, slug
 from experiments.study.results import Result
@@ -178,46 +178,35 @@ def write_report(study: StudyConfig, config: Config, results: Sequence[Result], 
     learning_curves(out / "curves.png", panels, study.title, highlight=highlight, absolute=guards, seconds=known)
     _quadrants(out / "quadrants.png", rows)
     if (out / GRADIENTS).exists():
-        draw_gradients(out, read_evidence(out / GRADIENTS))
+        draw_gradients(out / "gradients.png", read_evidence(out / GRADIENTS))
     _grid(out / "grid.png", study, config, out, rows)
-    table = Table(*(Column(heading, overflow="fold") for heading in headings), title=study.title)
-    for row in cells:
-        table.add_row(*(cell.partition(" [")[0] for cell in row))
-    return table, lines
-
-
-def draw_gradients(out: Path, evidence: Evidence) -> None:
-    """Draw gradients.png in the study's folder."""
-    cosines, agreements, strengths = (
-        {name: [(at.sigma, at.value, at.low, at.high) for at in curve] for name, curve in curves.items()}
-        for curves in (evidence.cosines, evidence.agreements, evidence.strengths)
-    )
-    gradient_evidence(out / "gradients.png", cosines, agreements, strengths, evidence.at or None)
+    return _table(study.title, headings, [[cell.partition(" [")[0] for cell in row] for row in cells]), lines
 
 
 def gradients_tables(evidence: Evidence) -> tuple[Table, Table]:
     """Return the values of gradients.png without intervals: agreement of the roles, and signal with learned weights."""
-    where = evidence.at or "the base"
+    where, steps = evidence.at or "the base", next(iter(evidence.cosines.values()))
+    first = {"step": [str(at.step) for at in steps], "sigma": [f"{at.sigma:.2f}" for at in steps]}
 
     def values(label: str, curves: Mapping[str, Sequence[AtStep]]) -> dict[str, list[str]]:
         return {f"{label}, {name}": [f"{at.value:+.4f}" for at in curve] for name, curve in curves.items()}
 
-    def table(title: str, columns: Mapping[str, Sequence[str]]) -> Table:
-        filled = Table(*(Column(heading, overflow="fold") for heading in ("step", "sigma", *columns)), title=title)
-        for at, cells in zip(next(iter(evidence.cosines.values())), zip(*columns.values(), strict=True), strict=True):
-            filled.add_row(str(at.step), f"{at.sigma:.2f}", *cells)
-        return filled
-
     weights = {
         f"learned weight, {role}": [f"{at.weight:.2f}" for at in curve] for role, curve in evidence.strengths.items()
     }
+    agreement = first | values("cosine", evidence.cosines) | values("agreement / noise", evidence.agreements)
+    signal = first | values("signal / noise", evidence.strengths) | weights
     return (
-        table(
-            f"Agreement of the two roles' gradients at {where}",
-            values("cosine", evidence.cosines) | values("agreement / noise", evidence.agreements),
-        ),
-        table(f"Signal of each role's gradient at {where}", values("signal / noise", evidence.strengths) | weights),
+        _table(f"Agreement of the two roles' gradients at {where}", agreement, zip(*agreement.values(), strict=True)),
+        _table(f"Signal of each role's gradient at {where}", signal, zip(*signal.values(), strict=True)),
     )
+
+
+def _table(title: str, headings: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), title=title)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _uneven_bases(rows: Rows) -> list[str]:

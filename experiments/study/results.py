@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import base_config
 from customized_grpo.evaluation import read_evaluation
-from customized_grpo.utils.records import append_record, read_records
+from customized_grpo.utils.records import read_records
 from experiments.study.plan import StudyRun
 
 RESULTS = "results.jsonl"
@@ -19,8 +20,7 @@ Curve = list[tuple[int, float]]
 _LOGGED = ("share/conflicted", "share/both_positive", "share/both_negative", "identity/mean", "prompt/mean", "kl")
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(BaseModel, frozen=True, extra="forbid"):
     """A finished run.
 
     Args:
@@ -59,21 +59,16 @@ def collect(run: StudyRun, folder: Path) -> Result:
     records = read_records(folder / "metrics.jsonl")
     if base is None or tuned is None or len(records) < run.config.train.iterations:
         raise ConfigError(f"{folder}: not finished; run the study again")
-    curves: dict[str, Curve] = {
-        name: [(0, mean)]
-        + [(r["iteration"], r[key]) for key in [f"evaluation/{name}/mean"] for r in records if key in r]
-        for name, mean in base.means.items()
-    }
+    curves: dict[str, Curve] = {}
+    for name, mean in base.means.items():
+        key = f"evaluation/{name}/mean"
+        curves[name] = [(0, mean), *((r["iteration"], r[key]) for r in records if key in r)]
     logged = {key: sum(r[key] for r in records) / len(records) for key in _LOGGED if key in records[0]}
-    seconds = sum(record["seconds/total"] for record in records)
+    settings = run.config.model_dump(mode="json")
     return Result(
-        run.row, run.seed, run.config.model_dump(mode="json"), base.means, tuned.means, curves, logged, seconds
-    )
-
-
-def append_result(out: Path, result: Result) -> None:
-    """Add a line to the study's results."""
-    append_record(out / RESULTS, asdict(result))
+        row=run.row, seed=run.seed, settings=settings, base=base.means, tuned=tuned.means, curves=curves, logged=logged,
+        seconds=sum(record["seconds/total"] for record in records),
+    )  # fmt: skip
 
 
 def read_results(out: Path) -> list[Result]:
@@ -83,9 +78,8 @@ def read_results(out: Path) -> list[Result]:
     results = []
     for number, record in enumerate(read_records(out / RESULTS), start=1):
         try:
-            record["curves"] = {name: [(int(i), float(v)) for i, v in c] for name, c in record["curves"].items()}
-            results.append(Result(**record))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            results.append(Result.model_validate(record))
+        except ValidationError as error:
             raise ConfigError(f"{out / RESULTS}:{number}: not a result of this version; remove the line") from error
     return results
 

@@ -17,10 +17,10 @@ from rich.console import Console
 from customized_grpo.config import Config, ConfigError
 from customized_grpo.config.loading import load_config, save_config
 from customized_grpo.evaluation import read_evaluation
-from customized_grpo.utils.records import move_folder, temporary_folder
+from customized_grpo.utils.records import append_record, move_folder, temporary_folder
 from customized_grpo.utils.stopping import ended_by_sigterm
 from experiments.study.plan import StudyRun
-from experiments.study.results import Result, append_result, collect, finished, read_results
+from experiments.study.results import RESULTS, Result, collect, finished, read_results
 
 LOG = "output.txt"
 
@@ -45,7 +45,7 @@ def run_all(runs: list[StudyRun], out: Path, processes: int, console: Console) -
             for ended, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 result = collect(futures[future], out / futures[future].folder)
-                append_result(out, result)
+                append_record(out / RESULTS, result.model_dump())
                 minutes = round((time.monotonic() - start) / ended * (len(waiting) - ended) / 60)
                 scores = "  ".join(f"{name} {result.base[name]:.1f} to {one:.1f}" for name, one in result.tuned.items())
                 console.print(

@@ -137,19 +137,11 @@ def studies() -> Iterator[Case]:
         "ours: a\nrows: {a: {sets: {}}}\n",
         "rows.a.sets: unknown key; did you mean rows.a.set?",
     )
+    yield case("no seed", "ours: a\nrows: {a: {seeds: 0}}", "study.yaml:2: rows.a.seeds: ")
     yield case("ours that is no row", "ours: b\nrows: {a: {}}", "study.yaml: ours: no row is named 'b'")
-    yield case(
-        "a row with a misspelt setting",
-        "ours: a\nrows: {a: {set: {train.lr: 1}}}",
-        "row 'a': ",
-    )
+    yield case("a row with a misspelt setting", "ours: a\nrows: {a: {set: {train.lr: 1}}}", "row 'a': --set train.lr")
     yield case("two rows of one folder", "ours: a\nrows: {a: {}, A: {}}", "study.yaml: rows: 'a' and 'A' would share")
-    yield Case(
-        "study's YAML",
-        "no file",
-        lambda folder: [["study", "gone.yaml"]],
-        (("gone.yaml: cannot be read",),),
-    )
+    yield Case("study's YAML", "no file", lambda _: [["study", "gone.yaml"]], (("gone.yaml: cannot be read",),))
 
 
 CASES = [*files(), *values(), *contradictions(), *studies()]

@@ -10,10 +10,15 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from customized_grpo.figures.style import FigureError
-from experiments.study.figures import gradient_evidence, learning_curves, quadrant_bars
+from experiments.study.figures import draw_gradients, learning_curves, quadrant_bars
+from experiments.study.gradients import AtStep, Evidence, Strength
 
 SEEDS = [[(0, 50.0), (10, 55.0), (20, 60.0)], [(10, 23.0), (0, 20.0)]]
-STEPS = [(1.0, -0.1, -0.3, 0.1), (0.75, 0.0, -0.2, 0.2), (0.5, 0.3, 0.31, 0.5)]
+STEPS = [
+    AtStep(step=0, sigma=1.0, value=-0.1, low=-0.3, high=0.1),
+    AtStep(step=1, sigma=0.75, value=0.0, low=-0.2, high=0.2),
+    AtStep(step=2, sigma=0.5, value=0.3, low=0.31, high=0.5),
+]
 
 
 def test_a_line_is_the_mean_over_seeds_of_the_change_over_the_base(tmp_path: Path, saved: list[Figure]) -> None:
@@ -52,11 +57,13 @@ def test_bars_stack_the_shares_and_the_rest_is_no_signal(tmp_path: Path, saved: 
 
 
 def test_gradients_have_their_intervals_at_each_step(tmp_path: Path, saved: list[Figure]) -> None:
-    gradient_evidence(tmp_path / "evidence.png", {"naive": STEPS}, {"naive": STEPS}, {"prompt": STEPS}, "at the base")
+    strengths = [Strength(weight=0.5, **dict(at)) for at in STEPS]
+    curves = {"cosines": {"naive": STEPS}, "agreements": {"naive": STEPS}, "strengths": {"prompt": strengths}}
+    draw_gradients(tmp_path / "evidence.png", Evidence(settings={}, batches=2, **curves))
     assert len(saved[0].axes) == 3
     for axes in saved[0].axes:
         line = next(line for line in axes.lines if line.get_label() in ("naive", "prompt"))
         assert np.allclose(line.get_xydata(), [(0, -0.1), (1, 0.0), (2, 0.3)])
         ends = np.array(axes.collections[0].get_segments())  # type: ignore[attr-defined]
-        assert np.allclose(ends[:, :, 1], [step[2:] for step in STEPS])
+        assert np.allclose(ends[:, :, 1], [(at.low, at.high) for at in STEPS])
     assert [label.get_text() for label in saved[0].axes[0].get_xticklabels()] == ["0\n1.00", "1\n0.75", "2\n0.50"]

@@ -21,10 +21,11 @@ from experiments.study import gradients
 def test_cosines_of_known_vectors() -> None:
     one = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     other = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
-    found = gradients._cosine(3, 0.5, one, other)
+    sigmas = torch.tensor([0.5])
+    (found,) = gradients._by_step(gradients._cosine, one[:, None], other[:, None], sigmas)
     assert found.value == pytest.approx(math.sqrt(0.5))
     assert found.low == pytest.approx(found.high), "every resample of equal batches is the same"
-    mixed = gradients._cosine(3, 0.5, one, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    (mixed,) = gradients._by_step(gradients._cosine, one[:, None], torch.eye(2)[:, None], sigmas)
     assert (mixed.low, mixed.high) == pytest.approx((0.0, 1.0), abs=1e-6)
 
 
@@ -66,11 +67,11 @@ def test_agreement_is_reported_from_shared_noise() -> None:
     pull[:, 0] = torch.tensor([0.5, 0.0])
     one, other = pull + noise, pull - 0.5 * noise
     sigmas = torch.tensor([1.0, 0.5])
-    agreeing, neither = gradients._agreements(one, other, sigmas)
-    assert gradients._cosine(1, 0.5, one[:, 1], other[:, 1]).high < -0.5
+    agreeing, neither = gradients._by_step(gradients._agreement, one, other, sigmas)
+    assert gradients._by_step(gradients._cosine, one, other, sigmas)[1].high < -0.5
     assert agreeing.low < 0.25 / (10 * 0.5) < agreeing.high and agreeing.low > 0
     assert neither.low < 0 < neither.high and abs(neither.value) < 0.2 * agreeing.value
-    opposed, _ = gradients._agreements(one, noise - pull, sigmas)
+    opposed, _ = gradients._by_step(gradients._agreement, one, noise - pull, sigmas)
     assert opposed.high < 0
 
 
