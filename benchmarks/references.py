@@ -32,7 +32,7 @@ from customized_grpo.cli.app import quiet
 from customized_grpo.config import Config, RolloutConfig, TrainConfig
 from customized_grpo.policies.pipelines import REFERENCE, PipelinePolicy
 from customized_grpo.protocols import Conditions, Pair
-from customized_grpo.trainer.profiling import STAGES, Clock
+from customized_grpo.trainer.profiling import Clock
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
 from customized_grpo.utils.machine import hardware
 
@@ -140,7 +140,7 @@ def seconds(policy: PipelinePolicy, conditions: Conditions, size: Size) -> dict[
     clock = _CpuTime() if policy.device.type == "cpu" else Clock(policy.device)
     with trainer.profile(clock):
         trainer.train_step()
-    return {**clock.totals, "iteration": sum(clock.totals.get(stage, 0.0) for stage in STAGES)}
+    return {**clock.totals, "iteration": sum(clock.totals.values())}
 
 
 def main(
@@ -162,11 +162,10 @@ def compare(size: Size, repeats: int, console: Console) -> dict[int, dict[str, f
     speedups: dict[int, dict[str, float]] = {}
     for references in (1, 2):
         conditions = make_conditions(size, references)
-        for policy in policies.values():
-            seconds(policy, conditions, size)  # warms up
         rounds = [
-            {kind: seconds(policy, conditions, size) for kind, policy in policies.items()} for _ in range(repeats)
+            {kind: seconds(policy, conditions, size) for kind, policy in policies.items()} for _ in range(1 + repeats)
         ]
+        del rounds[0]  # warmed up
         for stage in ("sample", "update", "iteration"):
             plain, cached = ([one[kind][stage] for one in rounds] for kind in policies)
             ratios = [a / b for a, b in zip(plain, cached, strict=True)]

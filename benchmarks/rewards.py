@@ -22,39 +22,26 @@ from customized_grpo.utils.outlines import outline_reward
 from customized_grpo.utils.tables import markdown_table
 
 _BATCH = 2  # images that are timed together
-#: Kinds, model, bytes per weight, licence of the weights, and where it is stated: by their model card or the authors'
-#: repository or package.
+#: Kinds, model, licence of the weights, and where their model card or the authors' repository or package states it.
 MODELS = (
-    ("dino, dino-patches", "facebook/dinov2-base", 4, "Apache-2.0", "github.com/facebookresearch/dinov2"),
+    ("dino, dino-patches", "facebook/dinov2-base", "Apache-2.0", "github.com/facebookresearch/dinov2"),
     (
         "dino, dino-patches",
         "facebook/dinov3-vitb16-pretrain-lvd1689m",
-        4,
         "DINOv3 License",
         "github.com/facebookresearch/dinov3/blob/main/LICENSE.md",
     ),
-    ("clip, clip-image", "openai/clip-vit-large-patch14", 4, "MIT", "github.com/openai/CLIP"),
-    (
-        "siglip, siglip-image",
-        "google/siglip2-base-patch16-224",
-        4,
-        "Apache-2.0",
-        "github.com/google-research/big_vision",
-    ),
-    ("pickscore", "yuvalkirstain/PickScore_v1", 4, "none stated; code: MIT", "github.com/yuvalkirstain/PickScore"),
-    # A ViT-H/14 of the same shapes.
-    ("hps-v2", "yuvalkirstain/PickScore_v1", 4, "Apache-2.0", "github.com/tgxs002/HPSv2"),
-    ("hps-v3", "Qwen/Qwen2-VL-7B-Instruct", 2, "MIT; base: Apache-2.0", "pypi.org/project/hpsv3"),
-    ("vlm-local", "Qwen/Qwen3-VL-8B-Instruct", 2, "Apache-2.0", "github.com/QwenLM/Qwen3-VL"),
-    ("segmenter of dino", "facebook/sam2.1-hiera-small", 4, "Apache-2.0", "github.com/facebookresearch/sam2"),
-    (
-        "detector of dino",
-        "IDEA-Research/grounding-dino-tiny",
-        4,
-        "Apache-2.0",
-        "github.com/IDEA-Research/GroundingDINO",
-    ),
+    ("clip, clip-image", "openai/clip-vit-large-patch14", "MIT", "github.com/openai/CLIP"),
+    ("siglip, siglip-image", "google/siglip2-base-patch16-224", "Apache-2.0", "github.com/google-research/big_vision"),
+    ("pickscore", "yuvalkirstain/PickScore_v1", "none stated; code: MIT", "github.com/yuvalkirstain/PickScore"),
+    ("hps-v2", "yuvalkirstain/PickScore_v1", "Apache-2.0", "github.com/tgxs002/HPSv2"),  # a ViT-H/14 of the same shapes
+    ("hps-v3", "Qwen/Qwen2-VL-7B-Instruct", "MIT; base: Apache-2.0", "pypi.org/project/hpsv3"),
+    ("vlm-local", "Qwen/Qwen3-VL-8B-Instruct", "Apache-2.0", "github.com/QwenLM/Qwen3-VL"),
+    ("segmenter of dino", "facebook/sam2.1-hiera-small", "Apache-2.0", "github.com/facebookresearch/sam2"),
+    ("detector of dino", "IDEA-Research/grounding-dino-tiny", "Apache-2.0", "github.com/IDEA-Research/GroundingDINO"),
 )
+#: Kinds in bfloat16; the others are in float32.
+_HALF = ("hps-v3", "vlm-local")
 #: Patches of an image of a vision-language model: 448x448 pixels for hps-v3, 512x512 for vlm-local.
 _PATCHES = 1024
 #: Tokens of text by model type: the reward's own, at about 4.5 letters per token, and a prompt of 20 tokens.
@@ -128,24 +115,16 @@ def seconds(model: Any) -> str:
 def rows() -> list[list[str]]:
     """Return the rows of the table."""
     made = []
-    for kinds, path, width, licence, source in MODELS:
+    for kinds, path, licence, source in MODELS:
         model = outline_reward(path, answers=kinds == "vlm-local")
         parameters = count(model).parameters
         shown = "ViT-H/14" if kinds == "hps-v2" else path
-        memory = f"{parameters * width / 1e9:.2f}"
+        memory = f"{parameters * (2 if kinds in _HALF else 4) / 1e9:.2f}"
         work = [f"{operations(model):,.0f}", seconds(model)]
         made.append([kinds, shown, f"{parameters / 1e6:,.0f} M", memory, *work, f"[{licence}](https://{source})"])
     return made
 
 
 if __name__ == "__main__":
-    columns = [
-        "kind",
-        "model",
-        "parameters",
-        "GB of weights",
-        "GFLOP per image",
-        "s per image",
-        "licence of the weights",
-    ]
-    print(markdown_table(columns, rows()))
+    columns = ["kind", "model", "parameters", "GB of weights", "GFLOP per image", "s per image"]
+    print(markdown_table([*columns, "licence of the weights"], rows()))

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sections, options.out, isolate=not options.tiny, limit=options.time_limit, command=command,
             context=context, say=say,
         )  # fmt: skip
-    show(record, {section.name: section.title for section in sections}, console)
+    show(record, console)
     console.print(f"wrote {options.out / RESULTS}", markup=False, highlight=False)
     return 1 if record["failures"] else 0
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from diffusers.models import attention_dispatch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.timing import Row, alternate, synchronise
 from benchmarks.gpu.worker import Worker, WorkerError, first_line
 
-#: torch's kernels by the names of `policy.attention`; native is torch's own choice.
-_KERNELS = {
-    "native": None,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
+#: diffusers' backends by the names of `policy.attention`; native is torch's own choice.
+_BACKENDS = {
+    "native": AttentionBackendName.NATIVE,
+    "flash": AttentionBackendName._NATIVE_FLASH,
+    "cudnn": AttentionBackendName._NATIVE_CUDNN,
+    "efficient": AttentionBackendName._NATIVE_EFFICIENT,
+    "math": AttentionBackendName._NATIVE_MATH,
+    "flash-3": AttentionBackendName._FLASH_3_HUB,  # of the package `kernels`
 }
-_FLASH_3 = "flash-3"  # of the package `kernels`, through diffusers' dispatcher
 _TOLERANCE = 0.02  # relative error; half-precision attention has about 0.004
 _CALL_SECONDS = 30.0
 _AT_ONCE = 8
@@ -60,7 +60,7 @@ def attention(context: Context) -> Iterator[Row]:
     relative to attention in float32 by plain products; the backward one is the largest of the three gradients'.
     24 heads of 128, batch 1, bfloat16.
     """
-    backends = [*_KERNELS, *([_FLASH_3] if importlib.util.find_spec("kernels") else [])]
+    backends = [name for name in _BACKENDS if name != "flash-3" or importlib.util.find_spec("kernels")]
     heads, width, text, image = (2, 16, 8, 16) if context.tiny else (24, 128, 512, 1024)
     row, few = text + 2 * image, image  # tokens of prompt, image and reference; queries of the last block
     # An unavailable backend fails in a plain call.
@@ -95,7 +95,7 @@ def _made(calls: Sequence[Call], context: Context, at_once: int) -> Iterator[Row
 
 def isolated(call: Call, make: Callable[[Call, torch.device], Iterator[Row]], device: torch.device) -> Row:
     """Return the row of a call that `make` makes in a process of its own."""
-    with Worker() as worker:
+    with closing(Worker()) as worker:
         return result(call, worker.run(make, call, device, seconds=_CALL_SECONDS))
 
 
@@ -142,26 +142,16 @@ def make_call(call: Call, device: torch.device) -> Iterator[Row]:
 
 def _backend(name: str) -> Callable[..., Tensor]:
     """Return attention (B, heads, tokens, D) by that backend."""
-    if name == _FLASH_3:
-        backend = attention_dispatch.AttentionBackendName._FLASH_3_HUB
-        attention_dispatch._check_attention_backend_requirements(backend)
-        attention_dispatch._maybe_download_kernel_for_backend(backend)
+    backend = _BACKENDS[name]
+    attention_dispatch._check_attention_backend_requirements(backend)
+    attention_dispatch._maybe_download_kernel_for_backend(backend)
 
-        def flash_3(*parts: Tensor) -> Tensor:
-            across = [part.transpose(1, 2) for part in parts]
-            output: Tensor = attention_dispatch.dispatch_attention_fn(*across, backend=backend)
-            return output.transpose(1, 2)
+    def attend(*parts: Tensor) -> Tensor:
+        across = [part.transpose(1, 2) for part in parts]
+        output: Tensor = attention_dispatch.dispatch_attention_fn(*across, backend=backend)
+        return output.transpose(1, 2)
 
-        return flash_3
-    kernel = _KERNELS[name]
-    if kernel is None:
-        return scaled_dot_product_attention
-
-    def by_kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        with sdpa_kernel(kernel):
-            return scaled_dot_product_attention(query, key, value)
-
-    return by_kernel
+    return attend
 
 
 def _given(call: Call, device: torch.device) -> list[Tensor]:

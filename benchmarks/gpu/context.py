@@ -22,14 +22,13 @@ from customized_grpo.config import PolicyConfig, RewardConfig
 from customized_grpo.policies import build_policy
 from customized_grpo.policies.hooks import ATTENTION
 from customized_grpo.policies.pipelines import PipelinePolicy
-from customized_grpo.protocols import Conditions, Pair, Reward
-from customized_grpo.rewards import build_reward, default_path
+from customized_grpo.protocols import Conditions, Pair
+from customized_grpo.rewards import default_path
 from customized_grpo.utils.hub import resolve
 from customized_grpo.utils.outlines import config_reader
 from customized_grpo.utils.records import move_folder, temporary_folder
 
 ROOT = Path(__file__).parents[2]
-SIDE, TINY_SIDE = 512, 64
 
 
 class Context:
@@ -42,7 +41,7 @@ class Context:
 
     def __init__(self, *, tiny: bool, folder: Path) -> None:
         self.tiny, self.folder = tiny, folder
-        self.side = TINY_SIDE if tiny else SIDE
+        self.side = 64 if tiny else 512
         found = torch.accelerator.current_accelerator(check_available=True)
         self.device = torch.device("cpu") if found is None else torch.device(found.type, 0)
         self._held: tuple[PolicyConfig, PipelinePolicy] | None = None
@@ -139,26 +138,19 @@ class Context:
                 weight.normal_(0.0, scale * weight.shape[1] ** -0.5, generator=generator)
         return policy
 
-    def pairs(self, count: int) -> list[Pair]:
-        """Return pairs of a prompt and a random reference."""
-        pairs = []
-        for k in range(count):
-            pixels = np.random.default_rng(k).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
-            references = (Image.fromarray(pixels),)
-            pairs.append(Pair(f"pair-{k}", f"toy number {k} on a red table", references, masks=(None,)))
-        return pairs
+    @cached_property
+    def pair(self) -> Pair:
+        """A prompt and a random reference."""
+        pixels = np.random.default_rng(0).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
+        return Pair("pair-0", "toy number 0 on a red table", (Image.fromarray(pixels),), masks=(None,))
 
     def inputs(self, policy: PipelinePolicy, batch: int) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
         """Return random latents, noise levels and conditioning of a batch, for `Policy.velocity`."""
-        pair = self.pairs(1)[0]
-        conditions = policy.encode(pair.prompt, pair.references).select(torch.zeros(batch, dtype=torch.long))
+        conditions = policy.encode(self.pair.prompt, self.pair.references)
         generator = torch.Generator(self.device).manual_seed(0)
         latents = torch.randn(batch, *policy.latent_shape, device=self.device, generator=generator)
-        return latents, torch.full((batch,), 0.7, device=self.device), conditions
-
-    def rewards(self, configs: Sequence[RewardConfig]) -> list[Reward]:
-        """Build rewards from settings with random weights."""
-        return [build_reward(config, self.device) for config in configs]
+        rows = torch.zeros(batch, dtype=torch.long)
+        return latents, torch.full((batch,), 0.7, device=self.device), conditions.select(rows)
 
     def reward_configs(self, configs: Sequence[RewardConfig]) -> list[RewardConfig]:
         """Return settings of `dino` and `clip` with random weights as paths; for a tiny model the embedded rewards."""

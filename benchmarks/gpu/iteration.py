@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -17,14 +16,16 @@ import torch
 
 from benchmarks.gpu.context import ROOT, Context
 from benchmarks.gpu.model import difference
-from benchmarks.gpu.timing import Row, peak_bytes, reset_peak, spread, synchronise
+from benchmarks.gpu.timing import Row, peak_bytes, reset_peak, spread
 from benchmarks.iteration.iteration import OURS, RELEASED, Shape, iterate
 from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
 from customized_grpo.planning import make_plan
 from customized_grpo.protocols import Pair, Policy
 from customized_grpo.rewards.terms import RewardTerm
+from customized_grpo.trainer.assembly import reward_terms
 from customized_grpo.trainer.grpo import trained_count
+from customized_grpo.trainer.profiling import Clock
 from customized_grpo.trainer.windows import stochastic_steps
 from customized_grpo.utils.records import read_records
 
@@ -35,11 +36,13 @@ _WAYS = (
     ("released shape", RELEASED, 2),
 )
 _STEPS = 4
-#: Stages of an iteration by the phase of `cgrpo plan` that they belong to.
+#: Phases of `cgrpo plan`, with the stages of an iteration that belong to them.
 _PHASES = {
-    "encode": "encoding", "sample": "sampling", "decode": "scoring", "score": "scoring", "update": "training",
-    "probe": "training",
-}  # fmt: skip
+    "encoding": ("encode",),
+    "sampling": ("sample",),
+    "scoring": ("decode", "score"),
+    "training": ("update", "probe"),
+}
 #: With a tiny model, `cgrpo train` on less.
 _SHORT = (
     "train.iterations=2", "train.updates=1", "train.sample_every=2", "rollout.steps=2", "rollout.group_size=2",
@@ -65,23 +68,20 @@ def paper(context: Context) -> Iterator[Row]:
     yield from _iterations(context, "paper.yaml")
 
 
-@dataclass
-class _Stages:
-    """Seconds (`totals`) and peak bytes of each stage, as a trainer's profiler."""
+class _Stages(Clock):
+    """Seconds and peak bytes of each stage."""
 
-    device: torch.device
-    totals: dict[str, float] = field(default_factory=dict)
-    peaks: dict[str, int | None] = field(default_factory=dict)
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.peaks: dict[str, int] = {}
+        self._device = device
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        reset_peak(self.device)
-        began = time.perf_counter()
-        yield
-        synchronise(self.device)
-        self.totals[stage] = self.totals.get(stage, 0.0) + time.perf_counter() - began
-        peak = peak_bytes(self.device)
-        self.peaks[stage] = peak if peak is None else max(peak, self.peaks.get(stage) or 0)
+        reset_peak(self._device)
+        with super().__call__(stage):
+            yield
+        self.peaks[stage] = max(peak_bytes(self._device), self.peaks.get(stage, 0))
 
 
 def _iterations(context: Context, recipe: str) -> Iterator[Row]:
@@ -94,19 +94,15 @@ def _iterations(context: Context, recipe: str) -> Iterator[Row]:
     )  # fmt: skip
     policy = context.policy(policy_config)
     configs = context.reward_configs(whole.rewards)
-    terms = [
-        RewardTerm(reward, one.role, one.weight, one.limit)
-        for reward, one in zip(context.rewards(configs), configs, strict=True)
-    ]
+    terms = reward_terms(configs, context.device)
     scaled = whole.model_copy(update={"policy": policy_config, "rewards": configs})
-    pairs = context.pairs(1)
     for _, shape, _ in _WAYS[:2]:  # warms up
-        iterate(_scaled(scaled, 2, 2), policy, terms, pairs, shape, _Stages(policy.device))
+        iterate(_scaled(scaled, 2, 2), policy, terms, [context.pair], shape, _Stages(policy.device))
     ours: Row = {}
     for way, shape, images in _WAYS:
         context.tidy()
         config = _scaled(scaled, min(images, 2) if context.tiny else images, _STEPS)
-        row = context.attempt({"way": way}, partial(_measure, config, whole, policy, terms, pairs, shape))
+        row = context.attempt({"way": way}, partial(_measure, config, whole, policy, terms, [context.pair], shape))
         ours = ours or row
         if "failed" not in row and "failed" not in ours:
             row["speed_up_of_ours"] = row["recipe_s"] / ours["recipe_s"]
@@ -131,11 +127,7 @@ def _measure(
     per_unit = {stage: seconds / done[stage] for stage, seconds in stages.totals.items()}
     images, total = config.rollout.group_size, sum(stages.totals.values())
     used = shape.of(config)
-    measured: dict[str, int | None] = {}
-    for stage, phase in _PHASES.items():
-        found = stages.peaks[stage]
-        measured[phase] = None if found is None else max(found, measured.get(phase) or 0)
-    highest = max((found for found in measured.values() if found is not None), default=None)
+    measured = {phase: max(stages.peaks[stage] for stage in parts) / 1e9 for phase, parts in _PHASES.items()}
     row: Row = {
         "images": images,
         "steps": config.rollout.steps,
@@ -146,15 +138,15 @@ def _measure(
         "s_per_unit": per_unit,
         "recipe_units": wanted,
         "recipe_s": sum(wanted[stage] * seconds for stage, seconds in per_unit.items()),
-        "phases_gb": {phase: None if found is None else found / 1e9 for phase, found in measured.items()},
-        "peak_gb": None if highest is None else highest / 1e9,
+        "phases_gb": measured,
+        "peak_gb": max(measured.values()),
     }
     if shape is OURS:
-        planned = {phase: sum(parts.values()) for phase, parts in make_plan(config).device.items()}
+        planned = {phase: sum(parts.values()) / 1e9 for phase, parts in make_plan(config).device.items()}
         row |= {
-            "planned_phases_gb": {phase: found / 1e9 for phase, found in planned.items()},
-            "planned_gb": max(planned.values()) / 1e9,
-            "plan_difference_percent": difference(max(planned.values()), highest),
+            "planned_phases_gb": planned,
+            "planned_gb": max(planned.values()),
+            "plan_difference_percent": difference(max(planned.values()), row["peak_gb"]),
         }
     return row
 

@@ -25,6 +25,7 @@ from customized_grpo.policies.backends import available_backends
 from customized_grpo.policies.hooks import ATTENTION
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.policies.shortcuts import libraries_own
+from customized_grpo.rewards import build_reward
 
 #: (rank, default layers instead of attention, checkpointing, batch sizes) of the section `training`.
 _TRAINING = (
@@ -103,11 +104,14 @@ def _training(
 def launch(context: Context) -> Iterator[Row]:
     """Rank 128, checkpointing, batch 1: small work, whose time is that of the CPU which launches it."""
     policy = _policy(context, rank=128)
-    work = _backward(context, policy, 1)
-    for collector in ("on", "off"):
-        with nullcontext() if collector == "on" else _no_collector():
-            row, _ = paired(work, context.device, 1, repeats=2 if context.tiny else 5 if collector == "on" else 3)
-        yield {"garbage_collector": collector, **row}
+    measure = partial(paired, _backward(context, policy, 1), context.device, 1)
+    yield {"garbage_collector": "on", **measure(repeats=2 if context.tiny else 5)[0]}
+    gc.collect()
+    gc.disable()
+    try:
+        yield {"garbage_collector": "off", **measure(repeats=2 if context.tiny else 3)[0]}
+    finally:
+        gc.enable()
 
 
 def high_resolution(context: Context) -> Iterator[Row]:
@@ -190,7 +194,7 @@ def decode(context: Context) -> Iterator[Row]:
     def measure(batch: int) -> Row:
         latents = context.inputs(policy, batch)[0]
         timing = alternate({"": lambda: policy.decode(latents)}, context.device)[""]
-        return {"s_per_image": timing.per(batch), "peak_gb": timing.peak_gb}
+        return {"s_per_image": timing.per(batch), "peak_gb": timing.peak_bytes / 1e9}
 
     for channels_last in (True, False):
         vae.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -203,11 +207,11 @@ def scoring(context: Context) -> Iterator[Row]:
     the images included, features of references and prompts cached.
     """
     configs = load_config(ROOT / "recipes" / "kontext-dev.yaml").rewards
-    pair = context.pairs(1)[0]
-    for config, reward in zip(configs, context.rewards(context.reward_configs(configs)), strict=True):
+    for config, random in zip(configs, context.reward_configs(configs), strict=True):
+        reward = build_reward(random, context.device)
         for batch in context.sizes(1, 12, 48):
             images = torch.rand(batch, 3, context.side, context.side, device=context.device)
-            found = alternate({"": partial(reward, images, [pair] * batch)}, context.device)[""]
+            found = alternate({"": partial(reward, images, [context.pair] * batch)}, context.device)[""]
             yield {"model": config.path, "batch": batch, "s_per_image": found.per(batch)}
 
 
@@ -227,17 +231,16 @@ def adamw(context: Context) -> Iterator[Row]:
         reset_peak(context.device)
         held = torch.cuda.memory_allocated(context.device) if context.device.type == "cuda" else 0
         timing = alternate({"": optimizer.step}, context.device, warm=0)[""]
-        extra = None if timing.peak_bytes is None else (timing.peak_bytes - held) / 1e9
-        return {"s_per_step": timing.per(), "extra_peak_gb": extra}
+        return {"s_per_step": timing.per(), "extra_peak_gb": (timing.peak_bytes - held) / 1e9}
 
     for implementation in ("foreach", "fused"):
         settings = {"implementation": implementation, "million_weights": million}
         yield context.attempt(settings, partial(measure, implementation))
 
 
-def difference(planned: int, measured: int | None) -> float | None:
-    """Return by how many percent the plan exceeds the measured bytes; None if these are not known."""
-    return None if not measured else 100 * (planned - measured) / measured
+def difference(planned: float, measured: float) -> float | None:
+    """Return by how many percent the plan exceeds the measured memory; None on a CPU, where it is 0."""
+    return 100 * (planned - measured) / measured if measured else None
 
 
 def model_flops(policy: PipelinePolicy, work: Work) -> int:
@@ -298,13 +301,3 @@ def _countable_attention(transformer: nn.Module) -> Iterator[None]:
     finally:
         for processor, backend in backends.items():
             processor._attention_backend = backend
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.gpu.sections import SECTIONS
 from benchmarks.gpu.timing import Row
 from customized_grpo.utils.tables import markdown_table
 
@@ -27,12 +28,12 @@ PAGE, STORED = ROOT / "docs" / "gpu.md", ROOT / "docs" / "gpu.json"
 _LONGEST = 120  # letters of a text, such as an error
 
 
-def show(record: Mapping[str, Any], titles: Mapping[str, str], console: Console) -> None:
+def show(record: Mapping[str, Any], console: Console) -> None:
     """Print a table of each section with results."""
-    for name, title in titles.items():
-        if rows := record["results"].get(name):
+    for section in SECTIONS:
+        if rows := record["results"].get(section.name):
             headings, cells = table(rows)
-            shown = Table(*headings, title=title)
+            shown = Table(*headings, title=section.title)
             for row in cells:
                 shown.add_row(*map(escape, row))
             console.print(shown)
@@ -67,14 +68,11 @@ def _number(value: float) -> str:
 
 def stored() -> dict[str, Any] | None:
     """Return the record that docs/gpu.md is made from; None if nothing has been measured."""
-    found: dict[str, Any] | None = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else None
-    return found
+    return json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else None
 
 
 def page(record: Mapping[str, Any] | None) -> str:
     """Return docs/gpu.md."""
-    from benchmarks.gpu.sections import SECTIONS
-
     head, first_probe = (
         Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.md", "first_probe.md")
     )

@@ -136,7 +136,7 @@ def run(
             try:
                 if isolate and process:
                     if worker is None:
-                        worker, seconds = Worker(log), seconds + _START_SECONDS
+                        worker, seconds = Worker(str(log)), seconds + _START_SECONDS
                     found = worker.run(_in_child, section, context.tiny, context.folder, seconds=min(seconds, left))
                 else:
                     found = section.measure(context)

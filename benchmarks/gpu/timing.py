@@ -20,15 +20,10 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each repeat and peak bytes allocated on the device; None on a CPU, where they are not known."""
+    """Seconds of each repeat and peak bytes allocated on the device; 0 on a CPU, where they are not known."""
 
     seconds: tuple[float, ...]
-    peak_bytes: int | None
-
-    @property
-    def peak_gb(self) -> float | None:
-        """Peak memory in GB."""
-        return None if self.peak_bytes is None else self.peak_bytes / 1e9
+    peak_bytes: int
 
     def per(self, items: int = 1) -> Row:
         """Return the seconds of one of `items` items: median, minimum, maximum and number of repeats."""
@@ -59,8 +54,8 @@ def alternate(works: Mapping[str, Work], device: torch.device, *, repeats: int =
             work()
             synchronise(device)
             seconds[name].append(time.perf_counter() - began)
-            peaks[name] = max(peaks[name], peak_bytes(device) or 0)
-    return {name: Timing(tuple(seconds[name]), peaks[name] or None) for name in works}
+            peaks[name] = max(peaks[name], peak_bytes(device))
+    return {name: Timing(tuple(seconds[name]), peaks[name]) for name in works}
 
 
 def paired(work: Work, device: torch.device, items: int, *, repeats: int = 3) -> tuple[Row, Timing]:
@@ -80,8 +75,8 @@ def paired(work: Work, device: torch.device, items: int, *, repeats: int = 3) ->
         "ours_s_per_image": ours.per(items),
         "libraries_s_per_image": theirs.per(items),
         "speed_up": ratio(theirs, ours),
-        "ours_peak_gb": ours.peak_gb,
-        "libraries_peak_gb": theirs.peak_gb,
+        "ours_peak_gb": ours.peak_bytes / 1e9,
+        "libraries_peak_gb": theirs.peak_bytes / 1e9,
     }
     return row, ours
 
@@ -99,9 +94,9 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_bytes(device: torch.device) -> int | None:
-    """Return the peak bytes allocated since `reset_peak`; None on a CPU."""
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak bytes allocated since `reset_peak`; 0 on a CPU."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
 
 
 def free(device: torch.device) -> None:

@@ -10,8 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 # Children are forked from a server that has imported the libraries and never used the device.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -26,19 +25,14 @@ class Worker:
     """A child process that runs generator functions on request, one after another.
 
     Args:
-        log: File that the child's standard output and error are appended to; discarded if None.
+        log: File that the child's standard output and error are appended to.
     """
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, log: str = os.devnull) -> None:
         self._pipe, theirs = _PROCESSES.Pipe()
-        self._process = _PROCESSES.Process(target=_serve, args=(theirs, os.devnull if log is None else str(log)))
+        self._process = _PROCESSES.Process(target=_serve, args=(theirs, log))
         self._process.start()
         theirs.close()
-
-    @property
-    def alive(self) -> bool:
-        """Return whether the child can take another request."""
-        return self._process.is_alive()
 
     def run(self, function: Callable[..., Iterator[Any]], *args: Any, seconds: float) -> Iterator[Any]:
         """Yield what `function(*args)` yields in the child.
@@ -56,7 +50,9 @@ class Worker:
                 kind, value = self._pipe.recv()
             except EOFError:
                 self._process.join()
-                raise WorkerError(f"its process ended with {_told(self._process.exitcode)}") from None
+                code = self._process.exitcode or 0
+                ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                raise WorkerError(f"its process ended with {ending}") from None
             if kind == "value":
                 yield value
             elif kind == "error":
@@ -66,17 +62,12 @@ class Worker:
 
     def close(self) -> None:
         """Kill the child and all processes that it has started."""
-        if self._process.pid is not None:
-            for kill in (os.killpg, os.kill):  # the group is there once the child has made it
-                with suppress(ProcessLookupError):
-                    kill(self._process.pid, signal.SIGKILL)
+        pid = self._process.pid
+        assert pid is not None
+        for kill in (os.killpg, os.kill):  # the group is there once the child has made it
+            with suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
         self._process.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def first_line(error: Exception) -> str:
@@ -86,9 +77,9 @@ def first_line(error: Exception) -> str:
 
 def _serve(pipe: Connection, log: str) -> None:
     os.setsid()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     with suppress(EOFError):
         while True:
             function, args = pipe.recv()
@@ -99,7 +90,3 @@ def _serve(pipe: Connection, log: str) -> None:
             except Exception as error:
                 traceback.print_exc()
                 pipe.send(("error", first_line(error)))
-
-
-def _told(code: int | None) -> str:
-    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"

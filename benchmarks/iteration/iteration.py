@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +20,8 @@ from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.trainer.memory import PeakBytes
 from customized_grpo.trainer.profiling import STAGES, Clock, Profiler
 from customized_grpo.trainer.trainer import CustomizedGRPOTrainer
+
+Made = TypeVar("Made", bound=Profiler)
 
 
 @dataclass(frozen=True)
@@ -102,55 +106,51 @@ def measure(
     The shapes take turns. One more iteration of each warms up, and two count operations and bytes, which would slow
     down a timed one. `progress` is called after every iteration.
     """
-    runs: dict[tuple[str, str], list[Profiler]] = {}
 
-    def run(kind: str, profiler: Callable[[], Profiler], times: int = 1) -> None:
-        for _ in range(times):
-            for shape in shapes:
-                made = profiler()
-                iterate(config, policy, rewards, pairs, shape, made)
-                runs.setdefault((kind, shape.name), []).append(made)
-                progress()
+    def run(made: dict[str, Made]) -> dict[str, Made]:
+        for shape in shapes:
+            iterate(config, policy, rewards, pairs, shape, made[shape.name])
+            progress()
+        return made
 
-    run("warm-up", Clock)
-    run("flops", _Flops)
-    run("bytes", lambda: _Bytes(policy.device))
-    run("seconds", lambda: Clock(policy.device), repeats)
-    found: dict[str, dict[str, Stage]] = {}
-    for name in (shape.name for shape in shapes):
-        flops, memory = runs["flops", name][0].totals, runs["bytes", name][0]
-        assert isinstance(memory, _Bytes)
-        found[name] = {
+    names, device = [shape.name for shape in shapes], policy.device
+    run({name: Clock() for name in names})  # warms up
+    flops = run({name: _Flops() for name in names})
+    memory = run({name: _Bytes(device) for name in names})
+    clocks = [run({name: Clock(device) for name in names}) for _ in range(repeats)]
+    return {
+        name: {
             stage: Stage(
-                median(clock.totals.get(stage, 0.0) for clock in runs["seconds", name]),
-                flops.get(stage, 0.0),
-                int(memory.totals.get(stage, 0)),
-                int(memory.held.get(stage, 0)),
+                median(clock[name].totals.get(stage, 0.0) for clock in clocks),
+                flops[name].totals[stage],
+                int(memory[name].totals[stage]),
+                memory[name].held.get(stage, 0),
             )
             for stage in STAGES
         }
-    return found
+        for name in names
+    }
 
 
 class _Flops:
     """Floating-point operations of each stage."""
 
     def __init__(self) -> None:
-        self.totals: dict[str, float] = {}
+        self.totals: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         with flop_counter() as counter:
             yield
-        self.totals[stage] = self.totals.get(stage, 0.0) + counter.get_total_flops()
+        self.totals[stage] += counter.get_total_flops()
 
 
 class _Bytes:
     """Peak bytes of tensors in a stage beyond those there before it, which are `held`."""
 
     def __init__(self, device: torch.device) -> None:
-        self.totals: dict[str, float] = {}
-        self.held: dict[str, float] = {}
+        self.totals: dict[str, float] = defaultdict(float)
+        self.held: dict[str, int] = {}
         self._device = device
 
     @contextmanager
@@ -159,4 +159,4 @@ class _Bytes:
         with PeakBytes(self._device) as peak:
             yield
         self.held.setdefault(stage, held)
-        self.totals[stage] = max(self.totals.get(stage, 0.0), peak.bytes + held - self.held[stage])
+        self.totals[stage] = max(self.totals[stage], peak.bytes + held - self.held[stage])
