@@ -25,7 +25,7 @@ from .campaigns import (
     digests,
     ends,
     place_inputs,
-    set_options,
+    short_run,
 )
 
 _SCORE = ["score", "--reward", "copy-paste", "--role", "guard", *PROMPT]
@@ -39,11 +39,11 @@ PLACES = {
     "train --held-out": ["train", "--held-out={}", "--out=new", *_NO_MODEL],
     "train --resume": ["train", "--resume={}"],
     "train --out": ["train", "--out={}", *_NO_MODEL],
-    "train --out, trained": ["train", "--out={}", *set_options()],
-    "train adapter": ["train", "--out=new", *set_options(policy__adapter="{}")],
-    "train conditions": ["train", "--out=new", *set_options(policy__conditions="{}")],
-    "train policy.path": ["train", "--out=new", *set_options(policy__path="{}"), "--data=world"],
-    "train reward": ["train", "--out=new", *set_options(rewards=[{"kind": "{}:f", "role": "prompt"}])],
+    "train --out, trained": ["train", "--out={}", *short_run()],
+    "train adapter": ["train", "--out=new", *short_run(policy__adapter="{}")],
+    "train conditions": ["train", "--out=new", *short_run(policy__conditions="{}")],
+    "train policy.path": ["train", "--out=new", *short_run(policy__path="{}"), "--data=world"],
+    "train reward": ["train", "--out=new", *short_run(rewards=[{"kind": "{}:f", "role": "prompt"}])],
     "generate --reference": [*GENERATE, "--reference={}", "--out=new.png"],
     "generate --prompts": ["generate", "--steps=1", "--reference", IMAGE, "--prompts={}", "--out=new.png"],
     "generate --run": [*GENERATE, "--reference", IMAGE, "--run={}", "--out=new.png"],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from .bench import Bench
-from .campaigns import PROMPT, Outcome, Trial, ends, set_options
+from .campaigns import PROMPT, Outcome, Trial, ends, short_run
 
 _HEADER = """\
 import asyncio, builtins, decimal, fractions, gc, logging, os, random, shutil, signal, sys, time, warnings
@@ -108,7 +108,7 @@ def _reward_trial(given: tuple[str, str, str, list[str], list[str], str, bool]) 
         if trains:
             entries = [{"kind": name, "role": "prompt", "name": "own"}]
             entries.append({"kind": "dino", "role": "identity", "path": "embedded/reward-identity"})
-            result = ends(bench, folder, ["train", "--out", "trained", *set_options(rewards=entries)], "own", "rewards")
+            result = ends(bench, folder, ["train", "--out", "trained", *short_run(rewards=entries)], "own", "rewards")
             records = folder / "trained" / "metrics.jsonl"
             assert result != "worked" or len(records.read_text().splitlines()) == 2, "not trained"
             return result

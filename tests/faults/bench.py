@@ -27,16 +27,20 @@ ITERATIONS, EVERY = 5, 2
 SETTINGS = {
     "train.iterations": ITERATIONS, "train.checkpoint_every": EVERY, "train.sample_every": 3, "train.updates": 2,
     "train.ema": 0.5, "rollout.steps": 3, "rollout.group_size": 2, "rollout.pairs": 2, "data.size": 4,
-    "policy.height": 32, "policy.width": 32, "policy.reference_sizes": "[[32, 32]]", "policy.device": "cpu",
+    "policy.height": 32, "policy.width": 32, "policy.reference_sizes": [[32, 32]], "policy.device": "cpu",
     "evaluation.data.size": 1, "evaluation.steps": 1,
 }  # fmt: skip
 
 
-def new_run(**changes: object) -> list[str]:
-    """Arguments of a new run; a keyword replaces a setting, with two underscores for a dot."""
+def set_options(**changes: object) -> list[str]:
+    """Options of a run; a keyword replaces a setting, with two underscores for a dot."""
     values = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
-    options = (part for key, value in values.items() for part in ("--set", f"{key}={value}"))
-    return ["train", "--out", "run", *options]
+    return [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def new_run(**changes: object) -> list[str]:
+    """Arguments of a new run."""
+    return ["train", "--out", "run", *set_options(**changes)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Literal
 from hypothesis import strategies as st
 from PIL import Image
 
-from .bench import SETTINGS, Bench
+from .bench import Bench, set_options
 from .generated import SECONDS, try_all
 
 Outcome = Literal["worked", "refused", "interrupted"]
@@ -100,8 +99,6 @@ def changed(before: dict[str, str], folder: Path) -> list[str]:
     return sorted(name for name, digest in before.items() if after.get(name) != digest)
 
 
-def set_options(**changes: object) -> list[str]:
+def short_run(**changes: object) -> list[str]:
     """Options of a run of two iterations; two underscores stand for a dot."""
-    values = SETTINGS | {"train.iterations": 2, "train.trackers": "[]", "train.ema": 0}
-    values |= {name.replace("__", "."): json.dumps(value) for name, value in changes.items()}
-    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    return set_options(train__iterations=2, train__trackers=[], train__ema=0, **changes)

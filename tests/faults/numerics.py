@@ -16,8 +16,8 @@ from customized_grpo.trainer.checkpoint import newest_checkpoint
 from customized_grpo.utils.hub import EMBEDDED_FOLDER
 
 from .bench import EVERY, Bench, Ended, new_run, records_of
+from .campaigns import digests
 from .kills import Reference
-from .places import digest
 
 REWARD = """
 import torch
@@ -82,13 +82,13 @@ def exploding(bench: Bench, whole: Reference, rate: float) -> list[str]:
     folder = bench.place("exploding")
     shutil.copytree(whole.half / "run", folder / "run")
     config, checkpoints = folder / "run" / "config.yaml", folder / "run" / "checkpoints"
-    kept, before = config.read_text(), digest(checkpoints / f"{EVERY:06d}")
+    kept, before = config.read_text(), digests(checkpoints / f"{EVERY:06d}")
     config.write_text(re.sub(r"learning_rate: [\d.e-]+", f"learning_rate: {rate}", kept))
     assert config.read_text() != kept
     resumed = bench.run(["train", "--resume", "run", "--allow-changes"], folder)
     wrong = resumed.lacks_line(f"lower train.learning_rate in {Path('run') / 'config.yaml'}")
     newest = newest_checkpoint(checkpoints)
-    if newest is None or newest.name != f"{EVERY:06d}" or digest(newest) != before:
+    if newest is None or newest.name != f"{EVERY:06d}" or digests(newest) != before:
         wrong.append(f"rate {rate:g}: the last checkpoint is {newest}, or not what it was")
     config.write_text(kept)
     return wrong + bench.ends_differently(folder, whole.result)

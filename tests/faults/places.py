@@ -5,7 +5,6 @@ Each experiment returns what was found wrong; None if this machine cannot do it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
@@ -15,9 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from PIL import Image
-
 from .bench import EVERY, ITERATIONS, Bench, broken_promises, new_run
+from .campaigns import GENERATE, IMAGE, digests, place_inputs
 from .kills import Reference
 
 NEWEST = f"checkpoints/{ITERATIONS:06d}"
@@ -45,24 +43,24 @@ def full_output(bench: Bench, whole: Reference) -> list[str]:
     folder = bench.place("output")
     full, run = folder / "full", whole.folder / "run"
     full.mkdir()
-    Image.linear_gradient("L").resize((24, 18)).convert("RGB").save(folder / "photo.png")
-    before, wrong = digest(run), []
+    place_inputs(folder)
+    before, wrong = digests(run), []
     with _mounted(["-t", "tmpfs", "-o", "size=64k"], full) as done:
         if done:
             with suppress(OSError), (full / "filler").open("wb", buffering=0) as file:
                 while file.write(bytes(1024)):
                     pass
-        left = digest(full)
+        left = digests(full)
         for command in (
-            ["generate", "--reference", "photo.png", "--prompt", "a cat", "--steps", "1", "--out", "full/new.png"],
+            [*GENERATE, "--reference", IMAGE, "--out", "full/new.png"],
             ["export", str(run), "--out", "full/new"],
             ["merge", str(run), "--out", "full/new"],
         ):
             ended = bench.start(command, folder, largest=None if done else 500).wait()
             reason = "no space left on device; free some disk space" if done else "file too large; raise the limit"
             wrong += ended.lacks_line(reason, "full/")
-            wrong += [f"{command[0]}: something is left"] * (digest(full) != left or any(full.rglob(".*")))
-    return wrong + ["the run has changed"] * (digest(run) != before)
+            wrong += [f"{command[0]}: something is left"] * (digests(full) != left or any(full.rglob(".*")))
+    return wrong + ["the run has changed"] * (digests(run) != before)
 
 
 def too_large_file(bench: Bench, whole: Reference) -> list[str]:
@@ -78,7 +76,7 @@ def read_only(bench: Bench, whole: Reference) -> list[str] | None:
     folder = bench.place("read-only")
     run = folder / "run"
     shutil.copytree(whole.half / "run", run)
-    before = digest(run)
+    before = digests(run)
     with _mounted(["--bind"], run, run) as done:
         if not done:
             return None
@@ -87,7 +85,7 @@ def read_only(bench: Bench, whole: Reference) -> list[str] | None:
         wrong = ended.lacks_line("read-only file system; give a folder that can be written", "run")
         inside = bench.run(["train", "--out", "run/inner", *new_run()[3:]], folder)
         wrong += inside.lacks_line("read-only file system", "run/inner")
-    wrong += ["something was written"] * (digest(run) != before)
+    wrong += ["something was written"] * (digests(run) != before)
     return wrong + bench.ends_differently(folder, whole.result)
 
 
@@ -121,7 +119,7 @@ def damaged(bench: Bench, whole: Reference, count: int | None, chance: random.Ra
             place = chance.randrange(8 * len(data))
             data[place // 8] ^= 1 << place % 8
             target.write_bytes(data)
-        before = digest(newest)
+        before = digests(newest)
         ended = bench.train(folder).wait()
         if (
             ended.code != 0
@@ -130,7 +128,7 @@ def damaged(bench: Bench, whole: Reference, count: int | None, chance: random.Ra
         ):
             wrong.append(f"{file}: ended with {ended.code}: {ended.output[-500:]}")
         kept = newest.with_name(f"{newest.name}.damaged")
-        wrong += [f"{file}: the damaged one is gone"] * (not kept.is_dir() or digest(kept) != before)
+        wrong += [f"{file}: the damaged one is gone"] * (not kept.is_dir() or digests(kept) != before)
         wrong += bench.ends_differently(folder, whole.result)
     return wrong
 
@@ -155,9 +153,9 @@ def refused(bench: Bench, whole: Reference) -> list[str]:
                 assert text.count(old) == 1, (file, old)
                 file.write_text(text.replace(old, new))
         kept = [run / "checkpoints", run / "lora", run / "evaluation"]
-        before = [digest(path) for path in kept]
+        before = [digests(path) for path in kept]
         wrong += bench.train(folder).wait().lacks_line(*parts)
-        wrong += [f"{parts}: something was overwritten"] * ([digest(path) for path in kept] != before)
+        wrong += [f"{parts}: something was overwritten"] * ([digests(path) for path in kept] != before)
     return wrong
 
 
@@ -165,12 +163,6 @@ def _copy(bench: Bench, whole: Reference) -> Path:
     folder = bench.place("copy")
     shutil.copytree(whole.folder / "run", folder / "run")
     return folder
-
-
-def digest(folder: Path) -> str:
-    """Return what changes with a single byte below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return str([(str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files])
 
 
 @contextmanager
