@@ -93,28 +93,24 @@ class Context:
             move_folder(unfinished, folder)
         return folder
 
-    def policy_config(
-        self,
-        *,
-        rank: int,
-        targets: Sequence[str] | None = ATTENTION,
-        kind: str = "flux-kontext",
-        side: int | None = None,
-        **more: Any,
-    ) -> PolicyConfig:
-        """Return settings of a policy on the random model with a LoRA on these layers; None: the kind's default."""
-        side = side or self.side
-        settings = {
-            "kind": kind, "path": str(self.outline(kind)), "dtype": "bfloat16", "height": side, "width": side,
-            "reference_sizes": [(side, side)], "max_sequence_length": 24 if self.tiny else 512, "guidance": 3.5,
-            "lora": {
-                "rank": max(1, rank // 32) if self.tiny else rank, "targets": targets and list(targets),
-            },
-        }  # fmt: skip
-        return PolicyConfig.model_validate(settings | more)
+    def policy(
+        self, rank: int = 16, targets: Sequence[str] | None = ATTENTION, *, kind: str = "flux-kontext", **more: Any
+    ) -> PipelinePolicy:
+        """Return a policy on the random model; the previous one must not be used any more.
 
-    def policy(self, config: PolicyConfig) -> PipelinePolicy:
-        """Return a policy of these settings; the previous one must not be used any more."""
+        Args:
+            rank: LoRA rank.
+            targets: Layers with a LoRA; the kind's default if None.
+            kind: Kind of policy.
+            more: Further settings of the policy.
+        """
+        settings = {
+            "kind": kind, "path": str(self.outline(kind)), "dtype": "bfloat16", "height": self.side, "width": self.side,
+            "reference_sizes": [(self.side, self.side)], "max_sequence_length": 24 if self.tiny else 512,
+            "guidance": 3.5, "gradient_checkpointing": True,
+            "lora": {"rank": max(1, rank // 32) if self.tiny else rank, "targets": targets and list(targets)},
+        }  # fmt: skip
+        config = PolicyConfig.model_validate(settings | more)
         if self._held is None or self._held[0] != config:
             self._held = None
             free(self.device)

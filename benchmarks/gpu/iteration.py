@@ -88,14 +88,13 @@ def _iterations(context: Context, recipe: str) -> Iterator[Row]:
     whole = load_config(ROOT / "recipes" / recipe)
     lora = whole.policy.lora
     assert lora is not None
-    policy_config = context.policy_config(
-        rank=lora.rank, targets=lora.targets, kind=whole.policy.kind,
-        gradient_checkpointing=whole.policy.gradient_checkpointing, guidance=whole.policy.guidance,
+    policy = context.policy(
+        lora.rank, lora.targets, kind=whole.policy.kind, guidance=whole.policy.guidance,
+        gradient_checkpointing=whole.policy.gradient_checkpointing,
     )  # fmt: skip
-    policy = context.policy(policy_config)
     configs = context.reward_configs(whole.rewards)
     terms = reward_terms(configs, context.device)
-    scaled = whole.model_copy(update={"policy": policy_config, "rewards": configs})
+    scaled = whole.model_copy(update={"policy": policy.config, "rewards": configs})
     for _, shape, _ in _WAYS[:2]:  # warms up
         iterate(_scaled(scaled, 2, 2), policy, terms, [context.pair], shape, _Stages(policy.device))
     ours: Row = {}

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.context import ROOT, Context
 from benchmarks.gpu.timing import Row, Timing, Work, alternate, paired, reset_peak, synchronise
 from benchmarks.iteration.flops import flop_counter
-from customized_grpo.config import Config, PolicyConfig
+from customized_grpo.config import Config
 from customized_grpo.config.loading import load_config
 from customized_grpo.method import SAMPLERS, flow_sigmas
 from customized_grpo.planning import make_plan
@@ -49,7 +49,7 @@ def velocity(context: Context) -> Iterator[Row]:
     """LoRA of rank 16 on attention. Shares of the peak count the operations of diffusers' and peft's own computation:
     matrix products, convolutions and attention.
     """
-    policy = _policy(context)
+    policy = context.policy()
     flops = model_flops(policy, _forward(context, policy, 1))
 
     def measure(batch: int) -> Row:
@@ -66,31 +66,26 @@ def training(context: Context) -> Iterator[Row]:
     without. The plan is the sum of the parts of `cgrpo plan` that are there: weights, LoRA, gradients, activations.
     """
     for rank, all_layers, checkpointing, batches in _TRAINING[1::2] if context.tiny else _TRAINING:
-        config = context.policy_config(
-            rank=rank, targets=None if all_layers else ATTENTION, gradient_checkpointing=checkpointing
-        )
-        assert config.lora is not None
-        policy = context.policy(config)
+        policy = context.policy(rank, None if all_layers else ATTENTION, gradient_checkpointing=checkpointing)
+        assert policy.config.lora is not None
         flops = useful = model_flops(policy, _backward(context, policy, 1))
         if checkpointing:  # which computes the forward pass again
             useful -= model_flops(policy, _forward(context, policy, 1))
         settings = {
-            "rank": config.lora.rank,
+            "rank": policy.config.lora.rank,
             "layers": "default" if all_layers else "attention",
             "checkpointing": checkpointing,
         }
         for batch in context.sizes(*batches):
-            measure = partial(_training, context, policy, config, batch, flops, useful)
+            measure = partial(_training, context, policy, batch, flops, useful)
             yield context.attempt({**settings, "batch": batch}, measure)
 
 
-def _training(
-    context: Context, policy: PipelinePolicy, config: PolicyConfig, batch: int, flops: int, useful: int
-) -> Row:
+def _training(context: Context, policy: PipelinePolicy, batch: int, flops: int, useful: int) -> Row:
     repeats = 3 if batch < 4 else 2 if batch < 8 else 1
     row, timing = paired(_backward(context, policy, batch), context.device, batch, repeats=repeats)
     train = Config().train.model_copy(update={"batch_size": batch})
-    plan = make_plan(Config(policy=config).model_copy(update={"train": train})).device["training"]
+    plan = make_plan(Config(policy=policy.config).model_copy(update={"train": train})).device["training"]
     planned = sum(plan.get(part, 0) for part in _MODEL_PARTS)
     return row | {
         "flops_per_image": flops,
@@ -103,7 +98,7 @@ def _training(
 
 def launch(context: Context) -> Iterator[Row]:
     """Rank 128, checkpointing, batch 1: small work, whose time is that of the CPU which launches it."""
-    policy = _policy(context, rank=128)
+    policy = context.policy(128)
     measure = partial(paired, _backward(context, policy, 1), context.device, 1)
     yield {"garbage_collector": "on", **measure(repeats=2 if context.tiny else 5)[0]}
     gc.collect()
@@ -117,7 +112,7 @@ def launch(context: Context) -> Iterator[Row]:
 def high_resolution(context: Context) -> Iterator[Row]:
     """One reference of the same size, batch 1."""
     side = 2 * context.side
-    policy = context.policy(context.policy_config(rank=16, side=side))
+    policy = context.policy(height=side, width=side, reference_sizes=[(side, side)], gradient_checkpointing=False)
     yield {"what": "velocity", "side": side, **paired(_forward(context, policy, 1), context.device, 1, repeats=2)[0]}
     latents = context.inputs(policy, 1)[0]
     found = alternate({"": lambda: policy.decode(latents)}, context.device, repeats=2)
@@ -129,7 +124,7 @@ def by_attention(context: Context) -> Iterator[Row]:
     batch = context.sizes(4)[0]
 
     def measure(name: str) -> Row:
-        policy = _policy(context, attention=name)
+        policy = context.policy(attention=name)
         work = {"velocity": _forward(context, policy, batch), "training": _backward(context, policy, batch)}
         found = alternate(work, context.device, repeats=1)
         return {f"{what}_s_per_image": timing.per(batch) for what, timing in found.items()}
@@ -143,7 +138,7 @@ def compiled(context: Context) -> Iterator[Row]:
     batch = context.sizes(4)[0]
     # A CPU would compile for minutes.
     with torch.compiler.set_stance("force_eager" if context.tiny else "default"):
-        policy = _policy(context, compile=True)
+        policy = context.policy(compile=True)
         for what, make in (("velocity", _forward), ("forward and backward", _backward)):
             work = make(context, policy, batch)
             began = time.perf_counter()
@@ -158,7 +153,7 @@ def ratios(context: Context) -> Iterator[Row]:
     """Absolute difference of log-densities of the same transitions, sampled without gradients and replayed with them in
     batches of another size, by the policy alone: the error that a trainer has to correct for.
     """
-    policy = _policy(context)
+    policy = context.policy()
     sigmas = flow_sigmas(_STEPS, _SHIFT).to(context.device)
     trained = context.sizes(1, 4, 8)
     for sampled in context.sizes(4, 8, 12):
@@ -188,7 +183,7 @@ def ratios(context: Context) -> Iterator[Row]:
 
 def decode(context: Context) -> Iterator[Row]:
     """Images of one VAE in both memory layouts."""
-    policy = _policy(context)
+    policy = context.policy()
     vae = context.pipeline.vae
 
     def measure(batch: int) -> Row:
@@ -217,7 +212,7 @@ def scoring(context: Context) -> Iterator[Row]:
 
 def adamw(context: Context) -> Iterator[Row]:
     """A step on a LoRA of rank 512 on the default layers, by each of torch's implementations."""
-    policy = context.policy(context.policy_config(rank=512, targets=None, gradient_checkpointing=True))
+    policy = context.policy(512, None)
     weights = list(policy.trainable().values())
     million = sum(weight.numel() for weight in weights) / 1e6
 
@@ -252,11 +247,6 @@ def model_flops(policy: PipelinePolicy, work: Work) -> int:
         return (int(counter.get_total_flops()),)
 
     return of_all_blocks(policy._transformer, count)[0]
-
-
-def _policy(context: Context, rank: int = 16, **more: Any) -> PipelinePolicy:
-    """Return a policy with a LoRA on attention and gradient checkpointing."""
-    return context.policy(context.policy_config(rank=rank, gradient_checkpointing=True, **more))
 
 
 def _share(context: Context, timing: Timing, items: int, flops: int) -> float:
