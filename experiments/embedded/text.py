@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -37,20 +38,31 @@ def vocabulary() -> list[str]:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
+    """Return the tokenizer; every call gives the same ids."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=100_000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=100_000,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        # Every letter alone and as an ending, so that an unknown word is spelt rather than lost. Endings are listed:
+        # the trainer would number those that it finds in an order that changes from call to call.
+        special_tokens=[f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz0123456789,.-'"],
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
-    # Every letter alone and as an ending, so that an unknown word is spelt rather than lost.
-    letters = " ".join("abcdefghijklmnopqrstuvwxyz0123456789")
-    tokenizer.train_from_iterator([" ".join(vocabulary()), letters, ",", ".", "-", "'"], trainer)
+    tokenizer.train_from_iterator([" ".join(vocabulary())], trainer)
     state = json.loads(tokenizer.to_str())["model"]
     vocab = dict(state["vocab"])
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
     return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in state["merges"]], model_max_length=CLIP_LENGTH)
+
+
+def load_words(model: Any, tokenizer: CLIPTokenizer) -> None:
+    """Sort the token embeddings of a CLIP model, which was trained with `tokenizer`, by this file's token ids."""
+    rows, ids = tokenizer.get_vocab(), clip_tokenizer().get_vocab()
+    embeddings = model.get_input_embeddings().weight
+    embeddings.data = embeddings[[rows[token] for token in sorted(ids, key=ids.__getitem__)]].detach()
 
 
 def t5_tokenizer() -> T5Tokenizer:

@@ -6,7 +6,7 @@
 The monitors' differ from the rewards' in architecture, seed and images (render.py with another --seed). Identity: a
 Dinov2Model whose CLS token tells a subject's reference, cut out or whole, from others in its batch, and the same shape in
 another colour from another shape. Prompt: a CLIPModel that tells an image's prompt from those with a part swapped, graded
-by how much of a prompt is right. `--resume` continues from the weights in the output folder.
+by how much of a prompt is right.
 """
 
 from __future__ import annotations
@@ -232,16 +232,12 @@ def main() -> None:
     arguments = parser(__doc__, rate=1e-3)
     arguments.add_argument("encoder", choices=SPECS)
     arguments.add_argument("--steps", type=int)
-    arguments.add_argument("--resume", action="store_true")
     options = arguments.parse_args()
     spec, folder = SPECS[options.encoder], options.out / options.encoder
     options.steps = options.steps or spec.steps
-    options.seed = spec.seed + (1000 if options.resume else 0)
+    options.seed = spec.seed
     torch.manual_seed(options.seed)
-    model = spec.new()
-    if options.resume:
-        model = type(model).from_pretrained(folder, dtype=torch.float32)
-    model.train().to(options.device)
+    model = spec.new().train().to(options.device)
     data, clip = Rendered(options.data), isinstance(model, CLIPModel)
     width = model.config.projection_dim if clip else model.config.hidden_size
     task = (PromptTask if clip else IdentityTask)(data, options.seed, width)

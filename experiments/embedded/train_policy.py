@@ -21,7 +21,7 @@ import torch
 from data import Rendered
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
-from text import CLIP_LENGTH, DREAMBENCH_CLASSES, T5_LENGTH, clip_tokenizer, t5_tokenizer
+from text import CLIP_LENGTH, DREAMBENCH_CLASSES, T5_LENGTH, clip_tokenizer, load_words, t5_tokenizer
 from torch import Tensor, nn
 from training import Losses, autocast, parser, train
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -58,10 +58,11 @@ class Generator(nn.Module):
         )  # fmt: skip
 
     def load(self, folder: Path) -> None:
-        """Load the weights of a pipeline folder of the same shapes."""
+        """Load the weights of a pipeline folder of the same shapes and words."""
         pipeline = FluxKontextPipeline.from_pretrained(folder, vae=None, dtype=torch.float32)
         for name, part in self.named_children():
             part.load_state_dict(getattr(pipeline, name).state_dict())
+        load_words(self.text_encoder, pipeline.tokenizer)
 
     def save(self, vae: AutoencoderKL, folder: Path) -> None:
         """Write a pipeline folder."""
