@@ -85,6 +85,7 @@ def test_every_run_leaves_a_result_and_the_figures_are_there(done: Path) -> None
         assert sum(s["weight"] for s in strengths) / 2 == pytest.approx(0.5), "the total of static weights 1:1"
 
 
+@pytest.mark.slow
 def test_gradients_are_measured_without_any_training(done: Path, tmp_path: Path) -> None:
     """The numbers are those of the study, which also measures at the base; at a run's policy they are others."""
     console = Console(record=True, width=160)
