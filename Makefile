@@ -40,7 +40,7 @@ format: $(READY)
 audit: $(READY)
 	$(BIN)/python .ci/audit.py
 
-# The demo in a browser, Weights & Biases and trackio, DeepSpeed, and quantised weights, by packages that other tests do
+# Demo and report in a browser, Weights & Biases and trackio, DeepSpeed, and quantised weights, by packages that other tests do
 # without: in an environment on top of .venv, since Gradio takes an older Pillow than the rest.
 test-extras: $(READY)
 	$(PYTHON) -m venv --without-pip .venv-extras
@@ -49,6 +49,7 @@ test-extras: $(READY)
 	  { read -r below; read -r here; echo "$$below" > "$$here/below.pth"; }
 	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check --editable '.[deepspeed,demo,quantise,trackers]'
 	$(EXTRAS)/python -m pytest -rs $(SIDE_BY_SIDE) --dist loadfile tests/serve/demo/test_demo_in_a_browser.py \
+	  tests/reporting/test_browser.py \
 	  tests/test_trackers.py::test_wandb_offline_has_the_numbers_and_no_secret \
 	  tests/test_trackers.py::test_trackio_has_the_numbers \
 	  tests/policies/test_quantisation.py tests/trainer/test_zero.py \
