@@ -11,7 +11,7 @@ import proofs
 import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from tiny_models import Model
 from torch import Tensor, nn
 
@@ -64,6 +64,18 @@ def test_they_are_used_by_default_and_can_be_switched_off(model: Model) -> None:
     assert taken()
 
 
+def test_modules_and_their_names_stay(models: Any) -> None:
+    """So that what is saved is what diffusers loads, and launchers find the blocks to shard."""
+    model = models("flux-kontext")
+    policy = model.policy()
+    plain = {name.replace(".base_layer", "") for name in policy._transformer.state_dict() if ".lora_" not in name}
+    assert plain == set(model.stock(policy).transformer.state_dict())
+    assert {type(block) for block in policy._transformer.transformer_blocks} == {FluxTransformerBlock}
+    assert {type(block) for block in policy._transformer.single_transformer_blocks} == {FluxSingleTransformerBlock}
+    again: Any = copy.deepcopy(policy._transformer)
+    assert again.transformer_blocks[0].forward.__self__ is again.transformer_blocks[0]
+
+
 # FLUX.1's blocks
 
 
@@ -96,17 +108,25 @@ def test_velocity_and_gradients_are_those_of_diffusers_blocks(model: Model, refe
 @pytest.mark.parametrize("model", ["flux-kontext"], indirect=True)
 def test_the_last_block_computes_the_images_tokens_only(model: Model) -> None:
     policy = model.policy()
+    last: Any = policy._transformer.single_transformer_blocks[-1]
+    rows: dict[str, int] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, given, name=name: rows.__setitem__(name, given[0].shape[1]))
+        for name, layer in last.named_modules()
+        if name in ("proj_mlp", "proj_out", "attn.to_q", "attn.to_k", "attn.to_v")
+    ]
+    rows_of = conditioning(policy, 2).rows
+    image = policy.latent_shape[0]
+    every = image + rows_of["prompt_embeds"].shape[1] + 2 * 2 * 3
     x, half = torch.cat([proofs.noise(policy)] * 2), torch.full((2,), 0.5)
-    conditions = conditioning(policy, 2)
-
-    def flops() -> int:
-        with torch.no_grad(), flop_counter() as counter:
-            policy.velocity(x, half, conditions)
-        return counter.get_total_flops()
-
-    own = flops()
-    with libraries_own():
-        assert own < flops()
+    with torch.no_grad(), flop_counter() as counter:
+        policy.velocity(x, half, Conditions(rows_of))
+    assert rows == {"proj_mlp": image, "proj_out": image, "attn.to_q": image, "attn.to_k": every, "attn.to_v": every}
+    for hook in hooks:
+        hook.remove()
+    with torch.no_grad(), libraries_own(), flop_counter() as whole:
+        policy.velocity(x, half, Conditions(rows_of))
+    assert counter.get_total_flops() < whole.get_total_flops()
 
 
 # Norm and rotary embedding
@@ -115,11 +135,13 @@ ANGLES = torch.randn(9, 8, generator=torch.Generator().manual_seed(0)).repeat_in
 ROTARY = (ANGLES.cos(), ANGLES.sin())
 
 
-def norm(dtype: torch.dtype, *, trained: bool = False) -> nn.RMSNorm:
-    made = nn.RMSNorm(16, eps=1e-6, dtype=dtype)
-    with torch.no_grad():
-        made.weight.copy_(torch.linspace(0.5, 1.5, 16))
-    return made.requires_grad_(trained)
+def norm(dtype: torch.dtype, *, affine: bool = True, trained: bool = False) -> nn.RMSNorm:
+    made = nn.RMSNorm(16, eps=1e-6, elementwise_affine=affine, dtype=dtype)
+    if affine:
+        made.weight.requires_grad_(trained)
+        with torch.no_grad():
+            made.weight.copy_(torch.linspace(0.5, 1.5, 16))
+    return made
 
 
 def heads(dtype: torch.dtype) -> Tensor:
@@ -133,10 +155,11 @@ def both(x: Tensor, layer: nn.RMSNorm, *, ours: bool) -> tuple[Tensor, Tensor]:
     return output.detach(), gradient
 
 
+@pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_norm_and_rotation_are_exact_within_rounding(dtype: torch.dtype) -> None:
-    found = both(heads(dtype), norm(dtype), ours=True)
-    exact = both(heads(dtype).detach().double().requires_grad_(), norm(torch.float64), ours=False)
+def test_norm_and_rotation_are_exact_within_rounding(dtype: torch.dtype, affine: bool) -> None:
+    found = both(heads(dtype), norm(dtype, affine=affine), ours=True)
+    exact = both(heads(dtype).detach().double().requires_grad_(), norm(torch.float64, affine=affine), ours=False)
     rounding = 8 * torch.finfo(dtype).eps
     for own, true in zip(found, exact, strict=True):
         assert own.dtype == dtype
@@ -152,19 +175,31 @@ def test_a_norm_that_is_trained_has_its_gradient() -> None:
     torch.testing.assert_close(own.weight.grad, theirs.weight.grad)
 
 
+def test_tokens_and_passes_have_their_own_angles() -> None:
+    x, layer = heads(torch.float32), norm(torch.float32)
+    whole = norm_and_rotate(x, layer, ROTARY)
+    assert torch.equal(norm_and_rotate(x, layer, None), layer(x))
+    assert not torch.equal(norm_and_rotate(x, layer, (ROTARY[0], -ROTARY[1])), whole)
+    for tokens in (slice(4), slice(4, None), slice(2, 5)):
+        assert torch.equal(norm_and_rotate(x[:, tokens], layer, ROTARY, tokens), whole[:, tokens])
+        with libraries_own():
+            expected = apply_rotary_emb(layer(x), ROTARY, sequence_dim=1)[:, tokens]
+            assert torch.equal(norm_and_rotate(x[:, tokens], layer, ROTARY, tokens), expected)
+
+
 # LoRA
 
 
-def adapted(base: nn.Module, own: bool) -> nn.Module:
+def adapted(base: nn.Module, own: bool, dtype: torch.dtype = torch.float64, **settings: Any) -> nn.Module:
     """The layers with a LoRA whose factors are random, by our layer or by peft's."""
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["0", "2"])
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["0", "2"], **settings)
     if own:
         config._register_custom_module({nn.Linear: LowRankLinear})
     model = peft.inject_adapter_in_model(config, copy.deepcopy(base))
     draws = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
         if ".lora_" in name:
-            weight.data = torch.randn(weight.shape, generator=draws).double()
+            weight.data = torch.randn(weight.shape, generator=draws).to(dtype)
     return model
 
 
@@ -196,3 +231,52 @@ def test_output_and_gradients_are_those_of_pefts_layer(base: nn.Module, shape: t
         torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
     with libraries_own():
         assert torch.equal(own(x), theirs(x))
+
+
+def test_bits_do_not_depend_on_gradients_or_on_an_adapter_of_zeros(base: nn.Module) -> None:
+    model, x = adapted(base.float(), True, torch.float32), torch.randn(64, 6)
+    layers = (model[0], model[2])  # type: ignore[index]
+    with torch.no_grad():
+        without = model(x)
+    assert torch.equal(model(x), without)
+    for layer in layers:
+        layer.lora_B["default"].weight.data.zero_()
+    with torch.no_grad():
+        tuned = model(x)
+        for layer in layers:
+            layer.enable_adapters(False)
+        assert torch.equal(model(x), tuned)
+
+
+def test_whatever_is_not_plain_is_left_to_peft(base: nn.Module) -> None:
+    x = torch.randn(5, 6, dtype=torch.float64)
+    model = adapted(base, True)
+    layers = (model[0], model[2])  # type: ignore[index]
+    before = model(x)
+    for layer in layers:
+        layer.enable_adapters(False)
+    assert torch.equal(model(x), base(x)), "switched off"
+    for layer in layers:
+        layer.enable_adapters(True)
+        layer.merge()
+    torch.testing.assert_close(model(x), before)
+    biased = nn.Sequential(base[0], base[1], nn.Linear(7, 4).double())  # type: ignore[index]  # of the adapter's bias
+    settings: tuple[dict[str, Any], ...] = ({"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5})
+    for changed in settings:
+        outputs = []
+        for own in (True, False):
+            model = adapted(biased, own, **changed)
+            torch.manual_seed(5)
+            outputs.append(model(x))
+        assert torch.equal(*outputs), changed
+
+
+def test_half_precision_computes_in_it_and_trains_factors_in_float32(base: nn.Module) -> None:
+    exact = adapted(base.float(), True, torch.float32)
+    half = adapted(base.to(torch.bfloat16), True, torch.float32)
+    x = torch.randn(256, 6)
+    output = half(x.to(torch.bfloat16))
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), exact(x), rtol=0, atol=0.03 * float(exact(x).abs().max()))
+    output.float().square().sum().backward()
+    assert {weight.grad.dtype for weight in half.parameters() if weight.grad is not None} == {torch.float32}

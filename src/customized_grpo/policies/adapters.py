@@ -40,11 +40,14 @@ def reading(file: Path | str) -> Iterator[None]:
         ) from error
 
 
-def lora_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a LoRA's file without its weights. ModelError if it is no whole safetensors file."""
+def lora_metadata(path: Path, where: str | None = None) -> dict[str, Any]:
+    """Read the metadata of a LoRA's file without its weights.
+
+    Raises ModelError, which begins with `where` or the path, if it is no whole safetensors file.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the folder of a saved LoRA")
-    with reading(path):
+    with reading(where or path):
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY) or "{}")
         if not isinstance(metadata, dict):
@@ -89,8 +92,8 @@ def adapter_terms(transformer: Any, pipeline: Any, path: str | Path) -> Terms:
     """
     file = adapter_file(path)
     where = f"policy.adapter: {file}"
+    alpha = lora_metadata(file, where).get(f"{PREFIX}lora_alpha")
     try:
-        alpha = lora_metadata(file).get(f"{PREFIX}lora_alpha")
         with_alphas = "return_alphas" in inspect.signature(pipeline.lora_state_dict).parameters
         # A dict, so that nothing but safetensors is read.
         read = pipeline.lora_state_dict(load_file(file), **({"return_alphas": True} if with_alphas else {}))

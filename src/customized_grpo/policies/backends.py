@@ -98,7 +98,8 @@ def with_contiguous_gradients(attention: Callable[..., Any]) -> Callable[..., An
 
     @wraps(attention)
     def compute(*args: Any, **kwargs: Any) -> Any:
-        return _ContiguousGradient.apply(attention(*args, **kwargs))
+        found = attention(*args, **kwargs)
+        return _ContiguousGradient.apply(found) if isinstance(found, Tensor) else found
 
     return compute
 

@@ -58,7 +58,7 @@ def _double_block(
     hidden_states: Tensor,
     encoder_hidden_states: Tensor,
     temb: Tensor,
-    image_rotary_emb: Rotary,
+    image_rotary_emb: Rotary | None = None,
     joint_attention_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the prompt's tokens (B, T, D) and those of image and references."""
@@ -90,7 +90,7 @@ def _single_block(
     hidden_states: Tensor,
     encoder_hidden_states: Tensor,
     temb: Tensor,
-    image_rotary_emb: Rotary,
+    image_rotary_emb: Rotary | None = None,
     joint_attention_kwargs: dict[str, Any] | None = None,
     image_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,9 @@ def _single_block(
     return encoder_hidden_states, output
 
 
-def _attention(attn: Any, tokens: Tensor, prompt: Tensor | None, rotary: Rotary, queries: slice = _ALL) -> Tensor:
+def _attention(
+    attn: Any, tokens: Tensor, prompt: Tensor | None, rotary: Rotary | None, queries: slice = _ALL
+) -> Tensor:
     """Compute attention as `FluxAttnProcessor` does, up to the output layers; (B, prompt and other tokens, D).
 
     In blocks of two streams the prompt's tokens are apart, in blocks of one a slice of the tokens has `queries`.

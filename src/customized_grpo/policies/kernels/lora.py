@@ -20,19 +20,29 @@ USABLE = usable("LoRA", {Linear.forward: "ec0a80f5c5ce"})
 
 
 class LowRankLinear(Linear):  # type: ignore[misc]  # peft has no types
-    """peft's LoRA of an `nn.Linear`, by this kernel while one adapter is active; it has neither dropout nor bias."""
+    """peft's LoRA of an `nn.Linear`, by this kernel while exactly one plain adapter is active, else by peft."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the layer's output (..., out_features) of x (..., in_features)."""
         base = self.base_layer
-        active = self.active_adapters
-        if not shortcuts.taken() or self.merged or len(active) != 1 or x.dtype != base.weight.dtype:
-            return super().forward(x)
-        if self.disable_adapters:
+        plain = shortcuts.taken() and not args and not kwargs and x.dtype == base.weight.dtype
+        if plain and self.disable_adapters and not self.merged and not torch.is_grad_enabled():
             return linear(x.reshape(-1, x.shape[-1]), base.weight, base.bias).view(*x.shape[:-1], -1)
-        name = active[0]
+        name = self._single_adapter()
+        if name is None or not plain:
+            return super().forward(x, *args, **kwargs)
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
         return _LowRankProduct.apply(x, base.weight, base.bias, down, up, self.scaling[name])
+
+    def _single_adapter(self) -> str | None:
+        """Return the active adapter if it is the only one, without dropout, variant (DoRA), bias or merging."""
+        active = self.active_adapters
+        if self.disable_adapters or self.merged or len(active) != 1:
+            return None
+        name: str = active[0]
+        if name not in self.lora_A or name in self.lora_variant or self.lora_bias.get(name):
+            return None
+        return name if isinstance(self.lora_dropout[name], torch.nn.Identity) else None
 
 
 class _LowRankProduct(torch.autograd.Function):

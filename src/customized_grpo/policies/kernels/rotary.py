@@ -17,25 +17,29 @@ _ALL = slice(None)
 Rotary = tuple[Tensor, Tensor]
 
 
-def norm_and_rotate(x: Tensor, norm: nn.RMSNorm, rotary: Rotary, tokens: slice = _ALL) -> Tensor:
-    """Normalise x (B, tokens, heads, D) and, by cosines and sines (all tokens, D) rotate pairs of channels.
+def norm_and_rotate(x: Tensor, norm: nn.RMSNorm, rotary: Rotary | None, tokens: slice = _ALL) -> Tensor:
+    """Normalise x (B, tokens, heads, D) and, given cosines and sines (all tokens, D), rotate pairs of channels.
 
     `tokens` are those of all tokens that x has. If the norm's weight is trained, torch computes the norm.
     """
+    if rotary is None:
+        return norm(x)
     if not USABLE or x.device.type not in _COMPLEX or not shortcuts.taken():
         return apply_rotary_emb(norm(x), (rotary[0][tokens], rotary[1][tokens]), sequence_dim=1)
     rotation = _rotation(rotary, x.device)
     if tokens != _ALL:
         rotation = rotation[tokens]
-    if norm.weight.requires_grad:
+    weight = norm.weight
+    if weight is not None and weight.requires_grad:
         return torch.view_as_real(_pairs(norm(x).float()) * rotation).flatten(3).to(x.dtype)
-    return _NormAndRotate.apply(x, norm.weight, norm.eps, rotation)
+    epsilon = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+    return _NormAndRotate.apply(x, weight, epsilon, rotation)
 
 
 class _NormAndRotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, rotation: Tensor) -> Tensor:
-        weight = weight.float()
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, epsilon: float, rotation: Tensor) -> Tensor:
+        weight = None if weight is None else weight.float()
         ctx.save_for_backward(x, weight, rotation)
         ctx.epsilon = epsilon
         normed = rms_norm(x.float(), x.shape[-1:], weight, epsilon)
