@@ -5,9 +5,16 @@
     python experiments/embedded/train_policy.py --data build/pairs --vae build/vae --out build/policy \
         --start src/customized_grpo/embedded/models/pipeline --steps 4000 --rate 1.5e-3
 
-Latents and token ids are computed once and cached in the output folder. Transformer, CLIP and T5 text encoders are trained
+    python experiments/embedded/train_policy.py --data build/pairs --vae build/vae --out build/distilled \
+        --steps 2000 --rate 5e-4 --teacher build/policy/pipeline --cache build/policy/prepared.safetensors
+
+Latents and token ids are computed once and cached in a file. Transformer, CLIP and T5 text encoders are trained
 together; weights are averaged. Started again with the same arguments, the training resumes. The result is a folder that
 `FluxKontextPipeline.from_pretrained` loads.
+
+A share of the pairs is learned without prompt and reference, so that classifier-free guidance works. `--teacher` distils
+that guidance, as in FLUX.1-Kontext-dev: from the teacher's weights, the model learns the teacher's guided velocity with the
+guidance scale as an input.
 """
 
 from __future__ import annotations
@@ -23,13 +30,14 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontex
 from safetensors.torch import load_file, save_file
 from text import CLIP_LENGTH, DREAMBENCH_CLASSES, T5_LENGTH, clip_tokenizer, load_words, t5_tokenizer
 from torch import Tensor, nn
-from training import Losses, autocast, parser, train
+from training import Losses, autocast, load_leading, parser, train
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from customized_grpo.embedded.subjects import Subject, sprites
 
 WIDTH, HEADS, DOUBLE, SINGLE, TEXT = 128, 4, 2, 4, 64
-GUIDANCE = (1.0, 4.0)  # sampled anew in training, so that the input exists but means nothing here
+GUIDANCE = (1.0, 4.0)  # range of the scales that are distilled
+DROPPED = 0.1  # share of pairs without prompt and reference
 
 
 class Generator(nn.Module):
@@ -58,10 +66,11 @@ class Generator(nn.Module):
         )  # fmt: skip
 
     def load(self, folder: Path) -> None:
-        """Load the weights of a pipeline folder of the same shapes and words."""
+        """Load the weights of a pipeline folder of the same words, with as many latent channels or fewer."""
         pipeline = FluxKontextPipeline.from_pretrained(folder, vae=None, dtype=torch.float32)
-        for name, part in self.named_children():
-            part.load_state_dict(getattr(pipeline, name).state_dict())
+        load_leading(self.transformer, pipeline.transformer.state_dict())
+        for name in ("text_encoder", "text_encoder_2"):
+            getattr(self, name).load_state_dict(getattr(pipeline, name).state_dict())
         load_words(self.text_encoder, pipeline.tokenizer)
 
     def save(self, vae: AutoencoderKL, folder: Path) -> None:
@@ -71,13 +80,14 @@ class Generator(nn.Module):
             tokenizer_2=t5_tokenizer(), **dict(self.named_children()),
         ).save_pretrained(folder)  # fmt: skip
 
-    def forward(self, noisy: Tensor, reference: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, reference: Tensor, sigma: Tensor, guidance: Tensor, clip_ids: Tensor, t5_ids: Tensor
+    ) -> Tensor:
         pooled = self.text_encoder(clip_ids).pooler_output
         words = self.text_encoder_2(t5_ids).last_hidden_state
         side = torch.arange(int(noisy.shape[1] ** 0.5), device=noisy.device)
         grid = torch.cartesian_prod(side, side)
         ids = torch.cat([nn.functional.pad(grid, (1, 0), value=image) for image in (0, 1)]).float()
-        guidance = torch.empty_like(sigma).uniform_(*GUIDANCE)
         output = self.transformer(
             hidden_states=torch.cat([noisy, reference], 1), encoder_hidden_states=words, pooled_projections=pooled,
             timestep=sigma, guidance=guidance, img_ids=ids, txt_ids=ids.new_zeros(words.shape[1], 3), return_dict=False,
@@ -85,13 +95,26 @@ class Generator(nn.Module):
         return output[0][:, : noisy.shape[1]]
 
 
+def token_ids(prompts: list[str]) -> dict[str, Tensor]:
+    """Return the prompts' token ids (N, length) for both text encoders."""
+    return {
+        name: tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        for name, tokenizer, length in (
+            ("clip_ids", clip_tokenizer(), CLIP_LENGTH),
+            ("t5_ids", t5_tokenizer(), T5_LENGTH),
+        )
+    }
+
+
 @torch.no_grad()
 def prepare(options: argparse.Namespace, vae: AutoencoderKL) -> dict[str, Tensor]:
     """Return packed, normalised latents of references and targets, token ids and loss weights, cached in a file."""
-    file = options.out / "prepared.safetensors"
+    file = options.cache or options.out / "prepared.safetensors"
     if file.exists():
         return load_file(file)
-    options.out.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     data, made = Rendered(options.data), {}
     parts = torch.arange(len(data)).split(200)
     for name in ("reference", "target"):
@@ -115,10 +138,7 @@ def prepare(options: argparse.Namespace, vae: AutoencoderKL) -> dict[str, Tensor
         foreign = chance.random() < 0.25
         word = f" {chance.choice(names).lower()} " if foreign else f" {prompt.word} "
         prompts.append(prompt.text.replace(f" {prompt.word} ", word, 1))
-    for name, tokenizer, length in (("clip_ids", clip_tokenizer(), CLIP_LENGTH), ("t5_ids", t5_tokenizer(), T5_LENGTH)):
-        made[name] = tokenizer(
-            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+    made |= token_ids(prompts)
     save_file(made, file)
     return made
 
@@ -127,6 +147,12 @@ def main() -> None:
     arguments = parser(__doc__, steps=6000, batch=64, rate=2e-3, seed=0, decay=0.3)
     arguments.add_argument("--vae", type=Path, required=True)
     arguments.add_argument("--start", type=Path, help="pipeline folder with the initial weights; default: random")
+    arguments.add_argument(
+        "--teacher", type=Path, help="pipeline folder whose guidance is distilled, from its weights on"
+    )
+    arguments.add_argument(
+        "--cache", type=Path, help="file of latents and token ids; default: prepared.safetensors in --out"
+    )
     arguments.add_argument("--save-every", type=int, default=250)
     options = arguments.parse_args()
     torch.manual_seed(options.seed)
@@ -136,8 +162,10 @@ def main() -> None:
     if device.type == "cuda":
         data = {name: values.to(device) for name, values in data.items()}
     model = Generator(vae.config.latent_channels)
-    if options.start is not None:
-        model.load(options.start)
+    if start := options.teacher or options.start:
+        model.load(start)
+    teacher = torch.compile(copy.deepcopy(model).to(device)).requires_grad_(False) if options.teacher else None
+    nothing = {name: ids.to(device) for name, ids in token_ids([""]).items()}
     average = copy.deepcopy(model.to(device)).requires_grad_(False)
     matrices, rest = [], []
     for name, weight in model.named_parameters():
@@ -153,11 +181,26 @@ def main() -> None:
         rows = torch.randint(len(data["target"]), (options.batch,), device=data["target"].device)
         batch = {name: values[rows].to(device) for name, values in data.items()}
         clean, reference = batch["target"].float(), batch["reference"].float()
+        ids = {name: batch[name] for name in nothing}
         sigma = torch.sigmoid(0.4 + 1.2 * torch.randn(options.batch, device=device))
         noise = torch.randn_like(clean)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
-        velocity = compiled(noisy, reference, sigma, batch["clip_ids"], batch["t5_ids"])
-        error = (velocity.float() - (noise - clean)).square().mean(-1) * batch["weight"].float()
+        guidance = torch.ones_like(sigma)
+        if teacher is None:
+            dropped = torch.rand_like(sigma) < DROPPED
+            reference[dropped] = 0
+            for name, none in nothing.items():
+                ids[name][dropped] = none
+            target = noise - clean
+        else:
+            blank = {name: none.expand_as(ids[name]) for name, none in nothing.items()}
+            with torch.no_grad():
+                wanted = teacher(noisy, reference, sigma, guidance, **ids).float()
+                blind = teacher(noisy, torch.zeros_like(reference), sigma, guidance, **blank).float()
+            guidance = torch.empty_like(sigma).uniform_(*GUIDANCE)
+            target = torch.lerp(blind, wanted, guidance[:, None, None])
+        velocity = compiled(noisy, reference, sigma, guidance, **ids)
+        error = (velocity.float() - target).square().mean(-1) * batch["weight"].float()
         return {"loss": error.mean()}
 
     def schedule(done: float) -> float:

@@ -1,45 +1,80 @@
-"""Train the embedded AutoencoderKL (64x64 pixels to 16x16x12 latents) on rendered images.
+"""Train the embedded AutoencoderKL (64x64 pixels to 16x16x16 latents) on rendered images.
 
     python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 12000
     python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 2000 --decoder-only
 
-Started again with the same arguments, the training resumes. `--decoder-only` continues from the folder `--out` and leaves
-the encoder unchanged, so that a transformer trained on its latents stays valid.
+    python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 6000 --rate 1e-3 \
+        --start src/customized_grpo/embedded/models/pipeline/vae
+
+Started again with the same arguments, the training resumes. `--start` begins with the weights of another autoencoder, which
+may have fewer channels. `--decoder-only` continues from the folder `--out` and leaves the encoder unchanged, so that a
+transformer trained on its latents stays valid.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from data import Rendered
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
-from training import Losses, one_cycle, parser, train
+from training import KernelMuon, Losses, load_leading, one_cycle, parser, train
 
 
 def new_vae(channels: int) -> AutoencoderKL:
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(24, 48, 64), layers_per_block=1, latent_channels=channels, norm_num_groups=8, sample_size=64,
         use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
     )  # fmt: skip
+    with torch.no_grad():  # little noise at first: the decoder would learn to ignore channels that are mostly noise
+        vae.encoder.conv_out.bias[channels:] -= 4
+    return vae
+
+
+@torch.no_grad()
+def load(vae: AutoencoderKL, folder: Path) -> None:
+    """Load weights of an autoencoder with as many channels or fewer."""
+    weights = AutoencoderKL.from_pretrained(folder).state_dict()
+    for name in ("encoder.conv_out.weight", "encoder.conv_out.bias"):  # means of all channels, then their log variances
+        own = vae.state_dict()[name].clone()
+        for new, half in zip(own.chunk(2), weights[name].chunk(2), strict=True):
+            new[: len(half)] = half
+        weights[name] = own
+    vae.decoder.conv_in.weight.zero_()  # new channels have no effect at first
+    load_leading(vae, weights)
 
 
 def main() -> None:
-    arguments = parser(__doc__, steps=12000, batch=64, rate=2e-3, seed=0, channels=12)
+    arguments = parser(__doc__, steps=12000, batch=64, rate=2e-3, seed=0, channels=16)
+    arguments.add_argument(
+        "--start", type=Path, help="folder of an autoencoder with the initial weights; default: random"
+    )
     arguments.add_argument("--decoder-only", action="store_true")
     options = arguments.parse_args()
     torch.manual_seed(options.seed)
     vae = AutoencoderKL.from_pretrained(options.out) if options.decoder_only else new_vae(options.channels)
-    vae.train().to(options.device, memory_format=torch.channels_last)
+    if options.start is not None:
+        load(vae, options.start)
+    vae.train().to(options.device)
     vae.encoder.requires_grad_(not options.decoder_only)
-    weights = [weight for weight in vae.parameters() if weight.requires_grad]
+    kernels, rest = [], []
+    for name, weight in vae.named_parameters():
+        if weight.requires_grad:
+            inner = weight.ndim == 4 and "conv_in" not in name and name != "decoder.conv_out.weight"
+            (kernels if inner else rest).append(weight)
+    optimizers = [
+        KernelMuon(kernels, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=1e-3),
+    ]
     data = Rendered(options.data, options.device)
 
     def batch(size: int) -> Tensor:
         rows = torch.randint(len(data), (size // 2,))
         images = torch.cat([data.images(name, rows) for name in ("reference", "target")])
-        return (images.to(options.device) * 2 - 1).contiguous(memory_format=torch.channels_last)
+        return images.to(options.device) * 2 - 1
 
     def losses() -> Losses:
         pixels = batch(options.batch)
@@ -56,9 +91,8 @@ def main() -> None:
         psnr = -10 * (mse / 4).log10()
         return {"loss": loss, "l1": l1, "psnr": psnr, "kl": kl, "latent std": posterior.mean.float().std()}
 
-    optimizer = torch.optim.AdamW(weights, weight_decay=1e-3)
-    parts = None if options.decoder_only else {"vae": vae, "adamw": optimizer}
-    train(weights, [optimizer], losses, one_cycle(0.05), options, parts=parts)
+    parts = None if options.decoder_only else {"vae": vae, "muon": optimizers[0], "adamw": optimizers[1]}
+    train(kernels + rest, optimizers, losses, one_cycle(0.05), options, parts=parts)
     vae.eval()
     if not options.decoder_only:
         with torch.no_grad():

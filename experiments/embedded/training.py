@@ -44,6 +44,29 @@ def one_cycle(warm: float) -> Callable[[float], float]:
     return lambda done: done / warm if done < warm else 0.5 + 0.5 * math.cos(math.pi * (done - warm) / (1 - warm))
 
 
+class KernelMuon(torch.optim.Muon):
+    """Muon for the kernels of convolutions, each as a matrix of one row per output channel.
+
+    Raises:
+        RuntimeError: A kernel is not contiguous, for instance in the memory format channels_last.
+    """
+
+    def __init__(self, kernels: Sequence[nn.Parameter], **options: Any) -> None:
+        self._kernels = kernels
+        self._matrices = [nn.Parameter(kernel.detach().view(len(kernel), -1)) for kernel in kernels]  # shared storage
+        super().__init__(self._matrices, **options)
+
+    def step(self, closure: None = None) -> None:
+        for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.view_as(matrix)
+        super().step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for kernel in self._kernels:
+            kernel.grad = None
+        super().zero_grad(set_to_none)
+
+
 def train(
     weights: Sequence[nn.Parameter],
     optimizers: Sequence[torch.optim.Optimizer],
@@ -104,6 +127,13 @@ def train(
         after(step + 1)
         if parts is not None and ((step + 1) % save_every == 0 or step + 1 == options.steps):
             _store(state, parts, step + 1)
+
+
+@torch.no_grad()
+def load_leading(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights of a module that may have fewer channels: they become the first ones, the others stay as they are."""
+    for name, own in module.state_dict().items():
+        own[tuple(slice(size) for size in weights[name].shape)] = weights[name]
 
 
 def _store(state: Path, parts: Mapping[str, Any], done: int) -> None:
