@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 device=${1:-cpu} build=${2:-build}
 python=${PYTHON:-python} workers=${WORKERS:-2} out=${OUT:-src/customized_grpo/embedded/models}
 pairs=${PAIRS:-100000} world=${WORLD:-16000}
-vae_steps=${VAE_STEPS:-12000} policy_steps=${POLICY_STEPS:-12000} policy_batch=${POLICY_BATCH:-256}
+vae_steps=${VAE_STEPS:-6000} policy_steps=${POLICY_STEPS:-12000} policy_batch=${POLICY_BATCH:-256}
 distillation_steps=${DISTILLATION_STEPS:-1500}
 export PYTHONPATH=src
 here=experiments/embedded

@@ -1,6 +1,6 @@
 """Train the embedded AutoencoderKL (64x64 pixels to 16x16x16 latents) on rendered images.
 
-    python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 12000
+    python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 6000
     python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 2000 --decoder-only
 
     python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 6000 --rate 1e-3 \
@@ -48,7 +48,7 @@ def load(vae: AutoencoderKL, folder: Path) -> None:
 
 
 def main() -> None:
-    arguments = parser(__doc__, steps=12000, batch=64, rate=2e-3, seed=0, channels=16)
+    arguments = parser(__doc__, steps=6000, batch=64, rate=2e-3, seed=0, channels=16)
     arguments.add_argument(
         "--start", type=Path, help="folder of an autoencoder with the initial weights; default: random"
     )
