@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,6 +39,7 @@ def test_the_whole_gradients_oppose_each_other_and_not_one_weight_after_another(
 
 @settings(deadline=None)
 @given(NUMBERS, NUMBERS)
+@example([1e-45, 0.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0])
 def test_the_sum_is_against_neither(one: list[float], other: list[float]) -> None:
     found = projected(one, other).double()
     a, b = torch.tensor(one).double(), torch.tensor(other).double()

@@ -30,7 +30,8 @@ def project_conflicts(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Te
     if not between < 0:
         return [a + b for a, b in zip(one, other, strict=True)]
     keep_one, keep_other = 1 - between / _inner(one, one), 1 - between / _inner(other, other)
-    return [keep_one.to(a) * a + keep_other.to(b) * b for a, b in zip(one, other, strict=True)]
+    # In float64: a factor of a very small gradient can exceed float32's range, while its product does not.
+    return [(keep_one * a.double() + keep_other * b.double()).to(a) for a, b in zip(one, other, strict=True)]
 
 
 def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
