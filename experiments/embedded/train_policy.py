@@ -30,7 +30,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontex
 from safetensors.torch import load_file, save_file
 from text import CLIP_LENGTH, DREAMBENCH_CLASSES, T5_LENGTH, clip_tokenizer, load_words, t5_tokenizer
 from torch import Tensor, nn
-from training import Losses, autocast, load_leading, parser, train
+from training import Losses, autocast, load_leading, muon_and_adamw, parser, train
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from customized_grpo.embedded.subjects import Subject, sprites
@@ -167,14 +167,8 @@ def main() -> None:
     teacher = torch.compile(copy.deepcopy(model).to(device)).requires_grad_(False) if options.teacher else None
     nothing = {name: ids.to(device) for name, ids in token_ids([""]).items()}
     average = copy.deepcopy(model.to(device)).requires_grad_(False)
-    matrices, rest = [], []
-    for name, weight in model.named_parameters():
-        (matrices if weight.ndim == 2 and "blocks." in name else rest).append(weight)
-    optimizers = [
-        torch.optim.Muon(matrices, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.01),
-    ]
-    parts = {"model": model, "average": average, "muon": optimizers[0], "adamw": optimizers[1]}
+    optimizers = muon_and_adamw(model, lambda name, weight: weight.ndim == 2 and "blocks." in name, decay=0.01)
+    parts = {"model": model, "average": average} | optimizers
     compiled = torch.compile(model)
 
     def losses() -> Losses:
@@ -214,7 +208,16 @@ def main() -> None:
             average.save(vae, options.out / "pipeline")
 
     weights = list(model.parameters())
-    train(weights, optimizers, losses, schedule, options, parts=parts, after=after, save_every=options.save_every)
+    train(
+        weights,
+        [*optimizers.values()],
+        losses,
+        schedule,
+        options,
+        parts=parts,
+        after=after,
+        save_every=options.save_every,
+    )
 
 
 if __name__ == "__main__":

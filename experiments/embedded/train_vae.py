@@ -3,7 +3,7 @@
     python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 6000
     python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 2000 --decoder-only
 
-    python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 6000 --rate 1e-3 \
+    python experiments/embedded/train_vae.py --data build/pairs --out build/vae --steps 2500 --batch 16 \
         --start src/customized_grpo/embedded/models/pipeline/vae
 
 Started again with the same arguments, the training resumes. `--start` begins with the weights of another autoencoder, which
@@ -20,7 +20,7 @@ from data import Rendered
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
-from training import KernelMuon, Losses, load_leading, one_cycle, parser, train
+from training import Losses, load_leading, muon_and_adamw, one_cycle, parser, train
 
 
 def new_vae(channels: int) -> AutoencoderKL:
@@ -60,15 +60,11 @@ def main() -> None:
         load(vae, options.start)
     vae.train().to(options.device)
     vae.encoder.requires_grad_(not options.decoder_only)
-    kernels, rest = [], []
-    for name, weight in vae.named_parameters():
-        if weight.requires_grad:
-            inner = weight.ndim == 4 and "conv_in" not in name and name != "decoder.conv_out.weight"
-            (kernels if inner else rest).append(weight)
-    optimizers = [
-        KernelMuon(kernels, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=1e-3),
-    ]
+    optimizers = muon_and_adamw(
+        vae,
+        lambda name, weight: weight.ndim == 4 and "conv_in" not in name and name != "decoder.conv_out.weight",
+        decay=1e-3,
+    )
     data = Rendered(options.data, options.device)
 
     def batch(size: int) -> Tensor:
@@ -91,8 +87,8 @@ def main() -> None:
         psnr = -10 * (mse / 4).log10()
         return {"loss": loss, "l1": l1, "psnr": psnr, "kl": kl, "latent std": posterior.mean.float().std()}
 
-    parts = None if options.decoder_only else {"vae": vae, "muon": optimizers[0], "adamw": optimizers[1]}
-    train(kernels + rest, optimizers, losses, one_cycle(0.05), options, parts=parts)
+    parts = None if options.decoder_only else {"vae": vae} | optimizers
+    train([*vae.parameters()], [*optimizers.values()], losses, one_cycle(0.05), options, parts=parts)
     vae.eval()
     if not options.decoder_only:
         with torch.no_grad():

@@ -44,27 +44,41 @@ def one_cycle(warm: float) -> Callable[[float], float]:
     return lambda done: done / warm if done < warm else 0.5 + 0.5 * math.cos(math.pi * (done - warm) / (1 - warm))
 
 
-class KernelMuon(torch.optim.Muon):
-    """Muon for the kernels of convolutions, each as a matrix of one row per output channel.
+class MatrixMuon(torch.optim.Muon):
+    """Muon for matrices and for kernels of convolutions, each of these as a matrix of one row per output channel.
 
     Raises:
         RuntimeError: A kernel is not contiguous, for instance in the memory format channels_last.
     """
 
-    def __init__(self, kernels: Sequence[nn.Parameter], **options: Any) -> None:
-        self._kernels = kernels
-        self._matrices = [nn.Parameter(kernel.detach().view(len(kernel), -1)) for kernel in kernels]  # shared storage
+    def __init__(self, weights: Sequence[nn.Parameter], **options: Any) -> None:
+        self._weights = weights
+        self._matrices = [nn.Parameter(weight.detach().view(len(weight), -1)) for weight in weights]  # shared storage
         super().__init__(self._matrices, **options)
 
     def step(self, closure: None = None) -> None:
-        for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
-            matrix.grad = None if kernel.grad is None else kernel.grad.view_as(matrix)
+        for matrix, weight in zip(self._matrices, self._weights, strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.view_as(matrix)
         super().step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for kernel in self._kernels:
-            kernel.grad = None
+        for weight in self._weights:
+            weight.grad = None
         super().zero_grad(set_to_none)
+
+
+def muon_and_adamw(
+    model: nn.Module, inner: Callable[[str, nn.Parameter], bool], decay: float
+) -> dict[str, torch.optim.Optimizer]:
+    """Return Muon for the weights that `inner` chooses by name and weight, and AdamW with a decay for all other ones."""
+    muon, adamw = [], []
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            (muon if inner(name, weight) else adamw).append(weight)
+    return {
+        "muon": MatrixMuon(muon, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        "adamw": torch.optim.AdamW(adamw, betas=(0.9, 0.99), weight_decay=decay),
+    }
 
 
 def train(
