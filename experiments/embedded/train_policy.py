@@ -37,7 +37,7 @@ from customized_grpo.embedded.subjects import Subject, sprites
 
 WIDTH, HEADS, DOUBLE, SINGLE, TEXT = 128, 4, 2, 4, 64
 GUIDANCE = (1.0, 4.0)  # range of the scales that are distilled
-DROPPED = 0.1  # share of pairs without prompt and reference
+DROPPED = 0.1  # share of pairs without prompt; half of them are without reference, too
 
 
 class Generator(nn.Module):
@@ -116,7 +116,7 @@ def prepare(options: argparse.Namespace, vae: AutoencoderKL) -> dict[str, Tensor
         return load_file(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     data, made = Rendered(options.data), {}
-    parts = torch.arange(len(data)).split(200)
+    parts = torch.arange(len(data)).split(20)
     for name in ("reference", "target"):
         packed = []
         for rows in parts:
@@ -157,7 +157,7 @@ def main() -> None:
     options = arguments.parse_args()
     torch.manual_seed(options.seed)
     device = options.device
-    vae = AutoencoderKL.from_pretrained(options.vae).eval().to(device)
+    vae = AutoencoderKL.from_pretrained(options.vae).eval().to(device, memory_format=torch.channels_last)
     data = prepare(options, vae)
     if device.type == "cuda":
         data = {name: values.to(device) for name, values in data.items()}
@@ -181,10 +181,10 @@ def main() -> None:
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         guidance = torch.ones_like(sigma)
         if teacher is None:
-            dropped = torch.rand_like(sigma) < DROPPED
-            reference[dropped] = 0
+            chance = torch.rand_like(sigma)
+            reference[chance < DROPPED / 2] = 0
             for name, none in nothing.items():
-                ids[name][dropped] = none
+                ids[name][chance < DROPPED] = none
             target = noise - clean
         else:
             blank = {name: none.expand_as(ids[name]) for name, none in nothing.items()}
