@@ -163,9 +163,9 @@ def right_answers(bare: list[Sample], known: list[Sample], unseen: list[Sample])
     """Return shares of right answers by the monitors, in 0..1, and the mean identity score."""
     found = identity("embedded/monitor-identity", bare, known)["segmented reference"]
     results = {"subject": found[f"top-1 of {CANDIDATES}"], "identity score": found["true image mean"]}
-    guard = build_reward(RewardConfig(kind="copy-paste", role="guard"), "cpu")
-    correlation = guard(tensors(bare, "target"), [sample.pair(str(i)) for i, sample in enumerate(bare)])
-    results["copied"] = float((correlation > COPIED).float().mean())
+    guard = build_reward(RewardConfig(kind="copy-paste", role="guard", options={"threshold": COPIED}), "cpu")
+    copied = guard(tensors(bare, "target"), [sample.pair(str(i)) for i, sample in enumerate(bare)])
+    results["copied"] = float(copied.mean()) / 100
     for name, part in prompt("embedded/monitor-prompt", known, unseen).items():
         results |= {f"{kind}, {name}": part[f"{kind}, 1 of {len(NAMED[kind])}"] for kind in FOUR}
         results[f"all four, {name}"] = part["all four"]

@@ -153,8 +153,12 @@ def main() -> None:
     arguments.add_argument(
         "--cache", type=Path, help="file of latents and token ids; default: prepared.safetensors in --out"
     )
+    arguments.add_argument(
+        "--micro-batch", type=int, help="images at a time, a divisor of the batch; a CPU is faster with 16 than with 64"
+    )
     arguments.add_argument("--save-every", type=int, default=250)
     options = arguments.parse_args()
+    size = options.micro_batch or options.batch
     torch.manual_seed(options.seed)
     device = options.device
     vae = AutoencoderKL.from_pretrained(options.vae).eval().to(device, memory_format=torch.channels_last)
@@ -172,11 +176,11 @@ def main() -> None:
     compiled = torch.compile(model)
 
     def losses() -> Losses:
-        rows = torch.randint(len(data["target"]), (options.batch,), device=data["target"].device)
+        rows = torch.randint(len(data["target"]), (size,), device=data["target"].device)
         batch = {name: values[rows].to(device) for name, values in data.items()}
         clean, reference = batch["target"].float(), batch["reference"].float()
         ids = {name: batch[name] for name in nothing}
-        sigma = torch.sigmoid(0.4 + 1.2 * torch.randn(options.batch, device=device))
+        sigma = torch.sigmoid(0.4 + 1.2 * torch.randn(size, device=device))
         noise = torch.randn_like(clean)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         guidance = torch.ones_like(sigma)
@@ -217,6 +221,7 @@ def main() -> None:
         parts=parts,
         after=after,
         save_every=options.save_every,
+        micro_batches=options.batch // size,
     )
 
 

@@ -99,6 +99,14 @@ def test_the_largest_of_several_references_counts(guard: CopyPaste) -> None:
     assert score(guard, mixed, pair) == pytest.approx(score(guard, mixed, pair_of(second, key="b")), abs=1e-3)
 
 
+def test_a_threshold_makes_means_shares_of_copied_images() -> None:
+    share, reference = CopyPaste(threshold=70), noise(0)
+    images = torch.stack([reference, 0.8 * reference + 0.2 * noise(1), 0.3 * reference + 0.7 * noise(1), noise(1)])
+    pairs = [pair_of(reference)] * 4
+    assert (CopyPaste()(images, pairs) > 70).tolist() == [True, True, False, False]
+    assert share(images, pairs).tolist() == [100, 100, 0, 0]
+
+
 def test_nothing_to_compare_is_zero(guard: CopyPaste) -> None:
     everything = np.ones((SIDE, SIDE), bool)
     grey = torch.full((3, SIDE, SIDE), 0.3)

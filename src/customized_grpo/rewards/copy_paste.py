@@ -1,11 +1,12 @@
 """Guard against copy-pasting: the share of the background that is the reference's own."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,6 +31,8 @@ class CopyPaste(BuiltinReward):
     references the largest value counts. High is bad.
 
     Args:
+        threshold: Correlation, times 100, above which an image counts as copied: it is scored 100 and every other one
+            0, so that a mean is the share of copied images in percent. Default: the correlation itself is the score.
         name: Name in logs, tables and figures.
         device: Device of the computation. Default: the accelerator, if there is one.
         cache_size: Number of pairs whose references are cached, 64 KiB each.
@@ -39,9 +42,15 @@ class CopyPaste(BuiltinReward):
     needs: ClassVar[tuple[Need, ...]] = ("reference",)
 
     def __init__(
-        self, *, name: str = "copy-paste", device: torch.device | str | None = None, cache_size: int = 1024
+        self,
+        *,
+        threshold: Annotated[float, Field(ge=-100, le=100)] | None = None,
+        name: str = "copy-paste",
+        device: torch.device | str | None = None,
+        cache_size: int = 1024,
     ) -> None:
         super().__init__(name, device)
+        self._threshold = threshold
         self._cache: PairCache[Tensor] = PairCache(cache_size)
 
     @torch.no_grad()
@@ -58,7 +67,8 @@ class CopyPaste(BuiltinReward):
         resized = _resized(images.to(self._device)).repeat_interleave(counts, dim=0)
         shown = torch.cat(references)
         scores = 100 * _correlation(resized, shown[:, :3], shown[:, 3:])
-        return torch.stack([one.max() for one in torch.split(scores, counts.tolist())])
+        largest = torch.stack([one.max() for one in torch.split(scores, counts.tolist())])
+        return largest if self._threshold is None else 100.0 * (largest > self._threshold)
 
     def _references(self, pair: Pair) -> Tensor:
         """Return colours and background (1 or 0) of a pair's references, float32 (references, 4, 64, 64)."""
