@@ -7,7 +7,6 @@ device=${1:-cpu} build=${2:-build}
 python=${PYTHON:-python} workers=${WORKERS:-2} out=${OUT:-src/customized_grpo/embedded/models}
 pairs=${PAIRS:-100000} world=${WORLD:-16000}
 vae_steps=${VAE_STEPS:-6000} policy_steps=${POLICY_STEPS:-12000} policy_batch=${POLICY_BATCH:-256}
-distillation_steps=${DISTILLATION_STEPS:-1500}
 [ "$device" = cpu ] && micro=16 || micro=$policy_batch # small batches fit into a CPU's cache
 export PYTHONPATH=src
 here=experiments/embedded
@@ -20,10 +19,7 @@ render pairs --pairs "$pairs" --combinations known --imperfect --seed 4
 "$python" $here/train_vae.py --data "$build/pairs" --out "$build/vae" --device "$device" --steps "$vae_steps"
 "$python" $here/train_policy.py --data "$build/pairs" --vae "$build/vae" --out "$build/policy" --device "$device" \
   --steps "$policy_steps" --batch "$policy_batch" --micro-batch "$micro"
-"$python" $here/train_policy.py --data "$build/pairs" --vae "$build/vae" --out "$build/distilled" --device "$device" \
-  --steps "$distillation_steps" --batch "$policy_batch" --micro-batch "$micro" --rate 5e-4 --teacher "$build/policy/pipeline" \
-  --cache "$build/policy/prepared.safetensors"
-"$python" $here/assemble.py --policy "$build/distilled/pipeline" --vae "$build/vae" --out "$out/pipeline"
+"$python" $here/assemble.py --policy "$build/policy/pipeline" --vae "$build/vae" --out "$out/pipeline"
 if [ -z "${WITHOUT_ENCODERS:-}" ]; then # rewards see other images than monitors
   render world --pairs "$world" --seed 2
   render world2 --pairs "$world" --seed 3

@@ -5,16 +5,12 @@
     python experiments/embedded/train_policy.py --data build/pairs --vae build/vae --out build/policy \
         --start src/customized_grpo/embedded/models/pipeline --steps 4000 --rate 1.5e-3
 
-    python experiments/embedded/train_policy.py --data build/pairs --vae build/vae --out build/distilled \
-        --steps 2000 --rate 5e-4 --teacher build/policy/pipeline --cache build/policy/prepared.safetensors
-
 Latents and token ids are computed once and cached in a file. Transformer, CLIP and T5 text encoders are trained
 together; weights are averaged. Started again with the same arguments, the training resumes. The result is a folder that
 `FluxKontextPipeline.from_pretrained` loads.
 
-A share of the pairs is learned without prompt and reference, so that classifier-free guidance works. `--teacher` distils
-that guidance, as in FLUX.1-Kontext-dev: from the teacher's weights, the model learns the teacher's guided velocity with the
-guidance scale as an input.
+A share of the pairs is learned without prompt, so that classifier-free guidance works (`policy.true_cfg`). The guidance
+scale, an input as in FLUX.1-Kontext-dev, is drawn at random: the images do not depend on it.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from customized_grpo.embedded.subjects import Subject, sprites
 
 WIDTH, HEADS, DOUBLE, SINGLE, TEXT = 128, 4, 2, 4, 64
-GUIDANCE = (1.0, 4.0)  # range of the scales that are distilled
+GUIDANCE = (1.0, 4.0)  # range of scales, without an effect
 DROPPED = 0.1  # share of pairs without prompt; half of them are without reference, too
 
 
@@ -111,10 +107,10 @@ def token_ids(prompts: list[str]) -> dict[str, Tensor]:
 @torch.no_grad()
 def prepare(options: argparse.Namespace, vae: AutoencoderKL) -> dict[str, Tensor]:
     """Return packed, normalised latents of references and targets, token ids and loss weights, cached in a file."""
-    file = options.cache or options.out / "prepared.safetensors"
+    file = options.out / "prepared.safetensors"
     if file.exists():
         return load_file(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     data, made = Rendered(options.data), {}
     parts = torch.arange(len(data)).split(20)
     for name in ("reference", "target"):
@@ -148,12 +144,6 @@ def main() -> None:
     arguments.add_argument("--vae", type=Path, required=True)
     arguments.add_argument("--start", type=Path, help="pipeline folder with the initial weights; default: random")
     arguments.add_argument(
-        "--teacher", type=Path, help="pipeline folder whose guidance is distilled, from its weights on"
-    )
-    arguments.add_argument(
-        "--cache", type=Path, help="file of latents and token ids; default: prepared.safetensors in --out"
-    )
-    arguments.add_argument(
         "--micro-batch", type=int, help="images at a time, a divisor of the batch; a CPU is faster with 16 than with 64"
     )
     arguments.add_argument("--save-every", type=int, default=250)
@@ -166,9 +156,8 @@ def main() -> None:
     if device.type == "cuda":
         data = {name: values.to(device) for name, values in data.items()}
     model = Generator(vae.config.latent_channels)
-    if start := options.teacher or options.start:
-        model.load(start)
-    teacher = torch.compile(copy.deepcopy(model).to(device)).requires_grad_(False) if options.teacher else None
+    if options.start:
+        model.load(options.start)
     nothing = {name: ids.to(device) for name, ids in token_ids([""]).items()}
     average = copy.deepcopy(model.to(device)).requires_grad_(False)
     optimizers = muon_and_adamw(model, lambda name, weight: weight.ndim == 2 and "blocks." in name, decay=0.01)
@@ -183,22 +172,13 @@ def main() -> None:
         sigma = torch.sigmoid(0.4 + 1.2 * torch.randn(size, device=device))
         noise = torch.randn_like(clean)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
-        guidance = torch.ones_like(sigma)
-        if teacher is None:
-            chance = torch.rand_like(sigma)
-            reference[chance < DROPPED / 2] = 0
-            for name, none in nothing.items():
-                ids[name][chance < DROPPED] = none
-            target = noise - clean
-        else:
-            blank = {name: none.expand_as(ids[name]) for name, none in nothing.items()}
-            with torch.no_grad():
-                wanted = teacher(noisy, reference, sigma, guidance, **ids).float()
-                blind = teacher(noisy, torch.zeros_like(reference), sigma, guidance, **blank).float()
-            guidance = torch.empty_like(sigma).uniform_(*GUIDANCE)
-            target = torch.lerp(blind, wanted, guidance[:, None, None])
+        guidance = torch.empty_like(sigma).uniform_(*GUIDANCE)
+        chance = torch.rand_like(sigma)
+        reference[chance < DROPPED / 2] = 0
+        for name, none in nothing.items():
+            ids[name][chance < DROPPED] = none
         velocity = compiled(noisy, reference, sigma, guidance, **ids)
-        error = (velocity.float() - target).square().mean(-1) * batch["weight"].float()
+        error = (velocity.float() - (noise - clean)).square().mean(-1) * batch["weight"].float()
         return {"loss": error.mean()}
 
     def schedule(done: float) -> float:
