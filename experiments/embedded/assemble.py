@@ -24,3 +24,6 @@ if __name__ == "__main__":
     pipeline = FluxKontextPipeline.from_pretrained(options.policy, vae=vae, dtype=torch.float32)
     shutil.rmtree(options.out, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
+    for file in options.out.rglob("*.json"):  # without the name of the folder that the parts came from
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if '"_name_or_path"' not in line), encoding="utf-8")
