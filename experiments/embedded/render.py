@@ -38,7 +38,7 @@ UNKNOWN = 0.3  # share of held-out combinations, with --combinations all
 #: Shares of imperfect targets among those that could have the fault. The first four are against the prompt (of the
 #: missing accessories, one in four is another one; of the wrong places, half are the reference's own), the last two
 #: against the reference.
-FAULTS = {"accessory": 0.06, "colour": 0.05, "position": 0.05, "place": 0.05, "hue": 0.08, "subject": 0.03}
+FAULTS = {"accessory": 0.06, "colour": 0.05, "position": 0.05, "place": 0.05, "hue": 0.02, "subject": 0.01}
 COPIED = 0.12  # share of imperfect targets that are the reference itself: place, position and pose
 
 

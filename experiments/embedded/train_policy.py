@@ -125,7 +125,7 @@ def prepare(options: argparse.Namespace, vae: AutoencoderKL) -> dict[str, Tensor
         print("encoded", name, flush=True)
     patch = 64 // int(made["target"].shape[1] ** 0.5)
     masks = [nn.functional.avg_pool2d(data.masks("target", rows), patch).flatten(1) for rows in parts]
-    made["weight"] = (1 + 2 * torch.cat(masks)).half()
+    made["weight"] = (1 + 4 * torch.cat(masks)).half()
     # Some subjects get a foreign class word, so that the model reads the reference and not the word.
     chance = random.Random(0)
     names = [*DREAMBENCH_CLASSES, *(Subject(i).name for i in sprites(held_out=False)), "subject"]
