@@ -10,7 +10,8 @@ import diffusers
 import pytest
 from commands import cgrpo
 
-from customized_grpo.config import Config, LoraConfig, PolicyConfig
+from customized_grpo.config import Config, ConfigError, LoraConfig, PolicyConfig
+from customized_grpo.config.arguments import CustomizedGRPOConfig
 from customized_grpo.config.loading import EMBEDDED_RECIPE, base_config, load_config, resolve_config
 from customized_grpo.config.presets import preset_of
 from customized_grpo.data import DataError, open_dataset
@@ -65,6 +66,26 @@ def test_presets_apply_in_python_as_in_a_file(tmp_path: Path) -> None:
     config = load_config(tmp_path / "run.yaml")
     assert config.policy.lora is None and config.rollout.shift is None, "null is a value"
     assert (config.policy.height, load_config(None, ["policy.kind=uno"]).rollout.shift) == (512, 3.0)
+
+
+def test_settings_in_python_follow_the_policy_that_a_trainer_gets() -> None:
+    klein = PolicyConfig(kind="flux2", path="black-forest-labs/FLUX.2-klein-4B")
+    uno = PolicyConfig(kind="uno", path="black-forest-labs/FLUX.1-dev")
+    args = CustomizedGRPOConfig(learning_rate=2e-5, group_size=4)
+    for policy in (klein, uno):
+        made, recipe = args.for_policy(policy), Config(policy=policy)
+        assert made.policy == policy and made.evaluation.steps == recipe.evaluation.steps
+        assert made.rollout == recipe.rollout.model_copy(update={"group_size": 4})
+        assert made.train == recipe.train.model_copy(update={"learning_rate": 2e-5})
+    assert (args.rollout.steps, args.for_policy(klein).rollout.steps) == (25, 4)
+    given = CustomizedGRPOConfig(rollout={"steps": 25}, evaluation={"steps": 9}).for_policy(klein)
+    assert (given.rollout.steps, given.evaluation.steps) == (25, 9), "given, though one is another model's default"
+    copied = args.model_copy(update={"seed": 3}).for_policy(klein)
+    assert (copied.seed, copied.rollout.steps) == (3, 4)
+    with pytest.raises(ConfigError, match=r"has 25 weights; give one for each of rollout\.steps=4"):
+        CustomizedGRPOConfig(
+            weighting="table", prompt_table=[1.0] * 25, identity_table=[1.0] * 25
+        ).for_policy(klein)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import create_autospec
@@ -150,6 +151,15 @@ def test_callbacks_stop_a_training_early(tmp_path: Path) -> None:
     made = trainer(tmp_path / "run", args=args, callbacks=[stop], eval_dataset=held_out)
     made.train()
     assert made.iteration == 2, "the first evaluation is the best so far; the second is no better"
+
+    def resumed(patience: int) -> int:
+        own = cg.EarlyStoppingCallback("brightness", patience=patience, threshold=1e9)
+        one = trainer(tmp_path / "run", args=args, callbacks=[own], eval_dataset=held_out)
+        one.train(resume_from_checkpoint=True)
+        return one.iteration
+
+    assert resumed(patience=1) == 2, "it has stopped"
+    assert resumed(patience=3) == 4, "the second evaluation counts"
     again = trainer(tmp_path / "other", eval_dataset=held_out, callbacks=[cg.EarlyStoppingCallback("dinosaur")])
     with pytest.raises(ValueError, match="there is no reward 'dinosaur'; give one of dino, brightness"):
         again.train()
@@ -164,6 +174,22 @@ def test_bad_parts_are_reported_before_any_work(tmp_path: Path) -> None:
 
     with pytest.raises(RewardError, match="difficulty"):
         trainer(tmp_path, rewards={"identity": brightness, "prompt": wants})
+
+
+def test_pairs_of_two_data_sets_with_one_key_are_encoded_apart(tmp_path: Path) -> None:
+    made, shown = trainer(tmp_path), cg.datasets.world("train", size=1)[0]
+    first, second = (replace(shown, key="row 0", prompt=prompt) for prompt in ("a dog in the snow", "a red cat"))
+    third = replace(first, references=(shown.references[0].rotate(90),))
+    (one,), (two,), (three,) = (made.encode([pair]) for pair in (first, second, third))
+    assert made.encode([first])[0] is one, "from the cache"
+    for other in (two, three):
+        assert any(not torch.equal(rows, other.rows[name]) for name, rows in one.rows.items())
+
+
+def test_float16_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    args = cg.CustomizedGRPOConfig(output_dir=tmp_path / "run", policy={"path": "not/there", "dtype": "float16"})
+    with pytest.raises(ConfigError, match=r"policy\.dtype: float16 .* set bfloat16"):
+        cg.CustomizedGRPOTrainer(args=args)
 
 
 def test_a_dataset_of_ones_own_is_described_as_an_object(tmp_path: Path) -> None:

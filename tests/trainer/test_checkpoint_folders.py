@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from embedded import embedded
 
 from customized_grpo.config import TrainConfig
@@ -15,6 +16,7 @@ from customized_grpo.trainer.checkpoint import (
     CheckpointError,
     checkpointed_iterations,
     fault_of,
+    load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
@@ -55,6 +57,22 @@ def test_the_newest_stay_and_a_damaged_newer_one_neither_wins_nor_drives_out_a_w
     save(4, keep=1)
     assert names(tmp_path) == ["000004", "000004.damaged"]
     assert fault_of(tmp_path / "000004") is None
+
+
+def test_state_that_does_not_fit_is_refused_by_name_or_begins_anew(
+    policy: Policy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = build_optimizer(list(policy.trainable().values()), embedded(TrainConfig), ALONE)
+    stored = {"balance.multipliers": torch.ones(2), "mine.count": torch.ones(2)}
+    folder = save_checkpoint(tmp_path, 1, policy, optimizer, 2, stored)
+    other = {"balance.multipliers": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="has a balance state of another shape; restore method"):
+        load_checkpoint(folder, policy, optimizer, other)
+    present = {"balance.multipliers": torch.zeros(2), "mine.count": torch.zeros(1), "new.count": torch.zeros(3)}
+    assert load_checkpoint(folder, policy, optimizer, present) == 1
+    assert [one.tolist() for one in present.values()] == [[1, 1], [0], [0, 0, 0]]
+    for text in ("has a mine state of another shape (mine.count), which begins", "has no new state (new.count), which"):
+        assert text in caplog.text
 
 
 def test_where_none_is_whole_nothing_begins_anew(save: Callable[..., Path], tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from customized_grpo.config import Config, ConfigError, DataConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.data.fingerprints import difference, fingerprint
 from customized_grpo.protocols import Policy
+from customized_grpo.trainer import resuming
 from customized_grpo.trainer.checkpoint import CheckpointError
 from customized_grpo.trainer.evaluation import read_evaluation
 from customized_grpo.trainer.folder import check_unused
-from customized_grpo.trainer.resuming import check_resumable, origin
+from customized_grpo.trainer.resuming import changes, check_resumable, origin
 from customized_grpo.utils.records import RecordError
 
 Make = Callable[..., Config]
@@ -119,6 +120,38 @@ def test_a_run_continues_with_changes_that_were_accepted(run: Path, make_config:
     trainer.train(resume_from_checkpoint=True, allow_changes=True)
     assert [record["iteration"] for record in metrics_of(run)] == [1, 2, 3, 4, 5]
     assert resume(run, changed) is not None
+
+
+def test_more_iterations_change_the_training_where_a_schedule_follows_them(
+    run: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for section, setting in (("train", {"schedule": "cosine"}), ("method", {"gamma_last": 0.0})):
+        config = make_config()
+        config = config.model_copy(update={section: getattr(config, section).model_copy(update=setting)})
+        newest = resume(run, config, allow_changes=True)
+        assert newest is not None
+        longer = config.model_copy(update={"train": config.train.model_copy(update={"iterations": 9})})
+        origins = [origin(one, open_dataset(one.data), None) for one in (config, longer)]
+        monkeypatch.setattr(resuming, "origin_of", {newest: origins[0]}.__getitem__)
+        assert changes(newest, origins[1]) == ([], ["train.iterations: 4, now 9"])
+        monkeypatch.undo()
+
+
+def test_other_rewards_score_the_base_again_and_measure_gains_anew(
+    run: Path, make_config: Make, policy: Policy, tmp_path: Path
+) -> None:
+    config, held_out = make_config(iterations=5), open_dataset(DataConfig(path="world", split="held-out", size=2))
+    first = make_trainer(config, run, policy=policy, held_out=held_out)
+    first.train(resume_from_checkpoint=True, allow_changes=True)
+    before = read_evaluation(run / "evaluation/base", None)
+    renamed = [one.model_copy(update={"name": f"{one.kind}, other"}) for one in config.rewards]
+    config = make_config(iterations=6).model_copy(update={"rewards": renamed})
+    second = make_trainer(config, run, policy=policy, held_out=held_out)
+    second.train(resume_from_checkpoint=True, allow_changes=True)
+    after = read_evaluation(run / "evaluation/base", None)
+    assert before is not None and after is not None and second.base_evaluation is not None
+    assert set(after.scores) == {one.name for one in renamed} == set(second.base_evaluation.scores)
+    assert [*after.means.values()] == pytest.approx([*before.means.values()])
 
 
 def pairs_file(folder: Path, *prompts: str) -> DataConfig:

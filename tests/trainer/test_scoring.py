@@ -15,7 +15,8 @@ from torch import Tensor
 from customized_grpo.config import Config, MethodConfig, RewardConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.protocols import Pair, Policy, Reward
-from customized_grpo.rewards import RewardError
+from customized_grpo.rewards import RewardError, as_reward
+from customized_grpo.rewards.base import event_loop
 from customized_grpo.trainer.credit import assign_credit
 from customized_grpo.trainer.rollout import Trajectories
 from customized_grpo.trainer.scoring import BatchScores, Scoring, why_stop
@@ -78,6 +79,30 @@ def test_overlapped_scores_are_the_same(policy: Policy, make_config: Callable[..
     assert torch.equal(plain_images, images)
     assert scores_of(plain, "redness").shape == (6,)
     torch.testing.assert_close(plain_images[:, 0].mean((1, 2)), scores_of(plain, "redness"))
+
+
+def test_rewards_run_on_this_process_s_accelerator_in_every_thread(
+    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: dict[str, int] = {}
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
+    monkeypatch.setattr(
+        torch.accelerator, "set_device_index", lambda index: chosen.update({threading.current_thread().name: index})
+    )
+
+    def mean(images: torch.Tensor) -> torch.Tensor:
+        assert chosen[threading.current_thread().name] == 3
+        return images.flatten(1).mean(1)
+
+    async def later(images: torch.Tensor) -> torch.Tensor:
+        return mean(images)
+
+    event_loop.cache_clear()  # it may run already
+    scoring = Scoring([as_reward(mean), as_reward(later)], overlap=True)
+    scoring.submit(torch.rand(2, 3, 8, 8), pairs[:1] * 2)
+    (scored,) = scoring.results()
+    assert scored.failure is None and len(chosen) == 2
 
 
 def test_sampling_does_not_run_ahead_of_the_scores(

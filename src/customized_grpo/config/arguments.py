@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
+from customized_grpo.config.presets import preset_of, values_of
 from customized_grpo.config.reading import describe
 from customized_grpo.config.section import ConfigError, Section, section_in
-from customized_grpo.config.settings import Config
+from customized_grpo.config.settings import Config, PolicyConfig
 
 #: Sections whose settings may be given without naming the section.
 _SECTIONS = ("method", "forward", "rollout", "train", "evaluation")
@@ -31,12 +32,37 @@ class CustomizedGRPOConfig(Config):
     """
 
     output_dir: Path | None = Field(None, exclude=True, description="Folder of the run. null: a new one in runs.")
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def __init__(self, **settings: Any) -> None:
+        given = _by_section(settings)
         try:
-            super().__init__(**_by_section(settings))
+            super().__init__(**given)
         except ValidationError as error:
             raise describe(error, CustomizedGRPOConfig, lambda location: None) from error
+        self._given = given
+
+    def for_policy(self, policy: PolicyConfig) -> Self:
+        """Return these settings for another policy: its model's preset applies to all that was not given.
+
+        Raises:
+            ConfigError: A given setting does not fit the preset; one line each.
+        """
+        before, now = preset_of(self.policy).values, preset_of(policy).values
+        settings = {name: getattr(self, name) for name in self.model_fields_set}
+        for name in ("rollout", "evaluation"):
+            section, given = getattr(self, name), self._given.get(name, {})
+            if isinstance(given, Section):
+                continue
+            follows = {
+                key: value
+                for key, value in values_of(now, name).items()
+                if key not in given and getattr(section, key) == before[f"{name}.{key}"]
+            }
+            settings[name] = {key: getattr(section, key) for key in section.model_fields_set} | follows
+        made = type(self)(**{**settings, "policy": policy})
+        made._given = self._given
+        return made
 
 
 def _by_section(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class PolicyConfig(Section):
     revision: str | None = None
     """Branch, tag or commit on the Hub. null: the main branch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Data type of frozen weights and of computation. LoRA weights are always float32."""
+    """Data type of frozen weights and of computation; float16 only to generate. LoRA weights are always float32."""
     device: str | None = None
     """Device, such as cuda:1. null: the accelerator if any, else the CPU."""
     height: GeneratedSide = DEFAULT["policy.height"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from customized_grpo.protocols import Need, Pair
 from customized_grpo.rewards.errors import RewardError
-from customized_grpo.utils.devices import device_of
+from customized_grpo.utils.devices import device_of, same_accelerator
 
 T = TypeVar("T")
 
@@ -101,9 +101,10 @@ def check_needs(reward: object, name: str, pairs: Sequence[Pair]) -> None:
 @functools.cache
 def event_loop(name: str) -> asyncio.AbstractEventLoop:
     """Return the event loop of that name, in a thread that lives on: clients keep connections, notebooks their loop."""
-    loop = asyncio.new_event_loop()
+    loop, use_accelerator = asyncio.new_event_loop(), same_accelerator()
 
     def run() -> None:
+        use_accelerator()
         torch.set_grad_enabled(False)
         loop.run_forever()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from customized_grpo.config import BALANCES, Config, DataConfig, PolicyConfig, RewardConfig
+from customized_grpo.config import BALANCES, Config, ConfigError, DataConfig, PolicyConfig, RewardConfig
+from customized_grpo.config.arguments import CustomizedGRPOConfig
 from customized_grpo.data import open_dataset
 from customized_grpo.policies import build_policy
 from customized_grpo.protocols import PairDataset, Policy
@@ -59,6 +60,10 @@ def assemble(
     terms = terms_from(rewards) if isinstance(rewards, Mapping) else rewards
     watched = monitors_from(monitors) if isinstance(monitors, Mapping) else monitors
     config = _describe(policy, terms, watched, train_dataset, eval_dataset, validation_dataset, args)
+    if config.policy.dtype == "float16":
+        raise ConfigError(
+            "policy.dtype: float16 makes gradients below 6e-8 zero, so nothing is learned; set bfloat16, or float32"
+        )
     processes = Processes(accelerator or start_processes(config))
     processes.check(config)
     dataset = open_dataset(config.data) if train_dataset is None else train_dataset
@@ -136,10 +141,12 @@ def _describe(
     args: Config,
 ) -> Config:
     """Return `args` with a description of every given part in place of theirs."""
-    described: dict[str, object] = {name: getattr(args, name) for name in Config.model_fields}
     evaluation: dict[str, object] = {}
+    own = getattr(policy, "config", None)
+    if isinstance(own, PolicyConfig) and isinstance(args, CustomizedGRPOConfig):
+        args = args.for_policy(own)
+    described: dict[str, object] = {name: getattr(args, name) for name in Config.model_fields}
     if policy is not None:
-        own = getattr(policy, "config", None)
         kind = f"{type(policy).__module__}:{type(policy).__qualname__}"
         described["policy"] = own if isinstance(own, PolicyConfig) else args.policy.model_copy(update={"kind": kind})
     if terms is not None:

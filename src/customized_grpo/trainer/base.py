@@ -35,7 +35,7 @@ from customized_grpo.trainer.locking import claim
 from customized_grpo.trainer.optimizer import build_optimizer
 from customized_grpo.trainer.processes import reports_lost_processes
 from customized_grpo.trainer.profiling import Clock, Profiler
-from customized_grpo.trainer.resuming import check_resumable, origin
+from customized_grpo.trainer.resuming import changes, check_resumable, origin
 from customized_grpo.utils.isolation import seed_all
 from customized_grpo.utils.machine import hardware, versions
 from customized_grpo.utils.records import append_record, move_folder, read_records, sweep, temporary_folder, writing
@@ -116,14 +116,23 @@ class BaseTrainer(ABC):
             stack.callback(self._fire, "on_exit")
             checkpoint = self._open_folder(stack, resume_from_checkpoint, allow_changes)
             self._fire("on_run_begin")
+            other: list[str] = []  # accepted changes that affect the training
             if checkpoint is not None:
-                self.iteration = load_checkpoint(checkpoint, self.policy, self.optimizer, self._callback_state())
+                other = changes(checkpoint, self._origin)[1]
+                # Scores of other rewards, steps or pairs are no base for gains: they are measured anew.
+                kept = {
+                    name: tensor
+                    for name, tensor in self._callback_state().items()
+                    if not (other and name.startswith("validation."))
+                }
+                self.iteration = load_checkpoint(checkpoint, self.policy, self.optimizer, kept)
             self.processes.wait()  # until all processes have read it
             if self.config.policy.conditions is not None:
                 held_out = self.eval_dataset, 0 if self.eval_dataset is None else len(self.eval_dataset)
                 others = held_out, (self.validation_dataset, self.config.validation.images)
                 encode_ahead(self.config, self.policy, self.train_dataset, others, self.iteration, self.processes)
-            self.base_evaluation = self._evaluated_once("base")
+            rescored = any(change.startswith("rewards") for change in other)
+            self.base_evaluation = self._evaluated_once("base", again=rescored)
             self._fire("on_train_begin")
             self._iterate()
             self._fire("on_loop_end")

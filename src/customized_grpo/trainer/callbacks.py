@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
@@ -168,7 +170,7 @@ class EarlyStoppingCallback(TrainerCallback):
 
     def __init__(self, reward: str, patience: int = 3, threshold: float = 0.0) -> None:
         self._reward, self._patience, self._threshold = reward, patience, threshold
-        self._best, self._waited = float("-inf"), 0
+        self._progress = torch.tensor([-math.inf, 0.0], dtype=torch.float64)  # best score, evaluations since then
 
     def on_evaluate(self, trainer: BaseTrainer, evaluation: Evaluation) -> None:
         """Stop the training if the score has not improved for `patience` evaluations."""
@@ -176,11 +178,22 @@ class EarlyStoppingCallback(TrainerCallback):
             known = ", ".join(evaluation.scores)
             raise ValueError(f"EarlyStoppingCallback: there is no reward {self._reward!r}; give one of {known}")
         score = evaluation.mean(self._reward)
-        if score > self._best + self._threshold:
-            self._best, self._waited = score, 0
+        if score > float(self._progress[0]) + self._threshold:
+            self._progress[0], self._progress[1] = score, 0
         else:
-            self._waited += 1
-            trainer.should_stop = trainer.should_stop or self._waited >= self._patience
+            self._progress[1] += 1
+            self._stop(trainer)
+
+    def on_train_begin(self, trainer: BaseTrainer) -> None:
+        """Stop a resumed training that was stopped before."""
+        self._stop(trainer)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the best score and the number of evaluations since then."""
+        return {f"early_stopping.{self._reward}": self._progress}
+
+    def _stop(self, trainer: BaseTrainer) -> None:
+        trainer.should_stop = trainer.should_stop or float(self._progress[1]) >= self._patience
 
 
 class ProgressCallback(TrainerCallback):

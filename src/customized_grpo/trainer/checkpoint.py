@@ -27,6 +27,10 @@ from customized_grpo.utils.records import drop_folder, move_folder, read_regular
 
 _STATE, _TENSORS, _TRAINABLE, _MANIFEST = "state.json", "state.safetensors", "trainable", "manifest.json"
 _VERSION = 1  #: of the format
+#: What to do where a part's state is missing, by the first part of its tensors' names.
+_REMEDIES = {"ema": "set train.ema to 0"} | dict.fromkeys(
+    ("old", "balance", "validation"), "restore method.objective and method.weighting"
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -142,7 +146,8 @@ def load_checkpoint(
 ) -> int:
     """Restore the policy and optimizer state, fill the `further` tensors; return iterations done.
 
-    The optimizer's settings stay the present ones. CheckpointError if the checkpoint does not fit.
+    The optimizer's settings stay the present ones. Tensors of a user's callback that the checkpoint lacks stay as they
+    are, with a warning. CheckpointError if the checkpoint does not fit.
     """
     state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     try:
@@ -151,10 +156,14 @@ def load_checkpoint(
         raise CheckpointError(f"{folder}: {error}") from error
     tensors = load_file(folder / _TENSORS)
     for name, tensor in (further or {}).items():
-        if name not in tensors:
-            key = "set train.ema to 0" if name.startswith("ema.") else "restore method.objective and method.weighting"
-            raise CheckpointError(f"{folder}: has no {name.split('.')[0]} state; {key}, or start a new run")
-        tensor.copy_(like(tensors.pop(name), tensor))
+        part = name.split(".")[0]
+        if name in tensors and tensors[name].shape == tensor.shape:
+            tensor.copy_(like(tensors.pop(name), tensor))
+            continue
+        lack = f"has a {part} state of another shape" if name in tensors else f"has no {part} state"
+        if part in _REMEDIES:
+            raise CheckpointError(f"{folder}: {lack}; {_REMEDIES[part]}, or start a new run")
+        _LOG.warning("%s: %s (%s), which begins anew", folder, lack, name)  # of a callback that is new or has changed
     # Others are no longer needed: random numbers are a function of seed and iteration.
     entries = {name: tensor for name, tensor in tensors.items() if name[0].isdigit()}
     restored = _unflatten(entries | state["optimizer"]["numbers"], list(policy.trainable().values()))

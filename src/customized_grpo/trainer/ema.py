@@ -30,7 +30,8 @@ class MovingAverage:
     def update(self) -> None:
         """Include the present weights."""
         for name, weight in self._weights.items():
-            self._average[name].lerp_(weight.float(), 1 - self._decay)
+            average = self._average[name]
+            average.lerp_(weight.to(average.device, average.dtype), 1 - self._decay)  # an offloaded one is elsewhere
 
     def apply(self) -> None:
         """Copy the averages into the policy's weights."""

@@ -58,7 +58,7 @@ def check_resumable(
                 "the checkpoints back, or start a new run in another folder"
             )
         return None
-    harmless, others = _changes(origin_of(newest), now)
+    harmless, others = changes(newest, now)
     if others and not allow_changes:
         raise ConfigError(
             f"{run}: changed since checkpoint {newest.name}: {'; '.join(others)}. Undo it, or accept it with "
@@ -69,8 +69,14 @@ def check_resumable(
     return newest
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the differences to a checkpoint's origin, as text: those that are harmless, and the others."""
+def _follows_iterations(settings: Mapping[str, Any]) -> bool:
+    """Return whether a value of each iteration depends on how many there will be."""
+    return settings.get("train.schedule") != "constant" or settings.get("method.gamma_last") is not None
+
+
+def changes(checkpoint: Path, now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the differences of `now` to a checkpoint's `origin`, as text: those that are harmless, and the others."""
+    before = origin_of(checkpoint)
     data: dict[str, Fingerprint] = before.get("data", {})
     other_data = {
         name: text for name, found in now["data"].items() if name in data and (text := difference(data[name], found))
@@ -84,5 +90,6 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[st
         if old.get(key) != new.get(key):
             was, is_now = (flow_yaml(values[key]) if key in values else "not there" for values in (old, new))
             passes = any(fnmatch(key, one) for one in _HARMLESS) or (same and key in _DATA)
+            passes = passes and not (key == "train.iterations" and _follows_iterations(new))
             (harmless if passes else others).append(f"{key}: {was}, now {is_now}")
     return harmless, others

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from customized_grpo.protocols import Pair, Reward
 from customized_grpo.rewards import RewardError, score
+from customized_grpo.utils.devices import same_accelerator
 
 CONSTANT = 3  #: first iterations over which a reward must vary
 _WAITING = 2  # batches that may wait for their scores while the next is sampled
@@ -32,7 +33,9 @@ class Scoring:
 
     def __init__(self, rewards: Sequence[Reward], *, overlap: bool, seed: Sequence[int | str] = ()) -> None:
         self._rewards, self._seed, self._submitted = rewards, seed, 0
-        self._thread: Executor | None = ThreadPoolExecutor(1, thread_name_prefix="scoring") if overlap else None
+        self._thread: Executor | None = None
+        if overlap:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring", initializer=same_accelerator())
         self._pending: list[Callable[[], BatchScores]] = []
         self._done: list[BatchScores] = []
 

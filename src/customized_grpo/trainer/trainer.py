@@ -15,7 +15,7 @@ from torch import Tensor
 from customized_grpo.config import Config
 from customized_grpo.protocols import ROLES, Conditions, Pair, PairDataset, Policy
 from customized_grpo.rewards import RewardError
-from customized_grpo.rewards.cache import LruCache
+from customized_grpo.rewards.cache import PairCache
 from customized_grpo.rewards.terms import RewardTerm
 from customized_grpo.trainer.assembly import assemble
 from customized_grpo.trainer.balance import Balance
@@ -160,7 +160,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
             after_step=lambda: self._fire("on_optimizer_step"),
         )
         self._rollout_size = BatchSize("rollout.batch_size", rollout.batch_size, recovers=not self.optimizer.together)
-        self._conditions: LruCache[str, Conditions] = LruCache(conditions_cached(config))
+        self._conditions: PairCache[Conditions] = PairCache(conditions_cached(config))
         self._balancing = self._make_balancing()
         self.callbacks[:0] = [*self._updater.callbacks(), *(self._balancing or ())]
         self._early: list[dict[str, Tensor]] = []
@@ -195,13 +195,7 @@ class CustomizedGRPOTrainer(BaseTrainer):
 
     def encode(self, pairs: Sequence[Pair]) -> list[Conditions]:
         """Return each pair's conditioning, one row; encoded once as long as the cache holds it."""
-        pair_of = {pair.key: pair for pair in pairs}
-
-        def compute(key: str) -> Conditions:
-            return self.policy.encode(pair_of[key].prompt, pair_of[key].references)
-
-        encoded = self._conditions.fill(list(pair_of), compute)
-        return [encoded[pair.key] for pair in pairs]
+        return self._conditions.of(pairs, lambda pair: self.policy.encode(pair.prompt, pair.references))
 
     def sample(self, batch: Batch) -> Rollouts:
         """Sample every image of the batch by the objective's steps, decode it, and submit it for scoring."""

@@ -1,5 +1,8 @@
 """Devices of the policy and of reward models."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from customized_grpo.utils.hub import ModelError
@@ -20,4 +23,14 @@ def device_of(name: torch.device | str | None, key: str = "policy.device") -> to
     there = {"cpu": 1, "meta": 1, **({} if found is None else {found.type: torch.accelerator.device_count()})}
     if (device.index or 0) >= there.get(device.type, 0):
         raise ModelError(f"{key}: {name} is not there; give another, or null for the best device")
+    if found is not None and device.type == found.type and device.index is None:
+        # Without an index a device means another one in another thread.
+        return torch.device(device.type, torch.accelerator.current_device_index())
     return device
+
+
+def same_accelerator() -> Callable[[], None]:
+    """Return a function that gives a new thread the calling thread's accelerator: it would start with the first one."""
+    if not torch.accelerator.is_available():
+        return lambda: None
+    return partial(torch.accelerator.set_device_index, torch.accelerator.current_device_index())
