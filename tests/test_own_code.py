@@ -18,6 +18,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+import customized_grpo as cg
 from customized_grpo.cli import app
 from customized_grpo.cli.app import DEBUG, one_line_errors
 from customized_grpo.config import RewardConfig
@@ -83,6 +84,22 @@ def test_whatever_a_reward_changes_is_undone(tmp_path: Path) -> None:
     with isolated("key"):
         disturb(tmp_path)
     assert settings() == before
+
+
+def test_a_reward_that_changes_its_references_in_place_changes_no_others() -> None:
+    pair = cg.datasets.world("train", size=1)[0]
+    before = [image.tobytes() for image in (*pair.references, *pair.masks) if image is not None]
+
+    def shrinks(images: torch.Tensor, references: Any, pairs: Any) -> list[float]:
+        for photos in references:
+            photos[0].thumbnail((8, 8))
+        for one in pairs:
+            one.masks[0].paste(0, (0, 0, 64, 64))
+        return [float(len({id(one) for one in pairs}))] * len(images)
+
+    scores = score([as_reward(shrinks)], torch.rand(2, 3, 64, 64), [pair, pair])
+    assert scores["shrinks"].tolist() == [1, 1], "the same pair for both images"
+    assert [image.tobytes() for image in (*pair.references, *pair.masks) if image is not None] == before
 
 
 def test_whatever_an_asynchronous_reward_changes_is_undone_whenever_it_waits(tmp_path: Path) -> None:

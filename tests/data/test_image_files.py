@@ -61,5 +61,15 @@ def test_masks_are_black_and_white_and_of_the_requested_size(tmp_path: Path, kin
     }[kind]()
     image.save(tmp_path / "a.png")
     image_files.load_mask(tmp_path / "a.png")
-    mask = image_files.load_mask(tmp_path / "a.png", (16, 24))
-    assert mask.mode == "L" and np.array_equal(np.asarray(mask), 255 * on.repeat(3, 0).repeat(2, 1))
+    mask = image_files.load_mask(tmp_path / "a.png", (24, 24))
+    assert mask.mode == "L" and np.array_equal(np.asarray(mask), 255 * on.repeat(3, 0).repeat(3, 1))
+
+
+def test_a_mask_of_another_shape_is_refused_and_another_size_is_not(tmp_path: Path) -> None:
+    Image.new("L", (400, 300), 255).save(tmp_path / "mask.png")
+    for size in ((400, 300), (1200, 900), (41, 31), (133, 101)):
+        assert image_files.load_mask(tmp_path / "mask.png", size).size == size
+    with pytest.raises(
+        DataError, match=r"mask\.png: the mask is 400 x 300 pixels, its photo 300 x 400, another shape; make"
+    ):
+        image_files.load_mask(tmp_path / "mask.png", (300, 400))

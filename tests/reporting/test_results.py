@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from customized_grpo.reporting.results import Score, headline_of
+from customized_grpo.reporting.results import Score, _score, headline_of
 from customized_grpo.reporting.warnings import Finding
 
 ROSE, FELL, SAME = (1.0, 3.0), (-3.0, -1.0), (-1.0, 1.0)
@@ -45,6 +46,15 @@ def headline(monitors: tuple[Any, Any], rewards: tuple[Any, Any] = (ROSE, ROSE),
 )
 def test_no_number_contradicts_the_headline(found: str, expected: str) -> None:
     assert found == expected
+
+
+def test_a_missing_score_leaves_its_image_out_of_both_models_means() -> None:
+    base, tuned = [50.0, 52.0, 54.0, 56.0, 58.0, 90.0], [60.0, 62.0, 64.0, 66.0, 68.0, math.nan]
+    for images in (1, 2):
+        found = _score("id", base, tuned, images, guard=False)
+        assert (found.base, found.tuned, found.course) == (54.0, 64.0, "rose")
+    nothing = _score("id", base, [math.nan] * 6, 1, guard=False)
+    assert math.isnan(nothing.change) and nothing.course == ""
 
 
 @pytest.mark.parametrize(("base", "tuned", "percent"), [(50.0, 55.0, 10.0), (0.3, 4.7, None)])

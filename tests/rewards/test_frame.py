@@ -44,6 +44,14 @@ def test_a_fixed_size_and_no_crop(tmp_path: Path) -> None:
     assert torch.equal(frame(torch.ones(1, 3, 20, 30)), torch.ones(1, 3, 20, 30))
 
 
+def test_one_number_is_a_square_unless_it_is_cropped(tmp_path: Path) -> None:
+    settings = {"image_processor_type": "ViTImageProcessor", "size": 32, **tiny_rewards.COLOURS}
+    for crop, shape in (({}, (32, 32)), ({"crop_size": 24, "do_center_crop": True}, (24, 24))):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | crop), encoding="utf-8")
+        assert open_frame(str(tmp_path))(torch.ones(1, 3, 40, 60)).shape[-2:] == shape
+    assert open_frame(str(tmp_path)).shortest == 32
+
+
 def test_an_unknown_resampling_is_refused(tmp_path: Path) -> None:
     settings = {"size": 32, "resample": 1, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")

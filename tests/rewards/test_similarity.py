@@ -76,6 +76,24 @@ def test_a_pasted_reference_scores_0_and_other_images_keep_their_score(
     torch.testing.assert_close(factors, torch.tensor([0.0, 1.0, float(100 - copied[2]) / 30]), atol=1e-4, rtol=0)
 
 
+def test_a_paste_is_seen_where_no_subject_was_found(build: Callable[..., Any], make_pair: MakePair) -> None:
+    pair = make_pair("a", sizes=((64, 64),))
+    whole = replace(pair, masks=(Image.new("L", (64, 64), 255),))  # as a segmenter returns it
+    assert float(build(paste_tolerance=70)(as_images(pair.references[0]), [whole])) < 1e-2
+
+
+def test_the_subject_s_word_is_part_of_what_is_cached(
+    build: Callable[..., Any], make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, reward = make_pair("a", sizes=((64, 64),)), build()
+    halves = {word: torch.zeros(1, 64, 64) for word in ("dog", "cat")}
+    halves["dog"][:, :32], halves["cat"][:, 32:] = 1, 1
+    monkeypatch.setattr(reward, "_masks", lambda pair: [halves[pair.subject]])
+    image = torch.rand(1, 3, 64, 64)
+    dog, cat = (float(reward(image, [replace(pair, subject=word)])) for word in halves)
+    assert dog != cat
+
+
 def test_several_references_count_by_their_mean(build: Callable[..., Any], make_pair: MakePair) -> None:
     reward, pair = build(), make_pair("a", sizes=((48, 40), (40, 64), (40, 40)))
     image = torch.rand(1, 3, 32, 32)

@@ -1,6 +1,7 @@
 """Images and masks from untrusted files: decoded safely, turned upright by EXIF, converted to one mode."""
 
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -45,13 +46,29 @@ def load_mask(source: Source, size: tuple[int, int] | None = None, where: str | 
     """
     with _opened(source, where) as image:
         mask = _grey(ImageOps.exif_transpose(image))
+        own = mask.size
         if size is not None:
             mask = mask.resize(size, Image.Resampling.BILINEAR)
-        binary = mask.point([0] * 128 + [255] * 128)
+        binary, place = (
+            mask.point([0] * 128 + [255] * 128),
+            where or (str(source) if isinstance(source, Path) else "the image"),
+        )
         if binary.getbbox() is None:
-            place = where or (str(source) if isinstance(source, Path) else "the image")
             raise DataError([f"{place}: the mask marks no pixel; make the subject white on black"])
+        _check_shape(own, mask.size, place)
         return binary
+
+
+def _check_shape(mask: tuple[int, int], photo: tuple[int, int], place: str) -> None:
+    """Raise DataError if a mask's aspect ratio is not its photo's, up to rounding."""
+    ratio = (mask[0] * photo[1]) / (mask[1] * photo[0])
+    if abs(math.log(ratio)) > max(0.02, 1.5 / min(*mask, *photo)):
+        raise DataError(
+            [
+                f"{place}: the mask is {mask[0]} x {mask[1]} pixels, its photo {photo[0]} x {photo[1]}, another shape; "
+                "make it from the photo as it is shown, turned as its EXIF says"
+            ]
+        )
 
 
 def check(path: Path, *, quick: bool = False) -> None:

@@ -26,7 +26,10 @@ class Estimate:
         mean = sum(values) / len(values)
         if min(values) == max(values):
             return Estimate(mean, values[0], values[0])
-        found = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=0).confidence_interval
+        batch = max(1, 10**7 // len(values))  # of resamples at a time, for memory
+        found = bootstrap(
+            (values,), np.mean, n_resamples=10_000, batch=batch, method="percentile", rng=0
+        ).confidence_interval
         return Estimate(mean, float(found.low), float(found.high))
 
     @property

@@ -83,13 +83,18 @@ def outcome(run: Run) -> Outcome | None:
 
 
 def _score(name: str, base: Sequence[float], tuned: Sequence[float], images: int, guard: bool) -> Score:
+    before, after = np.array(base, dtype=float), np.array(tuned, dtype=float)
+    both = np.isfinite(before) & np.isfinite(after)  # a missing score leaves its image out of both models' means
+    if not both.any():
+        return Score(name, math.nan, math.nan, None, None, guard)
     # Pairs are the independent samples, not their images.
-    by_pair = np.subtract(tuned, base).reshape(-1, images).mean(1)
+    changes = np.where(both, after - before, np.nan).reshape(-1, images)
+    by_pair = np.nanmean(changes[both.reshape(-1, images).any(1)], axis=1)
     low = high = None
     if len(by_pair) > 1:
         middle, reach = by_pair.mean(), _Z95 * by_pair.std(ddof=1) / math.sqrt(len(by_pair))
         low, high = float(middle - reach), float(middle + reach)
-    return Score(name, float(np.mean(base)), float(np.mean(tuned)), low, high, guard)
+    return Score(name, float(before[both].mean()), float(after[both].mean()), low, high, guard)
 
 
 def headline_of(

@@ -6,6 +6,7 @@ Records may begin with one of iteration 0, the evaluation of the base model.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, median
 from typing import Literal
 
@@ -81,7 +82,9 @@ def notes_of(config: Config, findings: Iterable[Finding]) -> dict[str, str]:
 
 def not_held_out(data: DataConfig, evaluation: DataConfig) -> Finding | None:
     """Warn if the evaluation uses the pairs of the training."""
-    if data.path in WORLDS or data.path != evaluation.path:
+    if data.path is None or evaluation.path is None or data.path in WORLDS:
+        return None
+    if Path(data.path).resolve() != Path(evaluation.path).resolve():  # the same file in other words
         return None
     text = f"The held-out scores are of {data.path}, which is also the training data: they do not show generalization."
     return Finding("not held out", text, None, "Set evaluation.data.path to pairs that are not used for training.")

@@ -51,12 +51,12 @@ class LruCache(Generic[K, V]):
         return found
 
 
-class PairCache(LruCache[tuple[str, str, int], V]):
-    """Values by a pair's key, prompt and a checksum of its images: datasets may use one key for different pairs."""
+class PairCache(LruCache[tuple[str, str, str | None, int], V]):
+    """Values by a pair's key, texts and a checksum of its images: datasets may use one key for different pairs."""
 
     def of(self, pairs: Sequence[Pair], compute: Callable[[Pair], V]) -> list[V]:
         """Return the value of each pair; `compute` is called for each one that is not cached, one at a time."""
-        keys = {pair: (pair.key, pair.prompt, _checksum(pair)) for pair in dict.fromkeys(pairs)}
+        keys = {pair: (pair.key, pair.prompt, pair.subject, _checksum(pair)) for pair in dict.fromkeys(pairs)}
         by_key = {key: pair for pair, key in keys.items()}
         found = self.fill(list(by_key), lambda key: compute(by_key[key]))
         return [found[keys[pair]] for pair in pairs]

@@ -63,6 +63,8 @@ def open_frame(path: str, revision: str = "main", name: str = "") -> Frame:
         if resample not in _MODES:
             raise ValueError(f"the image processor's resample {resample!r} is neither 2 (bilinear) nor 3 (bicubic)")
         size = settings.get("size") if resized else None
+        if isinstance(size, int) and crop is None:  # of ViT: a square; with a crop, as of CLIP: the shorter side
+            size = {"height": size, "width": size}
         fixed, shortest = _size(size), size.get("shortest_edge") if isinstance(size, dict) else size
         longest = size.get("longest_edge") if isinstance(size, dict) and fixed is None and shortest is None else None
         if resized and fixed is None and not isinstance(shortest or longest, int):

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -76,8 +77,8 @@ def _begin(
     """Call a reward and return a function that waits for its scores; only asynchronous ones are still at work."""
     check_needs(reward, reward.name, pairs)
     with _errors_of(reward, pairs), isolated(*seed, reward.name, *(pair.key for pair in pairs)):
-        # A copy, since a user's own code may change it in place.
-        begun = reward.begin(images.clone(), pairs) if isinstance(reward, CallableReward) else None
+        # Copies, since a user's own code may change them in place.
+        begun = reward.begin(images.clone(), _copies(pairs)) if isinstance(reward, CallableReward) else None
         scores = reward(images, pairs) if begun is None else None
 
     def finish() -> Tensor:
@@ -85,6 +86,19 @@ def _begin(
             return _checked(scores if begun is None else begun(), reward, pairs)
 
     return finish
+
+
+def _copies(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with images of their own."""
+    own = {
+        pair: replace(
+            pair,
+            references=tuple(image.copy() for image in pair.references),
+            masks=tuple(None if mask is None else mask.copy() for mask in pair.masks),
+        )
+        for pair in dict.fromkeys(pairs)
+    }
+    return [own[pair] for pair in pairs]
 
 
 @contextmanager

@@ -161,7 +161,7 @@ class SimilarityReward(BuiltinReward):
     def _unpasted(self, images: Tensor, pairs: Sequence[Pair], tolerance: float) -> Tensor:
         """Return the factor (B,) of `paste_tolerance`, 0 for a pasted reference to 1."""
         if self.segmented:  # outside the masks that are scored, whoever made them
-            masked = {pair: replace(pair, masks=tuple(map(_image, self._masks(pair)))) for pair in dict.fromkeys(pairs)}
+            masked = {pair: replace(pair, masks=tuple(map(_part, self._masks(pair)))) for pair in dict.fromkeys(pairs)}
             pairs = [masked[pair] for pair in pairs]
         return ((100 - self._copy_paste(images, pairs)) / (100 - tolerance)).clamp(0, 1)
 
@@ -309,6 +309,8 @@ class DinoPatches(Dino):
         return ((best * shares).sum(1) / shares.sum(1)).mean()
 
 
-def _image(mask: Tensor | None) -> Image.Image | None:
-    """Return a mask (1, H, W) of 0 and 1 as an image of mode L."""
-    return None if mask is None else Image.fromarray((mask[0] * 255).round().byte().cpu().numpy())
+def _part(mask: Tensor | None) -> Image.Image | None:
+    """Return a mask (1, H, W) of 0 and 1 as an image of mode L; None if it marks everything: no background is left."""
+    return (
+        None if mask is None or bool(mask.min() > 0) else Image.fromarray((mask[0] * 255).round().byte().cpu().numpy())
+    )
