@@ -15,7 +15,7 @@ from customized_grpo.policies.adapters import lora_metadata
 from customized_grpo.policies.pipelines import PipelinePolicy
 from customized_grpo.reporting.formats import convert
 
-KINDS = ("flux-kontext", "flux2-klein", "qwen-image-edit")
+KINDS = ("flux-kontext", "flux2-klein", "qwen-image-edit", "longcat-image-edit", "joyimage-edit-plus")
 
 
 @each_model(*KINDS, of=())

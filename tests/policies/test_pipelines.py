@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import proofs
 import pytest
@@ -10,6 +11,7 @@ import tiny
 import torch
 from diffusers import FluxKontextPipeline
 from PIL import Image
+from tiny_models import Model, each_model
 from torch import nn
 
 from customized_grpo.config import LoraConfig, PolicyConfig
@@ -75,3 +77,25 @@ def test_channels_last_decode_to_the_same_images(
         assert layouts == {last}
         images.append(policy.decode(proofs.noise(policy, 2)))
     assert proofs.apart(*images) <= within
+
+
+@each_model("flux2-klein", "qwen-image-edit", "joyimage-edit-plus", of=())
+def test_a_pipeline_in_memory_is_converted_as_loading_it_does(device: str, model: Model) -> None:
+    """Rotary frequencies of text encoders, and what a model keeps in float32, are not rounded to bfloat16."""
+    loaded = model.policy(dtype="bfloat16")
+    for dtype in (torch.float32, torch.bfloat16):
+        given = build_policy(loaded.config, proofs.stock(model.folder, dtype=dtype))
+        dtypes = {name: weight.dtype for name, weight in state_of(loaded).items()}
+        assert {name: weight.dtype for name, weight in state_of(given).items()} == dtypes
+        one, other = model.encode(loaded), model.encode(given)
+        assert all(torch.equal(rows, other.rows[name]) for name, rows in one.rows.items())
+
+
+def state_of(policy: Any) -> dict[str, torch.Tensor]:
+    """Return all weights and buffers of a policy's pipeline, also those that no file has."""
+    parts = {name: part for name, part in policy._pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        f"{name}.{key}": value
+        for name, part in parts.items()
+        for key, value in [*part.named_parameters(), *part.named_buffers()]
+    }

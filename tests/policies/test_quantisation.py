@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, TorchAoConfig
 from embedded import embedded
-from proofs import LORA, NEAR, PROMPT, likeness, noise, refused, schemes
+from proofs import LORA, NEAR, PROMPT, half_way, likeness, noise, refused, schemes
 from pydantic import ValidationError
+from tiny_models import Model, each_model
 
 from customized_grpo.config import PolicyConfig
 from customized_grpo.config.loading import load_config
@@ -98,3 +99,13 @@ def test_four_bits_are_nf4_of_blocks_of_64(folder: Path) -> None:
     # The maxima are quantised once more, to 8 bits.
     assert proofs.apart(found, nearest) < 0.05 * blocks.abs().max().item()
     assert likeness(found, nearest) > 0.999
+
+
+@each_model("joyimage-edit-plus", of=())
+def test_weights_that_a_model_keeps_in_float32_are_not_quantised(device: str, model: Model) -> None:
+    pytest.importorskip("bitsandbytes")
+    policy = model.policy(quantise="nf4", dtype="bfloat16")
+    plain = model.policy(dtype="bfloat16")
+    with torch.no_grad():
+        both = [half_way(one, model.encode(one)) for one in (policy, plain)]
+    assert likeness(*both) > NEAR["nf4"]

@@ -308,7 +308,7 @@ def _downloads(policy: PolicyConfig, shapes: Shapes, scorers: dict[str, _Scorer]
     for scorer in scorers.values():
         if isinstance(resolve(scorer.path), str) and not _is_cached(scorer.path, None, "*.safetensors"):
             yield Download(scorer.path, "*.safetensors", scorer.width * scorer.parameters)
-    if policy.adapter is not None and not local_path(policy.adapter).is_file():
+    if policy.adapter is not None and not local_path(policy.adapter).exists():
         yield Download(policy.adapter, "to be put there by hand", None)
 
 

@@ -94,9 +94,10 @@ def adapter_terms(transformer: Any, pipeline: Any, path: str | Path) -> Terms:
     where = f"policy.adapter: {file}"
     alpha = lora_metadata(file, where).get(f"{PREFIX}lora_alpha")
     try:
-        with_alphas = "return_alphas" in inspect.signature(pipeline.lora_state_dict).parameters
-        # A dict, so that nothing but safetensors is read.
-        read = pipeline.lora_state_dict(load_file(file), **({"return_alphas": True} if with_alphas else {}))
+        read: Any = load_file(file)  # a dict, so that nothing but safetensors is read
+        if convert := getattr(pipeline, "lora_state_dict", None):  # some pipelines have none, and read this form alone
+            with_alphas = "return_alphas" in inspect.signature(convert).parameters
+            read = convert(read, **({"return_alphas": True} if with_alphas else {}))
     except Exception as error:  # diffusers raises several classes for keys that it does not know
         raise ModelError(
             f"{where}: not a LoRA that diffusers reads ({first_line(error)}); give another file"

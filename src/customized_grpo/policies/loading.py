@@ -6,11 +6,17 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from customized_grpo.config import PolicyConfig
-from customized_grpo.policies.quantisation import check_packages, quantise, text_encoder_quantisation, unpacked_on_cpus
+from customized_grpo.policies.quantisation import (
+    check_packages,
+    kept_in_float32,
+    quantise,
+    text_encoder_quantisation,
+    unpacked_on_cpus,
+)
 from customized_grpo.utils.hub import ModelError, first_line, loadable, no_code_of_its_own, resolve
 from customized_grpo.utils.outlines import outline_pipeline
 
@@ -104,8 +110,21 @@ def adopt_pipeline(config: PolicyConfig, pipeline: Any, *pipelines: Any, prepare
         raise ModelError("the pipeline's transformer has a LoRA; take it off by transformer.unload_lora()")
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
-            nn.Module.to(part, getattr(torch, config.dtype))  # the model's own `to` warns about dtypes
+            _cast(part, getattr(torch, config.dtype))
     return _frozen(config, pipeline, prepare)
+
+
+@torch.no_grad()
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a model as loading it in this dtype does: not what it keeps in float32, and no computed buffer."""
+    own = isinstance(model, ModelMixin)  # transformers keeps such weights in float32 only beside float16
+    for place, part in model.named_modules():
+        for weights, left in ((part._parameters, set()), (part._buffers, part._non_persistent_buffers_set)):
+            for name, weight in weights.items():
+                if weight is None or name in left or not weight.is_floating_point():
+                    continue
+                if not (own and kept_in_float32(model, f"{place}.{name}")):
+                    weight.data = weight.data.to(dtype)
 
 
 def _frozen(config: PolicyConfig, pipeline: Any, prepare: Prepare | None) -> Any:

@@ -51,6 +51,11 @@ def unpacked_on_cpus(encoder: nn.Module) -> None:
             part.support_avx512bf16_for_cpu = False
 
 
+def kept_in_float32(model: Any, name: str) -> bool:
+    """Return whether diffusers keeps the weights of this name in float32: the model computes in their dtype."""
+    return bool({*name.split(".")} & {*(getattr(model, "_keep_in_fp32_modules", None) or ())})
+
+
 def quantise(transformer: Any, scheme: str | None) -> None:
     """Quantise all linear layers of a transformer in place: int8 at once, nf4 when it is moved to a device."""
     if scheme == "int8":
@@ -62,7 +67,7 @@ def quantise(transformer: Any, scheme: str | None) -> None:
 
         kind = _nf4_linear()
         for name, layer in list(transformer.named_modules()):
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear) and not kept_in_float32(transformer, name):
                 made = kind(layer.in_features, layer.out_features, device="meta", **_NF4)
                 # One block a row: on a CPU bitsandbytes 0.50 misreads rows that are no whole blocks.
                 whole = layer.weight.numel() % _BLOCK == 0

@@ -97,7 +97,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 #: All parts on the CPU and as published, whatever the run needed to fit its memory.
 _WHOLE = {
     "device": "cpu", "quantise": None, "quantise_text_encoders": None, "conditions": None, "offload": False,
-    "compile": False,
+    "compile": False, "attention": "auto",
 }  # fmt: skip
 _PLACE = "_name_or_path"  #: key under which diffusers and transformers store the folder that a part was loaded from
 

@@ -70,6 +70,15 @@ def test_a_sum_in_half_precision_is_rounded_once(finished: Path, tmp_path: Path)
         assert torch.equal(weight, rounded[name]), name
 
 
+def test_attention_that_only_a_gpu_has_does_not_matter(copied: Path, tmp_path: Path) -> None:
+    config = copied / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    assert "attention: auto" in text
+    config.write_text(text.replace("attention: auto", "attention: cudnn"), encoding="utf-8")
+    merge_run(copied, tmp_path / "out")
+    assert (tmp_path / "out" / "model_index.json").is_file()
+
+
 def test_what_cannot_be_merged_is_refused(copied: Path, tmp_path: Path) -> None:
     run = copied
     with pytest.raises(ConfigError, match="is not empty"):
