@@ -137,23 +137,6 @@ def test_more_iterations_change_the_training_where_a_schedule_follows_them(
         monkeypatch.undo()
 
 
-def test_other_rewards_score_the_base_again_and_measure_gains_anew(
-    run: Path, make_config: Make, policy: Policy, tmp_path: Path
-) -> None:
-    config, held_out = make_config(iterations=5), open_dataset(DataConfig(path="world", split="held-out", size=2))
-    first = make_trainer(config, run, policy=policy, held_out=held_out)
-    first.train(resume_from_checkpoint=True, allow_changes=True)
-    before = read_evaluation(run / "evaluation/base", None)
-    renamed = [one.model_copy(update={"name": f"{one.kind}, other"}) for one in config.rewards]
-    config = make_config(iterations=6).model_copy(update={"rewards": renamed})
-    second = make_trainer(config, run, policy=policy, held_out=held_out)
-    second.train(resume_from_checkpoint=True, allow_changes=True)
-    after = read_evaluation(run / "evaluation/base", None)
-    assert before is not None and after is not None and second.base_evaluation is not None
-    assert set(after.scores) == {one.name for one in renamed} == set(second.base_evaluation.scores)
-    assert [*after.means.values()] == pytest.approx([*before.means.values()])
-
-
 def pairs_file(folder: Path, *prompts: str) -> DataConfig:
     Image.linear_gradient("L").resize((24, 18)).convert("RGB").save(folder / "a.png")
     rows = ({"prompt": prompt, "references": ["a.png"], "key": prompt[:3]} for prompt in prompts)

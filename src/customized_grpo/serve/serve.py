@@ -47,6 +47,7 @@ def serve(
         import uvicorn
 
         from customized_grpo.serve.app import build_app
+        from customized_grpo.serve.connections import TimedProtocol
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"serve-reward needs {error.name}, which is not installed; pip install -e '.[serve]'"
@@ -68,6 +69,7 @@ def serve(
     console.print(f"serving {names} on http://{address}; stop it by Ctrl-C", soft_wrap=True)
     settings = uvicorn.Config(
         app,
+        http=TimedProtocol,
         ws="none",
         log_config=None,
         log_level="warning",
