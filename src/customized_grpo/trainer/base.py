@@ -116,16 +116,12 @@ class BaseTrainer(ABC):
             stack.callback(self._fire, "on_exit")
             checkpoint = self._open_folder(stack, resume_from_checkpoint, allow_changes)
             self._fire("on_run_begin")
-            other: list[str] = []  # accepted changes that affect the training
             if checkpoint is not None:
-                other = changes(checkpoint, self._origin)[1]
-                # Scores of other rewards, steps or pairs are no base for gains: they are measured anew.
-                kept = {
-                    name: tensor
-                    for name, tensor in self._callback_state().items()
-                    if not (other and name.startswith("validation."))
-                }
-                self.iteration = load_checkpoint(checkpoint, self.policy, self.optimizer, kept)
+                state = self._callback_state()
+                if changes(checkpoint, self._origin)[1]:
+                    # Scores of other rewards, steps or pairs are no base for gains: they are measured anew.
+                    state = {name: tensor for name, tensor in state.items() if not name.startswith("validation.")}
+                self.iteration = load_checkpoint(checkpoint, self.policy, self.optimizer, state)
             self.processes.wait()  # until all processes have read it
             if self.config.policy.conditions is not None:
                 held_out = self.eval_dataset, 0 if self.eval_dataset is None else len(self.eval_dataset)

@@ -193,7 +193,7 @@ class EarlyStoppingCallback(TrainerCallback):
         return {f"early_stopping.{self._reward}": self._progress}
 
     def _stop(self, trainer: BaseTrainer) -> None:
-        trainer.should_stop = trainer.should_stop or float(self._progress[1]) >= self._patience
+        trainer.should_stop = trainer.should_stop or float(self._progress[1]) >= max(1, self._patience)
 
 
 class ProgressCallback(TrainerCallback):
